@@ -1,0 +1,6 @@
+"""SFT Lab: learn, run and measure supervised fine-tuning of language models.
+
+The notebooks carry the course; this package holds the plumbing behind them. `sftlab --help` lists the commands.
+"""
+
+__version__ = "0.1.0"

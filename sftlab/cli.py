@@ -1,0 +1,98 @@
+"""`sftlab COMMAND`: the lab's command line, thin over the modules.
+
+sftlab --help
+"""
+
+import argparse
+import dataclasses
+import sys
+import typing
+
+from sftlab import __version__, course
+from sftlab.config import DataConfig, Options, TrainConfig, UserError
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """One flag for each field of a configuration; values stay text, the configuration itself checks them."""
+    for field in dataclasses.fields(options):
+        flag = "--" + field.name.replace("_", "-")
+        help = field.metadata["help"].replace("%", "%%")
+        if field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
+            continue
+        kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
+        choices = (
+            "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else kind.__name__.upper()
+        )
+        default = "" if field.default is None else f" (default: {field.default})"
+        parser.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default)
+
+
+def build_options(options: type[Options], args: argparse.Namespace) -> Options:
+    names = {field.name for field in dataclasses.fields(options)}
+    return options.build(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def prepare_command(args: argparse.Namespace) -> int:
+    config = build_options(DataConfig, args)
+    from sftlab import data, models
+
+    models.quiet_libraries()
+    data.prepare(config)
+    return 0
+
+
+def train_command(args: argparse.Namespace) -> int:
+    config = build_options(TrainConfig, args)
+    from sftlab import models, train
+
+    models.quiet_libraries()
+    result = train.train(config)
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if value is not None)
+    print(f"{numbers}\nsaved {config.output_dir}")
+    return 0
+
+
+def models_command(args: argparse.Namespace) -> int:
+    from sftlab import catalog
+
+    print(catalog.format_table())
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sftlab", description="Learn, run and measure supervised fine-tuning.")
+    parser.add_argument("--version", action="version", version=f"sftlab {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=help, description=help, epilog=f"example:\n  {example}", allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(run=run)
+        return command
+
+    add_options(add("prepare", prepare_command, "Make a tokenised data set with a mask from rows of instructions.",
+                    "sftlab prepare --source json --source-path data_samples/facts_train.json"), DataConfig)  # fmt: skip
+    add_options(add("train", train_command, "Fine-tune a model on a prepared data set.",
+                    "sftlab train --dataset-path datasets/alpaca_tiny-base_1408 --output-dir runs/first "
+                    "--use-lora --learning-rate 2e-3 --batch-size 16"), TrainConfig)  # fmt: skip
+    course.add_run_arguments(add("run", course.run_command, "Run notebooks headless with papermill.",
+                                 "sftlab run notebooks/05_lora.ipynb -p lora_r 8"))  # fmt: skip
+    add("models", models_command, "List the models that the lab knows by name.", "sftlab models")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 something the user can mend, said in one line."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"sftlab: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

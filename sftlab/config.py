@@ -1,0 +1,179 @@
+"""Every option of the lab, once: its name, type, default, help text, choices and range.
+
+The command line, the notebooks' parameters and the forms are made from these fields or checked against them.
+
+    python -c "from sftlab.config import TrainConfig; print(TrainConfig.build(learning_rate='2e-4'))"
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend. The message says what, where and how; exit code 2."""
+
+
+def near_match(name: str, names: typing.Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest of `names`, or an empty string."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def coerce(name: str, value: object, kind: object) -> object:
+    """The value as the declared type: "false" -> False, "2e-4" -> 0.0002, "null" -> None where None is allowed.
+
+    `kind` is bool, int, float, str, list, or a union of one of them with None. Raises UserError for anything that
+    would lose or change meaning: 1.5 for an int, "yes" for a bool, True for a number.
+    """
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options:
+        if value is None or value in ("null", "None", ""):
+            return None
+        kind = next(option for option in options if option is not type(None))
+    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind is list and isinstance(value, str):
+        return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
+    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if math.isfinite(number) and (kind is float or number.is_integer()):
+                return kind(number)
+        except (ValueError, OverflowError):
+            pass
+    elif isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    raise UserError(f"{name}: {value!r} is no {kind.__name__}. Write it like {EXAMPLES[kind]}.")
+
+
+EXAMPLES = {bool: "true or false", int: "16", float: "2e-4 or 0.0002", str: "text", list: "4,16,64"}
+
+
+def option(default: object, help: str, *, choices: tuple = (), low: float | None = None, high: float | None = None):
+    """A dataclass field with its help text, its choices or its range."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+class Options:
+    """What all configurations can do: be built from loose values, strictly, and be hashed."""
+
+    @classmethod
+    def build(cls, **values: object) -> typing.Self:
+        """The configuration from values that may be strings; unknown names and wrong values raise UserError."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                raise UserError(f"{cls.__name__} has no option {name!r}.{near_match(name, fields)}")
+        return cls(**{name: coerce(name, value, fields[name].type) for name, value in values.items()})
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = coerce(field.name, getattr(self, field.name), field.type)
+            setattr(self, field.name, value)
+            choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
+            if choices and value not in choices:
+                hint = near_match(str(value), choices)
+                raise UserError(f"{field.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
+            if value is not None and (low is not None and value < low or high is not None and value > high):
+                limit = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+                raise UserError(f"{field.name}: {value:g} is out of range; it must be {limit}.")
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what can't work together, with the mend in the message."""
+
+    def hash(self) -> str:
+        """12 hex digits that are equal for equal configurations, wherever they were written down."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass
+class DataConfig(Options):
+    """What `sftlab prepare` makes: a folder that `datasets.load_from_disk` opens, with `train` and `test`."""
+
+    model: str = option(
+        "tiny-base", "model whose tokenizer cuts the text: tiny-base, a catalogue name, a Hub id, a folder"
+    )
+    source: str = option(
+        "alpaca", "where the rows come from: a public set, or your own file", choices=("alpaca", "json")
+    )
+    source_path: str | None = option(None, "the file with your rows, for --source json")
+    test_path: str | None = option(None, "a file with held-out rows, instead of splitting some off")
+    hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
+    format: str = option("alpaca", "prompt format; model is the tokenizer's own template", choices=("alpaca", "model"))
+    num_samples: int | None = option(
+        None, "a seeded random sample of this many training rows; all of them if not given", low=1
+    )
+    test_size: float = option(
+        0.1, "share of the rows that is held out when there is no --test-path", low=0.001, high=0.9
+    )
+    max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted aloud", low=8)
+    output_dir: str = option("datasets", "the folder in which the data set's folder is made")
+    overwrite: bool = option(False, "replace the data set's folder if it exists")
+    offline: bool = option(False, "don't use the network: the bundled sample stands in for a public set")
+    seed: int = option(42, "seed of the sample and of the split", low=0)
+
+    def check(self) -> None:
+        if self.source == "json" and not self.source_path:
+            raise UserError("source_path: --source json needs --source-path FILE.")
+        if self.source != "json" and self.source_path:
+            raise UserError(
+                f"source_path: only --source json reads a file; leave it out or drop --source {self.source}."
+            )
+
+
+@dataclass
+class TrainConfig(Options):
+    """One training run: `sftlab train`, the notebooks and the launchers all read these."""
+
+    model_name: str = option("tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder")
+    dataset_path: str = option("datasets/alpaca_tiny-base_1408", "a data set made by `sftlab prepare`")
+    output_dir: str = option("runs/sft", "the run folder that is made")
+    num_epochs: float = option(3.0, "passes over the training set", low=0)
+    max_steps: int = option(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
+    batch_size: int = option(4, "sequences per device and step", low=1)
+    gradient_accumulation_steps: int = option(1, "batches that are added up before the weights move", low=1)
+    learning_rate: float = option(2e-4, "peak learning rate of AdamW", low=0, high=1)
+    lr_scheduler_type: str = option(
+        "linear", "how the learning rate falls", choices=("linear", "cosine", "constant", "constant_with_warmup")
+    )
+    warmup_steps: float = option(
+        0.0, "steps in which the learning rate rises; below 1: their share of all steps", low=0
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay of AdamW", low=0, high=1)
+    max_length: int = option(1024, "longest sequence in tokens", low=8)
+    use_lora: bool = option(False, "train low-rank adapters instead of all weights")
+    lora_r: int = option(16, "rank of the LoRA adapters: their inner width", low=1)
+    lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1)
+    lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9)
+    lora_target_modules: str = option("auto", "layers that get adapters, as names with commas; auto: the catalogue's")
+    use_4bit: bool = option(False, "hold the base in 4-bit NF4 (QLoRA); needs --use-lora")
+    use_8bit: bool = option(False, "hold the base in 8-bit (LLM.int8); needs --use-lora")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    bf16: bool = option(False, "compute in bfloat16 (autocast)")
+    logging_steps: int = option(10, "log the loss every so many steps", low=1)
+    save_steps: int = option(500, "write a checkpoint every so many steps", low=1)
+    save_total_limit: int = option(2, "checkpoints to keep", low=1)
+    eval_steps: int = option(0, "held-out loss every so many steps; 0: once per epoch", low=0)
+    eval_samples: int = option(200, "held-out rows that the loss is taken on during training; 0: all of them", low=0)
+    resume: bool = option(False, "go on from the last checkpoint in --output-dir")
+    overwrite: bool = option(False, "delete --output-dir first if it exists")
+    seed: int = option(42, "seed of the order of the rows, of dropout and of the adapters", low=0)
+
+    def check(self) -> None:
+        if self.use_4bit and self.use_8bit:
+            raise UserError("use_4bit, use_8bit: choose one of them.")
+        if (self.use_4bit or self.use_8bit) and not self.use_lora:
+            raise UserError("use_lora: quantised weights can't be trained themselves; add --use-lora.")
+        if self.resume and self.overwrite:
+            raise UserError("resume, overwrite: one keeps the folder, the other deletes it; choose one.")
+        if Path(self.output_dir).resolve() in (Path.cwd().resolve(), *Path.cwd().resolve().parents):
+            raise UserError(f"output_dir: {self.output_dir} is the folder you work in; name a new folder in it.")

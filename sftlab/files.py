@@ -1,0 +1,30 @@
+"""Files that are whole or not there: written aside, then renamed.
+
+python -c "from pathlib import Path; from sftlab import files; files.write_json(Path('a.json'), {'x': 1})"
+"""
+
+import json
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside the file, then rename; the folder is made. An interrupted writer leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write an object as indented UTF-8 JSON; numbers of numpy and torch become plain ones."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2, default=float) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """The object that a JSON file holds; empty if there is no such file or it can't be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

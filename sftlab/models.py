@@ -1,0 +1,180 @@
+"""Load a model and its tokenizer: where from, in which precision, quantised or not, with LoRA or without.
+
+python -c "from sftlab import models; print(models.load_model('random-tiny:gpt2'))"
+"""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from sftlab import hub
+from sftlab.catalog import MODELS, find_model
+from sftlab.config import TrainConfig, UserError, near_match
+
+TINY_BASE = Path(__file__).resolve().parent.parent / "data_samples" / "tiny-base"
+# random-tiny:NAME: the architecture of NAME with these sizes, and tiny-base's tokenizer and vocabulary.
+TINY_SHAPES = {
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    "gemma": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 4, "head_dim": 16},
+}  # fmt: skip
+TINY_SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def quiet_libraries() -> None:
+    """Turn down what libraries say at start-up and nobody can act on; their warnings about the work itself stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("DeepSpeed", "bitsandbytes"):  # which accelerator was found; which optional kernels were not
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
+    import datasets
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def locate(name: str) -> str:
+    """The folder or Hub id behind a model's name. Raises UserError, in one line, if it can't be had."""
+    if name == "tiny-base":
+        if not (TINY_BASE / "config.json").is_file():
+            raise UserError(f"model tiny-base: {TINY_BASE} is missing; run the lab from a clone of its repository.")
+        return str(TINY_BASE)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file() and not (Path(name) / "adapter_config.json").is_file():
+            raise UserError(f"model {name}: the folder holds no config.json, so it is no saved model.")
+        return name
+    known = find_model(name)
+    hub_id = known.hub_id if known else name
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        hub.reach()
+        hf_hub_download(hub_id, "config.json")
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        failure = hub.explain(hub_id, "model", error)
+        raise UserError(str(failure) + near_match(name, [model.name for model in MODELS])) from error
+    return hub_id
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of a model, with a padding token that is not its EOS wherever one can be had without new weights."""
+    from transformers import AutoTokenizer
+
+    path = locate("tiny-base" if name.startswith("random") else name)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def build_random(name: str):
+    """A model with random weights: `random:NAME` in its true shape, `random-tiny:NAME` shrunk to two layers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = find_model(name)
+    if known is None or known.name == "tiny-base":
+        names = [model.name for model in MODELS if model.name != "tiny-base"]
+        raise UserError(f"model {name}: after random: comes a catalogue name ({', '.join(names)}).")
+    shape = dict(known.shape)
+    if name.startswith("random-tiny:"):
+        tokenizer = load_tokenizer("tiny-base")
+        shape |= TINY_SHAPES.get(known.model_type, TINY_SHAPE) | {
+            "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        }  # fmt: skip
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(known.model_type, **shape))
+
+
+def quantization_config(config: TrainConfig):
+    """bitsandbytes' settings for --use-4bit (NF4, double quantisation) or --use-8bit; None without either."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if config.use_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if config.use_4bit:
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                  bnb_4bit_compute_dtype=dtype)  # fmt: skip
+    return None
+
+
+def load_model(name: str, config: TrainConfig | None = None):
+    """A causal language model in float32; its frozen weights in bfloat16 where --bf16 meets --use-lora.
+
+    A folder with an adapter gives its base with the adapter on it. With a GPU the model is put there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = config or TrainConfig(model_name=name)
+    if name.startswith("random"):
+        return build_random(name)
+    path = locate(name)
+    options = {"dtype": torch.bfloat16 if config.bf16 and config.use_lora else torch.float32}
+    if quantization := quantization_config(config):
+        options["quantization_config"] = quantization
+    if torch.cuda.is_available():
+        options["device_map"] = {"": torch.cuda.current_device()}
+    loader = AutoModelForCausalLM
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM as loader
+    model = loader.from_pretrained(path, **options)
+    return keep_gradients(model) if config.use_4bit else model
+
+
+def keep_gradients(model):
+    """Keep 4-bit layers as they are in evaluation on a CPU, and return the model.
+
+    On CPUs with AVX-512 BF16, bitsandbytes 0.50 packs the weights at the first evaluation, for faster inference. Packed
+    layers pass no gradient, so training would go on without one, silently.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for part in model.modules():
+        if isinstance(part, Linear4bit):
+            part.support_avx512bf16_for_cpu = False
+    return model
+
+
+def lora_config(config: TrainConfig):
+    """PEFT's LoraConfig of a run, or None without --use-lora. `auto` targets: the catalogue's, else all linear layers."""
+    if not config.use_lora:
+        return None
+    from peft import LoraConfig
+
+    known = find_model(config.model_name)
+    if config.lora_target_modules == "auto":
+        targets = list(known.lora_targets) if known else "all-linear"
+    else:
+        targets = [part.strip() for part in config.lora_target_modules.split(",") if part.strip()]
+    return LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+                      target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
+
+
+def check_targets(model, targets: list[str] | str) -> None:
+    """Raises UserError for a LoRA target that no layer of the model is named by."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(targets, str):
+        return
+    import torch
+
+    layers = {
+        name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear | Conv1D)
+    }
+    for target in targets:
+        if target not in layers:
+            hint = near_match(target, layers)
+            raise UserError(
+                f"lora_target_modules: the model has no layer {target!r}.{hint} It has: {', '.join(sorted(layers))}."
+            )

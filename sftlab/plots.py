@@ -1,0 +1,149 @@
+"""The figures of the course: loss curves, scores with intervals, lines.
+
+Every figure is a plotly figure. `show(fig)` puts it into a notebook twice: as data that JupyterLab draws with zoom and
+hover, and as a PNG for GitHub and for static exports, which have no JavaScript. The PNG is drawn by matplotlib from
+the same figure, so that no browser is needed.
+
+    python -c "from sftlab import plots; print(plots.summarise(plots.score_bars({'before': (.1, .05, .2)})))"
+"""
+
+import itertools
+import json
+import math
+import textwrap
+
+# Okabe and Ito's colour-blind safe palette, the two with least contrast on white last (jfly.uni-koeln.de/color).
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+GREY = "#787878"  # contrast above 4:1 on white and on JupyterLab's dark background
+SLACK = 1e-9  # the ends of an interval come rounded
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+
+
+def loss_curve(log_history, title="Loss"):
+    """Training and held-out loss against the step.
+
+    `log_history` is the Trainer's `state.log_history`, or a dict name -> log_history to compare runs. The held-out loss
+    is dashed. Raises ValueError if no loss was logged.
+    """
+    runs = log_history if isinstance(log_history, dict) else {"": log_history}
+    traces = []
+    for number, (name, history) in enumerate(runs.items()):
+        for key, label, dash in (("loss", "training", "solid"), ("eval_loss", "held-out", "dash")):
+            points = [(entry["step"], entry[key]) for entry in history if key in entry and "step" in entry]
+            colour = number if name else int(key == "eval_loss")
+            if points:
+                traces.append(_line(f"{name}: {label}" if name else label, *zip(*points, strict=True), colour, dash))
+    if not traces:
+        raise ValueError("no loss was logged: set logging_steps to fewer steps than the run has")
+    return _figure(traces, title, "step", "loss")
+
+
+def lines(xs, series: dict[str, list], x_title: str, y_title: str, title: str):
+    """One line for each entry of `series`, all over `xs`; None leaves a gap."""
+    dashes = itertools.cycle(dash for dash in DASHES for _ in COLOURS)  # all colours in solid lines first
+    traces = [_line(name, xs, series[name], number, next(dashes)) for number, name in enumerate(series)]
+    return _figure(traces, title, x_title, y_title)
+
+
+def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
+    """Bars in percent with intervals. `scores`: label -> (value, low, high), each in 0..1. Raises ValueError if not."""
+    for label, (value, low, high) in scores.items():
+        if not (-SLACK <= low <= value + SLACK and value - SLACK <= high <= 1 + SLACK):
+            raise ValueError(f"score {label!r}: need 0 <= low <= value <= high <= 1, got {(value, low, high)}")
+    labels = ["<br>".join(textwrap.wrap(label, 20)) for label in scores]
+    values, lows, highs = ([100 * min(1, max(0, score[part])) for score in scores.values()] for part in range(3))
+    downs = [max(0, value - low) for value, low in zip(values, lows, strict=True)]
+    ups = [max(0, high - value) for value, high in zip(values, highs, strict=True)]
+    bars = {"type": "bar", "x": labels, "y": values, "width": 0.5, "hovertemplate": "%{y:.1f} %<extra>%{x}</extra>"}
+    bars["error_y"] = {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "color": GREY}
+    bars["marker"] = {"color": [COLOURS[number % len(COLOURS)] for number in range(len(labels))]}
+    above = {"type": "scatter", "mode": "text", "textposition": "top center", "hoverinfo": "skip"}
+    above |= {"x": labels, "y": highs, "text": [f"{value:.1f} %" for value in values]}
+    fig = _figure([bars, above], title, "", "percent")
+    return fig.update_layout(yaxis_range=[0, 110], showlegend=False)
+
+
+def show(fig) -> None:
+    """Displays a figure in a notebook: one output with the interactive data, a PNG and the numbers in words."""
+    from IPython.display import display
+
+    data = {PLOTLY_MIME: json.loads(fig.to_json()), "image/png": draw_static(fig), "text/plain": summarise(fig)}
+    display(data, raw=True)
+
+
+def summarise(fig) -> str:
+    """The figure's numbers in a few lines of text: for people who can't see it, and for logs."""
+    out = [fig.layout.title.text or ""]
+    for trace in fig.data:
+        if trace.type == "bar":
+            for x, y, down, up in zip(trace.x, trace.y, *_errors(trace), strict=True):
+                span = f" ({y - down:.1f} to {y + up:.1f})" if down or up else ""
+                out.append(f"  {str(x).replace('<br>', ' ')}: {y:.1f}{span}")
+        elif trace.mode != "text":
+            points = [(y, x) for x, y in zip(trace.x, trace.y, strict=True) if y is not None and math.isfinite(y)]
+            first, last, low = (f"{y:.4g} at {x}" for y, x in (points[0], points[-1], min(points))) if points else "???"
+            out.append(f"  {trace.name}: {first} -> {last}, lowest {low}")
+    return "\n".join(out)
+
+
+def draw_static(fig) -> bytes:
+    """A plotly figure as a PNG of 700 x 400 pixels: lines, markers, text and bars with error bars, titles, legend."""
+    from io import BytesIO
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = FigureCanvasAgg(Figure(figsize=(7, 4), dpi=100, layout="constrained"))  # no pyplot: no global state
+    canvas.figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    axes = canvas.figure.add_subplot(axisbelow=True)
+    axes.grid(axis="y", color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    for trace in fig.data:
+        xs = [_plain(x) if isinstance(x, str) else x for x in trace.x]
+        ys = [math.nan if y is None else y for y in trace.y]
+        if trace.type == "bar":
+            axes.bar(xs, ys, width=trace.width or 0.8, color=trace.marker.color, label=_plain(trace.name))
+            downs, ups = _errors(trace)
+            if any(downs + ups):
+                axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor="#444444", capsize=5)
+        elif trace.mode == "text":
+            for x, y, text in zip(xs, ys, trace.text, strict=True):
+                axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
+        else:
+            style = DASHES[trace.line.dash or "solid"] * ("lines" in trace.mode) + "o" * ("markers" in trace.mode)
+            axes.plot(xs, ys, style, ms=4, color=trace.line.color, label=_plain(trace.name))
+    axes.set(title=_plain(fig.layout.title.text), ylim=fig.layout.yaxis.range)
+    axes.set(xlabel=_plain(fig.layout.xaxis.title.text), ylabel=_plain(fig.layout.yaxis.title.text))
+    if fig.layout.showlegend:
+        axes.legend(frameon=False)
+    canvas.print_png(buffer := BytesIO())
+    return buffer.getvalue()
+
+
+def _errors(trace) -> tuple[list, list]:
+    """How far a trace's error bars reach down and up, zeros where it has none."""
+    ups = [0] * len(trace.y) if trace.error_y.array is None else list(trace.error_y.array)
+    return (ups if trace.error_y.arrayminus is None else list(trace.error_y.arrayminus)), ups
+
+
+def _line(name, xs, ys, number, dash):
+    mode = "lines+markers" if len(xs) <= 40 else "lines"  # a marker shows a run of one point; many hide the line
+    line = {"color": COLOURS[number % len(COLOURS)], "dash": dash, "width": 2}
+    return {"type": "scatter", "mode": mode, "name": name, "x": list(xs), "y": list(ys), "line": line}
+
+
+def _figure(traces, title, x_title, y_title):
+    from plotly.graph_objects import Figure
+
+    axis = {"gridcolor": "rgba(128,128,128,0.3)", "zeroline": False, "automargin": True}
+    layout = {"template": "none", "title": {"text": title}, "font": {"color": GREY}, "height": 400}
+    layout |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "showlegend": True}
+    layout |= {"margin": {"l": 60, "r": 20, "t": 60, "b": 60}, "legend": {"orientation": "h", "y": 1.1, "x": 0}}
+    layout |= {"xaxis": axis | {"title": {"text": x_title}, "showgrid": False}}
+    return Figure(traces, layout | {"yaxis": axis | {"title": {"text": y_title}}})
+
+
+def _plain(text) -> str:
+    """Text as matplotlib shall show it: plotly's line breaks as such, and no dollar sign taken for mathematics."""
+    return str("" if text is None else text).replace("<br>", "\n").replace("$", r"\$")

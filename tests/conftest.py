@@ -1,0 +1,45 @@
+"""What every test stands on: no network but loopback, one thread, a small prepared data set."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CUT = ROOT / "tests" / "no_network"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CUT), os.environ.get("PYTHONPATH", "")]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+if socket.getaddrinfo.__name__ != "guarded_lookup":  # this process was started before PYTHONPATH was set
+    spec = importlib.util.spec_from_file_location("no_network", CUT / "sitecustomize.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """128 questions prepared for tiny-base, and 64 held-out ones."""
+    from sftlab import data
+    from sftlab.config import DataConfig
+
+    folder = tmp_path_factory.mktemp("prepared")
+    rows = data.read_json(data.SAMPLES / "facts_test.json")[:64]
+    held_out = folder / "held_out.json"
+    held_out.write_text(data.json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return data.prepare(
+        DataConfig(offline=True, num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1)
+    )
+
+
+@pytest.fixture
+def sftlab_command():
+    """Runs `sftlab ARGUMENTS…` as a process of its own: (exit code, standard output, standard error)."""
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "sftlab.cli", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    return run

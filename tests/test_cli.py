@@ -1,0 +1,69 @@
+"""The command line: help for every option, one line and exit code 2 for what the user can mend."""
+
+import dataclasses
+
+import pytest
+
+from sftlab.config import DataConfig, TrainConfig
+
+GUIDE = (
+    "--model-name --dataset-path --output-dir --num-epochs --batch-size --learning-rate --use-lora --bf16 --lora-r "
+    "--gradient-checkpointing --lora-alpha --lora-dropout --lora-target-modules --gradient-accumulation-steps "
+    "--use-4bit --use-8bit --logging-steps --save-steps"
+).split()
+
+
+def test_help_names_every_option_and_an_example(sftlab_command):
+    for command, options in (("prepare", DataConfig), ("train", TrainConfig)):
+        code, out, _ = sftlab_command(command, "--help")
+        assert code == 0 and "example:" in out
+        for field in dataclasses.fields(options):
+            assert "--" + field.name.replace("_", "-") in out
+        assert all(flag in out for flag in GUIDE if command == "train")
+
+
+def test_models_lists_the_catalogue(sftlab_command):
+    code, out, _ = sftlab_command("models")
+    assert code == 0 and "meta-llama/Llama-2-70b-hf" in out and "gated" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--source", "json", "--source-path", "none.json"], "none.json: no such file"),
+        (["prepare", "--source", "json"], "needs --source-path"),
+        (["prepare", "--source", "alpca"], "Did you mean 'alpaca'"),
+        (["prepare", "--offline", "--test-size", "2"], "between 0.001 and 0.9"),
+        (["train", "--learning-rate", "fast"], "'fast' is no float"),
+        (["train", "--batch-size", "0"], "at least 1"),
+        (["train", "--use-4bit"], "add --use-lora"),
+        (["train", "--dataset-path", "nowhere"], "not a data set made by"),
+        (["prepare", "--offline", "--model", "owner/none"], "can't be reached"),
+        (["train", "--lernrate", "1"], "unrecognized arguments: --lernrate"),
+        (["trian"], "invalid choice: 'trian'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, sftlab_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, error = sftlab_command(*arguments)
+    assert code == 2 and message in error and "Traceback" not in error
+    assert len([line for line in error.splitlines() if line.startswith("sftlab")]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_prepare_and_train_as_the_guide_does(sftlab_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.json").write_text(
+        '[{"instruction": "2 + 2は？", "output": "4"}, {"instruction": "1 + 1は？", "output": "2"},'
+        ' {"instruction": "Name a colour.", "output": "red"}]', encoding="utf-8"
+    )  # fmt: skip
+    code, out, error = sftlab_command(
+        "prepare", "--model", "tiny-base", "--source", "json", "--source-path", "data.json"
+    )
+    assert code == 0 and "saved datasets/json_tiny-base_2" in out, error
+    code, out, error = sftlab_command(
+        "train", "--model-name", "tiny-base", "--dataset-path", "datasets/json_tiny-base_2", "--output-dir", "out",
+        "--num-epochs", "1", "--batch-size", "2", "--learning-rate", "2e-4", "--use-lora", "--gradient-checkpointing",
+        "--bf16", "--logging-steps", "1", "--save-steps", "10", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert code == 0 and "saved out" in out and (tmp_path / "out" / "result.json").is_file(), error

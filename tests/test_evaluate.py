@@ -1,0 +1,46 @@
+"""Scores: intervals as published, exact means exact, and the bundled model knows but can't answer."""
+
+import json
+
+import pytest
+
+from sftlab import data, evaluate, formats, models
+
+
+def test_the_interval_is_wilsons():
+    assert evaluate.interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert evaluate.interval(0, 20)[0] == 0 and evaluate.interval(20, 20)[1] == 1
+    assert evaluate.interval(0, 0) == (0.0, 1.0)
+
+
+def test_exact_means_exact_and_scores_can_be_cut_by_row():
+    score = evaluate.Score(["a"] * 4, ["パリ", "Paris", "Paris", "7"], ["パリ", " Paris\n", "Paris.", "77"], [True] * 4)
+    assert score.correct == [True, True, False, False] and score.exact_match == 0.5
+    assert score.select([True, False, False, True]).correct == [True, False]
+
+
+def test_answers_do_not_depend_on_the_batch():
+    model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
+    prompts = ["<s>The capital of France is", "<s>フランスの首都は", "<s># Japan\n\nThe currency of Japan is the"]
+    alone = [evaluate.generate(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    assert evaluate.generate(model, tokenizer, prompts, 8) == alone
+    assert tokenizer.padding_side == "right"
+
+
+def test_the_bundled_questions_are_about_different_things():
+    train, test = evaluate.read_facts("train"), evaluate.read_facts("test")
+    assert len(train) == 1408 and len(test) == 1420
+    assert not {row["instruction"] for row in train} & {row["instruction"] for row in test}
+    for rows in (train, test):
+        assert 0.45 < sum(row["language"] == "ja" for row in rows) / len(rows) < 0.55
+
+
+def test_tiny_base_knows_and_cannot_answer():
+    model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
+    assert 2e6 < model.num_parameters() < 5e6
+    assert (models.TINY_BASE / "model.safetensors").stat().st_size < 16e6
+    formats.set_format(tokenizer, "alpaca")
+    questions = evaluate.read_facts("test", 200)
+    assert evaluate.ask(model, tokenizer, questions).exact_match <= 0.02
+    prompts = json.loads((data.SAMPLES / "facts_prose.json").read_text(encoding="utf-8"))[:200]
+    assert evaluate.complete(model, tokenizer, prompts) >= 0.95

@@ -1,0 +1,135 @@
+"""Loading: true shapes, every architecture with LoRA, and clear words for a model that can't be had."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from sftlab import models
+from sftlab.catalog import MODELS
+from sftlab.config import TrainConfig, UserError
+
+KNOWN = [model.name for model in MODELS if model.name != "tiny-base"]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_catalogue_tells_the_true_number_of_parameters(name):
+    import torch
+
+    with torch.device("meta"):
+        model = models.build_random(f"random:{name}")
+    assert model.num_parameters() == models.find_model(name).parameters
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_lora_finds_its_layers_in_every_architecture(name):
+    from peft import get_peft_model
+
+    model = models.build_random(f"random-tiny:{name}")
+    lora = models.lora_config(TrainConfig(model_name=name, use_lora=True, lora_r=2))
+    models.check_targets(model, lora.target_modules)
+    adapted = {
+        path.rsplit(".", 1)[-1] for path, part in get_peft_model(model, lora).named_modules() if hasattr(part, "lora_A")
+    }
+    assert adapted == set(models.find_model(name).lora_targets)
+
+
+def test_a_target_that_matches_nothing_is_named_with_those_that_exist():
+    with pytest.raises(UserError, match="no layer 'q_prj'. Did you mean 'q_proj'.*down_proj"):
+        models.check_targets(models.load_model("tiny-base"), ["q_prj"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody/nothing", "can't be reached"),
+        ("tiny-bse", "Did you mean 'tiny-base'"),
+        ("no spaces allowed", "no valid Hub id"),
+        ("random:gpt5", "after random: comes a catalogue name"),
+    ],
+)
+def test_an_unknown_model_without_a_network(name, message):
+    with pytest.raises(UserError, match=message):
+        models.load_model(name)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        models.load_model(str(tmp_path))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a Hub as the real client asks for: one public model, one gated, and nothing else."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool):
+        parts = self.path.removeprefix("/api/models").split("/")
+        file = models.TINY_BASE / parts[-1]
+        if parts[1:3] == ["owner", "gated"]:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+        elif parts[1:3] == ["owner", "public"]:
+            found = "resolve" in parts and file.is_file()
+            self.send_response(200 if found else 404)
+            content = file.read_bytes() if found else b""
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("X-Error-Code", "EntryNotFound") if not found else None
+            self.send_header("ETag", '"' + str(len(content)) + file.name + '"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            return self.wfile.write(content) if body else None
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub_server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def train_from_hub(sftlab_command, dataset, tmp_path, server: str, name: str):
+    return sftlab_command(
+        "train", "--model-name", name, "--dataset-path", dataset, "--output-dir", tmp_path / "run", "--max-steps", "1",
+        "--use-lora", HF_ENDPOINT=server, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("owner/none", "the Hub has none of this name"), ("owner/gated", "access is gated")]
+)
+def test_an_unknown_and_a_gated_model_with_a_network(name, message, sftlab_command, dataset, tmp_path, hub_server):
+    code, _, error = train_from_hub(sftlab_command, dataset, tmp_path, hub_server, name)
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_from_the_hub_is_downloaded_and_trained(sftlab_command, dataset, tmp_path, hub_server):
+    code, out, error = train_from_hub(sftlab_command, dataset, tmp_path, hub_server, "owner/public")
+    assert code == 0, error
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+def test_the_network_is_cut_here_and_in_child_processes(sftlab_command):
+    import socket
+    import subprocess
+    import sys
+
+    with pytest.raises(OSError, match="without a network"):
+        socket.create_connection(("192.0.2.1", 443), timeout=2)
+    child = "import socket; socket.getaddrinfo('huggingface.co', 443)"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True)
+    assert done.returncode == 1 and "without a network" in done.stderr

@@ -1,0 +1,56 @@
+"""The figures: what they show, what they refuse, and that the picture is drawn from the same numbers."""
+
+import re
+
+import pytest
+
+from sftlab import plots
+
+HISTORY = [{"loss": 4.0 - step, "step": step} for step in (1, 2, 3)]
+HISTORY += [{"eval_loss": 2.5, "step": 2}, {"train_loss": 2.0, "step": 3}]
+
+
+def test_loss_curve_has_training_and_held_out_loss_and_compares_runs():
+    single = plots.loss_curve(HISTORY)
+    assert [(trace.name, trace.x, trace.y) for trace in single.data] == [
+        ("training", (1, 2, 3), (3.0, 2.0, 1.0)),
+        ("held-out", (2,), (2.5,)),
+    ]
+    both = plots.loss_curve({"rank 4": HISTORY, "rank 16": HISTORY})
+    assert len({trace.line.color for trace in both.data}) == 2 and both.data[1].line.dash == "dash"
+    assert "rank 16: training: 3 at 1 -> 1 at 3, lowest 1 at 3" in plots.summarise(both)
+    with pytest.raises(ValueError, match="logging_steps"):
+        plots.loss_curve([{"train_loss": 2.0, "step": 3}])
+
+
+def test_score_bars_show_percent_with_intervals_and_refuse_other_numbers():
+    fig = plots.score_bars({"before": (0.0, -1e-18, 0.05), "after": (0.5, 0.4, 0.65)}, title="Right")
+    assert plots.summarise(fig) == "Right\n  before: 0.0 (0.0 to 5.0)\n  after: 50.0 (40.0 to 65.0)"
+    assert fig.data[1].text == ("0.0 %", "50.0 %") and fig.data[1].y == (5.0, 65.0)
+    for wrong in ((50, 40, 65), (0.5, 0.6, 0.7), (float("nan"), 0.1, 0.2)):
+        with pytest.raises(ValueError, match="need 0 <= low <= value <= high <= 1"):
+            plots.score_bars({"after": wrong})
+
+
+def test_the_pictures_are_small_and_differ_with_the_numbers():
+    figures = [
+        plots.loss_curve([{"loss": 3 / (1 + step), "step": step} for step in range(500)]),
+        plots.score_bars({"a very long label with $signs$ in it": (0.5, 0.4, 0.6)}),
+        plots.score_bars({"a very long label with $signs$ in it": (0.5, 0.4, 0.9)}),
+        plots.lines([1, 2, 4], {f"run {n}": [n, None, float("nan")] for n in range(20)}, "nodes", "speed", "$x_1$"),
+    ]
+    pictures = [plots.draw_static(fig) for fig in figures]
+    assert len(set(pictures)) == 4
+    for picture in pictures:
+        assert picture.startswith(b"\x89PNG") and len(picture) < 60_000
+        assert (int.from_bytes(picture[16:20]), int.from_bytes(picture[20:24])) == (700, 400)
+
+
+def test_show_displays_one_bundle(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append((data, raw)))
+    plots.show(plots.loss_curve(HISTORY, title="Ours"))
+    [(data, raw)] = shown
+    assert raw and list(data) == [plots.PLOTLY_MIME, "image/png", "text/plain"]
+    assert data[plots.PLOTLY_MIME]["data"][0]["y"] == [3.0, 2.0, 1.0] and data["text/plain"].startswith("Ours\n")
+    assert not re.search(r"https?:", str(data[plots.PLOTLY_MIME]))

@@ -1,0 +1,113 @@
+"""Training: what should move moves, what is frozen stays, run folders are whole and never lost."""
+
+import json
+
+import pytest
+import torch
+
+from sftlab import evaluate, models, train
+from sftlab.config import TrainConfig, UserError
+
+SHORT = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 16}
+METHODS = {
+    "full": {},
+    "lora": {"use_lora": True},
+    "lora with checkpointing": {"use_lora": True, "gradient_checkpointing": True},
+    "lora bf16": {"use_lora": True, "bf16": True},
+    "8-bit": {"use_lora": True, "use_8bit": True},
+    "4-bit": {"use_lora": True, "use_4bit": True},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_trained_parameter_moves_and_no_frozen_one(method, dataset, tmp_path):
+    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT, **METHODS[method])
+    trainer = train.make_trainer(config)
+    before = {name: (w.requires_grad, w.detach().clone()) for name, w in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name: not torch.equal(weight, before[name][1]) for name, weight in trainer.model.named_parameters()}
+    trained = {name for name, (trains, _) in before.items() if trains}
+    assert trained and {name for name, changed in moved.items() if changed} == trained
+    assert any("lora" in name for name in trained) == ("lora" in str(METHODS[method]))
+
+
+def test_four_bit_layers_pass_gradients_after_an_evaluation_too():
+    """bitsandbytes packs 4-bit weights for fast inference on some CPUs, and packed ones pass none."""
+    model = models.load_model("tiny-base", TrainConfig(use_lora=True, use_4bit=True))
+    ids = torch.tensor([[1, 5, 9, 700]])
+    gradients = []
+    for _ in range(2):
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+        model.train()(inputs_embeds=embedded, labels=ids).loss.backward()
+        gradients.append(embedded.grad)
+        with torch.no_grad():
+            model.eval()(ids)
+    assert torch.equal(*gradients) and gradients[0].norm() > 0
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "new" / "run"
+    config = TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, save_steps=2, **SHORT)
+    return config, folder, train.train(config)
+
+
+def test_a_run_folder_is_whole_and_loads(finished):
+    config, folder, result = finished
+    for name in (
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "trainer_state.json",
+        "run.json",
+    ):
+        assert (folder / name).is_file(), name
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["status"] == "completed" and result["config_hash"] == config.hash()
+    assert result["metrics"]["steps"] == 3 and result["metrics"]["last_loss"] < result["metrics"]["first_loss"]
+    model, tokenizer = models.load_model(str(folder)), models.load_tokenizer(str(folder))
+    assert len(evaluate.ask(model, tokenizer, evaluate.read_facts("test", 2)).answers) == 2
+
+
+def test_an_existing_run_is_never_lost_unasked(finished):
+    config, folder, _ = finished
+    with pytest.raises(UserError, match="--resume to go on, --overwrite to delete"):
+        train.train(config)
+    assert (folder / "result.json").is_file()
+    somebody = folder.parent / "thesis"
+    somebody.mkdir()
+    (somebody / "chapter1.txt").write_text("ten years of work")
+    with pytest.raises(UserError, match="not a run folder"):
+        train.claim_folder(TrainConfig(output_dir=str(somebody), overwrite=True))
+    assert (somebody / "chapter1.txt").exists()
+
+
+def test_resumed_equals_uninterrupted(dataset, tmp_path, finished):
+    config, folder, _ = finished
+    losses = {}
+    for name, stops in {"whole": [6], "stopped": [4, 6]}.items():
+        for number, stop in enumerate(stops):
+            run = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / name), use_lora=True, save_steps=4,
+                              lr_scheduler_type="constant", resume=number > 0, **SHORT | {"max_steps": stop})  # fmt: skip
+            train.train(run)
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        losses[name] = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses["stopped"] == pytest.approx(losses["whole"], rel=1e-5) and len(losses["whole"]) == 6
+
+
+def test_a_set_made_for_another_tokenizer_is_refused(dataset, tmp_path):
+    other = tmp_path / "other"
+    model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
+    tokenizer.add_tokens(["capital"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(UserError, match="was made for tiny-base"):
+        train.train(TrainConfig(model_name=str(other), dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_prepared_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match="sftlab prepare"):
+        train.train(TrainConfig(dataset_path=str(tmp_path), output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
