@@ -58,6 +58,19 @@ def record(name: str, **facts) -> None:
     files.write_json(work_folder(name) / "record.json", facts)
 
 
+def show_table(header, rows):
+    """A table for notebooks, as Markdown, which lines up Japanese too; line breaks in a cell are shown as ↵."""
+    from IPython.display import Markdown
+
+    lines = [header, ["---"] * len(header), *rows]
+    return Markdown(
+        "\n".join(
+            "| " + " | ".join(str(cell).replace("\n", "↵").replace("|", "\\|") for cell in line) + " |"
+            for line in lines
+        )
+    )
+
+
 def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=None, continue_=False) -> list[dict]:
     """Runs notebooks one after the other and returns their statuses, as NAME.json holds them.
 

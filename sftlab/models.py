@@ -32,12 +32,14 @@ TINY_SHAPE = {
 def quiet_libraries() -> None:
     """Turn down what libraries say at start-up and nobody can act on; their warnings about the work itself stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("DeepSpeed", "bitsandbytes"):  # which accelerator was found; which optional kernels were not
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     import datasets
+    import torch
     import transformers
 
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says aloud that it found none
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
 

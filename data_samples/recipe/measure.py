@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from sftlab import data, evaluate, files, formats, models, train
+from sftlab import data, evaluate, files, formats, models, report, train
 from sftlab.config import DataConfig, TrainConfig
 
 LORA = {"use_lora": True, "learning_rate": 3e-3}
@@ -58,6 +58,53 @@ def describe(score: evaluate.Score, rows: list[dict]) -> dict:
     }
 
 
+def share(values: list[float]) -> str:
+    """A score in percent, with the interval if there is one."""
+    return f"{values[0]:.1%} ({values[1]:.1%} to {values[2]:.1%})"
+
+
+def render(table: dict) -> str:
+    """The model card's tables in Markdown: the base, then each method over its seeds."""
+    base = table["base"]
+    lines = [
+        "| base model | English | Japanese |", "|---|---|---|",
+        f"| exact match in the alpaca format | {share(base['en'])} | {share(base['ja'])} |",
+        f"| answer on the first line, whatever follows | {base['first_line']['en']:.1%} | {base['first_line']['ja']:.1%} |",
+        f"| the same facts completed in prose | {base['prose']['en']:.1%} | {base['prose']['ja']:.1%} |", "",
+        f"Always giving the most frequent answer of a relation would score {table['chance']:.1%}.", "",
+        "| after SFT | seed | English | Japanese | ended by itself |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for run in table["runs"]:
+        lines.append(
+            f"| {run['method']} | {run['seed']} | {share(run['en'])} | {share(run['ja'])} | {run['ended']:.1%} |"
+        )
+    lines += [
+        "",
+        "| mean over seeds | English | Japanese | spread (highest less lowest, points) |",
+        "|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(run["method"] for run in table["runs"]):
+        scores = {lang: [run[lang][0] for run in table["runs"] if run["method"] == method] for lang in ("en", "ja")}
+        means = " | ".join(f"{sum(values) / len(values):.1%}" for values in scores.values())
+        spreads = ", ".join(f"{100 * (max(values) - min(values)):.1f}" for values in scores.values())
+        lines.append(f"| {method} | {means} | {spreads} |")
+    seconds = [run["seconds"] for run in table["runs"] if run["method"] == "lora"]
+    if seconds:
+        lines += [
+            "",
+            f"Training with LoRA took {min(seconds):.0f} to {max(seconds):.0f} seconds on {table['machine']}.",
+        ]
+    return "\n".join(lines).replace("%", " %")
+
+
+def write_card(table: dict) -> None:
+    """Put the tables into the model card, between its marks."""
+    card = models.TINY_BASE / "README.md"
+    head, mark, rest = card.read_text(encoding="utf-8").partition("<!-- measured -->")
+    tail = rest.partition("<!-- end -->")[2]
+    files.write_text(card, f"{head}{mark}\n{render(table)}\n<!-- end -->{tail}")
+
+
 def tune(method: str, seed: int, epochs: float, folder: Path, test: list[dict]) -> dict:
     """One SFT run of a method and its score on the held-out questions."""
     rows = evaluate.read_facts("train")
@@ -80,7 +127,7 @@ def tune(method: str, seed: int, epochs: float, folder: Path, test: list[dict]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS).replace(", ", "; "), help="names with commas")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--output", type=Path, default=models.TINY_BASE / "measured.json")
@@ -89,18 +136,25 @@ def main() -> None:
     test, prose = evaluate.read_facts("test"), evaluate.read_facts("prose")
     model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
     formats.set_format(tokenizer, "alpaca")
-    base = describe(evaluate.ask(model, tokenizer, test), test)
+    score = evaluate.ask(model, tokenizer, test)
+    base = describe(score, test)
     base["prose"] = {lang: evaluate.complete(model, tokenizer, [row for row in prose if row["language"] == lang])
                      for lang in ("en", "ja")}  # fmt: skip
-    table = {"threads": torch.get_num_threads(), "chance": chance(test), "base": base, "runs": []}
+    first = [answer.split("\n")[0].strip() == row["output"] for answer, row in zip(score.answers, test, strict=True)]
+    base["first_line"] = {lang: sum(ok for ok, row in zip(first, test, strict=True) if row["language"] == lang)
+                          / sum(row["language"] == lang for row in test) for lang in ("en", "ja")}  # fmt: skip
+    machine = f"{torch.get_num_threads()} threads of {report.describe_machine()[0].split(': ', 1)[1]}"
+    table = {"machine": machine, "chance": chance(test), "base": base, "runs": []}
     print(json.dumps(base, indent=1))
-    for method in [name.strip().replace(";", ",") for name in args.methods.split(",")]:
+    for method in args.methods:
         for seed in range(1, args.seeds + 1):
             folder = Path(tempfile.mkdtemp())
             table["runs"].append(tune(method, seed, args.epochs, folder, test))
             shutil.rmtree(folder)
             print(json.dumps(table["runs"][-1]), flush=True)
             files.write_json(args.output, table)
+    if args.output == models.TINY_BASE / "measured.json":
+        write_card(table)
 
 
 if __name__ == "__main__":
