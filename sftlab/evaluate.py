@@ -64,7 +64,7 @@ def generate(
     Prompts hold their special tokens already. They are sorted by length, so that batches hold little padding.
     """
     import torch
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     outcomes: list[tuple[str, bool]] = [("", False)] * len(prompts)

@@ -124,6 +124,7 @@ def _inspect_output(output: Path, status: str, error: str) -> tuple[str, str, in
 def _environment(output_dir: Path, profile: str):
     """What the kernel shall find in its environment; put back afterwards."""
     wanted = {"SFTLAB_RUN_DIR": str(output_dir), "SFTLAB_PROFILE": profile}
+    wanted["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
     if profile != "gpu":  # the small profiles need no network, and a slow one must not hold them up
         wanted["HF_HUB_OFFLINE"] = "1"
     before = {name: os.environ.get(name) for name in wanted}

@@ -113,6 +113,8 @@ def draw_static(fig) -> bytes:
         else:
             style = DASHES[trace.line.dash or "solid"] * ("lines" in trace.mode) + "o" * ("markers" in trace.mode)
             axes.plot(xs, ys, style, ms=4, color=trace.line.color, label=_plain(trace.name))
+    if fig.layout.xaxis.type == "log":
+        axes.set_xscale("log")
     axes.set(title=_plain(fig.layout.title.text), ylim=fig.layout.yaxis.range)
     axes.set(xlabel=_plain(fig.layout.xaxis.title.text), ylabel=_plain(fig.layout.yaxis.title.text))
     if fig.layout.showlegend:

@@ -68,10 +68,11 @@ def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> N
 def claim_folder(config: TrainConfig) -> str | None:
     """Make the output folder usable and return the checkpoint to resume from; an existing one is refused unasked."""
     folder = Path(config.output_dir)
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # the last file of a checkpoint
+    checkpoints = sorted(whole, key=lambda path: int(path.name.split("-")[1]))
     if config.resume:
         if not checkpoints:
-            raise UserError(f"resume: {folder} holds no checkpoint; leave out --resume to start anew.")
+            raise UserError(f"resume: {folder} holds no whole checkpoint; leave out --resume to start anew.")
         return str(checkpoints[-1])
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite or folder.is_file():
@@ -104,7 +105,7 @@ def train(config: TrainConfig) -> dict:
     files.write_json(folder / "run.json", {"config": dataclasses.asdict(config), "config_hash": config.hash()})
     (folder / "result.json").unlink(missing_ok=True)
     started = time.time()
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.time() - started
     trainer.save_model()  # the adapter or the model, and the tokenizer with its template
     trainer.save_state()
@@ -115,7 +116,7 @@ def train(config: TrainConfig) -> dict:
     result = {
         "status": "completed", "config": dataclasses.asdict(config), "config_hash": config.hash(),
         "metrics": {
-            "train_loss": outcome.training_loss, "first_loss": losses[0] if losses else None,
+            "train_loss": sum(losses) / len(losses) if losses else None, "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None, "eval_loss": held_out[-1] if held_out else None,
             "steps": trainer.state.global_step, "seconds": round(seconds, 2), "trained_parameters": trained,
         },

@@ -164,3 +164,9 @@ def test_an_interrupt_stops_all_and_leaves_status_and_index(tmp_path):
     assert process.wait(120) == 130
     assert read_status(out, "a")["status"] == "interrupted" and not (out / "b.json").exists()
     assert "interrupted" in (out / "index.html").read_text()
+
+
+def test_the_network_is_cut_in_kernels_too(tmp_path):
+    book = write_notebook(tmp_path / "out.ipynb", "import socket\nsocket.getaddrinfo('huggingface.co', 443)")
+    assert run(book, "--output-dir", tmp_path / "runs") == 1
+    assert "without a network" in read_status(tmp_path / "runs", "out")["error"]

@@ -19,7 +19,7 @@ from sftlab.config import DataConfig, TrainConfig
 
 LORA = {"use_lora": True, "learning_rate": 3e-3}
 METHODS = {
-    "full": {"learning_rate": 5e-4},
+    "full": {"learning_rate": 2e-4},
     "lora": LORA,
     "lora 8-bit": LORA | {"use_8bit": True},
     "lora 4-bit": LORA | {"use_4bit": True},
