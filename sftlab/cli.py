@@ -5,6 +5,7 @@ sftlab --help
 
 import argparse
 import dataclasses
+import io
 import sys
 import typing
 
@@ -85,13 +86,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 something the user can mend, said in one line."""
+    """Run a command and return its exit code: 0 done, 2 something the user can mend, said in one line, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a log file in a narrow encoding must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
     except UserError as error:
-        print(f"sftlab: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        message = f"{error.filename}: {error.strerror}. Name another file or folder."
+    except KeyboardInterrupt:
+        print("sftlab: interrupted", file=sys.stderr)
+        return 130
+    print(f"sftlab: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

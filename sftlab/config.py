@@ -61,6 +61,19 @@ def option(default: object, help: str, *, choices: tuple = (), low: float | None
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
+def check_value(field: dataclasses.Field, value: object) -> object:
+    """The value as the type of an option, or UserError if it is not among its choices or not in its range."""
+    value = coerce(field.name, value, field.type)
+    choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        hint = near_match(str(value), choices)
+        raise UserError(f"{field.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
+    if value is not None and (low is not None and value < low or high is not None and value > high):
+        limit = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise UserError(f"{field.name}: {value:g} is out of range; it must be {limit}.")
+    return value
+
+
 class Options:
     """What all configurations can do: be built from loose values, strictly, and be hashed."""
 
@@ -75,15 +88,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = coerce(field.name, getattr(self, field.name), field.type)
-            setattr(self, field.name, value)
-            choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
-            if choices and value not in choices:
-                hint = near_match(str(value), choices)
-                raise UserError(f"{field.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
-            if value is not None and (low is not None and value < low or high is not None and value > high):
-                limit = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-                raise UserError(f"{field.name}: {value:g} is out of range; it must be {limit}.")
+            setattr(self, field.name, check_value(field, getattr(self, field.name)))
         self.check()
 
     def check(self) -> None:
@@ -119,7 +124,7 @@ class DataConfig(Options):
     output_dir: str = option("datasets", "the folder in which the data set's folder is made")
     overwrite: bool = option(False, "replace the data set's folder if it exists")
     offline: bool = option(False, "don't use the network: the bundled sample stands in for a public set")
-    seed: int = option(42, "seed of the sample and of the split", low=0)
+    seed: int = option(42, "seed of the sample and of the split", low=0, high=2**32 - 1)
 
     def check(self) -> None:
         if self.source == "json" and not self.source_path:
@@ -130,6 +135,9 @@ class DataConfig(Options):
             )
 
 
+READ_FROM = ("model_name", "dataset_path")  # what a run reads must not lie in the folder that it writes
+
+
 @dataclass
 class TrainConfig(Options):
     """One training run: `sftlab train`, the notebooks and the launchers all read these."""
@@ -137,7 +145,7 @@ class TrainConfig(Options):
     model_name: str = option("tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder")
     dataset_path: str = option("datasets/alpaca_tiny-base_1408", "a data set made by `sftlab prepare`")
     output_dir: str = option("runs/sft", "the run folder that is made")
-    num_epochs: float = option(3.0, "passes over the training set", low=0)
+    num_epochs: float = option(3.0, "passes over the training set", low=0.001)
     max_steps: int = option(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
     batch_size: int = option(4, "sequences per device and step", low=1)
     gradient_accumulation_steps: int = option(1, "batches that are added up before the weights move", low=1)
@@ -161,19 +169,27 @@ class TrainConfig(Options):
     bf16: bool = option(False, "compute in bfloat16 (autocast)")
     logging_steps: int = option(10, "log the loss every so many steps", low=1)
     save_steps: int = option(500, "write a checkpoint every so many steps", low=1)
-    save_total_limit: int = option(2, "checkpoints to keep", low=1)
+    save_total_limit: int = option(2, "how many of the last checkpoints are kept", low=1)
     eval_steps: int = option(0, "held-out loss every so many steps; 0: once per epoch", low=0)
     eval_samples: int = option(200, "held-out rows that the loss is taken on during training; 0: all of them", low=0)
     resume: bool = option(False, "go on from the last checkpoint in --output-dir")
     overwrite: bool = option(False, "delete --output-dir first if it exists")
-    seed: int = option(42, "seed of the order of the rows, of dropout and of the adapters", low=0)
+    seed: int = option(42, "seed of the order of the rows, of dropout and of the adapters", low=0, high=2**32 - 1)
 
     def check(self) -> None:
+        if self.max_steps == 0:
+            raise UserError("max_steps: 0 trains nothing; give a number of steps, or -1 to go by --num-epochs.")
         if self.use_4bit and self.use_8bit:
             raise UserError("use_4bit, use_8bit: choose one of them.")
         if (self.use_4bit or self.use_8bit) and not self.use_lora:
             raise UserError("use_lora: quantised weights can't be trained themselves; add --use-lora.")
         if self.resume and self.overwrite:
             raise UserError("resume, overwrite: one keeps the folder, the other deletes it; choose one.")
-        if Path(self.output_dir).resolve() in (Path.cwd().resolve(), *Path.cwd().resolve().parents):
-            raise UserError(f"output_dir: {self.output_dir} is the folder you work in; name a new folder in it.")
+        folder = Path(self.output_dir).resolve()
+        for name, place in (("the folder you work in", "."), *((f"in {f}", getattr(self, f)) for f in READ_FROM)):
+            if Path(place).resolve().is_relative_to(folder):
+                raise UserError(f"output_dir: {self.output_dir} holds what is {name}; name another folder.")
+
+
+# Every option of the lab by its name, for what checks single values: the parameters of notebooks.
+FIELDS = {field.name: field for options in (DataConfig, TrainConfig) for field in dataclasses.fields(options)}

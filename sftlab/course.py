@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from sftlab import files
-from sftlab.config import UserError, coerce, near_match
+from sftlab.config import FIELDS, UserError, check_value, coerce, near_match
 from sftlab.execute import papermill_path, run_notebook
 from sftlab.report import write_index
 
@@ -82,6 +82,15 @@ def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=No
         raise UserError(f"{output_dir} is there and not empty: name another folder, or go on in it with --continue.")
     if any(path.parent == output_dir for path in jobs):
         raise UserError(f"{output_dir} holds the notebooks themselves, which stay as they are: name another folder.")
+    for path in jobs:
+        book, facts = output_dir / path.name, output_dir / f"{path.stem}.json"
+        ours = {
+            book: "papermill" in files.read_json(book).get("metadata", {}),
+            facts: "status" in files.read_json(facts),
+        }
+        for old, known in ours.items():
+            if old.exists() and not known:
+                raise UserError(f"{old} is not the output of an earlier run, and stays: name another folder.")
     if timeout is not None and not timeout > 0:
         raise UserError(f"timeout: {timeout:g} is no time to run in; give seconds, such as 600.")
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -145,6 +154,8 @@ def _plan_jobs(paths, parameters: dict, profile: str) -> dict[Path, dict]:
     jobs = {}
     for path, kinds in declared.items():
         values = {name: _coerce(name, value, *kinds[name]) for name, value in parameters.items() if name in kinds}
+        for name in values.keys() & FIELDS.keys():
+            check_value(FIELDS[name], values[name])
         own = resolve_profile(values.get("profile", profile))
         values |= {"profile": own} if "profile" in kinds else {}
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -5,10 +5,10 @@ sftlab prepare --source json --source-path data_samples/facts_train.json
 
 import json
 import random
-import shutil
+import tempfile
 from pathlib import Path
 
-from sftlab import formats, hub, masking, models
+from sftlab import files, formats, hub, masking, models
 from sftlab.config import DataConfig, UserError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
@@ -62,6 +62,11 @@ def check_rows(rows: list, name: str) -> tuple[list[dict], dict[int, str]]:
                 raise UserError(
                     f"{name}: row {number}: field '{field}' is {json.dumps(row[field])[:40]}, not text; put it in quotes."
                 )
+        for field in COLUMNS:
+            if any("\ud800" <= letter <= "\udfff" for letter in row.get(field, "")):
+                raise UserError(
+                    f"{name}: row {number}: field '{field}' holds half a character (a lone surrogate); retype it."
+                )
         empty = [field for field in ("instruction", "output") if not row[field].strip()]
         if empty:
             dropped[number] = f"{empty[0]} is empty"
@@ -86,10 +91,11 @@ def load_source(config: DataConfig) -> tuple[list, list | None, str]:
             "facts_train.json",
         )
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         return load_dataset(hub_id, split="train").to_list(), held_out, hub_id
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise hub.explain(hub_id, "data set", error) from error
 
 
@@ -102,7 +108,8 @@ def split_rows(rows: list[dict], held_out: list[dict] | None, config: DataConfig
     if held_out is None:
         keys = list(prompts)
         rng.shuffle(keys)
-        wanted = max(1, round(len(rows) * config.test_size))
+        share = config.test_size / (1 - config.test_size)  # of the training rows, when only so many are asked for
+        wanted = max(1, round(min(len(rows) * config.test_size, (config.num_samples or len(rows)) * share)))
         held_out = []
         while keys and len(held_out) < wanted:
             held_out += prompts.pop(keys.pop())
@@ -145,9 +152,7 @@ def measure(dataset, tokenizer, max_length: int) -> dict:
 
 def dataset_folder(config: DataConfig, rows: int) -> Path:
     """`datasets/SOURCE_MODEL_N`: the model without its owner, N the training rows."""
-    return (
-        Path(config.output_dir) / f"{config.source}_{config.model.rstrip('/').split('/')[-1].replace(':', '-')}_{rows}"
-    )
+    return Path(config.output_dir) / f"{config.source}_{Path(config.model).name.replace(':', '-')}_{rows}"
 
 
 def prepare(config: DataConfig) -> Path:
@@ -161,9 +166,13 @@ def prepare(config: DataConfig) -> Path:
     rows, dropped = check_rows(loaded, name)
     held_out, dropped_test = check_rows(loaded_test, config.test_path or "held-out rows") if loaded_test else (None, {})
     train, test = split_rows(rows, held_out, config)
+    if config.num_samples and len(train) < config.num_samples:
+        print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")
     folder = dataset_folder(config, len(train))
     if folder.exists() and not config.overwrite:
         raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it anew.")
+    if folder.exists() and not (folder / "sftlab.json").is_file():
+        raise UserError(f"{folder}: is not a data set of the lab; it stays. Name another --output-dir.")
 
     tokenizer = models.load_tokenizer(config.model)
     formats.set_format(tokenizer, config.format)
@@ -177,16 +186,19 @@ def prepare(config: DataConfig) -> Path:
               "dropped": dropped, "dropped_test": dropped_test, "max_length": config.max_length,
               "chat_template": tokenizer.chat_template, "splits": counts}  # fmt: skip
 
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        DatasetDict(splits).save_to_disk(str(aside))
-        (aside / "sftlab.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+        new, old = Path(aside) / "new", Path(aside) / "old"
+        DatasetDict(splits).save_to_disk(str(new))
+        files.write_json(new / "sftlab.json", report)
         if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     print_report(folder, report)
     return folder
 

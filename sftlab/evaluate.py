@@ -27,7 +27,7 @@ class Score:
 
     @property
     def exact_match(self) -> float:
-        return sum(self.correct) / len(self.correct)
+        return sum(self.correct) / len(self.correct) if self.correct else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -102,14 +102,12 @@ def ask(model, tokenizer, rows, format: str = "alpaca", max_new_tokens: int = 24
 
 
 def complete(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
-    """Share of facts that the model completes in plain prose: rows hold `prompt` and the `answer` that must come next."""
+    """Share of facts completed in plain prose: rows hold `prompt`, the `answer`, and the `rests` that may end it."""
     bos = tokenizer.bos_token or ""
     outcomes = generate(model, tokenizer, [bos + row["prompt"] for row in rows], max_new_tokens, batch_size)
-    hits = 0
-    for (text, _), row in zip(outcomes, rows, strict=True):
-        rest = text.strip().removeprefix(row["answer"])
-        hits += rest != text.strip() and not (rest[:1].isascii() and rest[:1].isalnum())
-    return hits / len(rows)
+    ends = [tuple(row["answer"] + rest for rest in row["rests"]) for row in rows]
+    hits = [text.strip().startswith(end) for (text, _), end in zip(outcomes, ends, strict=True)]
+    return sum(hits) / len(hits)
 
 
 def read_facts(split: str = "test", limit: int | None = None) -> list[dict]:

@@ -33,7 +33,8 @@ def run_notebook(path: Path, job: dict, output_dir: Path, timeout: float | None,
     page, facts = output.with_suffix(".html"), output.with_suffix(".json")
     for stale in (output, page, facts, output_dir / "work" / path.stem / "record.json"):
         stale.unlink(missing_ok=True)
-    with _environment(output_dir, job["profile"]):
+    bundled = job["parameters"].get("model_name", "tiny-base") == "tiny-base"
+    with _environment(output_dir, job["profile"], offline=bundled and job["profile"] != "gpu"):
         status, error = _execute(path, output, job["parameters"], timeout, label)
     cell, source = None, ""
     if output.exists():
@@ -121,11 +122,11 @@ def _inspect_output(output: Path, status: str, error: str) -> tuple[str, str, in
 
 
 @contextlib.contextmanager
-def _environment(output_dir: Path, profile: str):
+def _environment(output_dir: Path, profile: str, offline: bool):
     """What the kernel shall find in its environment; put back afterwards."""
     wanted = {"SFTLAB_RUN_DIR": str(output_dir), "SFTLAB_PROFILE": profile}
     wanted["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
-    if profile != "gpu":  # the small profiles need no network, and a slow one must not hold them up
+    if offline:  # the bundled model needs no network, and a slow one must not hold it up
         wanted["HF_HUB_OFFLINE"] = "1"
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

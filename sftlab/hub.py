@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from sftlab.config import UserError
 
+_unreachable: list[str] = []  # the host that the last probe did not reach, if any
+
 
 def reach(timeout: float = 3.0) -> bool:
     """Whether the Hub can be asked, by one short probe; if not, the client is set offline, so that nothing retries.
@@ -17,24 +19,27 @@ def reach(timeout: float = 3.0) -> bool:
     """
     from huggingface_hub import constants
 
-    if constants.is_offline_mode():
+    if constants.is_offline_mode() and not _unreachable:
         return False
+    constants.HF_HUB_OFFLINE = False  # set here by an earlier probe, perhaps; the network may be back
+    _unreachable.clear()
     address = urlsplit(constants.ENDPOINT)
     proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")]
-    proxy = next((urlsplit(value) for value in proxies if value), None)
+    proxy = next((urlsplit(value if "://" in value else f"http://{value}") for value in proxies if value), None)
     host = proxy or address
     try:
         port = host.port or (443 if host.scheme == "https" else 80)
         socket.create_connection((host.hostname, port), timeout).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True  # read by the client at every request
+        _unreachable.append(host.hostname)
         return False
     return True
 
 
 def explain(name: str, kind: str, error: Exception) -> UserError:
     """The Hub client's error about the `kind` (model or data set) `name`, as one line that says what to do."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{name}"
     if isinstance(error, errors.GatedRepoError):
@@ -51,6 +56,9 @@ def explain(name: str, kind: str, error: Exception) -> UserError:
         )
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return UserError(f"{kind} {name}: its page has no config.json, so transformers can't load it. See {page}.")
+    unreached = isinstance(error, ConnectionError | errors.LocalEntryNotFoundError)
+    if not constants.is_offline_mode() and not unreached:
+        return UserError(f"{kind} {name}: {' '.join(str(error).split())[:200]} See {page}.")
     stand_in = "tiny-base" if kind == "model" else "--source json --source-path FILE"
     return UserError(
         f"{kind} {name}: not on this machine, and the Hub can't be reached. Connect and try again, "

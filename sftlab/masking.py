@@ -4,6 +4,7 @@ python -c "from sftlab import masking; help(masking.show)"
 """
 
 import html
+import re
 
 from sftlab.config import UserError
 
@@ -20,7 +21,7 @@ def encode_chats(tokenizer, chats: list[list[dict]]) -> dict[str, list[list[int]
 
     Both are lists of rows of token ids, as long as each other. Raises UserError for a template without markers.
     """
-    if "generation" not in (tokenizer.chat_template or ""):
+    if not re.search(r"{%-?\s*generation\s*-?%}", tokenizer.chat_template or ""):
         raise UserError("format: this chat template has no {% generation %} markers, so answers can't be told apart.")
     encoded = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
     labels = [

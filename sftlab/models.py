@@ -12,6 +12,7 @@ from sftlab import hub
 from sftlab.catalog import MODELS, find_model
 from sftlab.config import TrainConfig, UserError, near_match
 
+RANDOM = ("random:", "random-tiny:")
 TINY_BASE = Path(__file__).resolve().parent.parent / "data_samples" / "tiny-base"
 # random-tiny:NAME: the architecture of NAME with these sizes, and tiny-base's tokenizer and vocabulary.
 TINY_SHAPES = {
@@ -71,7 +72,7 @@ def load_tokenizer(name: str):
     """The tokenizer of a model, with a padding token that is not its EOS wherever one can be had without new weights."""
     from transformers import AutoTokenizer
 
-    path = locate("tiny-base" if name.startswith("random") else name)
+    path = locate("tiny-base" if name.startswith(RANDOM) else name)
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -119,7 +120,11 @@ def load_model(name: str, config: TrainConfig | None = None):
     from transformers import AutoModelForCausalLM
 
     config = config or TrainConfig(model_name=name)
-    if name.startswith("random"):
+    if name.startswith(RANDOM):
+        if config.use_4bit or config.use_8bit:
+            raise UserError(
+                f"model_name: {name} has random weights, which the lab does not quantise; leave that option out."
+            )
         return build_random(name)
     path = locate(name)
     options = {"dtype": torch.bfloat16 if config.bf16 and config.use_lora else torch.float32}
@@ -130,7 +135,10 @@ def load_model(name: str, config: TrainConfig | None = None):
     loader = AutoModelForCausalLM
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM as loader
-    model = loader.from_pretrained(path, **options)
+    try:
+        model = loader.from_pretrained(path, **options)
+    except OSError as error:
+        raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
     return keep_gradients(model) if config.use_4bit else model
 
 

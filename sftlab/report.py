@@ -92,7 +92,7 @@ def describe_machine() -> list[str]:
     import psutil
 
     size = f"{os.cpu_count()} CPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB memory"
-    out = [f"{platform.node()}: {size}, {platform.platform(terse=True)}, Python {platform.python_version()}"]
+    out = [f"{size}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"]
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
         try:

@@ -29,7 +29,7 @@ def sft_config(config: TrainConfig):
         gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_length=config.max_length, bf16=config.bf16,
-        gradient_checkpointing=config.gradient_checkpointing, logging_steps=config.logging_steps,
+        gradient_checkpointing=config.gradient_checkpointing, logging_steps=config.logging_steps, logging_first_step=True,
         save_steps=config.save_steps, save_total_limit=config.save_total_limit, eval_strategy=by_steps,
         eval_steps=config.eval_steps or None, seed=config.seed, report_to="none",
         use_cpu=not torch.cuda.is_available(),
@@ -42,6 +42,10 @@ def make_trainer(config: TrainConfig):
     from trl import SFTTrainer
 
     splits, report = data.load_prepared(config.dataset_path)
+    if (Path(config.model_name) / "adapter_config.json").is_file():
+        raise UserError(
+            f"model_name: {config.model_name} holds an adapter. Go on with --resume there, or start from its base."
+        )
     tokenizer = models.load_tokenizer(config.model_name)
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
@@ -66,9 +70,10 @@ def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> N
 
 
 def claim_folder(config: TrainConfig) -> str | None:
-    """Make the output folder usable and return the checkpoint to resume from; an existing one is refused unasked."""
+    """Return the checkpoint to resume from, or None; an output folder that exists is refused unasked. Changes nothing."""
     folder = Path(config.output_dir)
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # the last file of a checkpoint
+    states = folder.glob("checkpoint-*/trainer_state.json")  # the last file of a checkpoint to be written
+    whole = [path.parent for path in states if path.parent.name.split("-")[1].isdigit()]
     checkpoints = sorted(whole, key=lambda path: int(path.name.split("-")[1]))
     if config.resume:
         if not checkpoints:
@@ -79,9 +84,8 @@ def claim_folder(config: TrainConfig) -> str | None:
             raise UserError(
                 f"output_dir: {folder} exists. Add --resume to go on, --overwrite to delete it, or name another."
             )
-        if not any((folder / name).exists() for name in ("run.json", "result.json")):
+        if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
             raise UserError(f"overwrite: {folder} is not a run folder of the lab; it stays. Name another --output-dir.")
-        shutil.rmtree(folder)
     return None
 
 
@@ -97,11 +101,14 @@ def train(config: TrainConfig) -> dict:
     """Run one training and return what `result.json` holds: status, configuration and hash, metrics, versions.
 
     The run folder holds the adapter or model, the tokenizer with its template, `trainer_state.json`, the checkpoints
-    and, written last, `result.json`. Raises UserError for what the user can mend.
+    and, written last, `result.json`. `seconds` counts from this start, `steps` all steps of the run, resumed or not.
+    Raises UserError for what the user can mend.
     """
     checkpoint = claim_folder(config)
     trainer = make_trainer(config)
     folder = Path(config.output_dir)
+    if config.overwrite and folder.exists():  # only now, when the new run has all that it needs
+        shutil.rmtree(folder)
     files.write_json(folder / "run.json", {"config": dataclasses.asdict(config), "config_hash": config.hash()})
     (folder / "result.json").unlink(missing_ok=True)
     started = time.time()
@@ -116,7 +123,7 @@ def train(config: TrainConfig) -> dict:
     result = {
         "status": "completed", "config": dataclasses.asdict(config), "config_hash": config.hash(),
         "metrics": {
-            "train_loss": sum(losses) / len(losses) if losses else None, "first_loss": losses[0] if losses else None,
+            "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None, "eval_loss": held_out[-1] if held_out else None,
             "steps": trainer.state.global_step, "seconds": round(seconds, 2), "trained_parameters": trained,
         },
@@ -127,7 +134,7 @@ def train(config: TrainConfig) -> dict:
 
 
 def main() -> int:
-    """`python -m sftlab.train`: what `sftlab train` does, for the launchers of distributed training."""
+    """`python -m sftlab.train`: what `sftlab train` does."""
     from sftlab.cli import main as cli
 
     return cli(["train", *sys.argv[1:]])

@@ -166,6 +166,14 @@ def test_an_interrupt_stops_all_and_leaves_status_and_index(tmp_path):
     assert "interrupted" in (out / "index.html").read_text()
 
 
+def test_a_folder_with_a_notebook_of_ones_own_is_left_alone(tmp_path):
+    book = write_notebook(tmp_path / "a.ipynb", "1 + 1")
+    mine = write_notebook(tmp_path / "mine" / "a.ipynb", "my = 'work'")
+    with pytest.raises(UserError, match="is not the output of an earlier run"):
+        run(book, "--output-dir", tmp_path / "mine", "--continue")
+    assert "my = 'work'" in mine.read_text()
+
+
 def test_the_network_is_cut_in_kernels_too(tmp_path):
     book = write_notebook(tmp_path / "out.ipynb", "import socket\nsocket.getaddrinfo('huggingface.co', 443)")
     assert run(book, "--output-dir", tmp_path / "runs") == 1

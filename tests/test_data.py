@@ -22,6 +22,10 @@ BROKEN = {
     "null.json": (b'[{"instruction": "a", "output": null}]', "row 1: field 'output' is null, not text"),
     "nested.json": (b'[{"instruction": ["a"], "output": "b"}]', "row 1: field 'instruction' is .* not text"),
     "allempty.json": (b'[{"instruction": "a", "output": " "}]', "every row was dropped"),
+    "surrogate.json": (
+        b'[{"instruction": "\\ud800", "output": "b"}]',
+        "row 1: field 'instruction' holds half a character",
+    ),
     "one.json": (b'[{"instruction": "a", "output": "b"}]', "can't be split"),
 }
 
@@ -76,6 +80,27 @@ def test_an_existing_folder_is_kept_unless_overwrite_is_said(dataset):
     with pytest.raises(UserError, match="--overwrite"):
         data.prepare(config)
     assert (dataset / "sftlab.json").read_bytes() == before
+
+
+def test_overwrite_replaces_a_set_whole_and_nothing_else(tmp_path):
+    config = DataConfig(offline=True, num_samples=20, output_dir=str(tmp_path))
+    folder = data.prepare(config)
+    first = data.load_prepared(folder)[0]["train"][0]
+    assert data.prepare(DataConfig(**vars(config) | {"overwrite": True, "seed": 3})) == folder
+    assert data.load_prepared(folder)[0]["train"][0] != first
+    (folder / "sftlab.json").unlink()
+    with pytest.raises(UserError, match="is not a data set of the lab"):
+        data.prepare(DataConfig(**vars(config) | {"overwrite": True}))
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_template_without_markers_is_named():
+    tokenizer = models.load_tokenizer("tiny-base")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+    )
+    with pytest.raises(UserError, match="no {% generation %} markers"):
+        masking.encode_chats(tokenizer, [formats.to_messages(GOOD, "alpaca")])
 
 
 def test_a_set_whose_prompts_fill_max_length_is_refused(tmp_path):

@@ -101,6 +101,20 @@ def hub_server():
     server.shutdown()
 
 
+def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_server):
+    from huggingface_hub import constants
+
+    from sftlab import hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not hub.reach() and constants.is_offline_mode()
+    monkeypatch.setattr(constants, "ENDPOINT", hub_server)
+    assert hub.reach() and not constants.is_offline_mode()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as the user said
+    assert not hub.reach()
+
+
 def train_from_hub(sftlab_command, dataset, tmp_path, server: str, name: str):
     return sftlab_command(
         "train", "--model-name", name, "--dataset-path", dataset, "--output-dir", tmp_path / "run", "--max-steps", "1",

@@ -76,6 +76,7 @@ def test_an_existing_run_is_never_lost_unasked(finished):
     assert (folder / "result.json").is_file()
     somebody = folder.parent / "thesis"
     somebody.mkdir()
+    (somebody / "result.json").write_text("{}")
     (somebody / "chapter1.txt").write_text("ten years of work")
     with pytest.raises(UserError, match="not a run folder"):
         train.claim_folder(TrainConfig(output_dir=str(somebody), overwrite=True))
@@ -105,6 +106,39 @@ def test_a_set_made_for_another_tokenizer_is_refused(dataset, tmp_path):
     with pytest.raises(UserError, match="was made for tiny-base"):
         train.train(TrainConfig(model_name=str(other), dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_path):
+    config, folder, _ = finished
+    for wrong in ({"dataset_path": str(tmp_path)}, {"lora_target_modules": "q_prj"}, {"model_name": str(tmp_path)}):
+        with pytest.raises(UserError):
+            train.train(TrainConfig(**vars(config) | wrong | {"overwrite": True}))
+        assert (folder / "result.json").is_file()
+    with pytest.raises(UserError, match="holds what is in model_name"):
+        TrainConfig(**vars(config) | {"model_name": str(folder), "overwrite": True})
+    with pytest.raises(UserError, match="holds an adapter"):
+        train.train(TrainConfig(**vars(config) | {"model_name": str(folder), "output_dir": str(tmp_path / "run")}))
+
+
+def test_the_trainer_learns_the_prepared_labels(dataset, tmp_path):
+    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT)
+    trainer = train.make_trainer(config)
+    row = trainer.train_dataset[0]
+    batch = trainer.data_collator([{name: row[name] for name in ("input_ids", "labels")}])
+    kept = batch["labels"][0] != -100
+    assert (
+        kept.sum()
+        and trainer.processing_class.decode(batch["input_ids"][0][kept]) == row["messages"][1]["content"] + "</s>"
+    )
+
+
+def test_adapters_that_never_moved_end_the_run(dataset, tmp_path):
+    config = TrainConfig(
+        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_lora=True, **SHORT | {"learning_rate": 0}
+    )
+    with pytest.raises(UserError, match="moved nothing"):
+        train.train(config)
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_what_is_no_prepared_set_is_refused(tmp_path):

@@ -93,8 +93,17 @@ def write_questions(seed: int = SEED) -> None:
         rows = [{"instruction": ask(fact, rng), "input": "", "output": fact.answer,
                  "relation": fact.relation, "language": fact.lang} for fact in facts]  # fmt: skip
         write_rows(name, rows, rng)
-    prose = [{"prompt": STATEMENTS[fact.relation][fact.lang][0].format(s=fact.subject, a="|").split("|")[0].rstrip(),
-              "answer": fact.answer, "relation": fact.relation, "language": fact.lang} for fact in facts]  # fmt: skip
+    prose = []
+    for fact in facts:
+        halves = [
+            wording.format(s=fact.subject, a="|").split("|")
+            for wording in STATEMENTS[fact.relation][fact.lang]
+            if "{aa}" not in wording
+        ]
+        prompt = halves[0][0]  # the plain statement; others may begin alike and end otherwise
+        rests = sorted({rest for start, rest in halves if start == prompt})
+        prose.append({"prompt": prompt.rstrip(), "answer": fact.answer, "rests": rests,
+                      "relation": fact.relation, "language": fact.lang})  # fmt: skip
     write_rows("facts_prose", prose, rng)
 
 

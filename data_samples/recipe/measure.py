@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from sftlab import data, evaluate, files, formats, models, report, train
+from sftlab import data, evaluate, files, formats, models, train
 from sftlab.config import DataConfig, TrainConfig
 
 LORA = {"use_lora": True, "learning_rate": 3e-3}
@@ -130,8 +130,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--output", type=Path, default=models.TINY_BASE / "measured.json")
+    parser.add_argument(
+        "--output", type=Path, help="default: the model card, for the whole table; else measured.json here"
+    )
     args = parser.parse_args()
+    whole = args.output is None and (args.methods, args.seeds, args.epochs) == (list(METHODS), 3, 1)
+    output = models.TINY_BASE / "measured.json" if whole else args.output or Path("measured.json")
 
     test, prose = evaluate.read_facts("test"), evaluate.read_facts("prose")
     model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
@@ -143,7 +147,7 @@ def main() -> None:
     first = [answer.split("\n")[0].strip() == row["output"] for answer, row in zip(score.answers, test, strict=True)]
     base["first_line"] = {lang: sum(ok for ok, row in zip(first, test, strict=True) if row["language"] == lang)
                           / sum(row["language"] == lang for row in test) for lang in ("en", "ja")}  # fmt: skip
-    machine = f"{torch.get_num_threads()} threads of {report.describe_machine()[0].split(': ', 1)[1]}"
+    machine = f"{torch.get_num_threads()} CPU threads"
     table = {"machine": machine, "chance": chance(test), "base": base, "runs": []}
     print(json.dumps(base, indent=1))
     for method in args.methods:
@@ -152,8 +156,10 @@ def main() -> None:
             table["runs"].append(tune(method, seed, args.epochs, folder, test))
             shutil.rmtree(folder)
             print(json.dumps(table["runs"][-1]), flush=True)
-            files.write_json(args.output, table)
-    if args.output == models.TINY_BASE / "measured.json":
+            if not whole:
+                files.write_json(output, table)
+    if whole:
+        files.write_json(output, table)
         write_card(table)
 
 
