@@ -26,7 +26,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None
             "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else kind.__name__.upper()
         )
         default = "" if field.default is None else f" (default: {field.default})"
-        parser.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default)
+        several = {"nargs": "+"} if kind is list else {}
+        parser.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default, **several)
 
 
 def build_options(options: type[Options], args: argparse.Namespace) -> Options:
@@ -36,9 +37,10 @@ def build_options(options: type[Options], args: argparse.Namespace) -> Options:
 
 def prepare_command(args: argparse.Namespace) -> int:
     config = build_options(DataConfig, args)
-    from sftlab import data, models
+    from sftlab import data, models, prepared
 
-    models.quiet_libraries()
+    if config.overwrite or not prepared.find_prepared(config):  # or there is nothing to load the libraries for
+        models.quiet_libraries()
     data.prepare(config)
     return 0
 

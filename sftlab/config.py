@@ -100,6 +100,9 @@ class Options:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
+
+
 @dataclass
 class DataConfig(Options):
     """What `sftlab prepare` makes: a folder that `datasets.load_from_disk` opens, with `train` and `test`."""
@@ -108,12 +111,21 @@ class DataConfig(Options):
         "tiny-base", "model whose tokenizer cuts the text: tiny-base, a catalogue name, a Hub id, a folder"
     )
     source: str = option(
-        "alpaca", "where the rows come from: a public set, or your own file", choices=("alpaca", "json")
+        "facts",
+        "where the rows come from: the bundled facts, a public set, or your own files",
+        choices=("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES),
     )
-    source_path: str | None = option(None, "the file with your rows, for --source json")
+    source_path: list | None = option(None, "your files, or folders of them, for --source json, jsonl, csv or parquet")
     test_path: str | None = option(None, "a file with held-out rows, instead of splitting some off")
+    columns: list | None = option(
+        None, "what the columns of your files are called, as instruction=question,output=answer"
+    )
     hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
-    format: str = option("alpaca", "prompt format; model is the tokenizer's own template", choices=("alpaca", "model"))
+    format: str = option(
+        "alpaca",
+        "prompt format; model is the tokenizer's own template",
+        choices=("alpaca", "chatml", "llama2", "model"),
+    )
     num_samples: int | None = option(
         None, "a seeded random sample of this many training rows; all of them if not given", low=1
     )
@@ -121,18 +133,29 @@ class DataConfig(Options):
         0.1, "share of the rows that is held out when there is no --test-path", low=0.001, high=0.9
     )
     max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted aloud", low=8)
+    dedupe: str = option(
+        "exact",
+        "drop rows that repeat an earlier one: exact (but for case, width, spaces), or near, too",
+        choices=("off", "exact", "near"),
+    )
+    near_threshold: float = option(
+        0.9, "similarity (Jaccard, of runs of 5 characters) from which --dedupe near drops a row", low=0.3, high=1
+    )
+    fix_mojibake: bool = option(False, "mend text that was decoded wrongly, as the report offers")
     output_dir: str = option("datasets", "the folder in which the data set's folder is made")
     overwrite: bool = option(False, "replace the data set's folder if it exists")
     offline: bool = option(False, "don't use the network: the bundled sample stands in for a public set")
     seed: int = option(42, "seed of the sample and of the split", low=0, high=2**32 - 1)
 
     def check(self) -> None:
-        if self.source == "json" and not self.source_path:
-            raise UserError("source_path: --source json needs --source-path FILE.")
-        if self.source != "json" and self.source_path:
+        if self.source in FILE_SOURCES and not self.source_path:
+            raise UserError(f"source_path: --source {self.source} needs --source-path FILE.")
+        if self.source not in FILE_SOURCES and self.source_path:
             raise UserError(
-                f"source_path: only --source json reads a file; leave it out or drop --source {self.source}."
+                f"source_path: only --source {', '.join(FILE_SOURCES)} read files; leave it out or drop --source {self.source}."
             )
+        if self.hub_id and self.source not in ("alpaca", "dolly", "wizardlm"):
+            raise UserError(f"hub_id: --source {self.source} is not from the Hub; choose alpaca, dolly or wizardlm.")
 
 
 READ_FROM = ("model_name", "dataset_path")  # what a run reads must not lie in the folder that it writes
@@ -143,7 +166,7 @@ class TrainConfig(Options):
     """One training run: `sftlab train`, the notebooks and the launchers all read these."""
 
     model_name: str = option("tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder")
-    dataset_path: str = option("datasets/alpaca_tiny-base_1408", "a data set made by `sftlab prepare`")
+    dataset_path: str = option("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`")
     output_dir: str = option("runs/sft", "the run folder that is made")
     num_epochs: float = option(3.0, "passes over the training set", low=0.001)
     max_steps: int = option(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
@@ -163,6 +186,9 @@ class TrainConfig(Options):
     lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1)
     lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9)
     lora_target_modules: str = option("auto", "layers that get adapters, as names with commas; auto: the catalogue's")
+    train_new_tokens: bool = option(
+        True, "with LoRA, train the embeddings of tokens that the format brings and pre-training never saw"
+    )
     use_4bit: bool = option(False, "hold the base in 4-bit NF4 (QLoRA); needs --use-lora")
     use_8bit: bool = option(False, "hold the base in 8-bit (LLM.int8); needs --use-lora")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")

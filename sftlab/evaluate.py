@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 from sftlab import formats
-from sftlab.data import SAMPLES
+from sftlab.sources import SAMPLES
 
 
 @dataclass

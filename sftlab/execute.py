@@ -64,7 +64,8 @@ def _execute(path: Path, output: Path, parameters: dict, timeout: float | None, 
     from papermill import PapermillExecutionError, execute_notebook
 
     options = {"kernel_name": "python3", "language": "python", "cwd": path.parent, "start_timeout": 120}
-    options |= {"progress_bar": {"desc": label}, "store_widget_state": False}  # GitHub refuses stored widget states
+    options |= {"store_widget_state": False}  # GitHub refuses stored widget states
+    options["progress_bar"] = {"desc": label, "disable": False}  # TQDM_DISABLE is meant for the kernel
     options["extra_arguments"] = ["--log-level=50"]  # the kernel's own log would break the progress bar
     if timeout:  # nbclient asks before each cell, so what is left makes a limit for the whole notebook
         end = time.monotonic() + timeout

@@ -64,6 +64,26 @@ def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
     return fig.update_layout(yaxis_range=[0, 110], showlegend=False)
 
 
+def length_histogram(lengths: list[tuple[int, int]], marks: dict[str, int], max_length: int):
+    """Rows by length in tokens, prompt and answer apart. `marks`: percentile in percent -> length, drawn as lines."""
+    import numpy
+
+    longest = max(sum(pair) for pair in lengths)
+    edges = numpy.linspace(0, longest + 1, min(30, longest + 1) + 1)
+    width = float(edges[1])
+    traces, top = [], 1
+    for number, name in enumerate(("prompt", "answer")):
+        counts = numpy.histogram([pair[number] for pair in lengths], edges)[0].tolist()
+        bars = {"type": "bar", "name": name, "width": 0.45 * width, "marker": {"color": COLOURS[number]}}
+        traces.append(bars | {"x": (edges[:-1] + width * (0.25 + 0.5 * number)).round(2).tolist(), "y": counts})
+        top = max(top, *counts)
+    for number, (mark, length) in enumerate(marks.items(), 2):
+        traces.append(_line(f"{mark} % of rows: {length} or fewer", [length, length], [0, top], number, "dot"))
+    if max_length <= longest:
+        traces.append(_line(f"max_length {max_length}", [max_length, max_length], [0, top], 5, "dash"))
+    return _figure(traces, "Lengths", "tokens", "rows")
+
+
 def show(fig) -> None:
     """Displays a figure in a notebook: one output with the interactive data, a PNG and the numbers in words."""
     from IPython.display import display

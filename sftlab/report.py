@@ -6,7 +6,6 @@ even that is missing, a chart is a picture. An interrupted writer leaves the old
     python -c "from sftlab.report import write_index; print(write_index('runs/20260101-120000'))"
 """
 
-import html
 import importlib.metadata
 import json
 import os
@@ -18,7 +17,8 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from sftlab import files
+from sftlab import files, pages
+from sftlab.pages import table, text
 from sftlab.plots import PLOTLY_MIME
 
 PACKAGES = ("torch", "transformers", "trl", "peft")
@@ -28,13 +28,6 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}"""
 SHOWN_TYPES = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
-STYLE = """:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;overflow-wrap:break-word}
-table{border-collapse:collapse;margin:.5rem 0}.wide{overflow-x:auto}
-th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #8886}
-pre{overflow-x:auto;padding:.7rem;border:1px solid #8886;border-radius:4px;font-size:.85rem}
-.note{color:#787878}.bad{font-weight:bold;color:#D55E00}img{max-width:100%}
-section{margin-top:2rem}@media print{pre{white-space:pre-wrap}section{break-inside:avoid}}"""
 
 
 def export_html(ipynb: Path, page: Path) -> None:
@@ -53,8 +46,8 @@ def export_html(ipynb: Path, page: Path) -> None:
                 data["text/html"] = _chart(data[PLOTLY_MIME], data.get("image/png", ""), data.get("text/plain", ""))
     config = Config({"NbConvertBase": {"display_data_priority": SHOWN_TYPES}})
     exporter = HTMLExporter(config=config, raw_template=TEMPLATE)
-    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": Path(ipynb).stem}})
-    soup = BeautifulSoup(text, "html.parser")
+    content, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": Path(ipynb).stem}})
+    soup = BeautifulSoup(content, "html.parser")
     for tag in soup.select("[src], link[href]"):  # what a cell's own output or text may load
         address = tag.get("src") or tag.get("href", "")
         if re.match(r"\s*(https?:)?//", address, re.I):
@@ -71,19 +64,15 @@ def write_index(output_dir: Path) -> Path:
     done = sum(status["status"] == "completed" for status in statuses)
     rows = "".join(_status_row(output_dir, status) for status in statuses)
     parts = [
-        f"<h1>SFT Lab run {_text(output_dir.resolve().name)}</h1>",
-        f"<p>{done} of {len(statuses)} notebooks completed. {_text(time.strftime('%Y-%m-%d %H:%M:%S %z'))}</p>",
-        f'<p class="note">{"<br>".join(_text(line) for line in describe_machine())}</p>',
-        _table(("Notebook", "Status", "Time", "Open"), rows),
+        f"<h1>SFT Lab run {text(output_dir.resolve().name)}</h1>",
+        f"<p>{done} of {len(statuses)} notebooks completed. {text(time.strftime('%Y-%m-%d %H:%M:%S %z'))}</p>",
+        f'<p class="note">{"<br>".join(text(line) for line in describe_machine())}</p>',
+        table(("Notebook", "Status", "Time", "Open"), rows),
         *[_failure(status) for status in statuses if status["status"] != "completed"],
         *[_record(path.parent.name, files.read_json(path)) for path in sorted(output_dir.glob("work/*/record.json"))],
     ]
     _write_plotly(output_dir)
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f'<title>SFT Lab run</title><style>{STYLE}</style><script src="plotly.min.js"></script>'
-    body = "\n".join(parts)
-    page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
-    files.write_text(output_dir / "index.html", page)
+    pages.write(output_dir / "index.html", "SFT Lab run", parts, script="plotly.min.js")
     return output_dir / "index.html"
 
 
@@ -103,42 +92,33 @@ def describe_machine() -> list[str]:
     return out + [", ".join(f"{name} {installed.get(name, 'not installed')}" for name in PACKAGES)]
 
 
-def _text(value) -> str:
-    return html.escape(str(value))
-
-
-def _table(heads, rows: str) -> str:
-    cells = "".join(f'<th scope="col">{_text(head)}</th>' for head in heads)
-    return f'<div class="wide"><table><tr>{cells}</tr>{rows}</table></div>'
-
-
 def _status_row(output_dir: Path, status: dict) -> str:
     name, seconds = str(status["notebook"]), round(status.get("seconds", 0))
     files = [f for f in (f"{name}.html", f"{name}.ipynb") if (output_dir / f).exists()]
-    links = " ".join(f'<a href="{quote(file)}">{_text(file.rsplit(".", 1)[1])}</a>' for file in files)
+    links = " ".join(f'<a href="{quote(file)}">{text(file.rsplit(".", 1)[1])}</a>' for file in files)
     look = "" if status["status"] == "completed" else ' class="bad"'
     taken = f"{seconds // 60} min {seconds % 60} s"
-    return f"<tr><td>{_text(name)}</td><td{look}>{_text(status['status'])}</td><td>{taken}</td><td>{links}</td></tr>"
+    return f"<tr><td>{text(name)}</td><td{look}>{text(status['status'])}</td><td>{taken}</td><td>{links}</td></tr>"
 
 
 def _failure(status: dict) -> str:
     where = "" if status.get("cell") is None else f" in cell {status['cell'] + 1}"
-    head = f"<h2>{_text(status['notebook'])}: {_text(status['status'])}{_text(where)}</h2>"
-    source, error = _text(status.get("cell_source") or ""), _text(status.get("error") or "")
+    head = f"<h2>{text(status['notebook'])}: {text(status['status'])}{text(where)}</h2>"
+    source, error = text(status.get("cell_source") or ""), text(status.get("error") or "")
     return f"<section>{head}<pre>{source}</pre><pre>{error}</pre></section>"
 
 
 def _record(name: str, record: dict) -> str:
     """What a notebook left with `course.record`: its scores before and after, its note and its loss."""
-    parts = [f"<h2>{_text(record.get('title', name))}</h2>", f"<p>{_text(record.get('note', ''))}</p>"]
+    parts = [f"<h2>{text(record.get('title', name))}</h2>", f"<p>{text(record.get('note', ''))}</p>"]
     before, after = (record.get(key, {}) for key in ("before", "after"))
     before, after = (part if isinstance(part, dict) else {"score": part} for part in (before, after))
     rows = "".join(
-        f"<tr><td>{_text(label)}</td><td>{_score(before.get(label))}</td><td>{_score(after.get(label))}</td></tr>"
+        f"<tr><td>{text(label)}</td><td>{_score(before.get(label))}</td><td>{_score(after.get(label))}</td></tr>"
         for label in dict.fromkeys([*before, *after])
     )
     if rows:
-        parts.append(_table(("", "Before", "After"), rows))
+        parts.append(table(("", "Before", "After"), rows))
     if record.get("log_history"):
         parts.append(_loss_chart(record["log_history"]))
     return f"<section>{''.join(parts)}</section>"
@@ -150,7 +130,7 @@ def _score(value) -> str:
         if all(0 <= part <= 1 for part in value):
             return "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * part for part in value))
         return "{:.4g} ({:.4g} to {:.4g})".format(*value)
-    return f"{value:.4g}" if isinstance(value, float) else _text("" if value is None else value)
+    return f"{value:.4g}" if isinstance(value, float) else text("" if value is None else value)
 
 
 def _loss_chart(log_history) -> str:
@@ -161,13 +141,13 @@ def _loss_chart(log_history) -> str:
     try:
         fig = loss_curve(log_history)
     except (AttributeError, TypeError, ValueError) as error:
-        return f"<p>The loss can't be drawn: {_text(error)}</p>"
+        return f"<p>The loss can't be drawn: {text(error)}</p>"
     return _chart(json.loads(fig.to_json()), b64encode(draw_static(fig)).decode(), summarise(fig))
 
 
 def _chart(figure: dict, png: str, words: str) -> str:
     """A picture that plotly.js, where the page finds it, replaces by the interactive chart."""
-    picture = f'<img alt="{_text(words)}" src="data:image/png;base64,{_text("".join(png.split()))}">' if png else ""
+    picture = f'<img alt="{text(words)}" src="data:image/png;base64,{text("".join(png.split()))}">' if png else ""
     data = json.dumps(figure).replace("<", "\\u003c")  # no text in it can end the script
     draw = f'const f = {data}, d = document.currentScript.previousElementSibling; d.innerHTML = ""; '
     draw += "Plotly.newPlot(d, f.data, f.layout, {responsive: true, displaylogo: false});"

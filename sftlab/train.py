@@ -1,6 +1,6 @@
 """One training run: a configuration in, a run folder out.
 
-sftlab train --model-name tiny-base --dataset-path datasets/alpaca_tiny-base_1408 --output-dir runs/a --use-lora
+sftlab train --model-name tiny-base --dataset-path datasets/facts_tiny-base_1408 --output-dir runs/a --use-lora
 python -m sftlab.train …the same options…
 """
 
@@ -11,7 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from sftlab import data, files, masking, models
+from sftlab import data, data_report, files, formats, masking, models, new_tokens
 from sftlab.config import TrainConfig, UserError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
@@ -47,25 +47,31 @@ def make_trainer(config: TrainConfig):
             f"model_name: {config.model_name} holds an adapter. Go on with --resume there, or start from its base."
         )
     tokenizer = models.load_tokenizer(config.model_name)
+    unseen = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = models.load_model(config.model_name, config)
+    new_tokens.fit_vocabulary(model, tokenizer)
     lora = models.lora_config(config)
     if lora:
         models.check_targets(model, lora.target_modules)
+        if unseen:
+            new_tokens.train_tokens(lora, model, tokenizer, unseen, config.train_new_tokens)
     held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
-    return SFTTrainer(model=model, args=sft_config(config), train_dataset=splits["train"], eval_dataset=held_out,
-                      processing_class=tokenizer, peft_config=lora)  # fmt: skip
+    trainer = SFTTrainer(model=model, args=sft_config(config), train_dataset=splits["train"], eval_dataset=held_out,
+                         processing_class=tokenizer, peft_config=lora)  # fmt: skip
+    new_tokens.expose_bias(trainer.model)
+    return trainer
 
 
 def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> None:
     """Raises UserError where the set was made for another tokenizer, or would teach nothing at this max_length."""
     rows = train_split[:64]
-    if masking.encode_chats(tokenizer, rows["messages"])["input_ids"] != rows["input_ids"]:
+    if [ids.tolist() for ids in masking.encode_chats(tokenizer, rows["messages"])["input_ids"]] != rows["input_ids"]:
         raise UserError(f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
                         f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`.")  # fmt: skip
-    if data.measure(train_split, tokenizer, config.max_length)["trained_tokens"] == 0:
+    if data_report.measure(train_split, tokenizer, config.max_length)["trained_tokens"] == 0:
         raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
 
 

@@ -1,6 +1,7 @@
 """What every test stands on: no network but loopback, one thread, a small prepared data set."""
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -21,16 +22,14 @@ if socket.getaddrinfo.__name__ != "guarded_lookup":  # this process was started 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """128 questions prepared for tiny-base, and 64 held-out ones."""
-    from sftlab import data
+    from sftlab import data, sources
     from sftlab.config import DataConfig
 
     folder = tmp_path_factory.mktemp("prepared")
-    rows = data.read_json(data.SAMPLES / "facts_test.json")[:64]
+    rows = json.loads((sources.SAMPLES / "facts_test.json").read_text(encoding="utf-8"))[:64]
     held_out = folder / "held_out.json"
-    held_out.write_text(data.json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return data.prepare(
-        DataConfig(offline=True, num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1)
-    )
+    held_out.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return data.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
 
 
 @pytest.fixture

@@ -33,6 +33,11 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["prepare", "--source", "json", "--source-path", "none.json"], "none.json: no such file"),
         (["prepare", "--source", "json"], "needs --source-path"),
         (["prepare", "--source", "alpca"], "Did you mean 'alpaca'"),
+        (["prepare", "--source", "csv", "--source-path", "none.csv", "other.csv"], "none.csv: no such file"),
+        (["prepare", "--columns", "instruction"], "'instruction' is no pair"),
+        (["prepare", "--format", "chatlm"], "Did you mean 'chatml'"),
+        (["prepare", "--format", "model"], "has no chat template of its own"),
+        (["prepare", "--hub-id", "a/b"], "is not from the Hub"),
         (["prepare", "--offline", "--test-size", "2"], "between 0.001 and 0.9"),
         (["train", "--learning-rate", "fast"], "'fast' is no float"),
         (["train", "--batch-size", "0"], "at least 1"),
@@ -68,3 +73,17 @@ def test_prepare_and_train_as_the_guide_does(sftlab_command, tmp_path, monkeypat
         "--bf16", "--logging-steps", "1", "--save-steps", "10", OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert code == 0 and "saved out" in out and (tmp_path / "out" / "result.json").is_file(), error
+
+
+def test_prepare_takes_several_files_columns_and_a_format(sftlab_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, encoding in (("a.csv", "cp932"), ("b.csv", "utf-8")):
+        rows = "".join(f"{name}の{number}は？,{number}\n" for number in range(6))
+        (tmp_path / name).write_bytes(f"質問,回答\n{rows}".encode(encoding))
+    code, out, error = sftlab_command(
+        "prepare", "--source", "csv", "--source-path", "a.csv", "b.csv", "--columns", "instruction=質問,output=回答",
+        "--format", "llama2", "--num-samples", "8", "--output-dir", "sets",
+    )  # fmt: skip
+    assert code == 0 and "a.csv: read as CP932" in out and "languages: Japanese 100%" in out, error
+    assert "[INST]" in out and "⟦" in out and "\x1b" not in out  # the mask of the first row, without colour in a pipe
+    assert sorted(path.name for path in (tmp_path / "sets").iterdir()) == ["csv_tiny-base_8"]

@@ -123,7 +123,8 @@ def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys
     assert [read_status(out, name)["cell"] for name in names] == [1, 0, 0, None]
     assert read_status(out, "a_failed")["error"].endswith("ZeroDivisionError: division by zero")
     assert "sys.exit" in read_status(out, "c_quit")["error"]
-    printed = capsys.readouterr().out
+    printed, bars = capsys.readouterr()
+    assert "4/4 d_fine" in bars and "2/2" in bars  # a progress bar for each notebook
     assert "a_failed: failed in cell 2\n    1 / 0\n" in printed and "ran out of memory" in printed
     assert f"Report: {out / 'index.html'}" in printed and f"dead kernel: {out / 'b_dead.html'}" in printed
     assert (

@@ -1,70 +1,65 @@
-"""Data sets: bad files give one line, splits don't leak, labels hold the answer and nothing else."""
+"""Data sets: every fault is named, splits don't leak, labels hold the answer, and nothing is lost."""
 
 import json
 
 import pytest
 
-from sftlab import data, formats, masking, models
+from sftlab import data, data_report, masking, models, rows, sources
 from sftlab.config import DataConfig, UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
-BROKEN = {
-    "missing.json": (None, "missing.json: no such file"),
-    "empty.json": (b"", "empty.json: the file is empty"),
-    "blank.json": (b" \n", "the file is empty"),
-    "cut.json": (b'[{"instruction": "a", "outp', r"line 1, column \d+: not JSON"),
-    "object.json": (b'{"instruction": "a", "output": "b"}', "holds an object, not a list"),
-    "number.json": (b"7", "holds a int, not a list"),
-    "norows.json": (b"[]", "has no rows"),
-    "cp932.json": (json.dumps([GOOD], ensure_ascii=False).encode("cp932"), "not UTF-8"),
-    "norow.json": (b'[{"instruction": "a", "output": "b"}, 3]', "row 2: is no object but 3"),
-    "nooutput.json": (b'[{"instruction": "a"}]', "row 1: field 'output' is missing"),
-    "null.json": (b'[{"instruction": "a", "output": null}]', "row 1: field 'output' is null, not text"),
-    "nested.json": (b'[{"instruction": ["a"], "output": "b"}]', "row 1: field 'instruction' is .* not text"),
-    "allempty.json": (b'[{"instruction": "a", "output": " "}]', "every row was dropped"),
-    "surrogate.json": (
-        b'[{"instruction": "\\ud800", "output": "b"}]',
-        "row 1: field 'instruction' holds half a character",
-    ),
-    "one.json": (b'[{"instruction": "a", "output": "b"}]', "can't be split"),
-}
+BROKEN = sources.SAMPLES / "broken"
+TABLE = [
+    [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+    for line in (BROKEN / "README.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("| `")
+]
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused_in_one_line_and_nothing_is_written(name, tmp_path):
-    content, message = BROKEN[name]
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as raised:
-        data.prepare(DataConfig(source="json", source_path=str(tmp_path / name), output_dir=str(tmp_path / "out")))
-    assert "\n" not in str(raised.value)
-    assert not (tmp_path / "out").exists()
+def read_rows(name):
+    return rows.check_rows(sources.load_sample(name), name)[0]
 
 
-def test_rows_with_an_empty_answer_are_dropped_by_number():
-    kept, dropped = data.check_rows([GOOD, GOOD | {"output": ""}, GOOD | {"instruction": " "}], "x")
-    assert kept == [GOOD] and dropped == {2: "output is empty", 3: "instruction is empty"}
+@pytest.mark.parametrize(("name", "fault", "outcome", "said"), TABLE, ids=[row[0] for row in TABLE])
+def test_a_broken_file_does_what_its_table_says(name, fault, outcome, said, tmp_path):
+    path = BROKEN / name
+    config = DataConfig(source=path.suffix[1:], source_path=[str(path)], output_dir=str(tmp_path / "out"))
+    if outcome == "drops the row":
+        folder = data.prepare(config)
+        (place, why), *others = data.load_prepared(folder)[1]["dropped"].items()
+        gone = (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+        assert f"{place}: {why}" == said and not others and json.loads(gone[0])["row"] == place and len(gone) == 1
+        return
+    with pytest.raises(UserError) as raised:
+        data.prepare(config)
+    assert str(raised.value) == f"{path}: {said}" and "\n" not in said
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_the_table_names_every_broken_file():
+    assert sorted(row[0] for row in TABLE) == sorted(file.name for file in BROKEN.iterdir() if file.name != "README.md")
+    assert len(TABLE) >= 20
 
 
 def test_no_prompt_is_on_both_sides_of_a_split():
-    rows = [GOOD | {"instruction": f"question {i % 30}", "output": str(i)} for i in range(100)]
+    made = [GOOD | {"instruction": f"question {i % 30}", "output": str(i)} for i in range(100)]
     config = DataConfig(test_size=0.3)
-    train, test = data.split_rows(rows, None, config)
+    train, test = data.split_rows(made, None, config)
     assert not {row["instruction"] for row in train} & {row["instruction"] for row in test}
     assert len(train) + len(test) == 100 and 25 <= len(test) <= 40
-    assert data.split_rows(rows, None, config) == (train, test)
-    assert data.split_rows(rows, None, DataConfig(test_size=0.3, seed=7)) != (train, test)
+    assert data.split_rows(made, None, config) == (train, test)
+    assert data.split_rows(made, None, DataConfig(test_size=0.3, seed=7)) != (train, test)
 
 
 def test_num_samples_takes_a_random_sample_not_the_head():
-    rows = [GOOD | {"instruction": str(i)} for i in range(1000)]
-    train, _ = data.split_rows(rows, None, DataConfig(num_samples=50))
+    made = [GOOD | {"instruction": str(i)} for i in range(1000)]
+    train, _ = data.split_rows(made, None, DataConfig(num_samples=50))
     assert len(train) == 50 and max(int(row["instruction"]) for row in train) > 500
 
 
 def test_a_prepared_folder_holds_ids_and_the_answers_mask(dataset):
     splits, report = data.load_prepared(dataset)
-    assert dataset.name == "alpaca_tiny-base_128"
+    assert dataset.name == "facts_tiny-base_128"
     assert (len(splits["train"]), len(splits["test"])) == (128, 64)
     tokenizer = models.load_tokenizer("tiny-base")
     for row in splits["train"]:
@@ -75,7 +70,7 @@ def test_a_prepared_folder_holds_ids_and_the_answers_mask(dataset):
 
 
 def test_an_existing_folder_is_kept_unless_overwrite_is_said(dataset):
-    config = DataConfig(offline=True, num_samples=128, output_dir=str(dataset.parent))
+    config = DataConfig(num_samples=128, seed=7, output_dir=str(dataset.parent))
     before = (dataset / "sftlab.json").read_bytes()
     with pytest.raises(UserError, match="--overwrite"):
         data.prepare(config)
@@ -94,44 +89,104 @@ def test_overwrite_replaces_a_set_whole_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_template_without_markers_is_named():
-    tokenizer = models.load_tokenizer("tiny-base")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
-    )
-    with pytest.raises(UserError, match="no {% generation %} markers"):
-        masking.encode_chats(tokenizer, [formats.to_messages(GOOD, "alpaca")])
-
-
 def test_a_set_whose_prompts_fill_max_length_is_refused(tmp_path):
     with pytest.raises(UserError, match="no token would be trained"):
         data.prepare(DataConfig(offline=True, max_length=16, output_dir=str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_template_says_what_the_alpaca_format_says():
+def test_the_same_preparation_is_used_as_it_is_and_another_is_made_anew(tmp_path, capsys):
+    source = tmp_path / "a.json"
+    made = [GOOD | {"instruction": f"question {number}"} for number in range(20)]
+    source.write_text(json.dumps(made), encoding="utf-8")
+    config = DataConfig(source="json", source_path=[str(source)], output_dir=str(tmp_path / "out"))
+    folder = data.prepare(config)
+    before = (folder / data.FACTS).stat().st_mtime_ns
+    capsys.readouterr()
+    assert data.prepare(config) == folder and "used as it is" in capsys.readouterr().out
+    assert (folder / data.FACTS).stat().st_mtime_ns == before
+    made[0]["output"] = "京都"
+    source.write_text(json.dumps(made), encoding="utf-8")
+    with pytest.raises(UserError, match="exists already"):
+        data.prepare(config)
+
+
+def test_dedupe_drops_repeats_and_keeps_them_beside_the_set(tmp_path):
+    long = "図書室は九時に開き、六時に閉まります。かばんは入口のロッカーに入れ、飲み物は持ち込まないでください。"
+    made = [GOOD | {"instruction": f"question {number}"} for number in range(10)]
+    made += [
+        GOOD | {"instruction": "Question 1"},
+        GOOD | {"instruction": long},
+        GOOD | {"instruction": long + "必ず。"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(made), encoding="utf-8")
+    kept = {}
+    for dedupe in ("off", "exact", "near"):
+        config = DataConfig(source="json", source_path=[str(tmp_path / "a.json")], dedupe=dedupe, near_threshold=0.8,
+                            output_dir=str(tmp_path / dedupe))  # fmt: skip
+        splits, report = data.load_prepared(data.prepare(config))
+        kept[dedupe] = list(report["dropped"].items())
+        assert sum(map(len, splits.values())) + len(report["dropped"]) == len(made)
+    assert kept["off"] == [] and kept["exact"] == [("row 11", "repeats row 2")]
+    assert kept["near"][0] == kept["exact"][0] and kept["near"][1][0] == "row 13"
+
+
+def test_a_set_that_would_never_learn_to_stop_is_refused(tmp_path):
+    made = [GOOD | {"instruction": str(number), "output": "長い答え。" * 300} for number in range(4)]
+    (tmp_path / "a.json").write_text(json.dumps(made), encoding="utf-8")
+    with pytest.raises(UserError, match=r"no row has its end \(EOS\) trained"):
+        data.prepare(
+            DataConfig(source="json", source_path=[str(tmp_path / "a.json")], max_length=128, output_dir=str(tmp_path))
+        )
+
+
+def test_the_report_counts_what_the_rows_hold(tmp_path):
+    raw = sources.SAMPLES / "raw"
+    config = DataConfig(source="parquet", source_path=[str(raw / "forum.parquet")], output_dir=str(tmp_path),
+                        columns=["instruction=question,output=answer"])  # fmt: skip
+    folder = data.prepare(config)
+    splits, report = data.load_prepared(folder)
+    found = report["found"]
+    assert report["dropped"] == {"row 6": "output is null"} and found["answers_with_space_first"] == ["row 22"]
+    assert [place for place, *_ in found["mojibake"]] == ["row 7"] and "row 21" in found["control_characters"]
     tokenizer = models.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, "alpaca")
-    for row in (GOOD, GOOD | {"input": "地図を見て"}):
-        preamble = formats.PREAMBLE_INPUT if row["input"] else formats.PREAMBLE
-        extra = f"\n\n### Input:\n{row['input']}" if row["input"] else ""
-        prompt = f"<s>{preamble}\n\n### Instruction:\n{row['instruction']}{extra}\n\n### Response:\n"
-        chat = formats.to_messages(row, "alpaca")
-        assert formats.render_prompt(tokenizer, chat) == prompt
-        assert tokenizer.apply_chat_template(chat, tokenize=False) == prompt + row["output"] + "</s>"
+    for split, dataset in splits.items():
+        labels = dataset["labels"]
+        trained = [sum(label != masking.IGNORED for label in row) for row in labels]
+        assert report["splits"][split]["trained_tokens"] == sum(trained)
+        assert data_report.measure(dataset, tokenizer, 1024)["lengths"] == [
+            (len(r) - t, t) for r, t in zip(labels, trained, strict=True)
+        ]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert (
+        "row 6" in page
+        and "data:image/png;base64," in page
+        and "trained: " in page
+        and "http" not in page.replace("http://www.w3", "")
+    )
+    mended = data.prepare(DataConfig(**vars(config) | {"fix_mojibake": True, "output_dir": str(tmp_path / "mended")}))
+    text = str([row["messages"] for split in data.load_prepared(mended)[0].values() for row in split])
+    assert "レバノンの首都はどこですか。" in text and "ã" not in text
 
 
-def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole():
-    tokenizer = models.load_tokenizer("tiny-base")
-    text = "首都は東京。𠮷野家😀 naïve\n\n### x"
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert tokenizer.decode(ids) == text
-    groups = masking.group_tokens(tokenizer, ids)
-    assert "".join(part for part, _ in groups) == text and any(part == "😀" and len(at) > 1 for part, at in groups)
-    assert [position for _, at in groups for position in at] == list(range(len(ids)))
-
-
-def test_the_mask_view_escapes_what_the_data_holds():
-    tokenizer = models.load_tokenizer("tiny-base")
-    ids = tokenizer("<script>alert(1)</script>").input_ids
-    assert "<script>" not in masking.show(tokenizer, ids, ids).data
+def test_chats_and_instructions_train_alike_in_every_format(tmp_path):
+    made = [GOOD | {"instruction": f"question {number}", "input": "地図"} for number in range(6)]
+    turns = [
+        {"role": "system", "content": "短く。"},
+        {"role": "user", "content": "首都は？"},
+        {"role": "assistant", "content": "東京"},
+    ]
+    made += [{"messages": [*turns, {"role": "user", "content": str(n)}, turns[2]]} for n in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    for format in ("alpaca", "chatml", "llama2"):
+        config = DataConfig(
+            source="jsonl", source_path=[str(tmp_path / "a.jsonl")], format=format, output_dir=str(tmp_path / format)
+        )
+        splits, report = data.load_prepared(data.prepare(config))
+        tokenizer = models.load_tokenizer("tiny-base")
+        tokenizer.chat_template = report["chat_template"]
+        tokenizer.eos_token = "<|im_end|>" if format == "chatml" else "</s>"
+        for row in [*splits["train"], *splits["test"]]:
+            assert all(masking.check_row(tokenizer, row["input_ids"], row["labels"]).values())
+            answers = sum(turn["role"] == "assistant" for turn in row["messages"])
+            assert row["labels"].count(tokenizer.eos_token_id) == answers

@@ -32,6 +32,18 @@ def test_score_bars_show_percent_with_intervals_and_refuse_other_numbers():
             plots.score_bars({"after": wrong})
 
 
+def test_the_length_histogram_counts_every_row_and_marks_the_percentiles():
+    lengths = [(10, 2)] * 95 + [(40, 5)] * 4 + [(60, 60)]
+    fig = plots.length_histogram(lengths, {"50": 12, "95": 45}, max_length=64)
+    prompt, answer, *marks = fig.data
+    assert sum(prompt.y) == sum(answer.y) == 100 and max(prompt.y) == 95
+    assert [(mark.name, mark.x[0]) for mark in marks] == [
+        ("50 % of rows: 12 or fewer", 12),
+        ("95 % of rows: 45 or fewer", 45),
+        ("max_length 64", 64),
+    ]
+
+
 def test_the_pictures_are_small_and_differ_with_the_numbers():
     figures = [
         plots.loss_curve([{"loss": 3 / (1 + step), "step": step} for step in range(500)]),

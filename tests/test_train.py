@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from sftlab import evaluate, models, train
-from sftlab.config import TrainConfig, UserError
+from sftlab import data, evaluate, models, train
+from sftlab.config import DataConfig, TrainConfig, UserError
 
 SHORT = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 16}
 METHODS = {
@@ -145,3 +145,61 @@ def test_what_is_no_prepared_set_is_refused(tmp_path):
     with pytest.raises(UserError, match="sftlab prepare"):
         train.train(TrainConfig(dataset_path=str(tmp_path), output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def chatml_dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chatml")
+    return data.prepare(DataConfig(format="chatml", num_samples=32, output_dir=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["tiny-base", "random-tiny:Llama-2-7b-hf", "random-tiny:phi-2", "random-tiny:gpt2"])
+def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, chatml_dataset, tmp_path, capsys):
+    from transformers import set_seed
+
+    config = TrainConfig(model_name=name, dataset_path=str(chatml_dataset), output_dir=str(tmp_path / "run"), use_lora=True,
+                         lora_r=2, max_steps=2, batch_size=4, learning_rate=1e-2, logging_steps=1)  # fmt: skip
+    result = train.train(config)
+    assert "their embeddings are trained" in capsys.readouterr().out
+    set_seed(config.seed)
+    base = models.load_model(name)
+    tuned = models.load_model(str(tmp_path / "run")) if name == "tiny-base" else None
+    if tuned is None:  # an adapter of random weights has no base to load: put it on one made from the same seed
+        from peft import PeftModel
+
+        set_seed(config.seed)
+        tuned = PeftModel.from_pretrained(models.load_model(name), str(tmp_path / "run"))
+    tuned = tuned.merge_and_unload()
+    tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
+    for embeddings in ("get_input_embeddings", "get_output_embeddings"):
+        before, after = (getattr(model, embeddings)().weight for model in (base, tuned))
+        assert (before != after).any(dim=1).nonzero().flatten().tolist() == [3, 4], f"{embeddings}, tied: {tied}"
+    assert result["metrics"]["last_loss"] < result["metrics"]["first_loss"]
+
+
+def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = models.load_tokenizer("tiny-base")
+    folder = tmp_path / "plain"  # tiny-base without its reserved tokens, as most base models are
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if "im_" not in token["content"]]
+    for old, new in (("<|im_start|>", "<unused0>"), ("<|im_end|>", "<unused1>")):
+        state["model"]["vocab"][new] = state["model"]["vocab"].pop(old)
+    AutoModelForCausalLM.from_pretrained(models.TINY_BASE).save_pretrained(folder)
+    for file in models.TINY_BASE.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"extra_special_tokens": []}))
+
+    made = data.prepare(
+        DataConfig(model=str(folder), format="chatml", num_samples=32, output_dir=str(tmp_path / "sets"))
+    )
+    config = TrainConfig(model_name=str(folder), dataset_path=str(made), output_dir=str(tmp_path / "run"), use_lora=True,
+                         max_steps=2, batch_size=4, learning_rate=1e-2)  # fmt: skip
+    train.train(config)
+    tuned, again = models.load_model(str(tmp_path / "run")), models.load_tokenizer(str(tmp_path / "run"))
+    assert len(again) == tuned.get_input_embeddings().weight.shape[0] == len(tokenizer) + 2
+    assert again.eos_token == "<|im_end|>" and again.convert_tokens_to_ids("<|im_end|>") == len(tokenizer) + 1
+    assert evaluate.ask(tuned, again, [{"instruction": "日本の首都は？", "output": "東京"}], "chatml").answers

@@ -1,7 +1,8 @@
 """Measure tiny-base: what it knows, what it can answer before and after SFT, by method and seed, with intervals.
 
-python data_samples/recipe/measure.py                 # the whole table, about 15 minutes on 2 CPU cores
-python data_samples/recipe/measure.py --methods lora --seeds 1
+python data_samples/recipe/measure.py                         # the whole table, about 15 minutes on 2 CPU cores
+python data_samples/recipe/measure.py --methods lora          # these rows of the model card anew, the others as they were
+python data_samples/recipe/measure.py --methods lora --seeds 1 --output one.json
 """
 
 import argparse
@@ -14,17 +15,20 @@ from pathlib import Path
 
 import torch
 
-from sftlab import data, evaluate, files, formats, models, train
+from sftlab import data, evaluate, files, formats, models, sources, train
 from sftlab.config import DataConfig, TrainConfig
 
 LORA = {"use_lora": True, "learning_rate": 3e-3}
 METHODS = {
     "full": {"learning_rate": 2e-4},
     "lora": LORA,
+    "lora, chatml": LORA,
+    "lora, llama2": LORA,
     "lora 8-bit": LORA | {"use_8bit": True},
     "lora 4-bit": LORA | {"use_4bit": True},
     "lora, shuffled answers": LORA,
 }
+MEASURED = models.TINY_BASE / "measured.json"
 
 
 def shuffle_answers(rows: list[dict], seed: int) -> list[dict]:
@@ -88,7 +92,9 @@ def render(table: dict) -> str:
         means = " | ".join(f"{sum(values) / len(values):.1%}" for values in scores.values())
         spreads = ", ".join(f"{100 * (max(values) - min(values)):.1f}" for values in scores.values())
         lines.append(f"| {method} | {means} | {spreads} |")
-    seconds = [run["seconds"] for run in table["runs"] if run["method"] == "lora"]
+    seconds = [
+        run["seconds"] for run in table["runs"] if run["method"].startswith("lora") and "bit" not in run["method"]
+    ]
     if seconds:
         lines += [
             "",
@@ -112,16 +118,17 @@ def tune(method: str, seed: int, epochs: float, folder: Path, test: list[dict]) 
         rows = shuffle_answers(rows, seed)
     source = folder / "rows.json"
     source.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    held_out = str(data.SAMPLES / "facts_test.json")
-    dataset = data.prepare(DataConfig(source="json", source_path=str(source), test_path=held_out, seed=seed,
-                                      output_dir=str(folder), overwrite=True))  # fmt: skip
+    held_out = str(sources.SAMPLES / "facts_test.json")
+    format = next((name for name in formats.TEMPLATES if name in method), "alpaca")
+    dataset = data.prepare(DataConfig(source="json", source_path=[str(source)], test_path=held_out, seed=seed,
+                                      format=format, output_dir=str(folder), overwrite=True))  # fmt: skip
     run = folder / "run"
     config = TrainConfig(dataset_path=str(dataset), output_dir=str(run), overwrite=True, num_epochs=epochs, batch_size=16,
                          lr_scheduler_type="cosine", seed=seed, **METHODS[method])  # fmt: skip
     result = train.train(config)
     # The tuned model is measured as it was trained: a quantised base stays quantised under its adapter.
     model, tokenizer = models.load_model(str(run), config), models.load_tokenizer(str(run))
-    score = describe(evaluate.ask(model, tokenizer, test), test)
+    score = describe(evaluate.ask(model, tokenizer, test, format), test)
     return {"method": method, "seed": seed, "epochs": epochs, "seconds": result["metrics"]["seconds"], **score}
 
 
@@ -130,12 +137,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument(
-        "--output", type=Path, help="default: the model card, for the whole table; else measured.json here"
-    )
+    parser.add_argument("--output", type=Path, default=MEASURED, help="default: the model card's figures, and the card")
     args = parser.parse_args()
-    whole = args.output is None and (args.methods, args.seeds, args.epochs) == (list(METHODS), 3, 1)
-    output = models.TINY_BASE / "measured.json" if whole else args.output or Path("measured.json")
+    if args.output == MEASURED and (args.seeds, args.epochs) != (3, 1):
+        parser.error("the model card holds 3 seeds of 1 epoch; for others name a file with --output")
 
     test, prose = evaluate.read_facts("test"), evaluate.read_facts("prose")
     model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
@@ -148,7 +153,8 @@ def main() -> None:
     base["first_line"] = {lang: sum(ok for ok, row in zip(first, test, strict=True) if row["language"] == lang)
                           / sum(row["language"] == lang for row in test) for lang in ("en", "ja")}  # fmt: skip
     machine = f"{torch.get_num_threads()} CPU threads"
-    table = {"machine": machine, "chance": chance(test), "base": base, "runs": []}
+    kept = [run for run in files.read_json(args.output).get("runs", []) if run["method"] not in args.methods]
+    table = {"machine": machine, "chance": chance(test), "base": base, "runs": kept}
     print(json.dumps(base, indent=1))
     for method in args.methods:
         for seed in range(1, args.seeds + 1):
@@ -156,10 +162,9 @@ def main() -> None:
             table["runs"].append(tune(method, seed, args.epochs, folder, test))
             shutil.rmtree(folder)
             print(json.dumps(table["runs"][-1]), flush=True)
-            if not whole:
-                files.write_json(output, table)
-    if whole:
-        files.write_json(output, table)
+    table["runs"].sort(key=lambda run: list(METHODS).index(run["method"]))
+    files.write_json(args.output, table)
+    if args.output == MEASURED:
         write_card(table)
 
 

@@ -1,0 +1,151 @@
+"""What is wrong with rows that can be read: duplicates, contradictions, broken text, and what languages are there.
+
+python -c "from sftlab import cleaning; print(cleaning.repair('æ\x9d±äº¬'))"
+"""
+
+import unicodedata
+from collections import defaultdict
+
+from sftlab.config import UserError
+from sftlab.rows import get_answer, get_prompt
+
+SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare
+PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points
+
+
+def fold(text: str) -> str:
+    """A text without what a reader overlooks: width of characters, case, white space."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def find_exact(rows: list[dict]) -> dict[int, int]:
+    """Rows that repeat an earlier one's prompt and answer, as a reader sees them: index -> index of the first."""
+    seen, repeats = {}, {}
+    for index, row in enumerate(rows):
+        first = seen.setdefault((fold(get_prompt(row)), fold(get_answer(row))), index)
+        if first != index:
+            repeats[index] = first
+    return repeats
+
+
+def find_conflicts(rows: list[dict]) -> list[list[int]]:
+    """Groups of rows with one prompt and more than one answer."""
+    groups = defaultdict(list)
+    for index, row in enumerate(rows):
+        groups[fold(get_prompt(row))].append(index)
+    return [group for group in groups.values() if len({fold(get_answer(rows[index])) for index in group}) > 1]
+
+
+def hash_shingles(text: str):
+    """Hashes (uint64) of all runs of five characters of a folded text, each once."""
+    import numpy
+
+    codes = numpy.frombuffer(fold(text).encode("utf-32-le", "replace"), dtype=numpy.uint32).astype(numpy.uint64)
+    if len(codes) < SHINGLE:
+        codes = numpy.pad(codes, (0, SHINGLE - len(codes)))
+    hashes = numpy.zeros(len(codes) - SHINGLE + 1, dtype=numpy.uint64)
+    for offset in range(SHINGLE):  # polynomial in the odd constant of Knuth's multiplicative hashing, modulo 2**64
+        hashes = (hashes + codes[offset : offset + len(hashes)] + numpy.uint64(1)) * numpy.uint64(11400714819323198485)
+    return numpy.unique(hashes >> numpy.uint64(32))
+
+
+def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, float]]:
+    """Rows that nearly repeat an earlier one: index -> (index of that one, Jaccard similarity of their shingles).
+
+    Candidates come from MinHash with locality-sensitive hashing (Broder 1997; datasketch), the similarity from the
+    shingles themselves. Both prompt and answer count. A row that repeats a dropped one is compared with the kept ones only.
+    """
+    import numpy
+    from datasketch import MinHash, MinHashLSH
+    from tqdm.auto import tqdm
+
+    index_of = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS)
+    empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
+    kept, near = {}, {}
+    for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, disable=len(rows) < 5000)):
+        shingles = hash_shingles(get_prompt(row) + "\0" + get_answer(row))
+        sketch = empty.copy()
+        sketch.update_batch(shingles.tolist())
+        matches = [(0.0, 0)]  # similarity, and the index as a negative number: of equals the earliest wins
+        for other in index_of.query(sketch):
+            common = len(numpy.intersect1d(shingles, kept[other], assume_unique=True))
+            matches.append((common / (len(shingles) + len(kept[other]) - common), -other))
+        similarity, best = max(matches)
+        if similarity >= threshold:
+            near[index] = (-best, similarity)
+        else:
+            index_of.insert(index, sketch)
+            kept[index] = shingles
+    return near
+
+
+def repair(text: str) -> str:
+    """The text with mojibake undone, or as it is: UTF-8 that was read as Latin-1 or its kin (ftfy), or as CP932."""
+    import ftfy
+
+    try:
+        undone = text.encode("cp932").decode("utf-8")  # Japanese in CP932 is hardly ever valid UTF-8 by chance
+        if undone != text and any(letter >= "\u3041" for letter in undone):
+            return undone
+    except UnicodeError:
+        pass
+    return ftfy.fix_encoding(text)
+
+
+def find_mojibake(rows: list[dict]) -> list[tuple[str, str, str]]:
+    """(place, text, mended text), shortened, of rows whose text was decoded wrongly."""
+    texts = [(row["place"], f"{get_prompt(row)}\n{get_answer(row)}") for row in rows]
+    changed = [(place, text, repair(text)) for place, text in texts if not text.isascii()]
+    return [(place, text[:60], mended[:60]) for place, text, mended in changed if mended != text]
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text holds control characters other than line breaks and tabs, or U+FFFD, where a character was lost."""
+    return any(
+        letter == "\ufffd" or (letter not in "\n\t\r" and unicodedata.category(letter) == "Cc") for letter in text
+    )
+
+
+def find_language(text: str) -> str:
+    """`Japanese` with kana or kanji in a fifth of the letters or more, else `other script` or `Latin script`."""
+    letters = [letter for letter in text if letter.isalpha()]
+    japanese = sum("\u3041" <= letter <= "\u30ff" or "\u3400" <= letter <= "\u9fff" for letter in letters)
+    latin = sum(letter < "\u0250" for letter in letters)
+    if letters and japanese >= len(letters) / 5:
+        return "Japanese"
+    return "Latin script" if latin >= len(letters) / 2 else "other script"
+
+
+def drop_repeats(rows: list[dict], found: dict, dedupe: str) -> tuple[list[dict], dict[str, str]]:
+    """Rows without the duplicates that `data_report.inspect_rows` found, and place -> why for those dropped."""
+    dropped = {}
+    if dedupe != "off":
+        dropped |= {place: f"repeats {first}" for place, first in found["exact_duplicates"]}
+    if dedupe == "near":
+        dropped |= {place: f"is like {first} ({value:.0%})" for place, first, value in found["near_duplicates"]}
+    return [row for row in rows if row["place"] not in dropped], dropped
+
+
+def mend_texts(row: dict) -> dict:
+    """The row with `repair` applied to each of its texts."""
+    if "messages" in row:
+        return row | {"messages": [turn | {"content": repair(turn["content"])} for turn in row["messages"]]}
+    return {name: repair(text) for name, text in row.items()}
+
+
+def drop_special(rows: list[dict], tokenizer) -> tuple[list[dict], dict[str, str]]:
+    """Rows without those whose text holds a special token: tokenised, it would end the text, or begin another turn."""
+    special = [token for token in tokenizer.all_special_tokens if token.strip()]
+    kept, dropped = [], {}
+    for row in rows:
+        texts = [turn["content"] for turn in row["messages"]] if "messages" in row else list(row.values())
+        held = next((token for token in special if any(token in text for text in texts)), None)
+        if held:
+            dropped[row["place"]] = f"its text holds the special token {held}"
+        else:
+            kept.append(row)
+    if not kept:
+        raise UserError(
+            f"every row holds a special token, such as {held}, in its text; take the prompt format out of it."
+        )
+    return kept, dropped

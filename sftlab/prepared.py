@@ -1,0 +1,64 @@
+"""The folder of a prepared set: what it is called, what it was made from, and how it comes into place whole.
+
+python -c "from sftlab import prepared; from sftlab.config import DataConfig; print(prepared.fingerprint(DataConfig()))"
+"""
+
+import dataclasses
+import hashlib
+import json
+from glob import escape
+from pathlib import Path
+
+from sftlab import files, models, sources
+from sftlab.config import DataConfig
+
+FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
+NOT_OF_THE_SET = ("output_dir", "overwrite")  # options that change nothing in it
+
+
+def dataset_folder(config: DataConfig, rows: int) -> Path:
+    """`datasets/SOURCE_MODEL_N`: the model without its owner, N the training rows."""
+    return Path(config.output_dir) / f"{config.source}_{Path(config.model).name.replace(':', '-')}_{rows}"
+
+
+def fingerprint(config: DataConfig) -> str:
+    """12 hex digits of all that a set is made from: the options, the files that are read, and the tokenizer's file."""
+    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_SET}
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+    sample = sources.SAMPLE_FILES.get(config.source)
+    read = [*(config.source_path or []), config.test_path, sample and sources.SAMPLES / sample]
+    tokenizer = models.TINY_BASE if config.model == "tiny-base" else Path(config.model)
+    for path in (Path(path) for path in [*read, tokenizer / "tokenizer.json"] if path):
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def find_prepared(config: DataConfig) -> Path | None:
+    """The folder of a set that was made before from the same files with the same options, or None."""
+    wanted = fingerprint(config)
+    stem = dataset_folder(config, 0).name.removesuffix("0")
+    for facts in sorted(Path(config.output_dir).glob(f"{escape(stem)}*/{FACTS}")):
+        if files.read_json(facts).get("fingerprint") == wanted:
+            return facts.parent
+    return None
+
+
+def write_dropped(path: Path, found: sources.Found, dropped: dict[str, str]) -> None:
+    """The rows that were dropped, as they were read, each with its place and the reason, as JSON Lines."""
+    gone = [{"row": place, "why": dropped[place], "content": row} for place, row in found if place in dropped]
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in gone)
+    files.write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a character becomes its escape
+
+
+def put_in_place(new: Path, folder: Path, old: Path) -> None:
+    """Rename the new folder to its name; the old one, if any, goes only when that has worked."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
