@@ -126,6 +126,13 @@ def drop_repeats(rows: list[dict], found: dict, dedupe: str) -> tuple[list[dict]
     return [row for row in rows if row["place"] not in dropped], dropped
 
 
+def drop_leaks(rows: list[dict], held_out: list[dict]) -> tuple[list[dict], dict[str, str]]:
+    """Training rows whose prompt, as a reader sees it, isn't among the held-out ones; and place -> why for the others."""
+    asked = {fold(get_prompt(row)) for row in held_out}
+    leaks = {row["place"]: "its prompt is held out" for row in rows if fold(get_prompt(row)) in asked}
+    return [row for row in rows if row["place"] not in leaks], leaks
+
+
 def mend_texts(row: dict) -> dict:
     """The row with `repair` applied to each of its texts."""
     if "messages" in row:

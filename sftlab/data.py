@@ -9,11 +9,12 @@ import os
 import random
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from sftlab import cleaning, data_report, files, formats, masking, models, sources
 from sftlab.config import DataConfig, UserError
-from sftlab.prepared import FACTS, dataset_folder, find_prepared, fingerprint, put_in_place, write_dropped
+from sftlab.prepared import FACTS, claim_folder, find_prepared, fingerprint, put_in_place, write_dropped
 from sftlab.rows import check_rows, get_answer, get_prompt, parse_columns
 
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
@@ -22,7 +23,7 @@ ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has s
 def split_rows(
     rows: list[dict], held_out: list[dict] | None, config: DataConfig, name: str = "the set"
 ) -> tuple[list[dict], list[dict]]:
-    """Training and held-out rows: no prompt, as a reader sees it, is in both. Raises UserError if one would be empty."""
+    """Training and held-out rows: rows with one prompt, as a reader sees it, stay together. UserError if one is empty."""
     rng = random.Random(config.seed)
     prompts: dict[str, list[dict]] = {}
     for row in rows:
@@ -35,9 +36,6 @@ def split_rows(
         held_out = []
         while keys and len(held_out) < wanted:
             held_out += prompts.pop(keys.pop())
-    else:
-        for row in held_out:
-            prompts.pop(cleaning.fold(get_prompt(row)), None)
     train = [row for group in prompts.values() for row in group]
     rng.shuffle(train)
     train = train[: config.num_samples]
@@ -77,6 +75,45 @@ def encode_dataset(chats, tokenizer, folder: str | Path):
     )  # fmt: skip
 
 
+@dataclass
+class Gathered:
+    """The rows of both splits, all that was read, the texts by place, and what is to be reported of them."""
+
+    train: list[dict]
+    test: list[dict]
+    found: sources.Found
+    texts: dict[str, str]
+    report: dict
+
+
+def gather_rows(config: DataConfig, tokenizer) -> Gathered:
+    """Read, check, clean and split the rows of a configuration. Raises UserError for what can't be trained on."""
+    found, found_test, name = sources.load_source(config)
+    columns = parse_columns(config.columns, config.source)
+    rows, dropped = check_rows(found, name, columns)
+    held_out, dropped_test = None, {}
+    if found_test:
+        held_out, dropped_test = check_rows(found_test, config.test_path or "held-out rows", columns)
+        held_out, unsafe = cleaning.drop_special(held_out, tokenizer)
+        dropped_test |= unsafe
+    rows, unsafe = cleaning.drop_special(rows, tokenizer)
+    mojibake = cleaning.find_mojibake(rows)
+    if config.fix_mojibake:
+        rows = [cleaning.mend_texts(row) for row in rows]
+    texts = {row["place"]: f"{get_prompt(row)} → {get_answer(row)}"[:200] for row in rows}
+    outstanding = data_report.inspect_rows(rows, config) | {"mojibake": mojibake}
+    rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
+    rows, leaked = cleaning.drop_leaks(rows, held_out or [])
+    train, test = split_rows(rows, held_out, config, name)
+    if config.num_samples and len(train) < config.num_samples:
+        print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")
+    report = {
+        "source": name, "rows_read": len(found), "dropped": dropped | unsafe | repeated | leaked,
+        "dropped_test": dropped_test, "found": outstanding, "overlap": data_report.find_overlap(train, test),
+    }  # fmt: skip
+    return Gathered(train, test, found, texts, report)
+
+
 def prepare(config: DataConfig) -> Path:
     """Make the data set of a configuration and return its folder; nothing is left behind if it fails.
 
@@ -87,56 +124,28 @@ def prepare(config: DataConfig) -> Path:
     if not config.overwrite and (folder := find_prepared(config)):
         print(f"{folder}: made before from the same files and options, used as it is")
         return folder
-    found, found_test, name = sources.load_source(config)
-    columns = parse_columns(config.columns, config.source)
-    rows, dropped = check_rows(found, name, columns)
-    held_out, dropped_test = None, {}
-    if found_test:
-        held_out, dropped_test = check_rows(found_test, config.test_path or "held-out rows", columns)
     tokenizer = models.load_tokenizer(config.model)
     new_tokens = formats.set_format(tokenizer, config.format)
-    rows, unsafe = cleaning.drop_special(rows, tokenizer)
-    mojibake = cleaning.find_mojibake(rows)
-    if config.fix_mojibake:
-        rows = [cleaning.mend_texts(row) for row in rows]
-    read = rows
-    outstanding = data_report.inspect_rows(rows, config) | {"mojibake": mojibake}
-    rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
-    dropped |= unsafe | repeated
-    train, test = split_rows(rows, held_out, config, name)
-    if config.num_samples and len(train) < config.num_samples:
-        print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")
-    folder = dataset_folder(config, len(train))
-    if folder.exists() and not config.overwrite:
-        raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it anew.")
-    if folder.exists() and not (folder / FACTS).is_file():
-        raise UserError(f"{folder}: is not a data set of the lab; it stays. Name another --output-dir.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    rows = gather_rows(config, tokenizer)
+    folder = claim_folder(config, len(rows.train))
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
-        new = Path(aside) / "new"
-        splits = {
-            split: tokenize(part, tokenizer, config.format, Path(aside) / split)
-            for split, part in (("train", train), ("test", test))
-        }
-        counts = {
-            split: data_report.measure(dataset, tokenizer, config.max_length) for split, dataset in splits.items()
-        }
+        new, splits = Path(aside) / "new", {}
+        for split, part in (("train", rows.train), ("test", rows.test)):
+            splits[split] = tokenize(part, tokenizer, config.format, Path(aside) / split)
+        counts = {name: data_report.measure(split, tokenizer, config.max_length) for name, split in splits.items()}
         lengths = [pair for count in counts.values() for pair in count.pop("lengths")]
-        refuse_silent(counts["train"], name, config.max_length)
+        refuse_silent(counts["train"], rows.report["source"], config.max_length)
         report = {
-            "name": folder.name, "model": config.model, "format": config.format, "source": name, "rows_read": len(found),
-            "options": dataclasses.asdict(config), "fingerprint": fingerprint(config), "dropped": dropped,
-            "dropped_test": dropped_test, "found": outstanding, "overlap": data_report.find_overlap(train, test),
-            "max_length": config.max_length, "percentiles": data_report.find_percentiles(lengths),
-            "new_tokens": new_tokens, "chat_template": tokenizer.chat_template, "splits": counts,
+            "name": folder.name, "model": config.model, "format": config.format, "max_length": config.max_length,
+            "options": dataclasses.asdict(config), "fingerprint": fingerprint(config), **rows.report,
+            "percentiles": data_report.find_percentiles(lengths), "new_tokens": new_tokens,
+            "chat_template": tokenizer.chat_template, "splits": counts,
         }  # fmt: skip
         save(new, splits, report)
-        views = [
-            masking.show(row, tokenizer, config.max_length) for row in splits["train"].select(range(min(3, len(train))))
-        ]
-        texts = {row["place"]: f"{get_prompt(row)} → {get_answer(row)}"[:200] for row in read}
-        data_report.write_html(new / "report.html", report, lengths, views, texts)
-        write_dropped(new / "dropped.jsonl", found, dropped)
+        first = splits["train"].select(range(min(3, len(rows.train))))
+        views = [masking.show(row, tokenizer, config.max_length) for row in first]
+        data_report.write_html(new / "report.html", report, lengths, views, rows.texts)
+        write_dropped(new / "dropped.jsonl", rows.found, report["dropped"])
         put_in_place(new, folder, Path(aside) / "old")
     print_report(folder, report, views[0])
     return folder

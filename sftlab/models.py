@@ -74,6 +74,10 @@ def load_tokenizer(name: str):
 
     path = locate("tiny-base" if name.startswith(RANDOM) else name)
     tokenizer = AutoTokenizer.from_pretrained(path)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"model {name}: its tokenizer can't tell where in the text a token lies, so no mask can be made."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer

@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from sftlab import files, models, sources
-from sftlab.config import DataConfig
+from sftlab.config import DataConfig, UserError
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
 NOT_OF_THE_SET = ("output_dir", "overwrite")  # options that change nothing in it
@@ -19,6 +19,17 @@ NOT_OF_THE_SET = ("output_dir", "overwrite")  # options that change nothing in i
 def dataset_folder(config: DataConfig, rows: int) -> Path:
     """`datasets/SOURCE_MODEL_N`: the model without its owner, N the training rows."""
     return Path(config.output_dir) / f"{config.source}_{Path(config.model).name.replace(':', '-')}_{rows}"
+
+
+def claim_folder(config: DataConfig, rows: int) -> Path:
+    """The folder that a set goes to, its parent made. Raises UserError for one that exists, unless it may be replaced."""
+    folder = dataset_folder(config, rows)
+    if folder.exists() and not config.overwrite:
+        raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it anew.")
+    if folder.exists() and not (folder / FACTS).is_file():
+        raise UserError(f"{folder}: is not a data set of the lab; it stays. Name another --output-dir.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -36,11 +47,16 @@ def fingerprint(config: DataConfig) -> str:
 
 
 def find_prepared(config: DataConfig) -> Path | None:
-    """The folder of a set that was made before from the same files with the same options, or None."""
+    """The folder of a set that was made before from the same files with the same options, or None.
+
+    One made from a sample that stood in for a set of the Hub counts only with --offline: the network may be back.
+    """
     wanted = fingerprint(config)
     stem = dataset_folder(config, 0).name.removesuffix("0")
     for facts in sorted(Path(config.output_dir).glob(f"{escape(stem)}*/{FACTS}")):
-        if files.read_json(facts).get("fingerprint") == wanted:
+        made = files.read_json(facts)
+        stood_in = config.source in sources.HUB_IDS and made.get("source") == sources.SAMPLE_FILES[config.source]
+        if made.get("fingerprint") == wanted and (config.offline or not stood_in):
             return facts.parent
     return None
 

@@ -131,6 +131,17 @@ def test_dedupe_drops_repeats_and_keeps_them_beside_the_set(tmp_path):
     assert kept["near"][0] == kept["exact"][0] and kept["near"][1][0] == "row 13"
 
 
+def test_a_training_row_whose_prompt_is_held_out_is_dropped_and_said(tmp_path):
+    made = [GOOD | {"instruction": f"question {number}"} for number in range(5)]
+    (tmp_path / "a.json").write_text(json.dumps(made), encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps(GOOD | {"instruction": "Question 3"}), encoding="utf-8")
+    config = DataConfig(source="json", source_path=[str(tmp_path / "a.json")], test_path=str(tmp_path / "b.jsonl"),
+                        output_dir=str(tmp_path / "sets"))  # fmt: skip
+    splits, report = data.load_prepared(data.prepare(config))
+    assert report["dropped"] == {"row 4": "its prompt is held out"} and report["overlap"]["prompts"] == 0
+    assert (len(splits["train"]), len(splits["test"])) == (4, 1)
+
+
 def test_a_set_that_would_never_learn_to_stop_is_refused(tmp_path):
     made = [GOOD | {"instruction": str(number), "output": "長い答え。" * 300} for number in range(4)]
     (tmp_path / "a.json").write_text(json.dumps(made), encoding="utf-8")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sftlab import data, evaluate, formats, models
+from sftlab import evaluate, formats, models, sources
 
 
 def test_the_interval_is_wilsons():
@@ -42,5 +42,5 @@ def test_tiny_base_knows_and_cannot_answer():
     formats.set_format(tokenizer, "alpaca")
     questions = evaluate.read_facts("test", 200)
     assert evaluate.ask(model, tokenizer, questions).exact_match <= 0.02
-    prompts = json.loads((data.SAMPLES / "facts_prose.json").read_text(encoding="utf-8"))[:200]
+    prompts = json.loads((sources.SAMPLES / "facts_prose.json").read_text(encoding="utf-8"))[:200]
     assert evaluate.complete(model, tokenizer, prompts) >= 0.95
