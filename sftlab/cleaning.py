@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 
 from sftlab.config import UserError
-from sftlab.rows import get_answer, get_prompt
+from sftlab.rows import COLUMNS, get_answer, get_prompt, get_texts
 
 SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare
 PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points
@@ -93,9 +93,9 @@ def repair(text: str) -> str:
 
 
 def find_mojibake(rows: list[dict]) -> list[tuple[str, str, str]]:
-    """(place, text, mended text), shortened, of rows whose text was decoded wrongly."""
-    texts = [(row["place"], f"{get_prompt(row)}\n{get_answer(row)}") for row in rows]
-    changed = [(place, text, repair(text)) for place, text in texts if not text.isascii()]
+    """(place, text, mended text), shortened, of the texts that were decoded wrongly."""
+    texts = [(row["place"], text) for row in rows for text in get_texts(row) if not text.isascii()]
+    changed = [(place, text, repair(text)) for place, text in texts]
     return [(place, text[:60], mended[:60]) for place, text, mended in changed if mended != text]
 
 
@@ -137,7 +137,7 @@ def mend_texts(row: dict) -> dict:
     """The row with `repair` applied to each of its texts."""
     if "messages" in row:
         return row | {"messages": [turn | {"content": repair(turn["content"])} for turn in row["messages"]]}
-    return {name: repair(text) for name, text in row.items()}
+    return row | {name: repair(row[name]) for name in COLUMNS}
 
 
 def drop_special(rows: list[dict], tokenizer) -> tuple[list[dict], dict[str, str]]:
@@ -145,8 +145,7 @@ def drop_special(rows: list[dict], tokenizer) -> tuple[list[dict], dict[str, str
     special = [token for token in tokenizer.all_special_tokens if token.strip()]
     kept, dropped = [], {}
     for row in rows:
-        texts = [turn["content"] for turn in row["messages"]] if "messages" in row else list(row.values())
-        held = next((token for token in special if any(token in text for text in texts)), None)
+        held = next((token for token in special if any(token in text for text in get_texts(row))), None)
         if held:
             dropped[row["place"]] = f"its text holds the special token {held}"
         else:

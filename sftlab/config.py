@@ -56,13 +56,18 @@ def coerce(name: str, value: object, kind: object) -> object:
 EXAMPLES = {bool: "true or false", int: "16", float: "2e-4 or 0.0002", str: "text", list: "4,16,64"}
 
 
-def option(default: object, help: str, *, choices: tuple = (), low: float | None = None, high: float | None = None):
-    """A dataclass field with its help text, its choices or its range."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+def option(
+    default: object, help: str, *, choices: tuple = (), low: float | None = None, high: float | None = None, paths=False
+):
+    """A dataclass field with its help text, its choices or its range; `paths`: a list of paths, or one as text."""
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "paths": paths}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_value(field: dataclasses.Field, value: object) -> object:
     """The value as the type of an option, or UserError if it is not among its choices or not in its range."""
+    if field.metadata["paths"] and isinstance(value, str):
+        value = [value]  # a path may hold commas
     value = coerce(field.name, value, field.type)
     choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
     if choices and value not in choices:
@@ -84,7 +89,7 @@ class Options:
         for name in values:
             if name not in fields:
                 raise UserError(f"{cls.__name__} has no option {name!r}.{near_match(name, fields)}")
-        return cls(**{name: coerce(name, value, fields[name].type) for name, value in values.items()})
+        return cls(**values)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -115,7 +120,9 @@ class DataConfig(Options):
         "where the rows come from: the bundled facts, a public set, or your own files",
         choices=("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES),
     )
-    source_path: list | None = option(None, "your files, or folders of them, for --source json, jsonl, csv or parquet")
+    source_path: list | None = option(
+        None, "your files, or folders of them, for --source json, jsonl, csv or parquet", paths=True
+    )
     test_path: str | None = option(None, "a file with held-out rows, instead of splitting some off")
     columns: list | None = option(
         None, "what the columns of your files are called, as instruction=question,output=answer"

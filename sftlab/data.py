@@ -95,6 +95,7 @@ def gather_rows(config: DataConfig, tokenizer) -> Gathered:
     if found_test:
         held_out, dropped_test = check_rows(found_test, config.test_path or "held-out rows", columns)
         held_out, unsafe = cleaning.drop_special(held_out, tokenizer)
+        held_out = [cleaning.mend_texts(row) for row in held_out] if config.fix_mojibake else held_out
         dropped_test |= unsafe
     rows, unsafe = cleaning.drop_special(rows, tokenizer)
     mojibake = cleaning.find_mojibake(rows)

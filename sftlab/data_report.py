@@ -1,6 +1,6 @@
 """What a set holds and what a model would learn from it: the report of `sftlab prepare`, as text, JSON and HTML.
 
-sftlab prepare --source json --source-path data_samples/messy.json
+sftlab prepare --source json --source-path data_samples/raw/quiz.json
 """
 
 from collections import Counter
@@ -77,7 +77,8 @@ def measure(dataset, tokenizer, max_length: int) -> dict:
             counts["trained_tokens"] += trained
             counts["cut_rows"] += len(labels) > max_length
             counts["rows_that_teach_nothing"] += trained == 0
-            counts["rows_without_trained_eos"] += tokenizer.eos_token_id not in kept
+            ends = numpy.flatnonzero(labels == tokenizer.eos_token_id)
+            counts["rows_without_trained_eos"] += not len(ends) or ends[-1] >= max_length
     names = ("tokens", "trained_tokens", "cut_rows", "rows_that_teach_nothing", "rows_without_trained_eos")
     return {"rows": len(dataset), **{name: int(counts[name]) for name in names}, "lengths": lengths}
 
@@ -100,7 +101,7 @@ def describe(report: dict) -> list[str]:
     for key, label in (("dropped", "training"), ("dropped_test", "held-out")):
         if report[key]:
             lines.append(
-                f"dropped {len(report[key])} {label} rows: {join_some([f'{p}: {w}' for p, w in report[key].items()])}"
+                f"{label} rows dropped: {len(report[key])}: {join_some([f'{p}: {w}' for p, w in report[key].items()])}"
             )
     found = report["found"]
     lines += [f"{label}: {join_some(items)}" for label, items in list_findings(found)]
@@ -133,7 +134,7 @@ def list_findings(found: dict) -> list[tuple[str, list[str]]]:
         "answers of one character": found["tiny_answers"],
         "answers that begin with white space": found["answers_with_space_first"],
         "control or lost characters": found["control_characters"],
-        "mojibake (mended with --fix-mojibake)": [f"{row}: {old!r} -> {new!r}" for row, old, new in found["mojibake"]],
+        "mojibake (--fix-mojibake mends it)": [f"{row}: {old!r} -> {new!r}" for row, old, new in found["mojibake"]],
     }
     return [(label, items) for label, items in named.items() if items]
 

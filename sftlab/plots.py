@@ -98,6 +98,8 @@ def summarise(fig) -> str:
     for trace in fig.data:
         if trace.type == "bar":
             for x, y, down, up in zip(trace.x, trace.y, *_errors(trace), strict=True):
+                if y == 0 and trace.name:  # an empty bin of a histogram
+                    continue
                 span = f" ({y - down:.1f} to {y + up:.1f})" if down or up else ""
                 out.append(f"  {str(x).replace('<br>', ' ')}: {y:.1f}{span}")
         elif trace.mode != "text":

@@ -63,7 +63,8 @@ def find_prepared(config: DataConfig) -> Path | None:
 
 def write_dropped(path: Path, found: sources.Found, dropped: dict[str, str]) -> None:
     """The rows that were dropped, as they were read, each with its place and the reason, as JSON Lines."""
-    gone = [{"row": place, "why": dropped[place], "content": row} for place, row in found if place in dropped]
+    gone = [{"row": place, "why": dropped[place], "content": getattr(row, "cells", row)}
+            for place, row in found if place in dropped]  # fmt: skip
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in gone)
     files.write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a character becomes its escape
 

@@ -1,6 +1,6 @@
 """Files into rows: JSON, JSON Lines, CSV and Parquet, in UTF-8 or an old Japanese encoding.
 
-python -c "from sftlab import readers; print(readers.read_files(['data_samples/messy.json'], 'json')[0])"
+python -c "from sftlab import readers; print(readers.read_files(['data_samples/raw/quiz.json'], 'json')[0])"
 """
 
 import csv
@@ -16,7 +16,9 @@ HALF_WIDTH = range(0xFF61, 0xFFA0)  # half-width katakana: what EUC-JP looks lik
 
 
 class BadRow(str):
-    """Why one line of a file is no row; the caller drops it."""
+    """Why one line of a file is no row, with its cells; the caller drops it."""
+
+    cells: list[str]
 
 
 def read_files(paths: list[str | Path], kind: str) -> list[tuple[str, object]]:
@@ -135,6 +137,7 @@ def read_csv(path: Path) -> list:
         for cells in lines:
             if cells and len(cells) != len(header):
                 rows.append(BadRow(f"number of cells: {len(cells)}, in the header: {len(header)}"))
+                rows[-1].cells = cells
             elif cells:
                 rows.append(dict(zip(header, cells, strict=True)))
     except csv.Error as error:

@@ -3,7 +3,7 @@
 A fault in the shape of a set refuses it (UserError: it is not what it was taken for); a fault in one row's content
 drops that row, with the reason.
 
-python -c "from sftlab import rows; print(rows.check_rows([('row 1', {'instruction': 'Hi', 'output': ''})], 'x')"
+python -c "from sftlab import rows; print(rows.check_rows([('row 1', {'instruction': 'Hi', 'output': 'Hello'})], 'x'))"
 """
 
 import json
@@ -124,6 +124,11 @@ def find_fault(text: str | None, needed: bool = True) -> str:
 
 def shorten(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)[:40]
+
+
+def get_texts(row: dict) -> list[str]:
+    """Each text of a row by itself, wherever the row came from."""
+    return [turn["content"] for turn in row["messages"]] if "messages" in row else [row[name] for name in COLUMNS]
 
 
 def get_prompt(row: dict) -> str:
