@@ -20,18 +20,18 @@ def make_chats(count: int, seed: int = 0) -> list[list[dict]]:
     from sftlab import sources
     from sftlab.rows import check_rows, get_answer, get_prompt, parse_columns
 
-    pairs = []
-    for source in ("alpaca", "dolly", "wizardlm"):
+    pairs = {}
+    for source in sources.SAMPLE_FILES:
         rows, _ = check_rows(sources.load_sample(source), source, parse_columns(None, source))
         for row in rows:
             turns = row.get("messages", [{}, {"content": get_prompt(row)}, {"content": get_answer(row)}])
             texts = [turn["content"] for turn in turns[len(turns) % 2 :]]  # without the system message
-            pairs += zip(texts[::2], texts[1::2], strict=True)
+            pairs.setdefault(source, []).extend(zip(texts[::2], texts[1::2], strict=True))
     rng, chats = random.Random(seed), []
     for number in range(count):
         chat = [{"role": "system", "content": "Answer in the language of the question."}] if number % 4 == 0 else []
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4, 6))):
-            question, answer = rng.choice(pairs)
+            question, answer = rng.choice(pairs[rng.choice(list(pairs))])
             chat += [{"role": "user", "content": f"{question} ({rng.randrange(10**6)})"},
                      {"role": "assistant", "content": answer}]  # fmt: skip
         chats.append(chat)

@@ -59,20 +59,25 @@ def tokenize(rows: list[dict], tokenizer, format: str, folder: str | Path):
 
 
 def encode_dataset(chats, tokenizer, folder: str | Path):
-    """`input_ids` (int32) and `labels` (int32) beside the `messages` of a datasets.Dataset, written to `folder`."""
-    from datasets import Features, List, Value
+    """`input_ids` (int32) and `labels` (int32) beside the `messages` of a datasets.Dataset, written to `folder`.
 
-    columns = {
-        "messages": chats.features["messages"],
-        "input_ids": List(Value("int32")),
-        "labels": List(Value("int32")),
-    }
+    Many rows are tokenised by as many processes as there are cores.
+    """
+    from datasets import Features, List, Value, concatenate_datasets
+
+    columns = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
     processes = min(os.cpu_count() or 1, len(chats) // ROWS_PER_PROCESS)
-    return chats.map(
-        lambda batch: masking.encode_chats(tokenizer, batch["messages"]), batched=True, features=Features(columns),
+    encoded = chats.map(
+        encode_batch, batched=True, features=columns, remove_columns=chats.column_names, fn_kwargs={"tokenizer": tokenizer},
         cache_file_name=str(Path(folder) / "encoded.arrow"), new_fingerprint="encoded", desc="tokenising",
         num_proc=processes if processes > 1 else None,
     )  # fmt: skip
+    return concatenate_datasets([chats.select_columns("messages"), encoded], axis=1)
+
+
+def encode_batch(batch: dict, tokenizer) -> dict:
+    """One batch of `messages`, tokenised; a function of its own because other processes must be able to import it."""
+    return masking.encode_chats(tokenizer, batch["messages"])
 
 
 @dataclass
