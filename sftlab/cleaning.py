@@ -62,7 +62,8 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
     index_of = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS)
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
     kept, near = {}, {}
-    for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, disable=len(rows) < 5000)):
+    quiet = {"disable": True} if len(rows) < 5000 else {}  # or TQDM_DISABLE would be overruled
+    for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, **quiet)):
         shingles = hash_shingles(get_prompt(row) + "\0" + get_answer(row))
         sketch = empty.copy()
         sketch.update_batch(shingles.tolist())

@@ -65,7 +65,7 @@ def show_table(header, rows):
     lines = [header, ["---"] * len(header), *rows]
     return Markdown(
         "\n".join(
-            "| " + " | ".join(str(cell).replace("\n", "↵").replace("|", "\\|") for cell in line) + " |"
+            "| " + " | ".join(str(cell).replace("\n", "↵").replace("|", "&#124;") for cell in line) + " |"
             for line in lines
         )
     )

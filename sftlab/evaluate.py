@@ -72,9 +72,8 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        for start in tqdm(
-            range(0, len(order), batch_size), desc="answering", leave=False, disable=len(order) <= batch_size
-        ):
+        quiet = {"disable": True} if len(order) <= batch_size else {}  # or TQDM_DISABLE would be overruled
+        for start in tqdm(range(0, len(order), batch_size), desc="answering", leave=False, **quiet):
             chosen = order[start : start + batch_size]
             batch = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
             batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}

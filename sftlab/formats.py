@@ -88,7 +88,9 @@ def set_own_template(tokenizer) -> None:
     from trl.chat_template_utils import get_training_chat_template
 
     if not tokenizer.chat_template:
-        raise UserError(f"format: {tokenizer.name_or_path} has no chat template of its own. Choose --format alpaca.")
+        raise UserError(
+            "format: this model's tokenizer has no chat template of its own. Choose alpaca, chatml or llama2."
+        )
     try:
         tokenizer.chat_template = get_training_chat_template(tokenizer) or tokenizer.chat_template
     except ValueError:  # TRL doesn't know it: masking finds the answers by rendering the conversation turn by turn

@@ -1,6 +1,7 @@
 """Tokens that a prompt format brings and pre-training never saw: room for them, and training of just their rows.
 
-A frozen base gives such tokens random embeddings, and LoRA alone leaves them so.
+What a frozen base has for such tokens tells the model nothing: random numbers in a new row; in tiny-base, whose output
+layer is the same matrix, one direction for all that never occurred. LoRA alone leaves them so.
 
 python -c "from sftlab import new_tokens; help(new_tokens.train_tokens)"
 """

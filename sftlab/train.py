@@ -53,6 +53,11 @@ def make_trainer(config: TrainConfig):
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = models.load_model(config.model_name, config)
     new_tokens.fit_vocabulary(model, tokenizer)
+    for settings in (
+        model.config,
+        model.generation_config,
+    ):  # what ends an answer is the format's; saved with the model
+        settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     lora = models.lora_config(config)
     if lora:
         models.check_targets(model, lora.target_modules)
