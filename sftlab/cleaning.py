@@ -11,11 +11,16 @@ from sftlab.rows import COLUMNS, get_answer, get_prompt, get_texts
 
 SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare
 PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points
+CANDIDATES = 100  # comparisons of one row: bounds the time where thousands of rows share most of their text
 
 
 def fold(text: str) -> str:
     """A text without what a reader overlooks: width of characters, case, white space."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def has_system(row: dict) -> bool:
+    return "messages" in row and row["messages"][0]["role"] == "system"
 
 
 def find_exact(rows: list[dict]) -> dict[int, int]:
@@ -53,7 +58,8 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
     """Rows that nearly repeat an earlier one: index -> (index of that one, Jaccard similarity of their shingles).
 
     Candidates come from MinHash with locality-sensitive hashing (Broder 1997; datasketch), the similarity from the
-    shingles themselves. Both prompt and answer count. A row that repeats a dropped one is compared with the kept ones only.
+    shingles themselves. Prompts and answers count; a system message, which many rows may share, doesn't. A row is compared
+    with rows that are kept only, and with no more than the first hundred of them that look alike.
     """
     import numpy
     from datasketch import MinHash, MinHashLSH
@@ -64,11 +70,11 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
     kept, near = {}, {}
     quiet = {"disable": True} if len(rows) < 5000 else {}  # or TQDM_DISABLE would be overruled
     for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, **quiet)):
-        shingles = hash_shingles(get_prompt(row) + "\0" + get_answer(row))
+        shingles = hash_shingles("\0".join(get_texts(row)[has_system(row) :]))
         sketch = empty.copy()
         sketch.update_batch(shingles.tolist())
         matches = [(0.0, 0)]  # similarity, and the index as a negative number: of equals the earliest wins
-        for other in index_of.query(sketch):
+        for other in sorted(index_of.query(sketch))[:CANDIDATES]:
             common = len(numpy.intersect1d(shingles, kept[other], assume_unique=True))
             matches.append((common / (len(shingles) + len(kept[other]) - common), -other))
         similarity, best = max(matches)

@@ -37,9 +37,10 @@ def sft_config(config: TrainConfig):
 
 
 def make_trainer(config: TrainConfig):
-    """TRL's SFTTrainer with the model, the data set and the tokenizer of a run, ready to train."""
+    """The trainer (TRL's, with our way to the loss), with the model, data set and tokenizer of a run, ready to train."""
     from transformers import set_seed
-    from trl import SFTTrainer
+
+    from sftlab.answer_head import AnswerTrainer
 
     splits, report = data.load_prepared(config.dataset_path)
     if (Path(config.model_name) / "adapter_config.json").is_file():
@@ -64,8 +65,8 @@ def make_trainer(config: TrainConfig):
         if unseen:
             new_tokens.train_tokens(lora, model, tokenizer, unseen, config.train_new_tokens)
     held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
-    trainer = SFTTrainer(model=model, args=sft_config(config), train_dataset=splits["train"], eval_dataset=held_out,
-                         processing_class=tokenizer, peft_config=lora)  # fmt: skip
+    trainer = AnswerTrainer(model=model, args=sft_config(config), train_dataset=splits["train"], eval_dataset=held_out,
+                            processing_class=tokenizer, peft_config=lora)  # fmt: skip
     new_tokens.expose_bias(trainer.model)
     return trainer
 

@@ -31,10 +31,19 @@ def test_near_duplicates_are_found_at_their_true_similarity_and_others_are_left(
     assert {index: first for index, (first, _) in near.items()} == {2: 0, 3: 1}
     for index, (first, similarity) in near.items():
         one, other = (
-            set(cleaning.hash_shingles(f"{rows[i]['instruction']}\0{rows[i]['output']}")) for i in (index, first)
+            set(cleaning.hash_shingles(f"{rows[i]['instruction']}\0\0{rows[i]['output']}")) for i in (index, first)
         )
         assert similarity == pytest.approx(len(one & other) / len(one | other))
     assert not cleaning.find_near(rows, 0.99)
+
+
+def test_a_long_system_message_makes_no_near_duplicates():
+    def chat(number):
+        texts = {"system": "Answer in one word, politely, in the language of the question. " * 20, "user": f"質問{number}は？",
+                 "assistant": f"{number * 7919}"}  # fmt: skip
+        return {"place": f"row {number}", "messages": [{"role": r, "content": t} for r, t in texts.items()]}
+
+    assert not cleaning.find_near([chat(number) for number in range(300)], 0.8)
 
 
 @pytest.mark.parametrize(
