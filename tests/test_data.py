@@ -2,9 +2,10 @@
 
 import json
 
+import datasets
 import pytest
 
-from sftlab import data, data_report, masking, models, rows, sources
+from sftlab import data, data_report, masking, models, prepared, rows, sources
 from sftlab.config import DataConfig, UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
@@ -201,3 +202,53 @@ def test_chats_and_instructions_train_alike_in_every_format(tmp_path):
             assert all(masking.check_row(tokenizer, row["input_ids"], row["labels"]).values())
             answers = sum(turn["role"] == "assistant" for turn in row["messages"])
             assert row["labels"].count(tokenizer.eos_token_id) == answers
+
+
+def test_many_processes_give_the_same_rows_in_the_same_order(tmp_path, monkeypatch):
+    whole = data.load_prepared(data.prepare(DataConfig(num_samples=120, output_dir=str(tmp_path / "one"))))[0]
+    monkeypatch.setattr(data, "ROWS_PER_PROCESS", 50)
+    parts = data.load_prepared(data.prepare(DataConfig(num_samples=120, output_dir=str(tmp_path / "two"))))[0]
+    assert all(list(whole[split]) == list(parts[split]) for split in ("train", "test"))
+
+
+def test_a_set_is_made_anew_when_its_held_out_file_or_its_tokenizer_changes(tmp_path):
+    import shutil
+
+    (tmp_path / "test.jsonl").write_text(json.dumps(GOOD), encoding="utf-8")
+    shutil.copytree(models.TINY_BASE, tmp_path / "model")
+    config = DataConfig(model=str(tmp_path / "model"), test_path=str(tmp_path / "test.jsonl"))
+    before = prepared.fingerprint(config)
+    assert prepared.fingerprint(DataConfig(**vars(config) | {"output_dir": "elsewhere"})) == before
+    (tmp_path / "test.jsonl").write_text(json.dumps(GOOD | {"output": "京都"}), encoding="utf-8")
+    changed = prepared.fingerprint(config)
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    assert len({before, changed, prepared.fingerprint(config)}) == 3
+
+
+def test_a_sample_that_stood_in_is_not_taken_for_the_set_of_the_hub(tmp_path):
+    config = DataConfig(source="alpaca", output_dir=str(tmp_path))  # the network is cut: the sample stands in
+    folder = data.prepare(config)
+    assert prepared.find_prepared(config) is None
+    report = json.loads((folder / "sftlab.json").read_text(encoding="utf-8"))
+    (folder / "sftlab.json").write_text(json.dumps(report | {"source": "tatsu-lab/alpaca"}), encoding="utf-8")
+    assert prepared.find_prepared(config) == folder
+
+
+def test_held_out_rows_are_checked_and_mended_too(tmp_path):
+    broken = "東京".encode().decode("latin-1")
+    made = [GOOD | {"output": broken}, GOOD | {"instruction": "End?", "output": "</s>"}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    config = DataConfig(
+        test_path=str(tmp_path / "test.jsonl"), fix_mojibake=True, num_samples=8, output_dir=str(tmp_path)
+    )
+    splits, report = data.load_prepared(data.prepare(config))
+    assert [row["messages"][1]["content"] for row in splits["test"]] == ["東京"]
+    assert report["dropped_test"] == {"row 2": "its text holds the special token </s>"}
+
+
+def test_a_row_as_long_as_the_limit_is_not_cut():
+    tokenizer = models.load_tokenizer("tiny-base")
+    rows_of = datasets.Dataset.from_dict({"labels": [[-100, 5, 2], [-100, 5, 6, 2]]})
+    counts = data_report.measure(rows_of, tokenizer, 3)
+    assert (counts["cut_rows"], counts["tokens"], counts["trained_tokens"]) == (1, 6, 4)
+    assert counts["rows_without_trained_eos"] == 1 and counts["lengths"] == [(1, 2), (1, 3)]

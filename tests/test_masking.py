@@ -118,3 +118,27 @@ def test_the_view_shows_every_kind_and_escapes_what_the_data_holds():
     assert tokenizer.decode(row["input_ids"]) in plain
     marked = masking.show(row, tokenizer).to_text(colour=False)
     assert "⟦" + "はい、😀。" * 4 + "<|im_end|>⟧" in marked
+
+
+def test_where_bytes_do_not_add_up_the_offsets_decide():
+    """A special token that takes the spaces beside it leaves fewer bytes than the text has."""
+    import json
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    state = json.loads(models.load_tokenizer("tiny-base").backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_start|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>  ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    made = masking.encode_chats(
+        tokenizer, [[{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}]]
+    )
+    trained = [token for token in made["labels"][0].tolist() if token != masking.IGNORED]
+    assert tokenizer.decode(trained) == "東京</s>"
