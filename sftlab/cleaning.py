@@ -70,7 +70,7 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
     kept, near = {}, {}
     quiet = {"disable": True} if len(rows) < 5000 else {}  # or TQDM_DISABLE would be overruled
     for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, **quiet)):
-        shingles = hash_shingles("\0".join(get_texts(row)[has_system(row) :]))
+        shingles = hash_shingles("\0".join(filter(None, get_texts(row)[has_system(row) :])))
         sketch = empty.copy()
         sketch.update_batch(shingles.tolist())
         matches = [(0.0, 0)]  # similarity, and the index as a negative number: of equals the earliest wins

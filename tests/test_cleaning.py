@@ -31,7 +31,7 @@ def test_near_duplicates_are_found_at_their_true_similarity_and_others_are_left(
     assert {index: first for index, (first, _) in near.items()} == {2: 0, 3: 1}
     for index, (first, similarity) in near.items():
         one, other = (
-            set(cleaning.hash_shingles(f"{rows[i]['instruction']}\0\0{rows[i]['output']}")) for i in (index, first)
+            set(cleaning.hash_shingles(f"{rows[i]['instruction']}\0{rows[i]['output']}")) for i in (index, first)
         )
         assert similarity == pytest.approx(len(one & other) / len(one | other))
     assert not cleaning.find_near(rows, 0.99)
