@@ -3,6 +3,7 @@
 python -c "from sftlab import cleaning; print(cleaning.repair('æ\x9d±äº¬'))"
 """
 
+import os
 import unicodedata
 from collections import defaultdict
 
@@ -68,8 +69,8 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
     index_of = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS)
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
     kept, near = {}, {}
-    quiet = {"disable": True} if len(rows) < 5000 else {}  # or TQDM_DISABLE would be overruled
-    for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, **quiet)):
+    quiet = len(rows) < 5000 or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
+    for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, disable=quiet)):
         shingles = hash_shingles("\0".join(filter(None, get_texts(row)[has_system(row) :])))
         sketch = empty.copy()
         sketch.update_batch(shingles.tolist())
@@ -149,7 +150,8 @@ def mend_texts(row: dict) -> dict:
 
 def drop_special(rows: list[dict], tokenizer) -> tuple[list[dict], dict[str, str]]:
     """Rows without those whose text holds a special token: tokenised, it would end the text, or begin another turn."""
-    special = [token for token in tokenizer.all_special_tokens if token.strip()]
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = sorted({token for token in (*added, *tokenizer.all_special_tokens) if token.strip()})
     kept, dropped = [], {}
     for row in rows:
         held = next((token for token in special if any(token in text for text in get_texts(row))), None)

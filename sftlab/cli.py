@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(add("prepare", prepare_command, "Make a tokenised data set with a mask from rows of instructions.",
                     "sftlab prepare --source json --source-path data_samples/facts_train.json"), DataConfig)  # fmt: skip
     add_options(add("train", train_command, "Fine-tune a model on a prepared data set.",
-                    "sftlab train --dataset-path datasets/alpaca_tiny-base_1408 --output-dir runs/first "
+                    "sftlab train --dataset-path datasets/facts_tiny-base_1408 --output-dir runs/first "
                     "--use-lora --learning-rate 2e-3 --batch-size 16"), TrainConfig)  # fmt: skip
     course.add_run_arguments(add("run", course.run_command, "Run notebooks headless with papermill.",
                                  "sftlab run notebooks/05_lora.ipynb -p lora_r 8"))  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from sftlab import cleaning, data_report, files, formats, masking, models, sources
 from sftlab.config import DataConfig, UserError
 from sftlab.prepared import FACTS, claim_folder, find_prepared, fingerprint, put_in_place, write_dropped
-from sftlab.rows import check_rows, get_answer, get_prompt, parse_columns
+from sftlab.rows import check_columns, check_rows, get_answer, get_prompt, parse_columns
 
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
@@ -95,6 +95,7 @@ def gather_rows(config: DataConfig, tokenizer) -> Gathered:
     """Read, check, clean and split the rows of a configuration. Raises UserError for what can't be trained on."""
     found, found_test, name = sources.load_source(config)
     columns = parse_columns(config.columns, config.source)
+    check_columns(found, parse_columns(config.columns), name)
     rows, dropped = check_rows(found, name, columns)
     held_out, dropped_test = None, {}
     if found_test:
@@ -130,6 +131,7 @@ def prepare(config: DataConfig) -> Path:
     if not config.overwrite and (folder := find_prepared(config)):
         print(f"{folder}: made before from the same files and options, used as it is")
         return folder
+    made_from = fingerprint(config)  # before the files are read: one that changes meanwhile is another
     tokenizer = models.load_tokenizer(config.model)
     new_tokens = formats.set_format(tokenizer, config.format)
     rows = gather_rows(config, tokenizer)
@@ -143,7 +145,7 @@ def prepare(config: DataConfig) -> Path:
         refuse_silent(counts["train"], rows.report["source"], config.max_length)
         report = {
             "name": folder.name, "model": config.model, "format": config.format, "max_length": config.max_length,
-            "options": dataclasses.asdict(config), "fingerprint": fingerprint(config), **rows.report,
+            "options": dataclasses.asdict(config), "fingerprint": made_from, **rows.report,
             "percentiles": data_report.find_percentiles(lengths), "new_tokens": new_tokens,
             "chat_template": tokenizer.chat_template, "splits": counts,
         }  # fmt: skip

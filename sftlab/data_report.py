@@ -77,8 +77,7 @@ def measure(dataset, tokenizer, max_length: int) -> dict:
             counts["trained_tokens"] += trained
             counts["cut_rows"] += len(labels) > max_length
             counts["rows_that_teach_nothing"] += trained == 0
-            ends = numpy.flatnonzero(labels == tokenizer.eos_token_id)
-            counts["rows_without_trained_eos"] += not len(ends) or ends[-1] >= max_length
+            counts["rows_without_trained_eos"] += tokenizer.eos_token_id not in kept
     names = ("tokens", "trained_tokens", "cut_rows", "rows_that_teach_nothing", "rows_without_trained_eos")
     return {"rows": len(dataset), **{name: int(counts[name]) for name in names}, "lengths": lengths}
 
@@ -175,7 +174,7 @@ def write_html(
         ("One prompt, different answers: which is right?", ("row", "text"), groups),
         ("Near duplicates: the same, or only alike?", ("row", "text", "earlier row", "text", "similarity"), pairs),
         ("Mojibake, and what --fix-mojibake makes of it", ("row", "as read", "mended"), found["mojibake"]),
-        ("Dropped, kept in dropped.jsonl", ("row", "why"), dropped),
+        ("Dropped; training rows are kept in dropped.jsonl", ("row", "why"), dropped),
     ):
         if rows:
             more = f"<p>{len(rows) - LISTED} more</p>" if len(rows) > LISTED else ""

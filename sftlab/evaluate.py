@@ -4,6 +4,7 @@ python -c "from sftlab import evaluate; print(evaluate.interval(95, 100))"
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -72,8 +73,8 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        quiet = {"disable": True} if len(order) <= batch_size else {}  # or TQDM_DISABLE would be overruled
-        for start in tqdm(range(0, len(order), batch_size), desc="answering", leave=False, **quiet):
+        quiet = len(order) <= batch_size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
+        for start in tqdm(range(0, len(order), batch_size), desc="answering", leave=False, disable=quiet):
             chosen = order[start : start + batch_size]
             batch = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
             batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}

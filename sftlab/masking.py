@@ -88,7 +88,8 @@ def measure_tokens(tokenizer, count: int):
     import numpy
     from tokenizers import decoders
 
-    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.decoder, decoders.ByteLevel) or backend.normalizer is not None:
         return None
     added = {number: len(token.content.encode()) for number, token in tokenizer.added_tokens_decoder.items()}
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
@@ -115,7 +116,13 @@ def find_slow_borders(encoding, spans: list[tuple[int, int]]) -> list[tuple[int,
     """The same from the tokenizer's own offsets."""
     borders = []
     for start, end in spans:
-        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+        places = [encoding.char_to_token(start), encoding.char_to_token(end - 1)]
+        if None in places:  # the tokenizer leaves out the first or the last character: look further inside
+            inside = [token for at in range(start, end) if (token := encoding.char_to_token(at)) is not None]
+            places = [inside[0], inside[-1]] if inside else []
+        if not places:
+            continue
+        first, last = places
         while last + 1 < len(encoding) and encoding.token_to_chars(last + 1) == encoding.token_to_chars(last):
             last += 1  # more byte tokens of the last character
         borders.append((first, last + 1))
@@ -137,7 +144,8 @@ def check_row(tokenizer, ids: list[int], labels: list[int], max_length: int | No
     """Verdicts on one row: what a set must have for the model to learn to answer, and to stop."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     kept = list(labels[:max_length])
-    ends = [at for at, label in enumerate(kept) if label != IGNORED and (kept[at + 1 :] or [IGNORED])[0] == IGNORED]
+    following = [*kept[1:], IGNORED]
+    ends = [at for at, label in enumerate(kept) if label != IGNORED and following[at] == IGNORED]
     verdicts = {
         "some tokens are trained": bool(ends),
         "the end of sequence (EOS) is trained": eos in kept,

@@ -9,7 +9,7 @@ import json
 from glob import escape
 from pathlib import Path
 
-from sftlab import files, models, sources
+from sftlab import __version__, files, models, sources
 from sftlab.config import DataConfig, UserError
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
@@ -39,7 +39,10 @@ def fingerprint(config: DataConfig) -> str:
     sample = sources.SAMPLE_FILES.get(config.source)
     read = [*(config.source_path or []), config.test_path, sample and sources.SAMPLES / sample]
     tokenizer = models.TINY_BASE if config.model == "tiny-base" else Path(config.model)
-    for path in (Path(path) for path in [*read, tokenizer / "tokenizer.json"] if path):
+    read += [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    read += [sources.SAMPLES / "facts_test.json"] if config.source == "facts" else []
+    digest.update(__version__.encode())
+    for path in (Path(path) for path in read if path):
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
                 digest.update(hashlib.sha256(file.read_bytes()).digest())

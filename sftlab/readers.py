@@ -26,7 +26,7 @@ def read_files(paths: list[str | Path], kind: str) -> list[tuple[str, object]]:
 
     Rows come as they are, in the order of the files, or as a BadRow. Raises UserError with file, place and the mend where a file can't be read at all.
     """
-    found = [file for path in paths for file in find_files(Path(path), kind)]
+    found = list({file.resolve(): file for path in paths for file in find_files(Path(path), kind)}.values())
     rows = []
     for path in found:
         name = f"{path}: " if len(found) > 1 else ""
@@ -88,8 +88,10 @@ def read_json(path: str | Path) -> list:
         raise UserError(
             f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg}); mend it there."
         ) from None
-    except RecursionError:
-        raise UserError(f"{path}: brackets are nested too deeply; a row is an object of texts.") from None
+    except (RecursionError, ValueError):
+        raise UserError(
+            f"{path}: brackets are nested too deeply, or a number is too long; a row is an object of texts."
+        ) from None
     if isinstance(content, dict):
         lists = [name for name, value in content.items() if isinstance(value, list)]
         if len(lists) != 1:
@@ -112,8 +114,10 @@ def read_jsonl(path: Path) -> list:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            except (ValueError, RecursionError) as error:
+                what = (
+                    error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number too long"
+                )
                 hint = " For one array over many lines use --source json." if line.strip() in "[{" else ""
                 raise UserError(f"{path}: line {number}: not JSON ({what}); one object per line.{hint}") from None
     return rows
@@ -128,7 +132,7 @@ def read_csv(path: Path) -> list:
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows = []
     try:
-        header = [name.strip() for name in next(lines)]
+        header = [name.strip() for name in next(lines, [])]
         for name in header:
             if header.count(name) > 1:
                 raise UserError(f"{path}: header: column {name!r} stands there twice; rename one of them.")

@@ -36,6 +36,15 @@ def parse_columns(pairs: list[str] | None, source: str = "") -> dict[str, str]:
     return columns
 
 
+def check_columns(found: Iterable[tuple[str, object]], columns: dict[str, str], name: str) -> None:
+    """Raises UserError for a column that `--columns` names and no row has."""
+    known = {column for _, row in found if isinstance(row, dict) for column in row}
+    for ours, theirs in columns.items():
+        if known and theirs not in known:
+            hint = near_match(theirs, map(str, known))
+            raise UserError(f"{name}: no row has the column {theirs!r} that stands for {ours!r}.{hint}")
+
+
 def check_rows(
     found: Iterable[tuple[str, object]], name: str, columns: dict[str, str] | None = None
 ) -> tuple[list[dict], dict[str, str]]:
@@ -97,6 +106,8 @@ def read_chat(turns: object, column: str) -> dict | str:
             return f"turn {number}: unknown role {shorten(said)}"
         if text is not None and not isinstance(text, str):
             return f"turn {number}: its text is {shorten(text)}, not text"
+        if role == "system" and not (text or "").strip():
+            continue  # as good as none
         if fault := find_fault(text):
             return f"turn {number} ({role}) {fault}"
         before = messages[-1]["role"] if messages else "nothing"
@@ -104,8 +115,8 @@ def read_chat(turns: object, column: str) -> dict | str:
         if before not in allowed[role]:
             return f"turn {number}: {role} after {before}"
         messages.append({"role": role, "content": text})
-    if messages[-1]["role"] != "assistant":
-        return f"it ends with {messages[-1]['role']}, without an answer"
+    if not messages or messages[-1]["role"] != "assistant":
+        return f"it ends with {messages[-1]['role'] if messages else 'nothing'}, without an answer"
     return {"messages": messages}
 
 

@@ -32,6 +32,9 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
         return load_sample("facts"), held_out or load_test_file(SAMPLES / "facts_test.json"), "facts"
     hub_id = config.hub_id or HUB_IDS[config.source]
     if config.offline or not hub.reach():
+        if config.hub_id:
+            raise UserError(f"hub_id: {hub_id} can't be had without a network, and nothing stands in for it. Connect, or leave "
+                            "--hub-id out to work with the bundled sample.")  # fmt: skip
         print(f"offline: the bundled sample {SAMPLES.name}/{SAMPLE_FILES[config.source]} stands in for {hub_id}")
         return load_sample(config.source), held_out, SAMPLE_FILES[config.source]
     return load_hub(hub_id), held_out, hub_id
@@ -58,6 +61,6 @@ def load_hub(hub_id: str) -> Found:
 
     try:
         rows = load_dataset(hub_id, split="train").to_list()
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise hub.explain(hub_id, "data set", error) from error
     return [(f"row {number}", row) for number, row in enumerate(rows, 1)]

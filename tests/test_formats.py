@@ -151,3 +151,23 @@ def test_a_known_template_gets_its_markers_from_trl():
     tokenizer.chat_template = qwen2_5_chat_template
     formats.set_format(tokenizer, "model")
     assert masking.has_markers(tokenizer.chat_template)
+
+
+def test_a_tokenizer_that_drops_the_first_space_of_an_answer_trains_the_answer_alone():
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[UNK]", "<s>", "</s>", "[", "]", "/", "INST", "首", "都", "は", "？", "東", "京", "##京", "##都", "##は"]
+    backend = Tokenizer(kinds.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer, backend.decoder = normalizers.BertNormalizer(lowercase=False), decoders.WordPiece()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
+    formats.set_format(tokenizer, "llama2")
+    chat = [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}]
+    labels = masking.encode_chats(tokenizer, [chat])["labels"][0].tolist()
+    assert tokenizer.convert_ids_to_tokens([label for label in labels if label != masking.IGNORED]) == [
+        "東",
+        "京",
+        "</s>",
+    ]

@@ -67,3 +67,8 @@ def test_deep_nesting_is_a_message_and_no_crash(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(UserError, match="nested too deeply"):
         readers.read_json(tmp_path / "deep.json")
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(readers.json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    assert len(readers.read_files([tmp_path, tmp_path / "a.jsonl"], "jsonl")) == 2

@@ -45,3 +45,13 @@ def test_sharegpt_and_messages_are_recognised_with_many_turns_and_a_system_messa
 def test_a_set_whose_rows_are_all_dropped_is_refused_with_the_first_reason():
     with pytest.raises(UserError, match=r"x.json: every row was dropped \(row 1: output is empty\)"):
         check(GOOD | {"output": ""})
+
+
+def test_an_empty_system_message_is_left_out_and_a_misspelt_column_is_named():
+    turns = [("system", " "), ("user", "首都は？"), ("assistant", "東京")]
+    kept, dropped = check({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert not dropped and [turn["role"] for turn in kept[0]["messages"]] == ["user", "assistant"]
+    with pytest.raises(
+        UserError, match="no row has the column 'contxt' that stands for 'input'. Did you mean 'context'"
+    ):
+        rows.check_columns([("row 1", {"question": "a", "context": "b"})], {"input": "contxt"}, "x.json")
