@@ -39,7 +39,9 @@ def prepare_command(args: argparse.Namespace) -> int:
     config = build_options(DataConfig, args)
     from sftlab import data, models, prepared
 
-    if config.overwrite or not prepared.find_prepared(config):  # or there is nothing to load the libraries for
+    if config.overwrite or not prepared.find_prepared(
+        config, prepared.fingerprint(config)
+    ):  # or there is nothing to load the libraries for
         models.quiet_libraries()
     data.prepare(config)
     return 0

@@ -128,10 +128,10 @@ def prepare(config: DataConfig) -> Path:
     dropped, as they were read. A set that was made before from the same is used as it is. Raises UserError for bad
     rows, an existing folder, or a set that would teach nothing.
     """
-    if not config.overwrite and (folder := find_prepared(config)):
+    made_from = fingerprint(config)  # before the files are read: one that changes meanwhile is another
+    if not config.overwrite and (folder := find_prepared(config, made_from)):
         print(f"{folder}: made before from the same files and options, used as it is")
         return folder
-    made_from = fingerprint(config)  # before the files are read: one that changes meanwhile is another
     tokenizer = models.load_tokenizer(config.model)
     new_tokens = formats.set_format(tokenizer, config.format)
     rows = gather_rows(config, tokenizer)

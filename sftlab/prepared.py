@@ -49,12 +49,11 @@ def fingerprint(config: DataConfig) -> str:
     return digest.hexdigest()[:12]
 
 
-def find_prepared(config: DataConfig) -> Path | None:
-    """The folder of a set that was made before from the same files with the same options, or None.
+def find_prepared(config: DataConfig, wanted: str) -> Path | None:
+    """The folder of a set with the fingerprint `wanted`, made before from the same files and options, or None.
 
     One made from a sample that stood in for a set of the Hub counts only with --offline: the network may be back.
     """
-    wanted = fingerprint(config)
     stem = dataset_folder(config, 0).name.removesuffix("0")
     for facts in sorted(Path(config.output_dir).glob(f"{escape(stem)}*/{FACTS}")):
         made = files.read_json(facts)

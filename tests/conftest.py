@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,22 @@ def dataset(tmp_path_factory) -> Path:
     held_out = folder / "held_out.json"
     held_out.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return data.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
+
+
+@pytest.fixture(scope="module")
+def serve():
+    """Starts a server on loopback from its handler class, silent, until the module's tests are over: its address."""
+    servers = []
+
+    def start(handler: type[BaseHTTPRequestHandler]) -> str:
+        silent = type("Silent", (handler,), {"log_message": lambda *_: None})
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), silent))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
 
 
 @pytest.fixture

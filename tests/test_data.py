@@ -228,10 +228,10 @@ def test_a_set_is_made_anew_when_its_held_out_file_or_its_tokenizer_changes(tmp_
 def test_a_sample_that_stood_in_is_not_taken_for_the_set_of_the_hub(tmp_path):
     config = DataConfig(source="alpaca", output_dir=str(tmp_path))  # the network is cut: the sample stands in
     folder = data.prepare(config)
-    assert prepared.find_prepared(config) is None
+    assert prepared.find_prepared(config, prepared.fingerprint(config)) is None
     report = json.loads((folder / "sftlab.json").read_text(encoding="utf-8"))
     (folder / "sftlab.json").write_text(json.dumps(report | {"source": "tatsu-lab/alpaca"}), encoding="utf-8")
-    assert prepared.find_prepared(config) == folder
+    assert prepared.find_prepared(config, prepared.fingerprint(config)) == folder
 
 
 def test_held_out_rows_are_checked_and_mended_too(tmp_path):

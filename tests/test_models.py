@@ -1,7 +1,6 @@
 """Loading: true shapes, every architecture with LoRA, and clear words for a model that can't be had."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -89,16 +88,10 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture(scope="module")
-def hub_server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def hub_server(serve):
+    return serve(Hub)
 
 
 def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_server):

@@ -1,8 +1,7 @@
 """Sources: public sets through the real client from a server on loopback, and the samples that stand in for them."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 import pytest
@@ -62,16 +61,10 @@ class Hub(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture(scope="module")
-def hub_server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def hub_server(serve):
+    return serve(Hub)
 
 
 @pytest.mark.parametrize(
