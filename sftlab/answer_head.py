@@ -1,56 +1,79 @@
-"""An SFTTrainer that computes the output layer only where a token is trained.
+"""The loss of SFT computed only where a token is trained, in one pass over the logits.
 
-In SFT with a mask most positions have no label. TRL's fused loss scores them all the same on a CPU, over the whole
-vocabulary; here only the answers' positions are multiplied by the output layer. The loss is the same.
+In SFT with a mask most positions have no label. On a CPU, TRL's fused loss scores them all the same, over the whole
+vocabulary, and computes the logits twice. Here only the answers' positions are multiplied by the output layer, a few
+hundred at a time in one buffer that is used again and again; loss, gradient, accuracy and entropy all come from the
+one softmax. The loss is the same. On a GPU TRL scores the answers' positions only, in a kernel of its own: TRL's way is
+taken there.
 
-    sftlab train --dataset-path datasets/facts_tiny-base_1408 --output-dir runs/first --use-lora
+    python benchmarks/train.py
 """
 
 import types
 
 import torch
-from trl import SFTTrainer
 
 from sftlab.masking import IGNORED
 
-POSITIONS = 2048  # computed at once: bounds the logits' memory at 2048 x vocabulary
+NUMBERS = 2**23  # logits computed at once: 32 MiB of float32, which is where it was fastest on CPUs
 
 
-class AnswerTrainer(SFTTrainer):
-    """TRL's SFTTrainer with another way to its loss; where that isn't possible it goes TRL's way (`uses_answer_head`)."""
+class AnswerLoss(torch.autograd.Function):
+    """Cross-entropy summed over positions, from hidden states and the output layer's weight.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        self.uses_answer_head = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        if self.uses_answer_head:
-            add_answer_head(causal)
+    hidden: (n, width), weight: (vocabulary, width), bias: (vocabulary) or None, targets: (n), width as the model's.
+    Returns (loss, right, entropy), each a float32 sum over the positions; only the loss has a gradient. It is computed
+    in the forward pass already, as softmax minus one-hot, so the logits are never kept.
+    """
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if return_outputs or not self.uses_answer_head or self.label_smoother or self.compute_loss_func:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"]
-        rest = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
-        loss, tokens, correct, entropy = model(**rest, answer_labels=labels)
-        loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # the count is of all processes, and gradients are averaged
-        self.keep_metrics(inputs, tokens, correct, entropy)
-        return loss
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        count, vocabulary = len(targets), weight.shape[0]
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        table, wanted = weight.detach().to(dtype), any(ctx.needs_input_grad[:3])
+        rows = max(1, min(count, NUMBERS // vocabulary))
+        buffer, spare = (torch.empty(rows, vocabulary, dtype=torch.float32) for _ in range(2))
+        slopes = [torch.zeros_like(part, dtype=torch.float32) if wanted and needed else None
+                  for part, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)]  # fmt: skip
+        loss = right = entropy = torch.zeros((), dtype=torch.float32)
+        for start in range(0, count, rows):
+            states = hidden[start : start + rows].to(dtype)
+            aims = targets[start : start + rows, None]
+            logits, shares = buffer[: len(aims)], spare[: len(aims)]
+            if dtype == torch.float32:
+                torch.mm(states, table.t(), out=logits)
+            else:
+                logits.copy_(states @ table.t())
+            if bias is not None:
+                logits += bias
+            top = logits.amax(-1, keepdim=True)
+            aimed = logits.gather(1, aims)
+            logits -= top
+            torch.exp(logits, out=shares)
+            total = shares.sum(-1, keepdim=True)
+            loss = loss + (total.log() + top - aimed).sum()
+            right = right + (aimed == top).sum()
+            logits *= shares
+            entropy = entropy + (total.log() - logits.sum(-1, keepdim=True) / total).sum()
+            if wanted:
+                shares /= total
+                shares.scatter_add_(1, aims, shares.new_full(aims.shape, -1.0))
+                slope = shares.to(dtype)
+                if slopes[0] is not None:
+                    slopes[0][start : start + rows] = slope @ table
+                if slopes[1] is not None:
+                    slopes[1] += slope.t() @ states
+                if slopes[2] is not None:
+                    slopes[2] += shares.sum(0)
+        ctx.save_for_backward(*slopes)
+        ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
+        ctx.mark_non_differentiable(right, entropy)
+        return loss, right, entropy
 
-    def keep_metrics(self, inputs, tokens, correct, entropy) -> None:
-        """What TRL logs beside the loss, summed over the processes in one exchange."""
-        mode = "train" if self.model.training else "eval"
-        seen = (
-            inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["input_ids"].numel())
-        )
-        sums = torch.stack([tokens.float(), correct.float(), entropy.float(), seen.to(tokens.device).float()])
-        tokens, correct, entropy, seen = self.accelerator.reduce(sums, "sum").tolist()
-        self._metrics[mode]["entropy"].append(entropy / max(1, tokens))
-        self._metrics[mode]["mean_token_accuracy"].append(correct / max(1, tokens))
-        if mode == "train":
-            self._total_train_tokens += int(seen)
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+    @staticmethod
+    def backward(ctx, scale, *_):
+        parts = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if slope is None else (slope * scale).to(dtype) for slope, dtype in parts), None
 
 
 def has_plain_head(model) -> bool:
@@ -58,7 +81,8 @@ def has_plain_head(model) -> bool:
     config = model.config.get_text_config()
     extras = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
     plain = all(getattr(config, name, None) in (None, 1.0) for name in extras)
-    return plain and model.get_output_embeddings() is not None and model.base_model is not model
+    head = model.get_output_embeddings()
+    return plain and head is not None and head.weight.is_floating_point() and model.base_model is not model
 
 
 def add_answer_head(model) -> None:
@@ -75,18 +99,9 @@ def add_answer_head(model) -> None:
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         targets = answer_labels[:, 1:]
         trained = targets != IGNORED
-        hidden, targets = hidden[:, :-1][trained], targets[trained]
         head = self.get_output_embeddings()
-        loss, correct, entropy = hidden.sum() * 0.0, 0, 0.0  # connected to the model even where nothing is trained
-        for start in range(0, len(targets), POSITIONS):
-            logits = head(hidden[start : start + POSITIONS]).float()
-            wanted = targets[start : start + POSITIONS]
-            loss = loss + torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-            with torch.no_grad():
-                shares = logits.log_softmax(-1)
-                entropy = entropy - (shares.exp() * shares).sum()
-                correct = correct + (shares.argmax(-1) == wanted).sum()
-        count = trained.sum()
-        return loss.float(), count, count * 0 + correct, loss.detach() * 0 + entropy
+        bias = getattr(head, "bias", None)
+        loss, right, entropy = AnswerLoss.apply(hidden[:, :-1][trained], head.weight, bias, targets[trained])
+        return loss + hidden.sum() * 0.0, trained.sum(), right, entropy  # connected even where nothing is trained
 
     model.forward = types.MethodType(answer_forward, model)

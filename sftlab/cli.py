@@ -6,6 +6,7 @@ sftlab --help
 import argparse
 import dataclasses
 import io
+import signal
 import sys
 import typing
 
@@ -18,10 +19,10 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None
     for field in dataclasses.fields(options):
         flag = "--" + field.name.replace("_", "-")
         help = field.metadata["help"].replace("%", "%%")
-        if field.type is bool:
+        kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
+        if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
             continue
-        kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
         choices = (
             "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else kind.__name__.upper()
         )
@@ -54,6 +55,9 @@ def train_command(args: argparse.Namespace) -> int:
     models.quiet_libraries()
     result = train.train(config)
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if value is not None)
+    if result["status"] == "interrupted":
+        print(f"{numbers}\ninterrupted by {result['signal']}; a checkpoint is saved, go on with --resume")
+        return 128 + signal.Signals[result["signal"]]
     print(f"{numbers}\nsaved {config.output_dir}")
     return 0
 

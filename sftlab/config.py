@@ -15,6 +15,8 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftlab import conflicts
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend. The message says what, where and how; exit code 2."""
@@ -165,6 +167,7 @@ class DataConfig(Options):
             raise UserError(f"hub_id: --source {self.source} is not from the Hub; choose alpaca, dolly or wizardlm.")
 
 
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit")
 READ_FROM = ("model_name", "dataset_path")  # what a run reads must not lie in the folder that it writes
 
 
@@ -179,32 +182,53 @@ class TrainConfig(Options):
     max_steps: int = option(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
     batch_size: int = option(4, "sequences per device and step", low=1)
     gradient_accumulation_steps: int = option(1, "batches that are added up before the weights move", low=1)
-    learning_rate: float = option(2e-4, "peak learning rate of AdamW", low=0, high=1)
+    learning_rate: float = option(2e-4, "peak learning rate of the schedule", low=0, high=1)
     lr_scheduler_type: str = option(
         "linear", "how the learning rate falls", choices=("linear", "cosine", "constant", "constant_with_warmup")
     )
     warmup_steps: float = option(
         0.0, "steps in which the learning rate rises; below 1: their share of all steps", low=0
     )
-    weight_decay: float = option(0.0, "decoupled weight decay of AdamW", low=0, high=1)
+    optim: str = option(
+        "adamw_torch_fused",
+        "the optimizer; those that keep their state in 8 bits save memory, and are slow on a CPU",
+        choices=OPTIMIZERS,
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay", low=0, high=1)
+    max_grad_norm: float = option(1.0, "longer gradients are cut to this length; 0: never", low=0)
     max_length: int = option(1024, "longest sequence in tokens", low=8)
+    packing: bool = option(False, "fill each sequence with several samples, which never see each other")
     use_lora: bool = option(False, "train low-rank adapters instead of all weights")
     lora_r: int = option(16, "rank of the LoRA adapters: their inner width", low=1)
     lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1)
     lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9)
     lora_target_modules: str = option("auto", "layers that get adapters, as names with commas; auto: the catalogue's")
+    use_rslora: bool = option(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
+    use_dora: bool = option(False, "learn the length of each weight column apart from its direction (DoRA); slower")
     train_new_tokens: bool = option(
         True, "with LoRA, train the embeddings of tokens that the format brings and pre-training never saw"
     )
     use_4bit: bool = option(False, "hold the base in 4-bit NF4 (QLoRA); needs --use-lora")
     use_8bit: bool = option(False, "hold the base in 8-bit (LLM.int8); needs --use-lora")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
-    bf16: bool = option(False, "compute in bfloat16 (autocast)")
+    bf16: bool | None = option(None, "compute in bfloat16; neither said: where this machine is faster in it")
+    use_flash_attention: bool | None = option(
+        None, "variable-length attention, without padding: flash-attn's, else torch's; neither said: where there is one"
+    )
+    dataloader_num_workers: int = option(0, "processes that make batches ready; 0: none beside the trainer", low=0)
+    deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file), under the deepspeed launcher")
     logging_steps: int = option(10, "log the loss every so many steps", low=1)
+    report_to: str = option("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
     save_steps: int = option(500, "write a checkpoint every so many steps", low=1)
     save_total_limit: int = option(2, "how many of the last checkpoints are kept", low=1)
     eval_steps: int = option(0, "held-out loss every so many steps; 0: once per epoch", low=0)
     eval_samples: int = option(200, "held-out rows that the loss is taken on during training; 0: all of them", low=0)
+    early_stopping_patience: int = option(
+        0, "stop after so many held-out losses in a row that are no better than the best; 0: never", low=0
+    )
+    load_best_model_at_end: bool = option(
+        False, "keep the checkpoint with the lowest held-out loss, and end with it instead of the last step"
+    )
     resume: bool = option(False, "go on from the last checkpoint in --output-dir")
     overwrite: bool = option(False, "delete --output-dir first if it exists")
     seed: int = option(42, "seed of the order of the rows, of dropout and of the adapters", low=0, high=2**32 - 1)
@@ -212,12 +236,8 @@ class TrainConfig(Options):
     def check(self) -> None:
         if self.max_steps == 0:
             raise UserError("max_steps: 0 trains nothing; give a number of steps, or -1 to go by --num-epochs.")
-        if self.use_4bit and self.use_8bit:
-            raise UserError("use_4bit, use_8bit: choose one of them.")
-        if (self.use_4bit or self.use_8bit) and not self.use_lora:
-            raise UserError("use_lora: quantised weights can't be trained themselves; add --use-lora.")
-        if self.resume and self.overwrite:
-            raise UserError("resume, overwrite: one keeps the folder, the other deletes it; choose one.")
+        for conflict in conflicts.find(self):
+            raise UserError(str(conflict))
         folder = Path(self.output_dir).resolve()
         for name, place in (("the folder you work in", "."), *((f"in {f}", getattr(self, f)) for f in READ_FROM)):
             if Path(place).resolve().is_relative_to(folder):

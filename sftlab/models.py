@@ -3,8 +3,10 @@
 python -c "from sftlab import models; print(models.load_model('random-tiny:gpt2'))"
 """
 
+import contextlib
 import logging
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -83,9 +85,9 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def build_random(name: str):
-    """A model with random weights: `random:NAME` in its true shape, `random-tiny:NAME` shrunk to two layers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def build_config(name: str):
+    """transformers' configuration of `random:NAME` in its true shape, of `random-tiny:NAME` shrunk to two layers."""
+    from transformers import AutoConfig
 
     known = find_model(name)
     if known is None or known.name == "tiny-base":
@@ -98,7 +100,32 @@ def build_random(name: str):
             "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
         }  # fmt: skip
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(known.model_type, **shape))
+    return AutoConfig.for_model(known.model_type, **shape)
+
+
+def build_random(name: str):
+    """A model with random weights, in the shape of `build_config`."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(build_config(name))
+
+
+def choose_precision(config: TrainConfig) -> tuple[bool, str]:
+    """Whether a run computes in bfloat16, and why: as asked for, or what the machine is faster in."""
+    from transformers import AutoConfig
+
+    from sftlab import machine
+
+    if config.bf16 is not None:
+        return config.bf16, "as asked for (--bf16)" if config.bf16 else "as asked for (--no-bf16)"
+    if config.model_name.startswith(RANDOM):
+        settings = build_config(config.model_name)
+    else:
+        settings = AutoConfig.from_pretrained(locate(config.model_name))
+    hidden = settings.get_text_config().hidden_size
+    inner = next((size for name in ("intermediate_size", "n_inner", "ffn_hidden_size")
+                  if (size := getattr(settings.get_text_config(), name, None))), 4 * hidden)  # fmt: skip
+    return machine.choose_precision(hidden, inner)
 
 
 def quantization_config(config: TrainConfig):
@@ -124,12 +151,12 @@ def load_model(name: str, config: TrainConfig | None = None):
     from transformers import AutoModelForCausalLM
 
     config = config or TrainConfig(model_name=name)
-    if name.startswith(RANDOM):
-        if config.use_4bit or config.use_8bit:
-            raise UserError(
-                f"model_name: {name} has random weights, which the lab does not quantise; leave that option out."
-            )
+    if name.startswith(RANDOM) and not (config.use_4bit or config.use_8bit):
         return build_random(name)
+    if name.startswith(RANDOM):  # bitsandbytes quantises weights as they are loaded
+        with tempfile.TemporaryDirectory() as folder:
+            build_random(name).save_pretrained(folder)
+            return load_model(folder, config)
     path = locate(name)
     options = {"dtype": torch.bfloat16 if config.bf16 and config.use_lora else torch.float32}
     if quantization := quantization_config(config):
@@ -140,10 +167,39 @@ def load_model(name: str, config: TrainConfig | None = None):
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM as loader
     try:
-        model = loader.from_pretrained(path, **options)
+        with plain_falcon():
+            model = loader.from_pretrained(path, **options)
     except OSError as error:
         raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
+    if quantization and not count_quantised(model):
+        raise UserError(
+            f"model {name}: none of its layers is of a kind that bitsandbytes quantises; leave that option out."
+        )
     return keep_gradients(model) if config.use_4bit else model
+
+
+@contextlib.contextmanager
+def plain_falcon():
+    """Falcon's linear layers as torch's own while a model is loaded; they compute the same.
+
+    transformers 5 quantises layers that are exactly `torch.nn.Linear`; Falcon's are a subclass, and would silently stay
+    as they are.
+    """
+    import torch
+    from transformers.models.falcon import modeling_falcon
+
+    own, modeling_falcon.FalconLinear = modeling_falcon.FalconLinear, torch.nn.Linear
+    try:
+        yield
+    finally:
+        modeling_falcon.FalconLinear = own
+
+
+def count_quantised(model) -> int:
+    """How many layers bitsandbytes holds in 8 or 4 bits."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    return sum(isinstance(part, Linear4bit | Linear8bitLt) for part in model.modules())
 
 
 def keep_gradients(model):
@@ -160,6 +216,17 @@ def keep_gradients(model):
     return model
 
 
+def prepare_quantised(model, config: TrainConfig) -> None:
+    """PEFT's preparation of a quantised base: all of it frozen, what is not quantised (norms, embeddings) in float32.
+
+    With --gradient-checkpointing the embeddings' output requires a gradient, or the layers would pass none.
+    """
+    from peft import prepare_model_for_kbit_training
+
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing,
+                                    gradient_checkpointing_kwargs={"use_reentrant": False})  # fmt: skip
+
+
 def lora_config(config: TrainConfig):
     """PEFT's LoraConfig of a run, or None without --use-lora. `auto` targets: the catalogue's, else all linear layers."""
     if not config.use_lora:
@@ -172,7 +239,7 @@ def lora_config(config: TrainConfig):
     else:
         targets = [part.strip() for part in config.lora_target_modules.split(",") if part.strip()]
     return LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-                      target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
+                      target_modules=targets, use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM")  # fmt: skip
 
 
 def check_targets(model, targets: list[str] | str) -> None:

@@ -4,44 +4,60 @@ sftlab train --model-name tiny-base --dataset-path datasets/facts_tiny-base_1408
 python -m sftlab.train …the same options…
 """
 
+import contextlib
 import dataclasses
+import importlib.util
 import shutil
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-from sftlab import data, data_report, files, formats, masking, models, new_tokens
+from sftlab import checkpoints, conflicts, data, data_report, files, formats, masking, models, new_tokens
 from sftlab.config import TrainConfig, UserError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
-def sft_config(config: TrainConfig):
+def sft_config(config: TrainConfig, padding_free: bool, bf16: bool):
     """TRL's SFTConfig of a run: every option that differs from TRL's own default stands here."""
     import torch
     from trl import SFTConfig
 
     by_steps = "steps" if config.eval_steps else "epoch"
-    return SFTConfig(
+    args = SFTConfig(
         output_dir=config.output_dir, num_train_epochs=config.num_epochs, max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=2 * config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay, max_length=config.max_length, bf16=config.bf16,
+        lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps, optim=config.optim,
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, bf16=bf16,
+        max_length=config.max_length if config.packing else None, packing=config.packing, eval_packing=False,
+        padding_free=padding_free, dataset_kwargs={"skip_prepare_dataset": not config.packing},
         gradient_checkpointing=config.gradient_checkpointing, logging_steps=config.logging_steps, logging_first_step=True,
-        save_steps=config.save_steps, save_total_limit=config.save_total_limit, eval_strategy=by_steps,
-        eval_steps=config.eval_steps or None, seed=config.seed, report_to="none",
-        use_cpu=not torch.cuda.is_available(),
+        logging_nan_inf_filter=False, save_steps=config.save_steps, save_total_limit=config.save_total_limit,
+        eval_strategy=by_steps, eval_steps=config.eval_steps or None, metric_for_best_model="loss", greater_is_better=False,
+        seed=config.seed, report_to=config.report_to, run_name=Path(config.output_dir).name, project="sftlab",
+        dataloader_num_workers=config.dataloader_num_workers, dataloader_pin_memory=torch.cuda.is_available(),
+        restore_callback_states_from_checkpoint=True, deepspeed=config.deepspeed, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
+    args.load_best_model_at_end = (
+        config.load_best_model_at_end
+    )  # set late: SaveBest saves at other steps than save_steps
+    return args
 
 
 def make_trainer(config: TrainConfig):
-    """The trainer (TRL's, with our way to the loss), with the model, data set and tokenizer of a run, ready to train."""
-    from transformers import set_seed
+    """The trainer (TRL's, with our way to the loss), with the model, data set and tokenizer of a run, ready to train.
 
-    from sftlab.answer_head import AnswerTrainer
+    `trainer.choices` says what was chosen for this machine and why: precision, attention, batches, loss.
+    """
+    from transformers import EarlyStoppingCallback, set_seed
 
+    from sftlab import attention, callbacks, machine
+    from sftlab.batches import cut_rows
+    from sftlab.trainer import LabTrainer
+
+    check_machine(config)
     splits, report = data.load_prepared(config.dataset_path)
     if (Path(config.model_name) / "adapter_config.json").is_file():
         raise UserError(
@@ -51,8 +67,14 @@ def make_trainer(config: TrainConfig):
     unseen = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
+    machine.keep_memory()
+    bf16, why = models.choose_precision(config)
+    if config.resume and config.bf16 is None:  # what was measured when the run began holds to its end
+        before = files.read_json(Path(config.output_dir) / "run.json").get("choices", {}).get("precision", "")
+        bf16, why = (before.startswith("bfloat16"), "as when the run began") if before else (bf16, why)
+    choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
-    model = models.load_model(config.model_name, config)
+    model = models.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
     new_tokens.fit_vocabulary(model, tokenizer)
     for settings in (
         model.config,
@@ -64,11 +86,51 @@ def make_trainer(config: TrainConfig):
         models.check_targets(model, lora.target_modules)
         if unseen:
             new_tokens.train_tokens(lora, model, tokenizer, unseen, config.train_new_tokens)
+    if config.use_4bit or config.use_8bit:
+        models.prepare_quantised(model, config)
+    choices["attention"] = attention.set_attention(model, config.use_flash_attention)
+    in_rows = attention.knows_bounds(model)
+    check_packing(model, config, in_rows)
+    train_split, lengths = cut_rows(splits["train"], config.max_length)
     held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
-    trainer = AnswerTrainer(model=model, args=sft_config(config), train_dataset=splits["train"], eval_dataset=held_out,
-                            processing_class=tokenizer, peft_config=lora)  # fmt: skip
+    held_out, _ = cut_rows(held_out, config.max_length)
+    choices["batches"] = ("packed into rows of max_length" if config.packing else
+                          "in one row each, without padding" if in_rows else "of like length, padded")  # fmt: skip
+    trainer = LabTrainer(model=model, args=sft_config(config, in_rows, bf16), train_dataset=train_split,
+                         eval_dataset=held_out, processing_class=tokenizer, peft_config=lora,
+                         lengths=None if in_rows else lengths)  # fmt: skip
+    if config.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    if config.load_best_model_at_end:
+        trainer.add_callback(callbacks.SaveBest())
     new_tokens.expose_bias(trainer.model)
+    choices["loss"] = "the answers' positions alone" if trainer.uses_answer_head else "TRL's fused head"
+    trainer.choices = choices
     return trainer
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Raises UserError for what this machine can't do, or has no package for."""
+    import torch
+
+    if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("bf16: this GPU does not compute in bfloat16; leave --bf16 out.")
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
+    if config.deepspeed and not Path(config.deepspeed).is_file():
+        raise UserError(f"deepspeed: no file {config.deepspeed}. Name a DeepSpeed configuration in JSON.")
+
+
+def check_packing(model, config: TrainConfig, in_rows: bool) -> None:
+    """Raises UserError where packed samples would see each other, tried out on the model itself."""
+    from sftlab import attention
+
+    if config.packing and not in_rows:
+        raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
+    sharded = conflicts.zero_stage(config.deepspeed) == 3  # whose weights are not there before training begins
+    if in_rows and not sharded and attention.leaks(model):
+        raise UserError(f"use_flash_attention: with {model.config._attn_implementation}, samples of {config.model_name} in one row "
+                        "see each other. Add --no-use-flash-attention.")  # fmt: skip
 
 
 def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> None:
@@ -81,16 +143,15 @@ def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> N
         raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
 
 
-def claim_folder(config: TrainConfig) -> str | None:
+def claim_folder(config: TrainConfig) -> Path | None:
     """Return the checkpoint to resume from, or None; an output folder that exists is refused unasked. Changes nothing."""
     folder = Path(config.output_dir)
-    states = folder.glob("checkpoint-*/trainer_state.json")  # the last file of a checkpoint to be written
-    whole = [path.parent for path in states if path.parent.name.split("-")[1].isdigit()]
-    checkpoints = sorted(whole, key=lambda path: int(path.name.split("-")[1]))
     if config.resume:
-        if not checkpoints:
+        checkpoint = checkpoints.find_last(folder)
+        if checkpoint is None:
             raise UserError(f"resume: {folder} holds no whole checkpoint; leave out --resume to start anew.")
-        return str(checkpoints[-1])
+        check_resumed(config)
+        return checkpoint
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite or folder.is_file():
             raise UserError(
@@ -99,6 +160,29 @@ def claim_folder(config: TrainConfig) -> str | None:
         if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
             raise UserError(f"overwrite: {folder} is not a run folder of the lab; it stays. Name another --output-dir.")
     return None
+
+
+# A resumed run goes on with the weights, the optimizer's state and the order of rows that these made.
+KEPT_ON_RESUME = ("model_name", "batch_size", "gradient_accumulation_steps", "optim", "packing", "max_length", "use_lora",
+                  "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora", "use_4bit", "use_8bit", "seed")  # fmt: skip
+
+
+def check_resumed(config: TrainConfig) -> None:
+    """Raises UserError where an option that the checkpoint depends on was changed; tells of other changes."""
+    before = files.read_json(Path(config.output_dir) / "run.json").get("config", {})
+    now = dataclasses.asdict(config)
+    changed = [
+        name for name in now if name in before and before[name] != now[name] and name not in ("resume", "overwrite")
+    ]
+    for name in changed:
+        if name in KEPT_ON_RESUME:
+            raise UserError(f"{name}: the run in {config.output_dir} began with {before[name]}, not {now[name]}. Give it as it was, "
+                            "or name another --output-dir.")  # fmt: skip
+    if changed:
+        print(
+            "resume: changed since the run began: "
+            + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
+        )
 
 
 def check_moved(model) -> None:
@@ -113,31 +197,70 @@ def train(config: TrainConfig) -> dict:
     """Run one training and return what `result.json` holds: status, configuration and hash, metrics, versions.
 
     The run folder holds the adapter or model, the tokenizer with its template, `trainer_state.json`, the checkpoints
-    and, written last, `result.json`. `seconds` counts from this start, `steps` all steps of the run, resumed or not.
-    Raises UserError for what the user can mend.
+    and, written last, `result.json`. Its status is completed, interrupted (by SIGINT or SIGTERM, after a checkpoint) or
+    failed (with the error); a run that was killed leaves none. `seconds` counts from this start, `steps` all steps of
+    the run, resumed or not. Raises UserError for what the user can mend.
     """
+    from sftlab.callbacks import GoOn, StopOnSignal
+
     checkpoint = claim_folder(config)
     trainer = make_trainer(config)
+    print("\n".join(f"{name}: {choice}" for name, choice in trainer.choices.items()))
     folder = Path(config.output_dir)
     if config.overwrite and folder.exists():  # only now, when the new run has all that it needs
         shutil.rmtree(folder)
-    files.write_json(folder / "run.json", {"config": dataclasses.asdict(config), "config_hash": config.hash()})
+    about = {"config": dataclasses.asdict(config), "config_hash": config.hash(), "choices": trainer.choices}
+    files.write_json(folder / "run.json", about)
     (folder / "result.json").unlink(missing_ok=True)
+    if checkpoint:
+        trainer.add_callback(GoOn(trainer, checkpoint))
     started = time.time()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.time() - started
-    trainer.save_model()  # the adapter or the model, and the tokenizer with its template
-    trainer.save_state()
+    try:
+        with StopOnSignal() as stop:
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stop.received is None:
+            save(trainer, folder)
+        status = (
+            {"status": "completed"}
+            if stop.received is None
+            else {"status": "interrupted", "signal": stop.received.name}
+        )
+        return write_result(folder, status | about, trainer, started)
+    except BaseException as error:
+        words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
+        status = {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
+        status["error"] = f"{type(error).__name__}: {words}"
+        with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
+            write_result(folder, status | about, trainer, started)
+        raise
+
+
+def save(trainer, folder: Path) -> None:
+    """The adapter or the model, the tokenizer with its template, and the Trainer's state, in the run folder."""
     check_moved(trainer.model)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    held_out = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    result = {
-        "status": "completed", "config": dataclasses.asdict(config), "config_hash": config.hash(),
+    try:
+        trainer.save_model()
+        trainer.save_state()
+    except Exception as error:
+        if checkpoints.is_full(error):
+            raise UserError(f"output_dir: no room for the model in {folder}. Its last checkpoint is {checkpoints.find_last(folder)}; "
+                            "make room, then go on with --resume.") from error  # fmt: skip
+        raise
+
+
+def write_result(folder: Path, about: dict, trainer, started: float) -> dict:
+    """Write `result.json` whole and return its content; started: seconds since the epoch."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    result = about | {
         "metrics": {
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None, "eval_loss": held_out[-1] if held_out else None,
-            "steps": trainer.state.global_step, "seconds": round(seconds, 2), "trained_parameters": trained,
+            "best_eval_loss": min(held_out, default=None), "steps": trainer.state.global_step,
+            "seconds": round(time.time() - started, 2),
+            "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         },
         "versions": {name: version(name) for name in PACKAGES},
     }  # fmt: skip

@@ -14,6 +14,9 @@ METHODS = {
     "lora": {"use_lora": True},
     "lora with checkpointing": {"use_lora": True, "gradient_checkpointing": True},
     "lora bf16": {"use_lora": True, "bf16": True},
+    "rsLoRA": {"use_lora": True, "use_rslora": True},
+    "DoRA": {"use_lora": True, "use_dora": True},
+    "packing": {"use_lora": True, "packing": True, "batch_size": 1, "max_length": 256},
     "8-bit": {"use_lora": True, "use_8bit": True},
     "4-bit": {"use_lora": True, "use_4bit": True},
 }
@@ -21,7 +24,7 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_trained_parameter_moves_and_no_frozen_one(method, dataset, tmp_path):
-    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT, **METHODS[method])
+    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT | METHODS[method])
     trainer = train.make_trainer(config)
     before = {name: (w.requires_grad, w.detach().clone()) for name, w in trainer.model.named_parameters()}
     trainer.train()
@@ -123,13 +126,10 @@ def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_pa
 def test_the_trainer_learns_the_prepared_labels(dataset, tmp_path):
     config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT)
     trainer = train.make_trainer(config)
-    row = trainer.train_dataset[0]
-    batch = trainer.data_collator([{name: row[name] for name in ("input_ids", "labels")}])
+    batch = trainer.data_collator([trainer.train_dataset[0]])
     kept = batch["labels"][0] != -100
-    assert (
-        kept.sum()
-        and trainer.processing_class.decode(batch["input_ids"][0][kept]) == row["messages"][1]["content"] + "</s>"
-    )
+    answer = data.load_prepared(dataset)[0]["train"][0]["messages"][1]["content"]
+    assert kept.sum() and trainer.processing_class.decode(batch["input_ids"][0][kept]) == answer + "</s>"
 
 
 def test_adapters_that_never_moved_end_the_run(dataset, tmp_path):
@@ -138,7 +138,9 @@ def test_adapters_that_never_moved_end_the_run(dataset, tmp_path):
     )
     with pytest.raises(UserError, match="moved nothing"):
         train.train(config)
-    assert not (tmp_path / "run" / "result.json").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed" and "moved nothing" in result["error"]
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
 
 
 def test_what_is_no_prepared_set_is_refused(tmp_path):

@@ -86,13 +86,18 @@ def train(model, windows, batch_size: int, learning_rate: float, seed: int) -> l
 
 
 def widen(model: LlamaForCausalLM, width: int) -> LlamaForCausalLM:
-    """The same function with a wider MLP: the new units are zero. 4-bit kernels for CPU want multiples of 64."""
+    """The same function with a wider MLP: nothing leads out of the new units. 4-bit kernels for CPU want multiples of 64.
+
+    What leads into them is random, as in an untrained model: DoRA divides by the length of each row, so none may be zero.
+    """
     config = LlamaConfig(**{**model.config.to_dict(), "intermediate_size": width})
+    torch.manual_seed(0)
     wide = LlamaForCausalLM(config).to(model.dtype)
     new, old = wide.state_dict(), model.state_dict()
     for name, weight in new.items():
         rows, columns = (*old[name].shape, 1)[:2]
-        weight.zero_()
+        if not name.endswith(("gate_proj.weight", "up_proj.weight")):
+            weight.zero_()
         weight.view(weight.shape[0], -1)[:rows, :columns] = old[name].view(rows, -1)
     return wide
 

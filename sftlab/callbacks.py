@@ -1,0 +1,111 @@
+"""What watches a run while it trains: a stop from outside, losses that are no numbers, the best checkpoint.
+
+python -c "from sftlab import callbacks; help(callbacks.Divergence)"
+"""
+
+import math
+import signal
+import threading
+from collections import deque
+
+from transformers import TrainerCallback
+
+from sftlab.checkpoints import find_last, read_meters
+from sftlab.config import UserError
+
+PATIENCE = 10  # steps in a row that are worse than guessing
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT (Ctrl-C, the stop button of a notebook) and SIGTERM end the run after the step, with a checkpoint.
+
+    A second SIGINT ends it at once. `received`: the signal, or None. Signals reach only the main thread.
+    """
+
+    def __init__(self):
+        self.received, self.before = None, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number, frame):
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        print(f"\n{self.received.name}: this step is finished and saved first; Ctrl-C again stops at once", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+    on_substep_end = on_step_end
+
+
+class Divergence(TrainerCallback):
+    """Ends a run whose loss is no number any more, or worse than guessing for some steps in a row.
+
+    Gradients are looked at before they move the weights, so that no checkpoint holds what they would have done.
+    `vocabulary`: its size; who guesses blindly has a loss of log(vocabulary).
+    """
+
+    def __init__(self, vocabulary: int):
+        self.guessing = math.log(vocabulary)
+        self.losses = deque(maxlen=PATIENCE)
+
+    def check_loss(self, loss: float, args, state, model) -> None:
+        """Called with the loss of each batch. Raises UserError with a diagnosis."""
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {state.global_step + 1}: {self.diagnose(args, state, model)}")
+        self.losses.append(loss)
+        if len(self.losses) == PATIENCE and min(self.losses) > 1.5 * self.guessing:
+            raise UserError(f"the loss was above {1.5 * self.guessing:.1f} for {PATIENCE} batches, up to step {state.global_step + 1}; "
+                            f"guessing blindly has {self.guessing:.1f}. {self.advise(args)}")  # fmt: skip
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        sums = [weight.grad.sum() for weight in model.parameters() if weight.grad is not None]
+        if sums and not math.isfinite(sum(value.float() for value in sums)):
+            raise UserError(f"a gradient is no number at step {state.global_step + 1}, and was not applied: "
+                            f"{self.diagnose(args, state, model)}")  # fmt: skip
+
+    def diagnose(self, args, state, model) -> str:
+        """Why, as far as can be seen: weights that were broken to begin with, or a training that broke them."""
+        broken = [
+            name
+            for name, weight in model.named_parameters()
+            if weight.is_floating_point() and not weight.isfinite().all()
+        ]
+        if broken and state.global_step == 0:
+            return f"the base model's weights hold such values before the first step ({broken[0]}). Load it anew."
+        if not broken and state.global_step == 0 and not args.bf16:
+            return "at the first step, from sound weights. Look at the data's report, and at the model's own precision."
+        return ("the weights themselves are broken. " if broken else "") + self.advise(args)
+
+    def advise(self, args) -> str:
+        last = find_last(args.output_dir)
+        kept = f"The last checkpoint, {last}, is from before. " if last else ""
+        return f"{kept}Lower --learning-rate (now {args.learning_rate:g}) or add --warmup-steps 0.03."
+
+
+class SaveBest(TrainerCallback):
+    """A checkpoint whenever the held-out loss is the lowest so far; the Trainer keeps the best one from deletion."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        loss = (metrics or {}).get("eval_loss")
+        if loss is not None and (state.best_metric is None or loss < state.best_metric):
+            control.should_save = True
+
+
+class GoOn(TrainerCallback):
+    """Puts back, at the start of a resumed run, what the Trainer had added up when its checkpoint was written."""
+
+    def __init__(self, trainer, checkpoint):
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        read_meters(self.checkpoint, self.trainer)

@@ -1,0 +1,92 @@
+"""TRL's SFTTrainer with the lab's way to the loss, to batches, and to checkpoints that can be trusted.
+
+python -c "from sftlab.trainer import LabTrainer; help(LabTrainer)"
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from trl import SFTTrainer
+
+from sftlab import checkpoints
+from sftlab.answer_head import add_answer_head, has_plain_head
+from sftlab.batches import LikeLengths
+from sftlab.callbacks import Divergence
+
+
+class LabTrainer(SFTTrainer):
+    """SFTTrainer, and beside it: the answers' loss on a CPU, batches of like length, checkpoints with their meters.
+
+    `lengths`: tokens of each training row; rows of like length then share a batch. `uses_answer_head`: whether the loss
+    is computed on the answers' positions alone; where that isn't possible it goes TRL's way.
+    """
+
+    def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lengths = lengths
+        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
+        if (
+            not self.is_deepspeed_enabled
+        ):  # TRL puts the adapters of a quantised model in bfloat16, which loses small steps
+            for weight in self.model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
+        whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)  # the weights are not in pieces
+        self.uses_answer_head = plain and whole and self.args.device.type == "cpu"
+        if self.uses_answer_head:
+            add_answer_head(causal)
+        self.divergence = Divergence(causal.get_input_embeddings().weight.shape[0])
+        self.add_callback(self.divergence)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs or not self.uses_answer_head or self.label_smoother or self.compute_loss_func:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        rest = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
+        loss, tokens, right, entropy = model(**rest, answer_labels=labels)
+        loss = loss / torch.as_tensor(tokens if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the count is of all processes, and gradients are averaged
+        self.keep_metrics(inputs, tokens, right, entropy)
+        return loss
+
+    def keep_metrics(self, inputs, tokens, right, entropy) -> None:
+        """What TRL logs beside the loss, summed over the processes in one exchange."""
+        mode = "train" if self.model.training else "eval"
+        seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        sums = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (tokens, right, entropy, seen)])
+        tokens, right, entropy, seen = self.accelerator.reduce(sums, "sum").tolist()
+        self._metrics[mode]["entropy"].append(entropy / max(1, tokens))
+        self._metrics[mode]["mean_token_accuracy"].append(right / max(1, tokens))
+        if mode == "train":
+            self._total_train_tokens += int(seen)
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        share = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        self.divergence.check_loss(loss.item() * share, self.args, self.state, self.model)
+        return loss
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        return LikeLengths(self.lengths, self._train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+
+    def _save_checkpoint(self, model, trial):
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        checkpoint = folder / f"checkpoint-{step}"
+        if self.args.should_save and not (checkpoint / checkpoints.LAST_FILE).is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)  # what a killed run left of it
+        self.accelerator.wait_for_everyone()
+        if (checkpoint / checkpoints.LAST_FILE).is_file():  # written at this step already; it may be the best since
+            return checkpoints.note_best(checkpoint, self)
+        try:
+            if self.args.should_save:
+                checkpoints.write_meters(checkpoint, self)
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if checkpoints.is_full(error):
+                raise checkpoints.drop_partial(folder, step) from error
+            raise

@@ -1,0 +1,124 @@
+"""Samples in one row never see each other: the loss of a packed row is the sum of its parts, on every backend here."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from sftlab import attention, models, train
+from sftlab.attention import VARLEN, packed_inputs
+from sftlab.catalog import MODELS
+from sftlab.config import TrainConfig, UserError
+
+KNOWN = [model.name for model in MODELS if model.name != "tiny-base"]
+SAMPLES = [list(range(40, 57)), list(range(90, 95)), list(range(200, 233))]
+
+
+def losses(model, samples: list[list[int]], inputs: dict | None = None) -> torch.Tensor:
+    """The loss of each token that has one before it in its sample: samples alone, or as one row of `inputs`."""
+    if inputs is None:
+        return torch.cat([losses(model, [ids], packed_inputs([ids])) for ids in samples])
+    ids = inputs["input_ids"][0]
+    with torch.no_grad():
+        every = torch.nn.functional.cross_entropy(
+            model(**inputs, use_cache=False).logits[0, :-1], ids[1:], reduction="none"
+        )
+    return every[inputs["position_ids"][0, 1:] != 0]
+
+
+def make_model(name: str, backend: str | None):
+    """A small model that is far from uniform, so that a leak shows, with the lab's attention or one of transformers'."""
+    torch.manual_seed(0)
+    model = models.build_random(f"random-tiny:{name}") if name != "tiny-base" else models.load_model(name)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 if name == "tiny-base" or weight.ndim < 2 else 8)
+    attention.set_attention(model, None) if backend is None else model.set_attn_implementation(backend)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["tiny-base", *KNOWN])
+def test_a_packed_row_has_the_losses_of_its_samples_alone(name):
+    model = make_model(name, None)
+    if not attention.knows_bounds(model):
+        assert model.config.model_type in ("gpt_neo", "falcon")  # which bring an attention of their own
+        return
+    packed = losses(model, SAMPLES, packed_inputs(SAMPLES))
+    assert packed.sum().item() == pytest.approx(losses(model, SAMPLES).sum().item(), rel=1e-5)
+    assert torch.allclose(packed, losses(model, SAMPLES), rtol=1e-4, atol=1e-4) and not attention.leaks(model)
+
+
+@pytest.mark.parametrize("backend", [None, "sdpa", "eager"])
+def test_every_backend_gives_the_same(backend):
+    model, reference = make_model("tiny-base", backend), make_model("tiny-base", "eager")
+    inputs = packed_inputs(SAMPLES)
+    assert torch.allclose(losses(model, SAMPLES, inputs), losses(reference, SAMPLES), rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_narrower_than_a_sample_is_kept():
+    model = make_model("Mistral-7B-v0.1", None)
+    model.config.sliding_window = 8
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = 8
+    narrow = losses(model, SAMPLES, packed_inputs(SAMPLES))
+    model.set_attn_implementation("eager")
+    assert torch.allclose(narrow, losses(model, SAMPLES), rtol=1e-4, atol=1e-4)
+
+
+def test_padded_batches_and_generation_are_what_they_were_with_sdpa():
+    ours, sdpa = make_model("tiny-base", None), make_model("tiny-base", "sdpa")
+    ids = torch.tensor([[1, 50, 60, 70, 80], [0, 0, 1, 90, 95]])
+    mask = (ids != 0).long()
+    with torch.no_grad():
+        for inputs in ({"input_ids": ids, "attention_mask": mask}, {"input_ids": ids[:1]}):
+            assert torch.equal(ours(**inputs).logits, sdpa(**inputs).logits)
+    written = [model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False) for model in (ours, sdpa)]
+    assert torch.equal(*written)
+
+
+def test_a_packed_row_without_its_bounds_is_refused_not_mixed():
+    model, inputs = make_model("tiny-base", None), packed_inputs(SAMPLES)
+    with pytest.raises(ValueError, match="would see each other"):
+        model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
+
+
+def test_the_try_out_finds_a_model_whose_samples_leak(monkeypatch, dataset, tmp_path):
+    model = make_model("tiny-base", None)
+    whole = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda m, q, k, v, mask, cu_seq_lens_q=None, **rest: whole(
+        m, q, k, v, mask, cu_seq_lens_q=cu_seq_lens_q[[0, -1]], **rest))  # fmt: skip
+    attention.register()
+    try:
+        assert attention.leaks(model)
+        with pytest.raises(UserError, match="see each other"):
+            train.make_trainer(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), packing=True))
+    finally:
+        monkeypatch.undo()
+        attention.register()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "flash", "half", "wanted", "expected", "why"),
+    [
+        (False, True, True, True, VARLEN, "needs a GPU"),
+        (False, False, False, False, "sdpa", "asked for"),
+        (True, True, True, None, "flash_attention_2", "is installed"),
+        (True, True, False, None, VARLEN, "needs 16-bit weights"),
+        (True, False, True, True, VARLEN, "is not installed; torch has"),
+        (True, False, False, True, VARLEN, "once per sample"),
+    ],
+)
+def test_which_attention_is_chosen_and_why(gpu, flash, half, wanted, expected, why, monkeypatch):
+    model = models.load_model("tiny-base").to(torch.bfloat16 if half else torch.float32)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("json") if name == "flash_attn" and flash else
+                        None if name == "flash_attn" else find(name))  # fmt: skip
+    name, reason = attention.choose(model, wanted)
+    assert name == expected and why in reason
+
+
+def test_an_architecture_with_an_attention_of_its_own_keeps_it():
+    model = models.build_random("random-tiny:gpt-neo-125M")
+    name, reason = attention.choose(model, True)
+    assert name == model.config._attn_implementation and "gpt_neo takes no other" in reason
