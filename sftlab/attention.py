@@ -12,30 +12,38 @@ import importlib.util
 VARLEN = "sftlab_varlen"  # the name under which transformers finds `attend`
 
 
-def choose(model, wanted: bool | None) -> tuple[str, str]:
+def choose(model, wanted: bool | None, bf16: bool) -> tuple[str, str]:
     """The attention for a model as (transformers' name for it, why). `wanted`: --use-flash-attention, or None.
 
     flash-attn where it can be imported, else torch's variable-length attention (or, on a CPU, SDPA once per sample), else
-    SDPA over padded batches.
+    SDPA over padded batches. bf16: whether the run computes in bfloat16, which both kernels for GPUs ask for.
     """
     import torch
 
     current, gpu = model.config._attn_implementation, torch.cuda.is_available()
     if wanted is False:
         return current, "as asked for (--no-use-flash-attention)"
-    half = model.dtype in (torch.bfloat16, torch.float16)
     missing = "needs a GPU" if not gpu else "is not installed"
     if gpu and importlib.util.find_spec("flash_attn"):
-        if half and model._supports_flash_attn:
+        if bf16 and model._supports_flash_attn:
             return "flash_attention_2", "flash-attn is installed"
-        missing = "needs 16-bit weights (--bf16)" if not half else "does not know this architecture"
+        missing = "needs bfloat16 (--bf16)" if not bf16 else "does not know this architecture"
     if not model._supports_attention_backend or current != "sdpa":
         return current, f"flash-attn {missing}, and {model.config.model_type} takes no other variable-length attention"
     if not gpu:
         return VARLEN, f"flash-attn {missing}; SDPA is called once per sample"
-    if half and has_torch_varlen():
-        return VARLEN, f"flash-attn {missing}; torch has a variable-length attention of its own"
-    return VARLEN, f"flash-attn {missing}, torch's needs 16-bit weights; SDPA is called once per sample"
+    config = model.config.get_text_config()
+    if getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0):
+        return (
+            current,
+            f"flash-attn {missing}, and torch's variable-length attention has no dropout, which this model asks for",
+        )
+    if not bf16 or not has_torch_varlen():
+        return (
+            current,
+            f"flash-attn {missing}, and torch's variable-length attention {'needs bfloat16' if not bf16 else 'is missing'}",
+        )
+    return VARLEN, f"flash-attn {missing}; torch has a variable-length attention of its own"
 
 
 def has_torch_varlen() -> bool:
@@ -49,9 +57,9 @@ def has_torch_varlen() -> bool:
     return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
 
 
-def set_attention(model, wanted: bool | None) -> str:
+def set_attention(model, wanted: bool | None, bf16: bool = False) -> str:
     """Give the model the chosen attention and return what was chosen, with the reason, in a line."""
-    name, why = choose(model, wanted)
+    name, why = choose(model, wanted, bf16)
     if name == VARLEN:
         register()
     if name != model.config._attn_implementation:

@@ -202,7 +202,9 @@ class TrainConfig(Options):
     lora_r: int = option(16, "rank of the LoRA adapters: their inner width", low=1)
     lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1)
     lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9)
-    lora_target_modules: str = option("auto", "layers that get adapters, as names with commas; auto: the catalogue's")
+    lora_target_modules: str = option(
+        "auto", "layers that get adapters, as names with commas, or all-linear; auto: the catalogue's"
+    )
     use_rslora: bool = option(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
     use_dora: bool = option(False, "learn the length of each weight column apart from its direction (DoRA); slower")
     train_new_tokens: bool = option(

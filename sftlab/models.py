@@ -234,8 +234,8 @@ def lora_config(config: TrainConfig):
     from peft import LoraConfig
 
     known = find_model(config.model_name)
-    if config.lora_target_modules == "auto":
-        targets = list(known.lora_targets) if known else "all-linear"
+    if config.lora_target_modules in ("auto", "all-linear"):
+        targets = list(known.lora_targets) if known and config.lora_target_modules == "auto" else "all-linear"
     else:
         targets = [part.strip() for part in config.lora_target_modules.split(",") if part.strip()]
     return LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,

@@ -10,13 +10,10 @@ import importlib.util
 import shutil
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from sftlab import checkpoints, conflicts, data, data_report, files, formats, masking, models, new_tokens
+from sftlab import conflicts, data, files, formats, masking, models, new_tokens, run_folder
 from sftlab.config import TrainConfig, UserError
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
 def sft_config(config: TrainConfig, padding_free: bool, bf16: bool):
@@ -40,9 +37,8 @@ def sft_config(config: TrainConfig, padding_free: bool, bf16: bool):
         dataloader_num_workers=config.dataloader_num_workers, dataloader_pin_memory=torch.cuda.is_available(),
         restore_callback_states_from_checkpoint=True, deepspeed=config.deepspeed, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
-    args.load_best_model_at_end = (
-        config.load_best_model_at_end
-    )  # set late: SaveBest saves at other steps than save_steps
+    # set late, because TRL would ask for checkpoints at each evaluation: SaveBest writes the best ones, and no more
+    args.load_best_model_at_end = config.load_best_model_at_end
     return args
 
 
@@ -68,18 +64,12 @@ def make_trainer(config: TrainConfig):
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
     machine.keep_memory()
-    bf16, why = models.choose_precision(config)
-    if config.resume and config.bf16 is None:  # what was measured when the run began holds to its end
-        before = files.read_json(Path(config.output_dir) / "run.json").get("choices", {}).get("precision", "")
-        bf16, why = (before.startswith("bfloat16"), "as when the run began") if before else (bf16, why)
+    bf16, why = run_folder.read_precision(config) or models.choose_precision(config)
     choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = models.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
     new_tokens.fit_vocabulary(model, tokenizer)
-    for settings in (
-        model.config,
-        model.generation_config,
-    ):  # what ends an answer is the format's; saved with the model
+    for settings in (model.config, model.generation_config):  # what ends an answer is the format's
         settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     lora = models.lora_config(config)
     if lora:
@@ -88,10 +78,12 @@ def make_trainer(config: TrainConfig):
             new_tokens.train_tokens(lora, model, tokenizer, unseen, config.train_new_tokens)
     if config.use_4bit or config.use_8bit:
         models.prepare_quantised(model, config)
-    choices["attention"] = attention.set_attention(model, config.use_flash_attention)
+    choices["attention"] = attention.set_attention(model, config.use_flash_attention, bf16)
     in_rows = attention.knows_bounds(model)
     check_packing(model, config, in_rows)
     train_split, lengths = cut_rows(splits["train"], config.max_length)
+    if not lengths:
+        raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
     held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
     held_out, _ = cut_rows(held_out, config.max_length)
     choices["batches"] = ("packed into rows of max_length" if config.packing else
@@ -139,58 +131,6 @@ def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> N
     if [ids.tolist() for ids in masking.encode_chats(tokenizer, rows["messages"])["input_ids"]] != rows["input_ids"]:
         raise UserError(f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
                         f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`.")  # fmt: skip
-    if data_report.measure(train_split, tokenizer, config.max_length)["trained_tokens"] == 0:
-        raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
-
-
-def claim_folder(config: TrainConfig) -> Path | None:
-    """Return the checkpoint to resume from, or None; an output folder that exists is refused unasked. Changes nothing."""
-    folder = Path(config.output_dir)
-    if config.resume:
-        checkpoint = checkpoints.find_last(folder)
-        if checkpoint is None:
-            raise UserError(f"resume: {folder} holds no whole checkpoint; leave out --resume to start anew.")
-        check_resumed(config)
-        return checkpoint
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        if not config.overwrite or folder.is_file():
-            raise UserError(
-                f"output_dir: {folder} exists. Add --resume to go on, --overwrite to delete it, or name another."
-            )
-        if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
-            raise UserError(f"overwrite: {folder} is not a run folder of the lab; it stays. Name another --output-dir.")
-    return None
-
-
-# A resumed run goes on with the weights, the optimizer's state and the order of rows that these made.
-KEPT_ON_RESUME = ("model_name", "batch_size", "gradient_accumulation_steps", "optim", "packing", "max_length", "use_lora",
-                  "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora", "use_4bit", "use_8bit", "seed")  # fmt: skip
-
-
-def check_resumed(config: TrainConfig) -> None:
-    """Raises UserError where an option that the checkpoint depends on was changed; tells of other changes."""
-    before = files.read_json(Path(config.output_dir) / "run.json").get("config", {})
-    now = dataclasses.asdict(config)
-    changed = [
-        name for name in now if name in before and before[name] != now[name] and name not in ("resume", "overwrite")
-    ]
-    for name in changed:
-        if name in KEPT_ON_RESUME:
-            raise UserError(f"{name}: the run in {config.output_dir} began with {before[name]}, not {now[name]}. Give it as it was, "
-                            "or name another --output-dir.")  # fmt: skip
-    if changed:
-        print(
-            "resume: changed since the run began: "
-            + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
-        )
-
-
-def check_moved(model) -> None:
-    """Raises UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it."""
-    still = [name for name, weight in model.named_parameters() if "lora_B" in name and not weight.any()]
-    if still:
-        raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. Raise --learning-rate "
-                        "or --max-steps; with --gradient-checkpointing, inputs must require gradients.")  # fmt: skip
 
 
 def train(config: TrainConfig) -> dict:
@@ -203,7 +143,7 @@ def train(config: TrainConfig) -> dict:
     """
     from sftlab.callbacks import GoOn, StopOnSignal
 
-    checkpoint = claim_folder(config)
+    checkpoint = run_folder.claim_folder(config)
     trainer = make_trainer(config)
     print("\n".join(f"{name}: {choice}" for name, choice in trainer.choices.items()))
     folder = Path(config.output_dir)
@@ -220,52 +160,20 @@ def train(config: TrainConfig) -> dict:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.received is None:
-            save(trainer, folder)
+            run_folder.save(trainer, folder)
         status = (
             {"status": "completed"}
             if stop.received is None
             else {"status": "interrupted", "signal": stop.received.name}
         )
-        return write_result(folder, status | about, trainer, started)
+        return run_folder.write_result(folder, status | about, trainer, started)
     except BaseException as error:
         words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
         status = {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
         status["error"] = f"{type(error).__name__}: {words}"
         with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
-            write_result(folder, status | about, trainer, started)
+            run_folder.write_result(folder, status | about, trainer, started)
         raise
-
-
-def save(trainer, folder: Path) -> None:
-    """The adapter or the model, the tokenizer with its template, and the Trainer's state, in the run folder."""
-    check_moved(trainer.model)
-    try:
-        trainer.save_model()
-        trainer.save_state()
-    except Exception as error:
-        if checkpoints.is_full(error):
-            raise UserError(f"output_dir: no room for the model in {folder}. Its last checkpoint is {checkpoints.find_last(folder)}; "
-                            "make room, then go on with --resume.") from error  # fmt: skip
-        raise
-
-
-def write_result(folder: Path, about: dict, trainer, started: float) -> dict:
-    """Write `result.json` whole and return its content; started: seconds since the epoch."""
-    history = trainer.state.log_history
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    result = about | {
-        "metrics": {
-            "first_loss": losses[0] if losses else None,
-            "last_loss": losses[-1] if losses else None, "eval_loss": held_out[-1] if held_out else None,
-            "best_eval_loss": min(held_out, default=None), "steps": trainer.state.global_step,
-            "seconds": round(time.time() - started, 2),
-            "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        },
-        "versions": {name: version(name) for name in PACKAGES},
-    }  # fmt: skip
-    files.write_json(folder / "result.json", result)
-    return result
 
 
 def main() -> int:

@@ -98,27 +98,28 @@ def test_the_try_out_finds_a_model_whose_samples_leak(monkeypatch, dataset, tmp_
 
 
 @pytest.mark.parametrize(
-    ("gpu", "flash", "half", "wanted", "expected", "why"),
+    ("gpu", "flash", "bf16", "dropout", "wanted", "expected", "why"),
     [
-        (False, True, True, True, VARLEN, "needs a GPU"),
-        (False, False, False, False, "sdpa", "asked for"),
-        (True, True, True, None, "flash_attention_2", "is installed"),
-        (True, True, False, None, VARLEN, "needs 16-bit weights"),
-        (True, False, True, True, VARLEN, "is not installed; torch has"),
-        (True, False, False, True, VARLEN, "once per sample"),
+        (False, True, True, 0, True, VARLEN, "needs a GPU"),
+        (False, False, False, 0, False, "sdpa", "asked for"),
+        (True, True, True, 0.1, None, "flash_attention_2", "is installed"),
+        (True, True, False, 0, None, "sdpa", "needs bfloat16"),
+        (True, False, True, 0, True, VARLEN, "is not installed; torch has"),
+        (True, False, True, 0.1, True, "sdpa", "no dropout"),
     ],
 )
-def test_which_attention_is_chosen_and_why(gpu, flash, half, wanted, expected, why, monkeypatch):
-    model = models.load_model("tiny-base").to(torch.bfloat16 if half else torch.float32)
+def test_which_attention_is_chosen_and_why(gpu, flash, bf16, dropout, wanted, expected, why, monkeypatch):
+    model = models.load_model("tiny-base")
+    model.config.attention_dropout = dropout
     find = importlib.util.find_spec
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("json") if name == "flash_attn" and flash else
                         None if name == "flash_attn" else find(name))  # fmt: skip
-    name, reason = attention.choose(model, wanted)
+    name, reason = attention.choose(model, wanted, bf16)
     assert name == expected and why in reason
 
 
 def test_an_architecture_with_an_attention_of_its_own_keeps_it():
     model = models.build_random("random-tiny:gpt-neo-125M")
-    name, reason = attention.choose(model, True)
+    name, reason = attention.choose(model, True, True)
     assert name == model.config._attn_implementation and "gpt_neo takes no other" in reason

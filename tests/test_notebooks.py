@@ -12,7 +12,7 @@ from sftlab.config import FIELDS, check_value
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Knobs of a lesson that are no option of the lab; profile is the same everywhere.
-OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples"}
+OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds"}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

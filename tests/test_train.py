@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sftlab import data, evaluate, models, train
+from sftlab import data, evaluate, models, run_folder, train
 from sftlab.config import DataConfig, TrainConfig, UserError
 
 SHORT = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 16}
@@ -82,7 +82,7 @@ def test_an_existing_run_is_never_lost_unasked(finished):
     (somebody / "result.json").write_text("{}")
     (somebody / "chapter1.txt").write_text("ten years of work")
     with pytest.raises(UserError, match="not a run folder"):
-        train.claim_folder(TrainConfig(output_dir=str(somebody), overwrite=True))
+        run_folder.claim_folder(TrainConfig(output_dir=str(somebody), overwrite=True))
     assert (somebody / "chapter1.txt").exists()
 
 

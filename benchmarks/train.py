@@ -1,0 +1,254 @@
+"""Time training, the lab's against TRL's, in turns and in processes of their own: same rows, same order, same losses.
+
+python benchmarks/train.py                                   # all cases of this machine, about an hour on 2 cores
+python benchmarks/train.py --cases llama-11m --repeats 1     # one case, once
+python benchmarks/train.py --cases llama-11m --data rows.json   # rows of one's own: instruction, input, output
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIANTS = ("lab", "TRL, settings of the lab", "TRL, defaults")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, rows and a way to train: `shape` of a Llama with random weights, or the name of a model.
+
+    `default_steps`: with TRL's defaults, which compute in bfloat16; CPUs without it take minutes for a step.
+    """
+
+    name: str
+    model: str | dict
+    lora: bool
+    rows: str  # facts: the bundled questions; chats: conversations put together from the bundled samples
+    batch_size: int
+    max_length: int
+    steps: int
+    default_steps: int = 3
+    gpu: bool = False
+
+
+SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "vocab_size": 32000, "tie_word_embeddings": True}  # fmt: skip
+CASES = (
+    Case("llama-11m", SMALL, True, "chats", 4, 512, 60),
+    Case("llama-11m full", SMALL, False, "chats", 4, 512, 20),
+    Case("tiny-base", "tiny-base", True, "facts", 16, 128, 40),
+    Case("gpt2", "random:gpt2", True, "chats", 4, 512, 6, 1),
+    Case("Llama-2-7b", "random:Llama-2-7b-hf", True, "chats", 8, 2048, 40, 40, gpu=True),
+    Case("gpt2 on a GPU", "random:gpt2", False, "chats", 16, 1024, 60, 60, gpu=True),
+)
+
+
+def build(case: Case, folder: Path, data_file: str | None) -> None:
+    """The model and the prepared rows of a case, in a folder that every process reads."""
+    from prepare import make_chats
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    from sftlab import data, files, models
+    from sftlab.config import DataConfig
+
+    set_seed(0)
+    if case.model != "tiny-base":
+        settings = LlamaConfig(**case.model, num_key_value_heads=4) if isinstance(case.model, dict) else None
+        model = LlamaForCausalLM(settings) if settings else models.build_random(case.model)
+        model.save_pretrained(folder / "model")
+        models.load_tokenizer("tiny-base").save_pretrained(folder / "model")
+    if data_file and case.rows == "chats":
+        source = {"source": "json", "source_path": [data_file]}
+    elif case.rows == "chats":
+        text = "".join(json.dumps({"messages": chat}, ensure_ascii=False) + "\n" for chat in make_chats(1000))
+        files.write_text(folder / "chats.jsonl", text)
+        source = {"source": "jsonl", "source_path": [str(folder / "chats.jsonl")]}
+    else:
+        source = {"source": "facts"}
+    name = "tiny-base" if case.model == "tiny-base" else str(folder / "model")
+    made = data.prepare(
+        DataConfig(model=name, output_dir=str(folder), max_length=case.max_length, test_size=0.01, **source)
+    )
+    made.rename(folder / "data")
+
+
+def make_trainer(case: Case, variant: str, folder: Path, steps: int):
+    """The trainer of one variant; all see the rows in the same order. TRL gets them tokenised and labelled."""
+    import torch
+
+    from sftlab import train
+    from sftlab.config import TrainConfig
+
+    name = "tiny-base" if case.model == "tiny-base" else str(folder / "model")
+    config = TrainConfig(
+        model_name=name, dataset_path=str(folder / "data"), output_dir=str(folder / "run"), use_lora=case.lora, lora_dropout=0,
+        lora_target_modules="all-linear" if case.lora else "auto", max_steps=steps, batch_size=case.batch_size,
+        learning_rate=2e-4, max_length=case.max_length, logging_steps=1, save_steps=10**6, eval_steps=10**6,
+        lr_scheduler_type="constant",  # the same rate for those that run fewer steps
+    )  # fmt: skip
+    if variant == "lab":
+        return train.make_trainer(config)
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    from sftlab import data, models
+
+    gpu, options, loading = torch.cuda.is_available(), {}, {}
+    if variant != "TRL, defaults":
+        options = {"bf16": gpu, "gradient_checkpointing": False}
+        loading = {"dtype": torch.bfloat16 if gpu and case.lora else torch.float32}
+    splits, _ = data.load_prepared(folder / "data")
+    args = SFTConfig(
+        output_dir=str(folder / "run"), max_steps=steps, per_device_train_batch_size=case.batch_size, learning_rate=2e-4,
+        max_length=case.max_length, logging_steps=1, save_strategy="no", report_to="none", use_cpu=not gpu,
+        lr_scheduler_type="constant", **options,
+    )  # fmt: skip
+    return SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(models.locate(name), **loading), args=args,
+        train_dataset=splits["train"].select_columns(["input_ids", "labels"]),
+        processing_class=models.load_tokenizer(name),
+        peft_config=models.lora_config(config),
+    )  # fmt: skip
+
+
+def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) -> None:
+    """One training in this process: seconds of each step, its loss, tokens and FLOPs, to a JSON file."""
+    import resource
+
+    import torch
+    from transformers import TrainerCallback
+
+    from sftlab import files, flops, models
+
+    models.quiet_libraries()
+    trainer = make_trainer(case, variant, folder, steps)
+    starts, seconds, lengths = [], [], []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            starts.append(time.perf_counter())
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - starts[-1])
+
+    collate = trainer.data_collator
+
+    def count(rows):
+        lengths.append([len(row["input_ids"]) for row in rows])
+        return collate(rows)
+
+    trainer.data_collator = count
+    trainer.add_callback(Clock())
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    files.write_json(output, {
+        "seconds": seconds, "losses": losses, "tokens": [sum(part) for part in lengths[: len(seconds)]],
+        "flops": [flops.count_step(trainer.model, part) for part in lengths[: len(seconds)]],
+        "rate": flops.measure_rate(), "peak_bytes": peak, "choices": getattr(trainer, "choices", {}),
+    })  # fmt: skip
+
+
+def compare(case: Case, folder: Path, repeats: int) -> dict:
+    """Run all variants in turns and return their medians and ratios; losses must agree before times are told."""
+    env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    runs: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
+    for turn in range(repeats):
+        for variant in VARIANTS:
+            if turn and variant == "TRL, defaults" and case.default_steps < case.steps:
+                continue  # once says enough, where a step takes half a minute
+            steps = case.default_steps + 1 if variant == "TRL, defaults" else case.steps + 1
+            output = folder / f"{variant}{turn}.json"
+            command = [sys.executable, __file__, "--one", case.name, variant, str(folder), str(steps), str(output)]
+            start = time.perf_counter()
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{case.name}, {variant}: {done.stderr[-3000:]}")
+            runs[variant].append(json.loads(output.read_text()) | {"whole": time.perf_counter() - start})
+            timed = sum(runs[variant][-1]["seconds"][1:])
+            print(f"{case.name}: {variant:26} {timed:8.2f} s for {steps - 1} steps", flush=True)
+    ours = runs["lab"][0]
+    for variant in VARIANTS[1:]:
+        for mine, other in zip(ours["losses"], runs[variant][0]["losses"], strict=False):
+            tolerance = 1e-4 if variant != "TRL, defaults" else 2e-2  # which computes in bfloat16
+            assert abs(mine - other) <= tolerance * abs(other), (
+                f"{case.name}: the loss is {mine}, with {variant} {other}"
+            )
+    return {"case": case.name, **summarise(runs)}
+
+
+def summarise(runs: dict[str, list[dict]]) -> dict:
+    """Median seconds, tokens per second, ratios to the lab over the steps that both ran (the first one warms up)."""
+    summary = {"last_loss": runs["lab"][0]["losses"][-1], "choices": runs["lab"][0]["choices"], "variants": {}}
+    for variant, made in runs.items():
+        steps = len(made[0]["seconds"])
+        took = [sum(run["seconds"][1:]) for run in made]
+        mine = [sum(run["seconds"][1:steps]) for run in runs["lab"]]
+        rate = statistics.median(run["rate"] for run in made)
+        summary["variants"][variant] = {
+            "steps": steps - 1, "seconds": statistics.median(took), "whole_process": statistics.median(r["whole"] for r in made),
+            "tokens_per_second": sum(made[0]["tokens"][1:]) / statistics.median(took),
+            "of_measured_matrix_rate": sum(made[0]["flops"][1:]) / statistics.median(took) / rate,
+            "times_slower_than_lab": [t / m for t, m in zip(took, mine, strict=False)],
+            "peak_gigabytes": max(run["peak_bytes"] for run in made) / 1e9,
+        }  # fmt: skip
+    return summary
+
+
+def tell(result: dict) -> None:
+    print(f"\n{result['case']}: last loss {result['last_loss']:.4f}, equal in every step")
+    print(f"{'':28}{'steps':>6}{'seconds':>9}{'process':>9}{'tokens/s':>10}{'of rate':>9}{'GB':>6}   times the lab's")
+    for name, row in result["variants"].items():
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in row["times_slower_than_lab"])
+        print(f"{name:28}{row['steps']:>6}{row['seconds']:>9.2f}{row['whole_process']:>9.2f}{row['tokens_per_second']:>10.0f}"
+              f"{row['of_measured_matrix_rate']:>9.1%}{row['peak_gigabytes']:>6.2f}   {ratios}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of {', '.join(case.name for case in CASES)}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", help="a JSON file with rows of instruction, input and output, instead of the chats")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file, too")
+    parser.add_argument(
+        "--one", nargs=5, metavar=("CASE", "VARIANT", "FOLDER", "STEPS", "OUTPUT"), help=argparse.SUPPRESS
+    )
+    args = parser.parse_args()
+    known = {case.name: case for case in CASES}
+    if args.one:
+        name, variant, folder, steps, output = args.one
+        return run_one(known[name], variant, Path(folder), int(steps), Path(output))
+    import torch
+    import trl
+
+    from sftlab import files, models, report
+
+    models.quiet_libraries()
+    wanted = args.cases or [case.name for case in CASES if case.gpu == torch.cuda.is_available()]
+    for name in wanted:
+        if name not in known:
+            parser.error(f"no case {name!r}; there are {', '.join(known)}")
+    results = {"machine": report.describe_machine(), "trl": trl.__version__, "cases": []}
+    for name in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            build(known[name], Path(folder), args.data)
+            results["cases"].append(compare(known[name], Path(folder), args.repeats))
+        tell(results["cases"][-1])
+        if args.output:
+            files.write_json(args.output, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The folder of a training run: claimed without losing anything, gone on in, and ended with result.json.
+
+A run folder holds run.json (the configuration, written first), checkpoints, the adapter or model with its tokenizer,
+trainer_state.json and, written last, result.json.
+
+    python -c "from sftlab import run_folder; help(run_folder.claim_folder)"
+"""
+
+import dataclasses
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from sftlab import checkpoints, files
+from sftlab.config import TrainConfig, UserError
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+# A resumed run goes on with the weights, the optimizer's state and the order of rows that these made.
+KEPT_ON_RESUME = ("model_name", "batch_size", "gradient_accumulation_steps", "optim", "packing", "max_length", "use_lora",
+                  "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora", "use_4bit", "use_8bit", "seed")  # fmt: skip
+
+
+def check_resumed(config: TrainConfig) -> None:
+    """Raises UserError where an option that the checkpoint depends on was changed; tells of other changes."""
+    before = files.read_json(Path(config.output_dir) / "run.json").get("config", {})
+    now = dataclasses.asdict(config)
+    changed = [
+        name for name in now if name in before and before[name] != now[name] and name not in ("resume", "overwrite")
+    ]
+    for name in changed:
+        if name in KEPT_ON_RESUME:
+            raise UserError(f"{name}: the run in {config.output_dir} began with {before[name]}, not {now[name]}. Give it as it was, "
+                            "or name another --output-dir.")  # fmt: skip
+    if changed:
+        print(
+            "resume: changed since the run began: "
+            + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
+        )
+
+
+def claim_folder(config: TrainConfig) -> Path | None:
+    """Return the checkpoint to resume from, or None; an output folder that exists is refused unasked. Changes nothing."""
+    folder = Path(config.output_dir)
+    if config.resume:
+        checkpoint = checkpoints.find_last(folder)
+        if checkpoint is None:
+            raise UserError(f"resume: {folder} holds no whole checkpoint; leave out --resume to start anew.")
+        check_resumed(config)
+        return checkpoint
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+        if not config.overwrite or folder.is_file():
+            raise UserError(
+                f"output_dir: {folder} exists. Add --resume to go on, --overwrite to delete it, or name another."
+            )
+        if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
+            raise UserError(f"overwrite: {folder} is not a run folder of the lab; it stays. Name another --output-dir.")
+    return None
+
+
+def read_precision(config: TrainConfig) -> tuple[bool, str] | None:
+    """What was measured when the run began holds to its end: (bfloat16 or not, why), or None for a new run."""
+    if not config.resume or config.bf16 is not None:
+        return None
+    before = files.read_json(Path(config.output_dir) / "run.json").get("choices", {}).get("precision", "")
+    return (before.startswith("bfloat16"), "as when the run began") if before else None
+
+
+def check_moved(model) -> None:
+    """Raises UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it."""
+    still = [name for name, weight in model.named_parameters() if "lora_B" in name and not weight.any()]
+    if still:
+        raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. Raise --learning-rate "
+                        "or --max-steps; with --gradient-checkpointing, inputs must require gradients.")  # fmt: skip
+
+
+def save(trainer, folder: Path) -> None:
+    """The adapter or the model, the tokenizer with its template, and the Trainer's state, in the run folder."""
+    check_moved(trainer.model)
+    try:
+        trainer.save_model()
+        trainer.save_state()
+    except Exception as error:
+        if checkpoints.is_full(error):
+            raise UserError(f"output_dir: no room for the model in {folder}. Its last checkpoint is {checkpoints.find_last(folder)}; "
+                            "make room, then go on with --resume.") from error  # fmt: skip
+        raise
+
+
+def write_result(folder: Path, about: dict, trainer, started: float) -> dict:
+    """Write `result.json` whole and return its content; started: seconds since the epoch."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    result = about | {
+        "metrics": {
+            "first_loss": losses[0] if losses else None,
+            "last_loss": losses[-1] if losses else None, "eval_loss": held_out[-1] if held_out else None,
+            "best_eval_loss": min(held_out, default=None), "steps": trainer.state.global_step,
+            "seconds": round(time.time() - started, 2),
+            "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        },
+        "versions": {name: version(name) for name in PACKAGES},
+    }  # fmt: skip
+    files.write_json(folder / "result.json", result)
+    return result
