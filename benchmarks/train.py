@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 VARIANTS = ("lab", "TRL, settings of the lab", "TRL, defaults")
@@ -149,15 +149,13 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
     trainer.add_callback(Clock())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     files.write_json(output, {
         "seconds": seconds, "losses": losses, "tokens": [sum(part) for part in lengths[: len(seconds)]],
         "flops": [flops.count_step(trainer.model, part) for part in lengths[: len(seconds)]],
-        "rate": flops.measure_rate(), "peak_bytes": peak, "choices": getattr(trainer, "choices", {}),
+        "rate": flops.measure_rate(), "data_sheet": flops.find_peak(torch.cuda.get_device_name()) if gpu else None,
+        "peak_bytes": peak, "choices": getattr(trainer, "choices", {}),
     })  # fmt: skip
 
 
@@ -201,6 +199,7 @@ def summarise(runs: dict[str, list[dict]]) -> dict:
             "steps": steps - 1, "seconds": statistics.median(took), "whole_process": statistics.median(r["whole"] for r in made),
             "tokens_per_second": sum(made[0]["tokens"][1:]) / statistics.median(took),
             "of_measured_matrix_rate": sum(made[0]["flops"][1:]) / statistics.median(took) / rate,
+            "of_data_sheet": sum(made[0]["flops"][1:]) / statistics.median(took) / (made[0]["data_sheet"] or float("inf")),
             "times_slower_than_lab": [t / m for t, m in zip(took, mine, strict=False)],
             "peak_gigabytes": max(run["peak_bytes"] for run in made) / 1e9,
         }  # fmt: skip
@@ -208,7 +207,7 @@ def summarise(runs: dict[str, list[dict]]) -> dict:
 
 
 def tell(result: dict) -> None:
-    print(f"\n{result['case']}: last loss {result['last_loss']:.4f}, equal in every step")
+    print(f"\n{result['case']}: last loss {result['last_loss']:.4f}, equal step by step")
     print(f"{'':28}{'steps':>6}{'seconds':>9}{'process':>9}{'tokens/s':>10}{'of rate':>9}{'GB':>6}   times the lab's")
     for name, row in result["variants"].items():
         ratios = ", ".join(f"{ratio:.2f}" for ratio in row["times_slower_than_lab"])
@@ -220,13 +219,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of {', '.join(case.name for case in CASES)}")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="time so many steps, instead of the number of each case")
     parser.add_argument("--data", help="a JSON file with rows of instruction, input and output, instead of the chats")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file, too")
     parser.add_argument(
         "--one", nargs=5, metavar=("CASE", "VARIANT", "FOLDER", "STEPS", "OUTPUT"), help=argparse.SUPPRESS
     )
     args = parser.parse_args()
-    known = {case.name: case for case in CASES}
+    known = {case.name: replace(case, steps=args.steps or case.steps) for case in CASES}
     if args.one:
         name, variant, folder, steps, output = args.one
         return run_one(known[name], variant, Path(folder), int(steps), Path(output))

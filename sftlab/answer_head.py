@@ -79,7 +79,8 @@ class AnswerLoss(torch.autograd.Function):
 def has_plain_head(model) -> bool:
     """Whether logits are the output layer times the last hidden state and nothing more: no scale, no cap."""
     config = model.config.get_text_config()
-    extras = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    extras = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
+              "logits_soft_cap")  # fmt: skip
     plain = all(getattr(config, name, None) in (None, 1.0) for name in extras)
     head = model.get_output_embeddings()
     return plain and head is not None and head.weight.is_floating_point() and model.base_model is not model

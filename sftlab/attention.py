@@ -10,6 +10,7 @@ once per sample. Where a model has none of these, batches are padded.
 import importlib.util
 
 VARLEN = "sftlab_varlen"  # the name under which transformers finds `attend`
+PADDING = 1.5  # times the work of attention up to which one padded call is faster than one for each sample
 
 
 def choose(model, wanted: bool | None, bf16: bool) -> tuple[str, str]:
@@ -101,6 +102,8 @@ def attend(module, query, key, value, attention_mask, cu_seq_lens_q=None, max_le
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings of float32 models leave it
+        query, key, value = (part.to(torch.get_autocast_dtype("cuda")) for part in (query, key, value))
     packed = attention_mask is not None and attention_mask.numel() == 0
     if cu_seq_lens_q is None:
         if packed:
@@ -115,7 +118,12 @@ def attend(module, query, key, value, attention_mask, cu_seq_lens_q=None, max_le
         out = varlen_attn(*rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scale,
                           window_size=(window - 1 if window else -1, 0), enable_gqa=query.shape[1] != key.shape[1])  # fmt: skip
         return out.unsqueeze(0), None
-    bounds, outs = cu_seq_lens_q.tolist(), []
+    bounds = cu_seq_lens_q.tolist()
+    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    alike = len(lengths) * max(lengths) ** 2 <= PADDING * sum(length**2 for length in lengths)
+    if len(lengths) > 1 and alike and not (window and max(lengths) > window):
+        return attend_alike(module, query, key, value, lengths, dropout=dropout, scaling=scale), None
+    outs = []
     for start, end in zip(bounds, bounds[1:], strict=False):
         mask = None
         if window and end - start > window:
@@ -125,6 +133,29 @@ def attend(module, query, key, value, attention_mask, cu_seq_lens_q=None, max_le
             sdpa_attention_forward(module, *part, mask, dropout=dropout, scaling=scale, is_causal=mask is None)[0]
         )
     return torch.cat(outs, dim=1), None
+
+
+def attend_alike(module, query, key, value, lengths: list[int], **options):
+    """Samples of about the same length as one batch, padded for the attention alone.
+
+    Padding stands at the end, where no token of a causal attention looks, so no mask is needed.
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    count, longest = len(lengths), max(lengths)
+    places = torch.cat([torch.arange(length) + number * longest for number, length in enumerate(lengths)]).to(
+        query.device
+    )
+
+    def spread(rows):
+        heads, tokens, width = rows.shape[1:]
+        flat = rows.squeeze(0).transpose(0, 1).reshape(tokens, heads * width)
+        padded = flat.new_zeros(count * longest, heads * width).index_copy(0, places, flat)
+        return padded.view(count, longest, heads, width).transpose(1, 2)
+
+    out = sdpa_attention_forward(module, spread(query), spread(key), spread(value), None, is_causal=True, **options)[0]
+    return out.reshape(count * longest, *out.shape[2:]).index_select(0, places).unsqueeze(0)
 
 
 def packed_inputs(samples: list[list[int]], device="cpu") -> dict:
@@ -140,7 +171,7 @@ def packed_inputs(samples: list[list[int]], device="cpu") -> dict:
     }  # fmt: skip
 
 
-def leaks(model) -> bool:
+def leaks(model, bf16: bool = False) -> bool:
     """Whether one sample of a packed row reaches the outputs of the next, tried out on the model.
 
     It does if the second sample's outputs have a gradient at the first one's embeddings. (Outputs alone don't tell: in
@@ -151,7 +182,7 @@ def leaks(model) -> bool:
     was_training = model.training
     model.eval()
     inputs = packed_inputs([[5, 6, 7, 8], [9, 10, 11]], model.device)
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         embedded = model.get_input_embeddings()(inputs.pop("input_ids")).detach().requires_grad_()
         logits = model(inputs_embeds=embedded, **inputs, use_cache=False).logits
         (slope,) = torch.autograd.grad(logits[0, 4:].float().square().sum(), embedded)

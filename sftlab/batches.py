@@ -7,6 +7,7 @@ length go into a batch, in an order that depends on the seed and the epoch alone
 """
 
 import random
+from functools import partial
 
 from torch.utils.data import Sampler
 
@@ -38,9 +39,10 @@ class LikeLengths(Sampler):
         return iter([row for batch in whole + [b for b in batches if len(b) < size] for row in batch])
 
 
-def cut_rows(split, max_length: int):
+def cut_rows(split, max_length: int, whole: bool = False):
     """The rows of a datasets.Dataset from which something is learned within max_length, cut to it when they are read.
 
+    `whole`: not cut, because packing does that itself, and takes no rows that are made when they are read.
     Returns (the Dataset with `input_ids` and `labels`, the lengths of its rows in tokens).
     """
     import numpy
@@ -56,6 +58,11 @@ def cut_rows(split, max_length: int):
     lengths = numpy.minimum(lengths[kept], max_length).tolist()
     split = split.select_columns(["input_ids", "labels"])
     split = split if len(kept) == len(split) else split.select(kept)
-    if lengths and max(lengths) == max_length:
-        split = split.with_transform(lambda rows: {name: [row[:max_length] for row in rows[name]] for name in rows})
+    if lengths and max(lengths) == max_length and not whole:
+        split = split.with_transform(partial(cut_columns, max_length=max_length))
     return split, lengths
+
+
+def cut_columns(rows: dict, max_length: int) -> dict:
+    """A function of its own because the data loader's processes must be able to import it."""
+    return {name: [row[:max_length] for row in column] for name, column in rows.items()}

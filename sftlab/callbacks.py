@@ -8,12 +8,12 @@ import signal
 import threading
 from collections import deque
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sftlab.checkpoints import find_last, read_meters
 from sftlab.config import UserError
 
-PATIENCE = 10  # steps in a row that are worse than guessing
+PATIENCE = 10  # batches in a row that are worse than guessing
 
 
 class StopOnSignal(TrainerCallback):
@@ -38,13 +38,20 @@ class StopOnSignal(TrainerCallback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print(f"\n{self.received.name}: this step is finished and saved first; Ctrl-C again stops at once", flush=True)
+        print(
+            f"\n{self.received.name}: what is being done is finished and saved first; Ctrl-C again stops at once",
+            flush=True,
+        )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.received is not None:
             control.should_save = control.should_training_stop = True
+            if args.save_total_limit == 1:  # the Trainer would keep the best checkpoint only, and delete this one
+                args.save_total_limit = 2
 
-    on_substep_end = on_step_end
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.received is not None and not float(state.epoch).is_integer():  # the Trainer takes a break for the end
+            control.should_evaluate = control.should_save = control.should_log = False
 
 
 class Divergence(TrainerCallback):
@@ -102,10 +109,16 @@ class SaveBest(TrainerCallback):
 
 
 class GoOn(TrainerCallback):
-    """Puts back, at the start of a resumed run, what the Trainer had added up when its checkpoint was written."""
+    """Puts back, at the start of a resumed run, what the Trainer had added up when its checkpoint was written.
 
-    def __init__(self, trainer, checkpoint):
-        self.trainer, self.checkpoint = trainer, checkpoint
+    `patience`: of early stopping, as this run asks for it; the checkpoint brings its own along.
+    """
+
+    def __init__(self, trainer, checkpoint, patience: int):
+        self.trainer, self.checkpoint, self.patience = trainer, checkpoint, patience
 
     def on_train_begin(self, args, state, control, **kwargs):
         read_meters(self.checkpoint, self.trainer)
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience = self.patience

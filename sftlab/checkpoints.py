@@ -21,8 +21,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def list_whole(folder: str | Path) -> list[Path]:
     """The whole checkpoints of a run folder, in the order of their steps."""
-    found = [path.parent for path in Path(folder).glob(f"checkpoint-*/{LAST_FILE}") if files.read_json(path)]
-    return sorted((path for path in found if get_step(path) is not None), key=get_step)
+    found = [path for path in Path(folder).glob("checkpoint-*") if get_step(path) is not None and is_whole(path)]
+    return sorted(found, key=get_step)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the last file of a checkpoint is there, and not torn."""
+    return bool(files.read_json(checkpoint / LAST_FILE))
 
 
 def find_last(folder: str | Path) -> Path | None:
@@ -52,7 +57,7 @@ def drop_partial(folder: Path, step: int) -> UserError:
     """Remove the checkpoint that did not fit, and say what is left, and what to do."""
     partial = folder / f"checkpoint-{step}"
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    if not (partial / LAST_FILE).is_file():
+    if not is_whole(partial):
         shutil.rmtree(partial, ignore_errors=True)
     last, free = find_last(folder), shutil.disk_usage(folder).free
     left = f"{last} is whole: go on from it with --resume" if last else "no checkpoint was written before"
@@ -80,9 +85,14 @@ def read_meters(checkpoint: Path, trainer) -> None:
 
 
 def note_best(checkpoint: Path, trainer) -> None:
-    """Write down in a whole checkpoint that it has turned out to be the best one."""
+    """Write down in a whole checkpoint what has come after it at the same step: that it has turned out to be the best."""
+    from transformers.trainer_callback import ExportableState
+
     if trainer.state.best_global_step == get_step(checkpoint):
         trainer.state.best_model_checkpoint = str(checkpoint)
+    for callback in [*trainer.callback_handler.callbacks, trainer.control]:
+        if isinstance(callback, ExportableState):  # the count of early stopping has moved on, too
+            trainer.state.stateful_callbacks[type(callback).__name__] = callback.state()
     if trainer.args.should_save:
         aside = checkpoint / f".{LAST_FILE}.partial"
         trainer.state.save_to_json(str(aside))

@@ -194,7 +194,7 @@ class TrainConfig(Options):
         "the optimizer; those that keep their state in 8 bits save memory, and are slow on a CPU",
         choices=OPTIMIZERS,
     )
-    weight_decay: float = option(0.0, "decoupled weight decay", low=0, high=1)
+    weight_decay: float = option(0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1)
     max_grad_norm: float = option(1.0, "longer gradients are cut to this length; 0: never", low=0)
     max_length: int = option(1024, "longest sequence in tokens", low=8)
     packing: bool = option(False, "fill each sequence with several samples, which never see each other")
@@ -206,7 +206,7 @@ class TrainConfig(Options):
         "auto", "layers that get adapters, as names with commas, or all-linear; auto: the catalogue's"
     )
     use_rslora: bool = option(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
-    use_dora: bool = option(False, "learn the length of each weight column apart from its direction (DoRA); slower")
+    use_dora: bool = option(False, "learn the length of each weight row apart from its direction (DoRA); slower")
     train_new_tokens: bool = option(
         True, "with LoRA, train the embeddings of tokens that the format brings and pre-training never saw"
     )
@@ -222,7 +222,7 @@ class TrainConfig(Options):
     logging_steps: int = option(10, "log the loss every so many steps", low=1)
     report_to: str = option("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
     save_steps: int = option(500, "write a checkpoint every so many steps", low=1)
-    save_total_limit: int = option(2, "how many of the last checkpoints are kept", low=1)
+    save_total_limit: int = option(2, "how many checkpoints are kept: the last ones, and the best among them", low=1)
     eval_steps: int = option(0, "held-out loss every so many steps; 0: once per epoch", low=0)
     eval_samples: int = option(200, "held-out rows that the loss is taken on during training; 0: all of them", low=0)
     early_stopping_patience: int = option(

@@ -41,7 +41,7 @@ CONFLICTS = (
     Conflict(("use_rslora or use_dora", "no use_lora"), "they are kinds of LoRA", "add --use-lora",
              lambda c: (c.use_rslora or c.use_dora) and not c.use_lora),
     Conflict(("use_4bit or use_8bit", "deepspeed with ZeRO-3"),
-             "ZeRO-3 cuts every weight into pieces, and a quantised weight can't be cut: each GPU would hold all of it",
+             "ZeRO-3 shares out pieces of every weight, and a quantised one is loaded whole on each GPU: nothing is saved",
              "take a DeepSpeed file with stage 2, or leave out the quantisation",
              lambda c: (c.use_4bit or c.use_8bit) and zero_stage(c.deepspeed) == 3),
     Conflict(("use_dora", "deepspeed with ZeRO-3"),

@@ -6,6 +6,7 @@ python -c "from sftlab import evaluate; print(evaluate.interval(95, 100))"
 import json
 import os
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 from statistics import NormalDist
 
@@ -55,6 +56,20 @@ def interval(hits: int, total: int, level: float = 0.95) -> tuple[float, float]:
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def compare(one: Score, other: Score) -> tuple[int, int, float]:
+    """Questions that only `one` and only `other` got right, and how often a fair coin would fall so unevenly, in 0..1.
+
+    McNemar's exact test, two-sided (McNemar 1947, Psychometrika 12, p. 153). Raises ValueError for scores of different
+    questions.
+    """
+    if one.questions != other.questions:
+        raise ValueError("the two scores are of different questions, so they can't be paired")
+    pairs = list(zip(one.correct, other.correct, strict=True))
+    first, second = pairs.count((True, False)), pairs.count((False, True))
+    tail = sum(comb(first + second, k) for k in range(min(first, second) + 1))
+    return first, second, min(1.0, 2 * tail / 2 ** (first + second))
 
 
 def generate(

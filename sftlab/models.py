@@ -3,14 +3,13 @@
 python -c "from sftlab import models; print(models.load_model('random-tiny:gpt2'))"
 """
 
-import contextlib
 import logging
 import os
 import tempfile
 import warnings
 from pathlib import Path
 
-from sftlab import hub
+from sftlab import hub, quantise
 from sftlab.catalog import MODELS, find_model
 from sftlab.config import TrainConfig, UserError, near_match
 
@@ -128,20 +127,6 @@ def choose_precision(config: TrainConfig) -> tuple[bool, str]:
     return machine.choose_precision(hidden, inner)
 
 
-def quantization_config(config: TrainConfig):
-    """bitsandbytes' settings for --use-4bit (NF4, double quantisation) or --use-8bit; None without either."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if config.use_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if config.use_4bit:
-        dtype = torch.bfloat16 if config.bf16 else torch.float32
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                  bnb_4bit_compute_dtype=dtype)  # fmt: skip
-    return None
-
-
 def load_model(name: str, config: TrainConfig | None = None):
     """A causal language model in float32; its frozen weights in bfloat16 where --bf16 meets --use-lora.
 
@@ -151,15 +136,16 @@ def load_model(name: str, config: TrainConfig | None = None):
     from transformers import AutoModelForCausalLM
 
     config = config or TrainConfig(model_name=name)
+    dtype = torch.bfloat16 if config.bf16 and config.use_lora else torch.float32
     if name.startswith(RANDOM) and not (config.use_4bit or config.use_8bit):
-        return build_random(name)
+        return build_random(name).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
     if name.startswith(RANDOM):  # bitsandbytes quantises weights as they are loaded
         with tempfile.TemporaryDirectory() as folder:
             build_random(name).save_pretrained(folder)
             return load_model(folder, config)
     path = locate(name)
-    options = {"dtype": torch.bfloat16 if config.bf16 and config.use_lora else torch.float32}
-    if quantization := quantization_config(config):
+    options = {"dtype": dtype}
+    if quantization := quantise.quantization_config(config):
         options["quantization_config"] = quantization
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
@@ -167,64 +153,15 @@ def load_model(name: str, config: TrainConfig | None = None):
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM as loader
     try:
-        with plain_falcon():
+        with quantise.plain_falcon():
             model = loader.from_pretrained(path, **options)
     except OSError as error:
         raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
-    if quantization and not count_quantised(model):
+    if quantization and not quantise.count_quantised(model):
         raise UserError(
             f"model {name}: none of its layers is of a kind that bitsandbytes quantises; leave that option out."
         )
-    return keep_gradients(model) if config.use_4bit else model
-
-
-@contextlib.contextmanager
-def plain_falcon():
-    """Falcon's linear layers as torch's own while a model is loaded; they compute the same.
-
-    transformers 5 quantises layers that are exactly `torch.nn.Linear`; Falcon's are a subclass, and would silently stay
-    as they are.
-    """
-    import torch
-    from transformers.models.falcon import modeling_falcon
-
-    own, modeling_falcon.FalconLinear = modeling_falcon.FalconLinear, torch.nn.Linear
-    try:
-        yield
-    finally:
-        modeling_falcon.FalconLinear = own
-
-
-def count_quantised(model) -> int:
-    """How many layers bitsandbytes holds in 8 or 4 bits."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    return sum(isinstance(part, Linear4bit | Linear8bitLt) for part in model.modules())
-
-
-def keep_gradients(model):
-    """Keep 4-bit layers as they are in evaluation on a CPU, and return the model.
-
-    On CPUs with AVX-512 BF16, bitsandbytes 0.50 packs the weights at the first evaluation, for faster inference. Packed
-    layers pass no gradient, so training would go on without one, silently.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for part in model.modules():
-        if isinstance(part, Linear4bit):
-            part.support_avx512bf16_for_cpu = False
-    return model
-
-
-def prepare_quantised(model, config: TrainConfig) -> None:
-    """PEFT's preparation of a quantised base: all of it frozen, what is not quantised (norms, embeddings) in float32.
-
-    With --gradient-checkpointing the embeddings' output requires a gradient, or the layers would pass none.
-    """
-    from peft import prepare_model_for_kbit_training
-
-    prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing,
-                                    gradient_checkpointing_kwargs={"use_reentrant": False})  # fmt: skip
+    return quantise.keep_gradients(model) if config.use_4bit else model
 
 
 def lora_config(config: TrainConfig):

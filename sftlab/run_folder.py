@@ -16,7 +16,7 @@ from sftlab.config import TrainConfig, UserError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 # A resumed run goes on with the weights, the optimizer's state and the order of rows that these made.
-KEPT_ON_RESUME = ("model_name", "batch_size", "gradient_accumulation_steps", "optim", "packing", "max_length", "use_lora",
+KEPT_ON_RESUME = ("model_name", "dataset_path", "use_flash_attention", "train_new_tokens", "batch_size", "gradient_accumulation_steps", "optim", "packing", "max_length", "use_lora",
                   "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora", "use_4bit", "use_8bit", "seed")  # fmt: skip
 
 
@@ -44,8 +44,12 @@ def claim_folder(config: TrainConfig) -> Path | None:
     if config.resume:
         checkpoint = checkpoints.find_last(folder)
         if checkpoint is None:
-            raise UserError(f"resume: {folder} holds no whole checkpoint; leave out --resume to start anew.")
+            raise UserError(f"resume: {folder} holds no whole checkpoint to go on from; start anew with --overwrite.")
         check_resumed(config)
+        before = files.read_json(folder / "run.json").get("config", {})
+        longer = any(before.get(name) != getattr(config, name) for name in ("max_steps", "num_epochs"))
+        if files.read_json(folder / "result.json").get("status") == "completed" and not longer:
+            raise UserError(f"resume: the run in {folder} is complete. Raise --max-steps or --num-epochs to train on.")
         return checkpoint
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite or folder.is_file():
@@ -57,12 +61,30 @@ def claim_folder(config: TrainConfig) -> Path | None:
     return None
 
 
+def is_at_end(checkpoint: Path, config: TrainConfig) -> bool:
+    """Whether a checkpoint is that of the last step, so that nothing is left to train."""
+    state = files.read_json(checkpoint / checkpoints.LAST_FILE)
+    if config.max_steps > 0:
+        return state["global_step"] >= config.max_steps
+    return state["epoch"] >= config.num_epochs
+
+
 def read_precision(config: TrainConfig) -> tuple[bool, str] | None:
     """What was measured when the run began holds to its end: (bfloat16 or not, why), or None for a new run."""
     if not config.resume or config.bf16 is not None:
         return None
     before = files.read_json(Path(config.output_dir) / "run.json").get("choices", {}).get("precision", "")
     return (before.startswith("bfloat16"), "as when the run began") if before else None
+
+
+def load_end(trainer, checkpoint: Path) -> None:
+    """Put a trainer at the end of a run that was killed after its last checkpoint and before it was saved."""
+    from transformers import TrainerState
+
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.LAST_FILE))
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
 
 
 def check_moved(model) -> None:

@@ -7,12 +7,13 @@ python -m sftlab.train …the same options…
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
-from sftlab import conflicts, data, files, formats, masking, models, new_tokens, run_folder
+from sftlab import data, files, formats, masking, models, new_tokens, quantise, run_folder
 from sftlab.config import TrainConfig, UserError
 
 
@@ -77,15 +78,17 @@ def make_trainer(config: TrainConfig):
         if unseen:
             new_tokens.train_tokens(lora, model, tokenizer, unseen, config.train_new_tokens)
     if config.use_4bit or config.use_8bit:
-        models.prepare_quantised(model, config)
+        quantise.prepare_quantised(model, config)
     choices["attention"] = attention.set_attention(model, config.use_flash_attention, bf16)
     in_rows = attention.knows_bounds(model)
-    check_packing(model, config, in_rows)
-    train_split, lengths = cut_rows(splits["train"], config.max_length)
+    check_bounds(model, config, in_rows, bf16)
+    train_split, lengths = cut_rows(splits["train"], config.max_length, whole=config.packing)
     if not lengths:
         raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
     held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
-    held_out, _ = cut_rows(held_out, config.max_length)
+    held_out, left = cut_rows(held_out, config.max_length, whole=config.packing)
+    if not left:
+        raise UserError(f"max_length: within {config.max_length} tokens no held-out row has an answer left; raise it.")
     choices["batches"] = ("packed into rows of max_length" if config.packing else
                           "in one row each, without padding" if in_rows else "of like length, padded")  # fmt: skip
     trainer = LabTrainer(model=model, args=sft_config(config, in_rows, bf16), train_dataset=train_split,
@@ -107,22 +110,31 @@ def check_machine(config: TrainConfig) -> None:
 
     if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("bf16: this GPU does not compute in bfloat16; leave --bf16 out.")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        raise UserError(
+            f"WORLD_SIZE: {processes} processes were started, and this version trains in one. Start one (--num_gpus 1)."
+        )
+    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "this machine has several GPUs, and a run uses one: set CUDA_VISIBLE_DEVICES=0, or another number."
+        )
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
     if config.deepspeed and not Path(config.deepspeed).is_file():
         raise UserError(f"deepspeed: no file {config.deepspeed}. Name a DeepSpeed configuration in JSON.")
 
 
-def check_packing(model, config: TrainConfig, in_rows: bool) -> None:
-    """Raises UserError where packed samples would see each other, tried out on the model itself."""
+def check_bounds(model, config: TrainConfig, in_rows: bool, bf16: bool) -> None:
+    """Raises UserError where samples in one row would see each other, tried out on the model itself."""
     from sftlab import attention
 
     if config.packing and not in_rows:
         raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
-    sharded = conflicts.zero_stage(config.deepspeed) == 3  # whose weights are not there before training begins
-    if in_rows and not sharded and attention.leaks(model):
+    if in_rows and attention.leaks(model, bf16):
+        mend = "Add --no-use-flash-attention" + (", and leave out --packing." if config.packing else ".")
         raise UserError(f"use_flash_attention: with {model.config._attn_implementation}, samples of {config.model_name} in one row "
-                        "see each other. Add --no-use-flash-attention.")  # fmt: skip
+                        f"see each other. {mend}")  # fmt: skip
 
 
 def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> None:
@@ -153,20 +165,21 @@ def train(config: TrainConfig) -> dict:
     files.write_json(folder / "run.json", about)
     (folder / "result.json").unlink(missing_ok=True)
     if checkpoint:
-        trainer.add_callback(GoOn(trainer, checkpoint))
+        trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
     started = time.time()
     try:
         with StopOnSignal() as stop:
             trainer.add_callback(stop)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.received is None:
-            run_folder.save(trainer, folder)
-        status = (
-            {"status": "completed"}
-            if stop.received is None
-            else {"status": "interrupted", "signal": stop.received.name}
-        )
-        return run_folder.write_result(folder, status | about, trainer, started)
+            if checkpoint and run_folder.is_at_end(checkpoint, config):
+                run_folder.load_end(trainer, checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            status = {"status": "completed"}
+            if stop.received and trainer.state.global_step < trainer.state.max_steps:
+                status = {"status": "interrupted", "signal": stop.received.name}
+            else:
+                run_folder.save(trainer, folder)
+            return run_folder.write_result(folder, status | about, trainer, started)
     except BaseException as error:
         words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
         status = {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
@@ -180,7 +193,8 @@ def main() -> int:
     """`python -m sftlab.train`: what `sftlab train` does."""
     from sftlab.cli import main as cli
 
-    return cli(["train", *sys.argv[1:]])
+    arguments = [text for text in sys.argv[1:] if not text.startswith("--local_rank=")]  # the deepspeed launcher's
+    return cli(["train", *arguments])
 
 
 if __name__ == "__main__":

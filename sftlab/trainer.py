@@ -27,12 +27,10 @@ class LabTrainer(SFTTrainer):
         self.lengths = lengths
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        if (
-            not self.is_deepspeed_enabled
-        ):  # TRL puts the adapters of a quantised model in bfloat16, which loses small steps
-            for weight in self.model.parameters():
-                weight.data = weight.data.float() if weight.requires_grad else weight.data
         whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)  # the weights are not in pieces
+        for weight in self.model.parameters() if whole else ():
+            if weight.requires_grad:  # TRL puts adapters beside a quantised base in bfloat16, which loses small steps
+                weight.data = weight.data.float()
         self.uses_answer_head = plain and whole and self.args.device.type == "cpu"
         if self.uses_answer_head:
             add_answer_head(causal)
@@ -77,12 +75,13 @@ class LabTrainer(SFTTrainer):
     def _save_checkpoint(self, model, trial):
         folder, step = Path(self.args.output_dir), self.state.global_step
         checkpoint = folder / f"checkpoint-{step}"
-        if self.args.should_save and not (checkpoint / checkpoints.LAST_FILE).is_file():
+        whole = checkpoints.is_whole(checkpoint)
+        if self.args.should_save and not whole:
             shutil.rmtree(checkpoint, ignore_errors=True)  # what a killed run left of it
         self.accelerator.wait_for_everyone()
-        if (checkpoint / checkpoints.LAST_FILE).is_file():  # written at this step already; it may be the best since
-            return checkpoints.note_best(checkpoint, self)
         try:
+            if whole:  # written at this step already; it may be the best since
+                return checkpoints.note_best(checkpoint, self)
             if self.args.should_save:
                 checkpoints.write_meters(checkpoint, self)
             super()._save_checkpoint(model, trial)

@@ -44,3 +44,14 @@ def test_tiny_base_knows_and_cannot_answer():
     assert evaluate.ask(model, tokenizer, questions).exact_match <= 0.02
     prompts = json.loads((sources.SAMPLES / "facts_prose.json").read_text(encoding="utf-8"))[:200]
     assert evaluate.complete(model, tokenizer, prompts) >= 0.95
+
+
+def test_pairs_are_compared_by_those_on_which_one_alone_is_right():
+    def score(answers: str) -> evaluate.Score:
+        return evaluate.Score(list("abcdefghij"), ["x"] * 10, list(answers), [True] * 10)
+
+    assert evaluate.compare(score("xxxxxxxxxx"), score("xxxxxxxxxx")) == (0, 0, 1.0)
+    assert evaluate.compare(score("xxxxxxxxxx"), score("xxxx......")) == (6, 0, pytest.approx(2 / 64))
+    assert evaluate.compare(score("xxx......."), score("...x......")) == (3, 1, pytest.approx(10 / 16))
+    with pytest.raises(ValueError, match="different questions"):
+        evaluate.compare(score("xxxxxxxxxx"), evaluate.Score(["b"], ["x"], ["x"], [True]))

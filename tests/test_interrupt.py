@@ -11,13 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sftlab import callbacks, checkpoints, models, train
 from sftlab.config import TrainConfig, UserError
 
-BASE = {"max_steps": 24, "batch_size": 2, "learning_rate": 2e-3, "logging_steps": 3, "save_steps": 4, "eval_samples": 8,
+BASE = {"max_steps": 60, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3, "save_steps": 4, "eval_samples": 8,
         "eval_steps": 8}  # fmt: skip
-METHODS = {"lora": {"use_lora": True}, "4-bit": {"use_lora": True, "use_4bit": True}, "full": {}}
+METHODS = {
+    "lora": {"use_lora": True, "gradient_accumulation_steps": 2},
+    "4-bit": {"use_lora": True, "use_4bit": True},
+    "full, evaluated at each epoch": {
+        "eval_steps": 0,
+        "batch_size": 7,
+        "save_total_limit": 1,
+        "model_name": "random-tiny:gpt-neo-125M",
+    },
+}
 
 
 def read_log(folder: Path) -> list[tuple]:
@@ -31,9 +41,11 @@ def start(options: dict, folder: Path) -> subprocess.Popen:
     flags = [sys.executable, "-m", "sftlab.train", "--output-dir", str(folder)]
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
-        flags += [flag] if value is True else [flag, str(value)]
+        flags += [flag] if value is True else ["--no-" + flag[2:]] if value is False else [flag, str(value)]
     log = open(folder.with_suffix(".log"), "ab")
-    return subprocess.Popen(flags, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        flags, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
 
 
 def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> None:
@@ -51,12 +63,12 @@ def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> 
 def test_a_run_killed_at_random_moments_and_resumed_logs_what_an_undisturbed_one_does(method, dataset, tmp_path):
     options = BASE | METHODS[method] | {"dataset_path": str(dataset)}
     train.train(TrainConfig(**options, output_dir=str(tmp_path / "whole")))
-    folder, stops, after = tmp_path / "killed", (signal.SIGKILL, signal.SIGTERM), 0
+    folder, stops, after = tmp_path / "killed", (signal.SIGTERM, signal.SIGKILL), 0
     moments = random.Random(os.urandom(4).hex())
     for number, stop in enumerate(stops):
         process = start(options | ({"resume": True} if number else {}), folder)
         wait_for_checkpoint(process, folder, after)
-        time.sleep(wait := moments.uniform(0, 0.4))
+        time.sleep(wait := moments.uniform(0, 0.3))
         process.send_signal(stop)
         code = process.wait(60)
         after = checkpoints.get_step(checkpoints.find_last(folder))
@@ -66,12 +78,12 @@ def test_a_run_killed_at_random_moments_and_resumed_logs_what_an_undisturbed_one
             folder.with_suffix(".log").read_text(),
         )
         assert said.get("status") == (None if stop == signal.SIGKILL else "interrupted"), (wait, said)
-        assert said.get("metrics", {}).get("steps", after) == after < 24, (
+        assert said.get("metrics", {}).get("steps", after) == after < 60, (
             wait
         )  # SIGTERM: the last step is in a checkpoint
     train.train(TrainConfig(**options, output_dir=str(folder), resume=True))
     whole, resumed = read_log(tmp_path / "whole"), read_log(folder)
-    assert len(whole) == len(resumed) == 12
+    assert len(whole) == len(resumed) >= 20
     for entry, other in zip(whole, resumed, strict=True):
         assert other == pytest.approx(entry, rel=1e-5), f"killed at {wait}"
 
@@ -84,6 +96,30 @@ def test_an_interrupt_from_the_keyboard_ends_with_a_checkpoint_and_a_status(data
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
     assert checkpoints.get_step(checkpoints.find_last(tmp_path / "run")) == 1
     assert signal.getsignal(signal.SIGINT) is handler and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_killed_after_its_last_step_is_ended_without_another(dataset, tmp_path):
+    options = BASE | {
+        "use_lora": True,
+        "dataset_path": str(dataset),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 4,
+    }
+    train.train(TrainConfig(**options))
+    adapter = tmp_path / "run" / "adapter_model.safetensors"
+    before = adapter.read_bytes()
+    with pytest.raises(UserError, match="the run in .* is complete. Raise --max-steps"):
+        train.train(TrainConfig(**options, resume=True))
+    adapter.unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    assert train.train(TrainConfig(**options, resume=True))["metrics"]["steps"] == 4 and adapter.read_bytes() == before
+
+
+def test_several_processes_are_refused_not_mixed_up(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were started"):
+        train.train(TrainConfig(**BASE, dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(dataset, tmp_path):

@@ -25,7 +25,7 @@ def sources(notebook: dict, kind: str) -> list[str]:
 
 
 def test_the_course_is_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == ["00", "02", "03", "04", "05"]
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == ["00", "02", "03", "04", "05", "06"]
 
 
 def test_stored_without_outputs_widget_state_or_a_foreign_kernel(notebook):
