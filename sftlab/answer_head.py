@@ -35,7 +35,7 @@ class AnswerLoss(torch.autograd.Function):
         buffer, spare = (torch.empty(rows, vocabulary, dtype=torch.float32) for _ in range(2))
         slopes = [torch.zeros_like(part, dtype=torch.float32) if wanted and needed else None
                   for part, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)]  # fmt: skip
-        loss = right = entropy = torch.zeros((), dtype=torch.float32)
+        loss, right, entropy = (torch.zeros((), dtype=torch.float32) for _ in range(3))
         for start in range(0, count, rows):
             states = hidden[start : start + rows].to(dtype)
             aims = targets[start : start + rows, None]
@@ -103,6 +103,6 @@ def add_answer_head(model) -> None:
         head = self.get_output_embeddings()
         bias = getattr(head, "bias", None)
         loss, right, entropy = AnswerLoss.apply(hidden[:, :-1][trained], head.weight, bias, targets[trained])
-        return loss + hidden.sum() * 0.0, trained.sum(), right, entropy  # connected even where nothing is trained
+        return loss, trained.sum(), right, entropy
 
     model.forward = types.MethodType(answer_forward, model)

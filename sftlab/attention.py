@@ -4,7 +4,7 @@ Samples that lie one after the other in a row, without padding between them, nee
 begins (`cu_seq_lens`). On a GPU flash-attn has it, and torch has one of its own; on a CPU transformers' SDPA is called
 once per sample. Where a model has none of these, batches are padded.
 
-    python -c "from sftlab import attention; print(attention.describe())"
+    python -c "from sftlab import attention; print(attention.has_torch_varlen())"
 """
 
 import importlib.util
@@ -188,11 +188,3 @@ def leaks(model, bf16: bool = False) -> bool:
         (slope,) = torch.autograd.grad(logits[0, 4:].float().square().sum(), embedded)
     model.train(was_training)
     return bool((slope[0, :4].abs() > 0).any())  # a base that holds NaN is another matter
-
-
-def describe() -> str:
-    """What this machine has, in a line."""
-    import torch
-
-    flash = "flash-attn " + ("found" if importlib.util.find_spec("flash_attn") else "not installed")
-    return f"{flash}; torch's variable-length attention: {has_torch_varlen() and torch.cuda.is_available()}"

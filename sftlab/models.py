@@ -137,11 +137,11 @@ def load_model(name: str, config: TrainConfig | None = None):
 
     config = config or TrainConfig(model_name=name)
     dtype = torch.bfloat16 if config.bf16 and config.use_lora else torch.float32
-    if name.startswith(RANDOM) and not (config.use_4bit or config.use_8bit):
-        return build_random(name).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
-    if name.startswith(RANDOM):  # bitsandbytes quantises weights as they are loaded
+    if name.startswith(RANDOM):
+        if not (config.use_4bit or config.use_8bit):
+            return build_random(name).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
         with tempfile.TemporaryDirectory() as folder:
-            build_random(name).save_pretrained(folder)
+            build_random(name).save_pretrained(folder)  # bitsandbytes quantises weights as they are loaded
             return load_model(folder, config)
     path = locate(name)
     options = {"dtype": dtype}
@@ -171,8 +171,10 @@ def lora_config(config: TrainConfig):
     from peft import LoraConfig
 
     known = find_model(config.model_name)
-    if config.lora_target_modules in ("auto", "all-linear"):
-        targets = list(known.lora_targets) if known and config.lora_target_modules == "auto" else "all-linear"
+    if config.lora_target_modules == "auto" and known:
+        targets = list(known.lora_targets)
+    elif config.lora_target_modules in ("auto", "all-linear"):
+        targets = "all-linear"
     else:
         targets = [part.strip() for part in config.lora_target_modules.split(",") if part.strip()]
     return LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,

@@ -16,26 +16,32 @@ from sftlab.config import TrainConfig, UserError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 # A resumed run goes on with the weights, the optimizer's state and the order of rows that these made.
-KEPT_ON_RESUME = ("model_name", "dataset_path", "use_flash_attention", "train_new_tokens", "batch_size", "gradient_accumulation_steps", "optim", "packing", "max_length", "use_lora",
-                  "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora", "use_4bit", "use_8bit", "seed")  # fmt: skip
+KEPT_ON_RESUME = (
+    "model_name", "dataset_path", "use_flash_attention", "train_new_tokens", "batch_size", "gradient_accumulation_steps",
+    "optim", "packing", "max_length", "use_lora", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora",
+    "use_4bit", "use_8bit", "seed",
+)  # fmt: skip
 
 
 def check_resumed(config: TrainConfig) -> None:
-    """Raises UserError where an option that the checkpoint depends on was changed; tells of other changes."""
-    before = files.read_json(Path(config.output_dir) / "run.json").get("config", {})
-    now = dataclasses.asdict(config)
-    changed = [
-        name for name in now if name in before and before[name] != now[name] and name not in ("resume", "overwrite")
-    ]
+    """Raises UserError where nothing is left to train, or an option was changed that the checkpoint depends on.
+
+    Other changes are told.
+    """
+    folder = Path(config.output_dir)
+    before, now = files.read_json(folder / "run.json").get("config", {}), dataclasses.asdict(config)
+    ours = [name for name in now if name in before and name not in ("resume", "overwrite")]
+    changed = [name for name in ours if before[name] != now[name]]
     for name in changed:
         if name in KEPT_ON_RESUME:
-            raise UserError(f"{name}: the run in {config.output_dir} began with {before[name]}, not {now[name]}. Give it as it was, "
+            raise UserError(f"{name}: the run in {folder} began with {before[name]}, not {now[name]}. Give it as it was, "
                             "or name another --output-dir.")  # fmt: skip
+    completed = files.read_json(folder / "result.json").get("status") == "completed"
+    if completed and before and "max_steps" not in changed and "num_epochs" not in changed:
+        raise UserError(f"resume: the run in {folder} is complete. Raise --max-steps or --num-epochs to train on.")
     if changed:
-        print(
-            "resume: changed since the run began: "
-            + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
-        )
+        told = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
+        print(f"resume: changed since the run began: {told}")
 
 
 def claim_folder(config: TrainConfig) -> Path | None:
@@ -46,10 +52,6 @@ def claim_folder(config: TrainConfig) -> Path | None:
         if checkpoint is None:
             raise UserError(f"resume: {folder} holds no whole checkpoint to go on from; start anew with --overwrite.")
         check_resumed(config)
-        before = files.read_json(folder / "run.json").get("config", {})
-        longer = any(before.get(name) != getattr(config, name) for name in ("max_steps", "num_epochs"))
-        if files.read_json(folder / "result.json").get("status") == "completed" and not longer:
-            raise UserError(f"resume: the run in {folder} is complete. Raise --max-steps or --num-epochs to train on.")
         return checkpoint
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite or folder.is_file():

@@ -48,6 +48,14 @@ def start(options: dict, folder: Path) -> subprocess.Popen:
     )
 
 
+def train_four_steps(dataset, tmp_path) -> dict:
+    """The options of a complete run of four steps, with the checkpoint of the last one."""
+    folders = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run")}
+    options = BASE | folders | {"use_lora": True, "max_steps": 4}
+    train.train(TrainConfig(**options))
+    return options
+
+
 def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> None:
     """Wait until a checkpoint later than step `after` is whole."""
     end = time.monotonic() + 120
@@ -99,13 +107,7 @@ def test_an_interrupt_from_the_keyboard_ends_with_a_checkpoint_and_a_status(data
 
 
 def test_a_run_killed_after_its_last_step_is_ended_without_another(dataset, tmp_path):
-    options = BASE | {
-        "use_lora": True,
-        "dataset_path": str(dataset),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 4,
-    }
-    train.train(TrainConfig(**options))
+    options = train_four_steps(dataset, tmp_path)
     adapter = tmp_path / "run" / "adapter_model.safetensors"
     before = adapter.read_bytes()
     with pytest.raises(UserError, match="the run in .* is complete. Raise --max-steps"):
@@ -123,8 +125,7 @@ def test_several_processes_are_refused_not_mixed_up(dataset, tmp_path, monkeypat
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(dataset, tmp_path):
-    options = BASE | {"use_lora": True, "dataset_path": str(dataset), "output_dir": str(tmp_path / "run")}
-    train.train(TrainConfig(**options | {"max_steps": 4}))
+    options = train_four_steps(dataset, tmp_path) | {"max_steps": BASE["max_steps"]}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # stands for the disk: no file may be larger
     try:
@@ -191,13 +192,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(dataset, tmp_pat
 
 
 def test_options_that_a_checkpoint_depends_on_stay_as_they_were(dataset, tmp_path, capsys):
-    options = BASE | {
-        "use_lora": True,
-        "dataset_path": str(dataset),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 4,
-    }
-    train.train(TrainConfig(**options))
+    options = train_four_steps(dataset, tmp_path)
     with pytest.raises(UserError, match="lora_r: the run in .* began with 16, not 8"):
         train.train(TrainConfig(**options | {"lora_r": 8}, resume=True))
     train.train(TrainConfig(**options | {"max_steps": 6}, resume=True))
