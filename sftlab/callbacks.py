@@ -11,7 +11,7 @@ from collections import deque
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sftlab.checkpoints import find_last, read_meters
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 PATIENCE = 10  # batches in a row that are worse than guessing
 

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from sftlab import files
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 LAST_FILE = "trainer_state.json"
 METERS = "meters.json"

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import defaultdict
 
-from sftlab.config import UserError
+from sftlab.options import UserError
 from sftlab.rows import COLUMNS, get_answer, get_prompt, get_texts
 
 SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare

@@ -11,7 +11,8 @@ import sys
 import typing
 
 from sftlab import __version__, course
-from sftlab.config import DataConfig, Options, TrainConfig, UserError
+from sftlab.config import DataConfig, TrainConfig
+from sftlab.options import Options, UserError
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from sftlab import files
-from sftlab.config import FIELDS, UserError, check_value, coerce, near_match
+from sftlab.config import FIELDS
 from sftlab.execute import papermill_path, run_notebook
+from sftlab.options import UserError, check_value, coerce, near_match
 from sftlab.report import write_index
 
 ROOT = Path(__file__).resolve().parent.parent

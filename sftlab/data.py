@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftlab import cleaning, data_report, files, formats, masking, models, sources
-from sftlab.config import DataConfig, UserError
+from sftlab.config import DataConfig
+from sftlab.options import UserError
 from sftlab.prepared import FACTS, claim_folder, find_prepared, fingerprint, put_in_place, write_dropped
 from sftlab.rows import check_columns, check_rows, get_answer, get_prompt, parse_columns
 

@@ -3,7 +3,7 @@
 python -c "from sftlab import formats; print(formats.CHATML)"
 """
 
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 PREAMBLE_INPUT = (

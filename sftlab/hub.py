@@ -7,7 +7,7 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 _unreachable: list[str] = []  # the host that the last probe did not reach, if any
 

@@ -6,8 +6,8 @@ python -c "from sftlab import masking; help(masking.show)"
 import re
 from functools import lru_cache
 
-from sftlab.config import UserError
 from sftlab.mask_view import MaskView
+from sftlab.options import UserError
 
 IGNORED = -100  # torch's cross-entropy passes over this label
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sftlab import hub, quantise
 from sftlab.catalog import MODELS, find_model
-from sftlab.config import TrainConfig, UserError, near_match
+from sftlab.config import TrainConfig
+from sftlab.options import UserError, near_match
 
 RANDOM = ("random:", "random-tiny:")
 TINY_BASE = Path(__file__).resolve().parent.parent / "data_samples" / "tiny-base"

@@ -10,7 +10,8 @@ from glob import escape
 from pathlib import Path
 
 from sftlab import __version__, files, models, sources
-from sftlab.config import DataConfig, UserError
+from sftlab.config import DataConfig
+from sftlab.options import UserError
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
 NOT_OF_THE_SET = ("output_dir", "overwrite")  # options that change nothing in it

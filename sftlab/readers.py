@@ -8,7 +8,7 @@ import io
 import json
 from pathlib import Path
 
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 SUFFIXES = {"json": (".json",), "jsonl": (".jsonl", ".ndjson"), "csv": (".csv",), "parquet": (".parquet",)}
 OLD_ENCODINGS = {"cp932": "CP932 (Shift_JIS)", "euc_jp": "EUC-JP"}

@@ -9,7 +9,7 @@ python -c "from sftlab import rows; print(rows.check_rows([('row 1', {'instructi
 import json
 from collections.abc import Iterable
 
-from sftlab.config import UserError, near_match
+from sftlab.options import UserError, near_match
 from sftlab.readers import BadRow
 
 COLUMNS = ("instruction", "input", "output")

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sftlab import checkpoints, files
-from sftlab.config import TrainConfig, UserError
+from sftlab.config import TrainConfig
+from sftlab.options import UserError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 # A resumed run goes on with the weights, the optimizer's state and the order of rows that these made.

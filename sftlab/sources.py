@@ -6,7 +6,8 @@ python -c "from sftlab import sources; print(len(sources.load_sample('dolly')))"
 from pathlib import Path
 
 from sftlab import hub, readers
-from sftlab.config import FILE_SOURCES, DataConfig, UserError
+from sftlab.config import FILE_SOURCES, DataConfig
+from sftlab.options import UserError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
 HUB_IDS = {

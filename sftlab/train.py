@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from sftlab import data, files, formats, masking, models, new_tokens, quantise, run_folder
-from sftlab.config import TrainConfig, UserError
+from sftlab.config import TrainConfig
+from sftlab.options import UserError
 
 
 def sft_config(config: TrainConfig, padding_free: bool, bf16: bool):

@@ -8,7 +8,8 @@ import torch
 from sftlab import attention, models, train
 from sftlab.attention import VARLEN, packed_inputs
 from sftlab.catalog import MODELS
-from sftlab.config import TrainConfig, UserError
+from sftlab.config import TrainConfig
+from sftlab.options import UserError
 
 KNOWN = [model.name for model in MODELS if model.name != "tiny-base"]
 SAMPLES = [list(range(40, 57)), list(range(90, 95)), list(range(200, 233))]

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from sftlab.config import DataConfig, TrainConfig, UserError, coerce
+from sftlab.config import DataConfig, TrainConfig
+from sftlab.options import UserError, coerce
 
 TYPED = [
     ("false", bool, False),

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from sftlab import course
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 PARAMETERS = (
     'profile: str = "cpu"\nlora_r: int = 16  # rank\nlearning_rate: float = 2e-4\npacking: bool = True\n'

@@ -6,7 +6,8 @@ import datasets
 import pytest
 
 from sftlab import data, data_report, masking, models, prepared, rows, sources
-from sftlab.config import DataConfig, UserError
+from sftlab.config import DataConfig
+from sftlab.options import UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
 BROKEN = sources.SAMPLES / "broken"

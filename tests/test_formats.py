@@ -6,7 +6,7 @@ import pytest
 import sentencepiece
 
 from sftlab import formats, masking, models, sources
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
 CHAT = [

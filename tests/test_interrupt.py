@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from sftlab import callbacks, checkpoints, models, train
-from sftlab.config import TrainConfig, UserError
+from sftlab.config import TrainConfig
+from sftlab.options import UserError
 
 BASE = {"max_steps": 60, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3, "save_steps": 4, "eval_samples": 8,
         "eval_steps": 8}  # fmt: skip

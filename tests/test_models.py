@@ -6,7 +6,8 @@ import pytest
 
 from sftlab import models
 from sftlab.catalog import MODELS
-from sftlab.config import TrainConfig, UserError
+from sftlab.config import TrainConfig
+from sftlab.options import UserError
 
 KNOWN = [model.name for model in MODELS if model.name != "tiny-base"]
 

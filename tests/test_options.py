@@ -7,7 +7,8 @@ import torch
 
 from sftlab import checkpoints, conflicts, train
 from sftlab.catalog import MODELS
-from sftlab.config import OPTIMIZERS, TrainConfig, UserError
+from sftlab.config import OPTIMIZERS, TrainConfig
+from sftlab.options import UserError
 
 SHORT = {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
 KNOWN = [model.name for model in MODELS if model.name != "tiny-base"]

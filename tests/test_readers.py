@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from sftlab import readers
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 TEXT = 'instruction,output\n日本の首都はどこですか。,東京\n"二行の\n質問, ここまで",はい\n'
 ROWS = [

@@ -3,7 +3,7 @@
 import pytest
 
 from sftlab import rows
-from sftlab.config import UserError
+from sftlab.options import UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
 

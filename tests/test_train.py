@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sftlab import data, evaluate, models, run_folder, train
-from sftlab.config import DataConfig, TrainConfig, UserError
+from sftlab.config import DataConfig, TrainConfig
+from sftlab.options import UserError
 
 SHORT = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 16, "bf16": False}
 METHODS = {
