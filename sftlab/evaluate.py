@@ -10,7 +10,7 @@ from math import comb
 from pathlib import Path
 from statistics import NormalDist
 
-from sftlab import formats
+from sftlab import bootstrap, formats
 from sftlab.sources import SAMPLES
 
 
@@ -61,23 +61,64 @@ def interval(hits: int, total: int, level: float = 0.95) -> tuple[float, float]:
 def compare(one: Score, other: Score) -> tuple[int, int, float]:
     """Questions that only `one` and only `other` got right, and how often a fair coin would fall so unevenly, in 0..1.
 
-    McNemar's exact test, two-sided (McNemar 1947, Psychometrika 12, p. 153). Raises ValueError for scores of different
-    questions.
+    Raises ValueError for scores of different questions.
     """
     if one.questions != other.questions:
         raise ValueError("the two scores are of different questions, so they can't be paired")
-    pairs = list(zip(one.correct, other.correct, strict=True))
+    return count_uneven(one.correct, other.correct)
+
+
+def count_uneven(one: list[bool], other: list[bool]) -> tuple[int, int, float]:
+    """Rows on which only `one` and only `other` is right, and McNemar's exact test of them, two-sided, in 0..1.
+
+    McNemar 1947, Psychometrika 12, p. 153.
+    """
+    pairs = list(zip(one, other, strict=True))
     first, second = pairs.count((True, False)), pairs.count((False, True))
     tail = sum(comb(first + second, k) for k in range(min(first, second) + 1))
     return first, second, min(1.0, 2 * tail / 2 ** (first + second))
 
 
-def generate(
-    model, tokenizer, prompts: list[str], max_new_tokens: int = 24, batch_size: int = 64
-) -> list[tuple[str, bool]]:
-    """Greedy continuation of each prompt: (text without special tokens, whether it ended by itself).
+def score_difference(base: list[bool], tuned: list[bool], level: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference of two paired shares, from Wilson's of each: Newcombe 1998, Statistics in Medicine 17, p. 2635.
 
-    Prompts hold their special tokens already. They are sorted by length, so that batches hold little padding.
+    The correlation phi of the two models' answers is taken as it is, and as 0 where one of them never varies.
+    """
+    count = len(base)
+    one, other = sum(base), sum(tuned)
+    both = sum(b and t for b, t in zip(base, tuned, strict=True))
+    spread = (one * (count - one) * other * (count - other)) ** 0.5
+    phi = (both * (count - one - other + both) - (one - both) * (other - both)) / spread if spread else 0.0
+    (low_1, high_1), (low_2, high_2) = interval(one, count, level), interval(other, count, level)
+    p, q = one / count, other / count
+    down = ((q - low_2) ** 2 - 2 * phi * (q - low_2) * (high_1 - p) + (high_1 - p) ** 2) ** 0.5
+    up = ((high_2 - q) ** 2 - 2 * phi * (high_2 - q) * (p - low_1) + (p - low_1) ** 2) ** 0.5
+    return max(-1.0, q - p - down), min(1.0, q - p + up)
+
+
+def compare_flags(base: list[bool], tuned: list[bool], level: float = 0.95, **how) -> dict:
+    """Two models' right and wrong on the same rows: shares and their difference, each [value, low, high], and McNemar's test.
+
+    Shares have Wilson's interval, the difference that of `bootstrap.compare_rows`, which takes the rest (resamples, seed).
+    Where all rows changed alike, or none did, every resample is the same: there Newcombe's interval takes its place.
+    """
+    first, second, chance = count_uneven(base, tuned)
+    shares = {name: [sum(flags) / len(flags), *interval(sum(flags), len(flags), level)]
+              for name, flags in (("base", base), ("tuned", tuned))}  # fmt: skip
+    difference = bootstrap.compare_rows(base, tuned, level=level, **how)
+    if difference[1] == difference[2]:
+        difference = (difference[0], *score_difference(base, tuned, level))
+    mcnemar = {"only_base": first, "only_tuned": second, "p": chance}
+    return shares | {"difference": list(difference), "mcnemar": mcnemar}
+
+
+def generate(
+    model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed: int = 0
+) -> list[tuple[str, bool]]:
+    """Continuation of each prompt: (text without special tokens, whether it ended by itself).
+
+    Prompts hold their special tokens already. They are sorted by length, so that batches hold little padding. A
+    temperature above 0 draws from all tokens; the same prompts, batch size and seed then draw with the same luck.
     """
     import torch
     from tqdm.auto import tqdm
@@ -86,6 +127,8 @@ def generate(
     outcomes: list[tuple[str, bool]] = [("", False)] * len(prompts)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     was_training = model.training
+    how = {"do_sample": False} if temperature == 0 else {
+        "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}  # fmt: skip
     model.eval()
     try:
         quiet = len(order) <= batch_size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
@@ -93,8 +136,10 @@ def generate(
             chosen = order[start : start + batch_size]
             batch = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
             batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-            with torch.inference_mode():
-                ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+            with torch.inference_mode(), torch.random.fork_rng(enabled=temperature > 0):
+                if temperature > 0:
+                    torch.manual_seed(seed + start)
+                ids = model.generate(**batch, max_new_tokens=max_new_tokens, num_beams=1, **how,
                                      eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
             for i, new in zip(chosen, ids[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 outcomes[i] = (tokenizer.decode(new, skip_special_tokens=True), tokenizer.eos_token_id in new)
@@ -104,25 +149,32 @@ def generate(
     return outcomes
 
 
-def ask(model, tokenizer, rows, format: str = "alpaca", max_new_tokens: int = 24, batch_size: int = 64) -> Score:
+def ask(
+    model, tokenizer, rows, format: str = "alpaca", max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed=0
+) -> Score:
     """Ask every row's instruction in the tokenizer's chat template and keep the answers beside the expected ones.
 
-    rows: dicts with `instruction`, `output`, and perhaps `input`.
+    rows: dicts with `instruction`, `output`, and perhaps `input`; or with `messages`, whose last answer is asked for.
     """
     chats = [formats.to_messages(row, format) for row in rows]
     prompts = [formats.render_prompt(tokenizer, chat) for chat in chats]
-    outcomes = generate(model, tokenizer, prompts, max_new_tokens, batch_size)
-    return Score([chat[0]["content"] for chat in chats], [row["output"] for row in rows],
+    outcomes = generate(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, seed)
+    return Score([chat[-2]["content"] for chat in chats], [chat[-1]["content"] for chat in chats],
                  [text for text, _ in outcomes], [ended for _, ended in outcomes])  # fmt: skip
 
 
 def complete(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
     """Share of facts completed in plain prose: rows hold `prompt`, the `answer`, and the `rests` that may end it."""
+    hits = find_completed(model, tokenizer, rows, max_new_tokens, batch_size)
+    return sum(hits) / len(hits)
+
+
+def find_completed(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> list[bool]:
+    """Which of the facts are completed."""
     bos = tokenizer.bos_token or ""
     outcomes = generate(model, tokenizer, [bos + row["prompt"] for row in rows], max_new_tokens, batch_size)
     ends = [tuple(row["answer"] + rest for rest in row["rests"]) for row in rows]
-    hits = [text.strip().startswith(end) for (text, _), end in zip(outcomes, ends, strict=True)]
-    return sum(hits) / len(hits)
+    return [text.strip().startswith(end) for (text, _), end in zip(outcomes, ends, strict=True)]
 
 
 def read_facts(split: str = "test", limit: int | None = None) -> list[dict]:

@@ -1,0 +1,165 @@
+"""A finished run, opened again: its configuration, its tokenizer, and its model as it was trained.
+
+python -c "from sftlab import finished; print(finished.open_run('runs/first').config)"
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftlab import checkpoints, files, models, new_tokens
+from sftlab.config import TrainConfig
+from sftlab.options import UserError
+from sftlab.prepared import FACTS
+
+WRITING = {"output_dir", "resume", "overwrite", "deepspeed"}  # of no meaning to a run that is only read
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, its configuration with the precision that it chose, its result, its data's report.
+
+    `data` is empty where the data set's folder is gone.
+    """
+
+    folder: Path
+    config: TrainConfig
+    result: dict
+    data: dict
+
+    @property
+    def quantised(self) -> bool:
+        return self.config.use_4bit or self.config.use_8bit
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in a folder. Raises UserError for a checkpoint, a run that didn't end well, and what is no run at all."""
+    folder = Path(path)
+    if checkpoints.get_step(folder) is not None and (folder.parent / "run.json").is_file():
+        raise UserError(f"run_dir: {folder} is a checkpoint. Name its run, {folder.parent}; if that was cut short, "
+                        "first end it with `sftlab train … --resume`.")  # fmt: skip
+    if not (folder / "run.json").is_file():
+        raise UserError(f"run_dir: {folder} is not a run folder made by `sftlab train`. Name one that holds run.json.")
+    result = files.read_json(folder / "result.json")
+    status = result.get("status", "not ended")
+    if status != "completed":
+        raise UserError(f"run_dir: the run in {folder} is {status}, so what it holds is no finished model. Go on with "
+                        "`sftlab train … --resume`.")  # fmt: skip
+    known = {field.name for field in dataclasses.fields(TrainConfig)} - WRITING
+    values = {name: value for name, value in result["config"].items() if name in known}
+    values["bf16"] = result.get("choices", {}).get("precision", "").startswith("bfloat16")
+    config = TrainConfig.build(**values, output_dir=str(folder / "unused"))  # which must hold nothing that is read
+    return Run(folder, config, result, files.read_json(Path(config.dataset_path) / FACTS))
+
+
+def load_run(run: Run, base: str = "trained"):
+    """The tuned model of a run, computing in float32, its adapter (if any) beside the base and not merged.
+
+    base, where it is quantised: `trained` leaves it so; `dequantised` reads its 8 or 4 bits back into float32;
+    `published` takes the weights that it was quantised from. The order is that of a training, so that random weights
+    and added embeddings come out the same.
+    """
+    from peft import PeftModel
+    from transformers import set_seed
+
+    tokenizer = models.load_tokenizer(str(run.folder))
+    if not run.config.use_lora:
+        return set_ends(compute_exactly(models.load_model(str(run.folder))), tokenizer).eval()
+    config = run.config
+    if base == "published":
+        config = dataclasses.replace(config, use_4bit=False, use_8bit=False, bf16=False)
+    set_seed(config.seed)
+    model = models.load_model(config.model_name, config)
+    new_tokens.fit_vocabulary(model, tokenizer)
+    model = set_ends(compute_exactly(model), tokenizer)
+    if base == "dequantised":
+        import torch
+
+        logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)  # says what was asked for
+        model = model.dequantize(torch.float32)
+    return keep_head_bias(PeftModel.from_pretrained(model, str(run.folder))).eval()
+
+
+def set_ends(model, tokenizer):
+    """Let the model end and fill answers with the tokenizer's tokens, which are the format's, as in training; return it."""
+    for settings in (model.config, model.generation_config):
+        settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        settings.bos_token_id = tokenizer.bos_token_id
+    return model
+
+
+def compute_exactly(model):
+    """Let a model compute in float32, whatever its weights were stored in; quantised weights stay what they are."""
+    import torch
+
+    for part in model.modules():
+        if hasattr(part, "compute_dtype"):  # 4-bit layers read their weights back into it
+            part.compute_dtype, part.compute_type_is_set = torch.float32, True
+            part.weight.quant_state.dtype = torch.float32
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.float()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
+    return model
+
+
+def find_lost_bias(model):
+    """The bias of an output layer whose token rows are trained, which PEFT 0.21 leaves out of the sum; or None.
+
+    The run trained with it (`new_tokens.expose_bias`), and a merged model has it again.
+    """
+    head = model.get_output_embeddings()
+    return getattr(head.original_module, "bias", None) if hasattr(head, "token_adapter") else None
+
+
+def keep_head_bias(model):
+    """Add that bias again, and return the model."""
+    if (bias := find_lost_bias(model)) is not None:
+        model.get_output_embeddings().register_forward_hook(lambda layer, inputs, output: output + bias)
+    return model
+
+
+def load_any(name: str):
+    """A model and its tokenizer by the name of a run, an export, or anything that `models.load_model` knows.
+
+    A run comes as it was trained, quantised if it was; an adapter on its base; anything else in the precision that it
+    was saved in. Raises UserError for what can't be had.
+    """
+    if (Path(name) / "run.json").is_file():
+        run = open_run(name)
+        return load_run(run), models.load_tokenizer(name)
+    tokenizer = models.load_tokenizer(name)
+    if not name.startswith(models.RANDOM) and (Path(name) / "adapter_config.json").is_file():
+        return load_adapter(name, tokenizer), tokenizer
+    if name.startswith(models.RANDOM):
+        return models.load_model(name).eval(), tokenizer
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(models.locate(name), dtype="auto", device_map=device)
+    except OSError as error:
+        raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
+    return model.eval(), tokenizer
+
+
+def load_adapter(name: str, tokenizer, config: TrainConfig | None = None, base: str = ""):
+    """An adapter's folder, on the base that its adapter_config.json names: tiny-base, a catalogue name, a Hub id, a folder.
+
+    config: how the base is held; as it was trained, where the folder is an export that says so. base: another name of it.
+    """
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    base = base or files.read_json(Path(name) / "adapter_config.json")["base_model_name_or_path"]
+    bits = files.read_json(Path(name) / "export.json").get("base_bits")
+    config = config or TrainConfig(use_lora=True, use_4bit=bits == 4, use_8bit=bits == 8, bf16=False)
+    model = models.load_model(base, config)
+    new_tokens.fit_vocabulary(model, tokenizer)
+    if (Path(name) / "generation_config.json").is_file():  # the base's own settings may end answers elsewhere
+        model.generation_config = GenerationConfig.from_pretrained(name)
+    return PeftModel.from_pretrained(compute_exactly(model), name).eval()

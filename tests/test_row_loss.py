@@ -1,0 +1,37 @@
+"""Losses of rows: one by one as in batches, by hand as by the model, with every method of holding a base."""
+
+import pytest
+import torch
+
+from sftlab import data, models, row_loss
+from sftlab.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def rows(dataset) -> list[dict]:
+    split = data.load_prepared(dataset)[0]["test"]
+    return [split[number] for number in range(24)]
+
+
+@pytest.mark.parametrize("method", [{}, {"use_4bit": True, "use_lora": True}], ids=["32-bit", "4-bit"])
+def test_padding_and_batches_change_nothing(rows, method):
+    model = models.load_model("tiny-base", TrainConfig(bf16=False, **method))
+    sums, counts = row_loss.measure_rows(model, rows, 0, batch_size=24)
+    alone, same = row_loss.measure_rows(model, rows, 0, batch_size=1)
+    assert sums == pytest.approx(alone, rel=2e-4, abs=1e-4) and (counts == same).all() and model.training is False
+    assert counts.tolist() == [sum(label != -100 for label in row["labels"]) for row in rows]
+    with torch.no_grad():  # transformers' own loss of a row is the mean over its answer's tokens
+        row = {name: torch.tensor([rows[3][name]]) for name in ("input_ids", "labels")}
+        assert model(**row).loss.item() == pytest.approx(sums[3] / counts[3], rel=1e-4)
+
+
+def test_texts_are_scored_from_their_first_token():
+    model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
+    texts = ["The capital of France is Paris.", "フランスの首都はパリです。", ""]
+    encoded = row_loss.encode_texts(tokenizer, texts)
+    assert encoded[0]["input_ids"][0] == tokenizer.bos_token_id
+    sums, counts = row_loss.measure_rows(model, encoded, tokenizer.pad_token_id)
+    assert counts.tolist() == [len(row["input_ids"]) - 1 for row in encoded] and counts[2] == 0 == sums[2]
+    wrong = row_loss.encode_texts(tokenizer, ["The capital of France is Tokyo."])
+    assert row_loss.measure_rows(model, wrong, 0)[0][0] > sums[0] + 3
+    assert len(row_loss.encode_texts(tokenizer, texts, 4)[0]["input_ids"]) == 4
