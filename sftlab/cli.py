@@ -11,7 +11,7 @@ import sys
 import typing
 
 from sftlab import __version__, course
-from sftlab.config import DataConfig, TrainConfig
+from sftlab.config import ChatConfig, DataConfig, EvaluateConfig, ExportConfig, MemoryConfig, TrainConfig
 from sftlab.options import Options, UserError
 
 
@@ -63,6 +63,48 @@ def train_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate_command(args: argparse.Namespace) -> int:
+    config = build_options(EvaluateConfig, args)
+    from sftlab import models, proof
+
+    models.quiet_libraries()
+    found = proof.evaluate_run(config)
+    print(f"{found['verdict']}\n{found['forgetting']['verdict']}")
+    if found["leakage"]["rows"]:
+        print(
+            f"{found['leakage']['rows']} of {found['questions']} questions are given away by training rows, and don't count"
+        )
+    print(f"saved {config.run_dir}/result.json; the whole report: {config.run_dir}/report.html")
+    return 0
+
+
+def export_command(args: argparse.Namespace) -> int:
+    config = build_options(ExportConfig, args)
+    from sftlab import export, models
+
+    models.quiet_libraries()
+    export.export(config)
+    return 0
+
+
+def chat_command(args: argparse.Namespace) -> int:
+    config = build_options(ChatConfig, args)
+    from sftlab import chat, models
+
+    models.quiet_libraries()
+    chat.talk(config)
+    return 0
+
+
+def memory_command(args: argparse.Namespace) -> int:
+    config, plan = build_options(TrainConfig, args), build_options(MemoryConfig, args)
+    from sftlab import memory, models
+
+    models.quiet_libraries()
+    print("\n".join(memory.describe(config, plan)))
+    return 0
+
+
 def models_command(args: argparse.Namespace) -> int:
     from sftlab import catalog
 
@@ -88,6 +130,26 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(add("train", train_command, "Fine-tune a model on a prepared data set.",
                     "sftlab train --dataset-path datasets/facts_tiny-base_1408 --output-dir runs/first "
                     "--use-lora --learning-rate 2e-3 --batch-size 16"), TrainConfig)  # fmt: skip
+    evaluate = add("evaluate", evaluate_command, "Prove it: a run's tuned model against its base on held-out rows, with intervals.",
+                   "sftlab evaluate runs/first")  # fmt: skip
+    evaluate.add_argument("run_dir", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the run folder")
+    add_options(evaluate, EvaluateConfig)
+    export = add("export", export_command, "Make of a run a model that others can load, checked; on request, push it to the Hub.",
+                 "sftlab export runs/first --kind merged --dtype bfloat16")  # fmt: skip
+    export.add_argument("run_dir", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the run folder")
+    add_options(export, ExportConfig)
+    chat = add("chat", chat_command, "Talk to a run, an export or a model in the terminal.", "sftlab chat runs/first")
+    chat.add_argument(
+        "model_name", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="a run, an export, a model"
+    )
+    add_options(chat, ChatConfig)
+    estimate = add("memory", memory_command, "Estimate what a training run takes, in parts; what fits, and what to do if it doesn't.",
+                   "sftlab memory --model meta-llama/Llama-2-7b-hf --device gpu --room 24 --use-lora --batch-size 4")  # fmt: skip
+    add_options(estimate, MemoryConfig)
+    estimate.add_argument(
+        "--model", dest="model_name", default=argparse.SUPPRESS, metavar="STR", help="short for --model-name"
+    )
+    add_options(estimate, TrainConfig)
     course.add_run_arguments(add("run", course.run_command, "Run notebooks headless with papermill.",
                                  "sftlab run notebooks/05_lora.ipynb -p lora_r 8"))  # fmt: skip
     add("models", models_command, "List the models that the lab knows by name.", "sftlab models")

@@ -123,6 +123,11 @@ class TrainConfig(Options):
         None, "variable-length attention, without padding: flash-attn's, else torch's; neither said: where there is one"
     )
     dataloader_num_workers: int = option(0, "processes that make batches ready; 0: none beside the trainer", low=0)
+    keep_memory: bool | None = option(
+        None,
+        "on a CPU, keep freed memory for the next step: faster, and up to twice as much; neither said: where it fits",
+    )
+    check_memory: bool = option(True, "refuse a run that is expected not to fit in this machine's free memory")
     deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file), under the deepspeed launcher")
     logging_steps: int = option(10, "log the loss every so many steps", low=1)
     report_to: str = option("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
@@ -151,5 +156,109 @@ class TrainConfig(Options):
                 raise UserError(f"output_dir: {self.output_dir} holds what is {name}; name another folder.")
 
 
+@dataclass
+class EvaluateConfig(Options):
+    """What `sftlab evaluate` measures: a run's tuned model against its base, on the rows held out from it."""
+
+    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
+    dataset_path: str | None = option(None, "another prepared data set whose `test` rows are asked, not the run's own")
+    num_questions: int = option(200, "a seeded random sample of so many held-out rows; 0: all of them", low=0)
+    max_new_tokens: int | None = option(
+        None, "longest answer in tokens; default: half as long again as the longest expected one, 512 at most", low=1
+    )
+    batch_size: int = option(32, "rows answered at once", low=1)
+    temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, with one seed for both", low=0)
+    judge_by: str = option(
+        "auto", "what decides: exact match where the usual answer is one short line, else the loss, or as said",
+        choices=("auto", "exact_match", "loss"),
+    )  # fmt: skip
+    smallest_gain: float = option(
+        0.1, "a gain in exact match that matters: fewer questions than could show it are too few", low=0.001, high=1
+    )
+    level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
+    resamples: int = option(10_000, "resamples of the bootstrap", low=100)
+    prose: str | None = option(None, "text to look for forgetting in: a .txt of paragraphs, a .jsonl with `text`")
+    num_texts: int = option(200, "only the first so many of these texts; 0: all of them", low=0)
+    tasks: list | None = option(None, "benchmarks of lm-eval for both models, as arc_easy,hellaswag; needs that extra")
+    tasks_path: str | None = option(None, "a folder with tasks of your own for lm-eval (YAML)")
+    tasks_limit: int | None = option(None, "only the first so many questions of each task, to try it out", low=1)
+    seed: int = option(42, "seed of the sample, of drawn answers and of the bootstrap", low=0, high=2**32 - 1)
+
+    def check(self) -> None:
+        if self.tasks:
+            self.tasks = [name.strip() for text in self.tasks for name in str(text).split(",") if name.strip()]
+        if (self.tasks_path or self.tasks_limit) and not self.tasks:
+            raise UserError("tasks: --tasks-path and --tasks-limit go with --tasks NAME; name one, or leave them out.")
+        if self.tasks_path and not Path(self.tasks_path).is_dir():
+            raise UserError(f"tasks_path: no folder {self.tasks_path}. Name one that holds tasks as YAML files.")
+
+
+@dataclass
+class ExportConfig(Options):
+    """What `sftlab export` makes of a run: a folder that others can load with transformers or PEFT."""
+
+    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
+    output_dir: str | None = option(None, "the folder that is made (default: exports/RUN-KIND)")
+    kind: str = option(
+        "merged",
+        "a whole model, or the adapter alone, which is small and needs its base",
+        choices=("merged", "adapter"),
+    )
+    dtype: str = option(
+        "bfloat16", "what the weights of a merged model are rounded to", choices=("bfloat16", "float16", "float32")
+    )
+    merge_into: str = option(
+        "dequantised",
+        "for a run on a base in 4 or 8 bits: merge into what those bits say, which is the model that was trained, "
+        "or into the weights as published",
+        choices=("dequantised", "published"),
+    )
+    base_id: str | None = option(None, "what others load the base by (OWNER/NAME), where yours is a folder")
+    push: str | None = option(
+        None, "upload the export to this repository of the Hub (OWNER/NAME), private unless --public"
+    )
+    public: bool = option(False, "make the repository that --push creates public")
+    overwrite: bool = option(False, "replace --output-dir if it is an export, and files of the same names with --push")
+
+    def check(self) -> None:
+        if self.public and not self.push:
+            raise UserError("public: it goes with --push OWNER/NAME; add that, or leave it out.")
+        if self.push and self.push.count("/") != 1:
+            raise UserError(f"push: {self.push!r} is no repository. Write OWNER/NAME.")
+
+
+@dataclass
+class ChatConfig(Options):
+    """What `sftlab chat` talks to, and how answers are drawn."""
+
+    model_name: str = option(
+        "runs/sft", "a run folder, an export, tiny-base, a catalogue name or a Hub id; may be given without the flag"
+    )
+    system: str = option("", "a system message, which stands before the conversation")
+    format: str = option(
+        "model", "prompt format; model is the tokenizer's own template", choices=("model", "alpaca", "chatml", "llama2")
+    )
+    max_new_tokens: int = option(256, "longest answer in tokens", low=1)
+    temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, more freely the higher", low=0)
+    seed: int = option(42, "seed of drawn answers", low=0, high=2**32 - 1)
+
+
+@dataclass
+class MemoryConfig(Options):
+    """Where a run is to fit, for `sftlab memory`: the kind of device, how many, and how they share."""
+
+    device: str = option("cpu", "kind of device to plan for", choices=("cpu", "gpu"))
+    room: float | None = option(
+        None, "GB (10^9 bytes) of each device; this machine's free memory if not given", low=0.1
+    )
+    devices: int = option(1, "devices in all, over all nodes", low=1)
+    zero: int = option(0, "ZeRO stage over these devices; 0: each holds everything (DDP)", low=0, high=3)
+    offload: bool = option(False, "keep the optimizer's state in the host's memory (DeepSpeed's offload)")
+
+
 # Every option of the lab by its name, for what checks single values: the parameters of notebooks.
-FIELDS = {field.name: field for options in (DataConfig, TrainConfig) for field in dataclasses.fields(options)}
+FIELDS = {
+    field.name: field
+    for options in (MemoryConfig, ChatConfig, ExportConfig, EvaluateConfig, DataConfig, TrainConfig)
+    for field in dataclasses.fields(options)
+}

@@ -4,6 +4,7 @@ python -c "from sftlab import quantise; print(quantise.quantization_config)"
 """
 
 import contextlib
+import os
 
 from sftlab.config import TrainConfig
 
@@ -69,3 +70,57 @@ def prepare_quantised(model, config: TrainConfig) -> None:
 
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing,
                                     gradient_checkpointing_kwargs={"use_reentrant": False})  # fmt: skip
+
+
+def build_empty(settings, dtype, quantization=None):
+    """A model of transformers' configuration `settings` without bytes (torch's meta device), its layers as bitsandbytes
+    would hold them. dtype: of all that isn't quantised; quantization: what `quantization_config` returns.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers import AutoHfQuantizer
+
+    with plain_falcon(), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    model.tie_weights()
+    if quantization:
+        quantizer = AutoHfQuantizer.from_config(quantization)
+        quantizer.preprocess_model(model=model, device_map=None)
+        quantizer.postprocess_model(model)
+        model.hf_quantizer = quantizer
+    return model
+
+
+def build_random(settings, dtype, quantization, device):
+    """A quantised model with random weights: each is made on `device` in `dtype`, quantised, and let go.
+
+    No more than one matrix is ever there unquantised, so a model of 70 billion parameters needs 4 bits of room for each.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    model = build_empty(settings, dtype, quantization)
+    quantise_one = model.hf_quantizer.get_quantize_ops().convert
+    spread = getattr(settings.get_text_config(), "initializer_range", 0.02)
+    parts = [(name, part) for name, part in model.named_modules() if part._parameters or part._buffers]
+    quiet = "TQDM_DISABLE" in os.environ or model.num_parameters() < 1e9
+    for name, part in tqdm(parts, desc="random weights", leave=False, disable=quiet):
+        for own, weight in list(part._parameters.items()):
+            if weight is None or weight.device.type != "meta":
+                continue
+            new = torch.zeros(weight.shape, dtype=dtype, device=device)
+            if own == "weight" and hasattr(part, "source_cls"):  # a layer of bitsandbytes
+                new.normal_(0, spread)
+                new = new.t() if part.source_cls.__name__ == "Conv1D" else new
+                new = quantise_one({f"{name}.weight": new}, full_layer_name=f"{name}.weight", model=model)[
+                    f"{name}.weight"
+                ]
+            else:
+                new = torch.nn.Parameter(new, requires_grad=weight.requires_grad)
+            part._parameters[own] = new
+        for own, buffer in part._buffers.items():
+            part._buffers[own] = None if buffer is None else buffer.to(device)
+        if not hasattr(part, "source_cls"):
+            model._init_weights(part)
+    model.tie_weights()
+    return model

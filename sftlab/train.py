@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from sftlab import data, files, formats, masking, models, new_tokens, quantise, run_folder
+from sftlab import data, files, formats, masking, models, new_tokens, quantise, run_folder, run_memory, run_time
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
@@ -51,7 +51,7 @@ def make_trainer(config: TrainConfig):
     """
     from transformers import EarlyStoppingCallback, set_seed
 
-    from sftlab import attention, callbacks, machine
+    from sftlab import attention, callbacks
     from sftlab.batches import cut_rows
     from sftlab.trainer import LabTrainer
 
@@ -65,9 +65,13 @@ def make_trainer(config: TrainConfig):
     unseen = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
-    machine.keep_memory()
+    train_split, lengths = cut_rows(splits["train"], config.max_length, whole=config.packing)
+    if not lengths:
+        raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
     bf16, why = run_folder.read_precision(config) or models.choose_precision(config)
     choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
+    counts = report["splits"]["train"]
+    expected, choices["memory"] = run_memory.expect(config, lengths, counts["trained_tokens"] / counts["tokens"], bf16)
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = models.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
     new_tokens.fit_vocabulary(model, tokenizer)
@@ -83,9 +87,6 @@ def make_trainer(config: TrainConfig):
     choices["attention"] = attention.set_attention(model, config.use_flash_attention, bf16)
     in_rows = attention.knows_bounds(model)
     check_bounds(model, config, in_rows, bf16)
-    train_split, lengths = cut_rows(splits["train"], config.max_length, whole=config.packing)
-    if not lengths:
-        raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
     held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
     held_out, left = cut_rows(held_out, config.max_length, whole=config.packing)
     if not left:
@@ -101,7 +102,8 @@ def make_trainer(config: TrainConfig):
         trainer.add_callback(callbacks.SaveBest())
     new_tokens.expose_bias(trainer.model)
     choices["loss"] = "the answers' positions alone" if trainer.uses_answer_head else "TRL's fused head"
-    trainer.choices = choices
+    expected_time, choices["time"] = run_time.expect(config, trainer.model, lengths, left, bf16)
+    trainer.choices, trainer.expected = choices, {"memory": expected, "time": expected_time}
     return trainer
 
 
@@ -157,7 +159,8 @@ def train(config: TrainConfig) -> dict:
     from sftlab.callbacks import GoOn, StopOnSignal
 
     checkpoint = run_folder.claim_folder(config)
-    trainer = make_trainer(config)
+    with run_memory.advising(config):
+        trainer = make_trainer(config)
     print("\n".join(f"{name}: {choice}" for name, choice in trainer.choices.items()))
     folder = Path(config.output_dir)
     if config.overwrite and folder.exists():  # only now, when the new run has all that it needs
@@ -169,7 +172,7 @@ def train(config: TrainConfig) -> dict:
         trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
     started = time.time()
     try:
-        with StopOnSignal() as stop:
+        with StopOnSignal() as stop, run_memory.advising(config, trainer.expected["memory"]):
             trainer.add_callback(stop)
             if checkpoint and run_folder.is_at_end(checkpoint, config):
                 run_folder.load_end(trainer, checkpoint)
@@ -179,6 +182,9 @@ def train(config: TrainConfig) -> dict:
             if stop.received and trainer.state.global_step < trainer.state.max_steps:
                 status = {"status": "interrupted", "signal": stop.received.name}
             else:
+                about["memory"] = run_memory.measure(trainer.expected["memory"])
+                if not checkpoint:
+                    about["time"] = run_time.measure(trainer.expected["time"], started)
                 run_folder.save(trainer, folder)
             return run_folder.write_result(folder, status | about, trainer, started)
     except BaseException as error:

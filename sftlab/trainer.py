@@ -13,6 +13,7 @@ from sftlab import checkpoints
 from sftlab.answer_head import add_answer_head, has_plain_head
 from sftlab.batches import LikeLengths
 from sftlab.callbacks import Divergence
+from sftlab.models import skip_input_casts
 
 
 class LabTrainer(SFTTrainer):
@@ -31,6 +32,8 @@ class LabTrainer(SFTTrainer):
         for weight in self.model.parameters() if whole else ():
             if weight.requires_grad:  # TRL puts adapters beside a quantised base in bfloat16, which loses small steps
                 weight.data = weight.data.float()
+        if self.args.bf16 and whole:
+            skip_input_casts(self.model)
         self.uses_answer_head = plain and whole and self.args.device.type == "cpu"
         if self.uses_answer_head:
             add_answer_head(causal)

@@ -34,6 +34,18 @@ def dataset(tmp_path_factory) -> Path:
     return data.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
 
 
+@pytest.fixture(scope="session")
+def tuned_run(dataset, tmp_path_factory) -> Path:
+    """A run folder: LoRA on tiny-base, three steps large enough to change it a lot, with a checkpoint."""
+    from sftlab import train
+    from sftlab.config import TrainConfig
+
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
+                            learning_rate=2e-2, max_length=128, bf16=False, eval_samples=8, save_steps=2))  # fmt: skip
+    return folder
+
+
 @pytest.fixture(scope="module")
 def serve():
     """Starts a server on loopback from its handler class, silent, until the module's tests are over: its address."""

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sftlab.config import DataConfig, TrainConfig
+from sftlab.config import ChatConfig, DataConfig, EvaluateConfig, ExportConfig, TrainConfig
 
 GUIDE = (
     "--model-name --dataset-path --output-dir --num-epochs --batch-size --learning-rate --use-lora --bf16 --lora-r "
@@ -14,7 +14,14 @@ GUIDE = (
 
 
 def test_help_names_every_option_and_an_example(sftlab_command):
-    for command, options in (("prepare", DataConfig), ("train", TrainConfig)):
+    kinds = {
+        "prepare": DataConfig,
+        "train": TrainConfig,
+        "evaluate": EvaluateConfig,
+        "export": ExportConfig,
+        "chat": ChatConfig,
+    }
+    for command, options in kinds.items():
         code, out, _ = sftlab_command(command, "--help")
         assert code == 0 and "example:" in out
         for field in dataclasses.fields(options):
@@ -44,6 +51,12 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["train", "--use-4bit"], "add --use-lora"),
         (["train", "--dataset-path", "nowhere"], "not a data set made by"),
         (["prepare", "--offline", "--model", "owner/none"], "can't be reached"),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+        (["evaluate", "--tasks-limit", "3"], "go with --tasks"),
+        (["export", "nowhere"], "nowhere is not a run folder"),
+        (["export", "--public"], "goes with --push"),
+        (["export", "--push", "mine"], "Write OWNER/NAME"),
+        (["chat", "tiny-base"], "was not made to chat"),
         (["train", "--lernrate", "1"], "unrecognized arguments: --lernrate"),
         (["trian"], "invalid choice: 'trian'"),
     ],

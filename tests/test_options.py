@@ -161,7 +161,6 @@ EXAMPLES = [
     {"use_dora": True},
     {"use_4bit": True, "use_lora": True, "deepspeed": "zero3.json"},
     {"use_dora": True, "use_lora": True, "deepspeed": "zero3.json"},
-    {"use_4bit": True, "use_lora": True, "model_name": "random:Llama-2-7b-hf"},
     {"packing": True, "use_flash_attention": False},
     {"resume": True, "overwrite": True},
 ]

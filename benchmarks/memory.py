@@ -1,0 +1,155 @@
+"""Check the memory estimate: what is expected of a run against what it took, each case in a process of its own.
+
+python benchmarks/memory.py                                  # all cases of this machine, about 10 minutes on 2 cores
+python benchmarks/memory.py --cases "gpt2 LoRA" "gpt2 full"
+
+All rows of a case have the same length, so that the estimate knows it exactly. Two peaks are measured: of tensors
+(every allocation counted; on a GPU its allocator's own count), and of the process (on a GPU: what its allocator holds).
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+LORA, CHECKPOINTED = {"use_lora": True}, {"gradient_checkpointing": True}
+# name -> options of the run, with its batch_size and max_length
+CPU_CASES = {
+    "tiny-base full": {"batch_size": 16, "max_length": 128},
+    "tiny-base full, checkpointed": {"batch_size": 16, "max_length": 128} | CHECKPOINTED,
+    "tiny-base LoRA": {"batch_size": 16, "max_length": 128} | LORA,
+    "tiny-base LoRA, large batch": {"batch_size": 64, "max_length": 128} | LORA,
+    "tiny-base LoRA, accumulated": {"batch_size": 8, "max_length": 128, "gradient_accumulation_steps": 2} | LORA,
+    "tiny-base LoRA, padded": {"batch_size": 16, "max_length": 128, "use_flash_attention": False} | LORA,
+    "tiny-base LoRA, packed": {"batch_size": 4, "max_length": 256, "packing": True} | LORA,
+    "tiny-base LoRA, 8 bits": {"batch_size": 16, "max_length": 128, "use_8bit": True} | LORA,
+    "tiny-base LoRA, 4 bits": {"batch_size": 16, "max_length": 128, "use_4bit": True} | LORA,
+    "tiny-base LoRA, bfloat16": {"batch_size": 4, "max_length": 128, "bf16": True} | LORA,
+    "gpt2 full": {"model_name": "random:gpt2", "batch_size": 2, "max_length": 256},
+    "gpt2 full, checkpointed": {"model_name": "random:gpt2", "batch_size": 2, "max_length": 256} | CHECKPOINTED,
+    "gpt2 LoRA": {"model_name": "random:gpt2", "batch_size": 4, "max_length": 256} | LORA,
+    "gpt2 LoRA, checkpointed": {"model_name": "random:gpt2", "batch_size": 4, "max_length": 256} | LORA | CHECKPOINTED,
+    "gpt2 LoRA, 4 bits": {"model_name": "random:gpt2", "batch_size": 2, "max_length": 256, "use_4bit": True} | LORA,
+    "gpt-neo-125M LoRA": {"model_name": "random:gpt-neo-125M", "batch_size": 2, "max_length": 256} | LORA,
+}
+BIG = {"max_length": 1024, "gradient_checkpointing": True, "bf16": True} | LORA
+GPU_CASES = {
+    "gpt2 full": {"model_name": "random:gpt2", "batch_size": 16, "max_length": 1024, "bf16": True},
+    "Llama-2-7b LoRA": {"model_name": "random:Llama-2-7b-hf", "batch_size": 4} | BIG,
+    "Llama-2-7b LoRA, not checkpointed": {"model_name": "random:Llama-2-7b-hf", "batch_size": 1, "max_length": 1024} | LORA,
+    "Llama-2-13b LoRA, 8 bits": {"model_name": "random:Llama-2-13b-hf", "batch_size": 2, "use_8bit": True} | BIG,
+    "Llama-2-70b LoRA, 4 bits": {"model_name": "random:Llama-2-70b-hf", "batch_size": 1, "lora_r": 8, "use_4bit": True} | BIG,
+}  # fmt: skip
+STEPS = 3
+
+
+def write_rows(path: Path, length: int) -> None:
+    """96 rows of a question and an answer that take `length` tokens, or one or two fewer, in the alpaca format."""
+    from sftlab import files, formats, models
+
+    tokenizer = models.load_tokenizer("tiny-base")
+    formats.set_format(tokenizer, "alpaca")
+
+    def make(number: int, words: int) -> list[dict]:
+        return formats.to_messages({"instruction": f"Say it {number}.", "output": "a" + " yen" * words}, "alpaca")
+
+    def count(words: int) -> int:
+        return len(tokenizer.apply_chat_template(make(100, words), return_dict=False))
+
+    words = length - count(0)
+    while count(words) > length:
+        words -= 1
+    rows = [{"instruction": f"Say it {number}.", "output": "a" + " yen" * words} for number in range(100, 196)]
+    files.write_text(path, json.dumps(rows))
+
+
+def hold(model) -> int:
+    """Bytes of a model's weights as they lie in memory, bitsandbytes' constants included."""
+    size = 0
+    for weight in model.parameters():
+        state = getattr(weight, "quant_state", None)
+        constants = (state.absmax, state.code, state.state2.absmax, state.state2.code) if state else ()
+        size += weight.nbytes + sum(part.nbytes for part in constants)
+    scales = [part.state.SCB for part in model.modules() if hasattr(part, "state") and hasattr(part.state, "SCB")]
+    return size + sum(scale.nbytes for scale in scales if scale is not None)
+
+
+def run_one(options: dict, output: Path) -> None:
+    """One training in this process: expected and measured bytes, to a JSON file."""
+    import torch
+
+    from sftlab import data, files, models, run_memory, train
+    from sftlab.config import DataConfig, TrainConfig
+    from sftlab.live_bytes import LiveBytes
+
+    models.quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        rows = Path(folder) / "rows.json"
+        short = min(options["max_length"], 128) if options.get("packing") else options["max_length"]
+        write_rows(rows, short)
+        name = options.get("model_name", "tiny-base")
+        prepared = data.prepare(DataConfig(model=name, source="json", source_path=[str(rows)], output_dir=folder,
+                                           max_length=options["max_length"]))  # fmt: skip
+        config = TrainConfig(**{"bf16": False} | options, dataset_path=str(prepared), output_dir=f"{folder}/run", max_steps=STEPS,
+                             save_steps=10**6, eval_steps=10**6, keep_memory=False)  # fmt: skip
+        trainer = train.make_trainer(config)
+        gpu = torch.cuda.is_available()
+        counter = LiveBytes(trainer.model)
+        with contextlib.nullcontext() if gpu else counter:
+            trainer.train()
+    took = run_memory.measure(trainer.expected["memory"])
+    tensors = torch.cuda.max_memory_allocated() if gpu else hold(trainer.model) + counter.peak
+    parts = took["parts"]
+    expected = sum(size for name, size in parts.items() if name not in ("runtime", "data and tokenizer"))
+    files.write_json(output, {"expected": expected, "tensors": tensors, "expected_process": took["expected_bytes"],
+                              "process": took["peak_bytes"], "parts": parts})  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="names of cases; all of this machine's if not given")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file, too")
+    parser.add_argument("--one", nargs=2, metavar=("OPTIONS", "OUTPUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        return run_one(json.loads(args.one[0]), Path(args.one[1]))
+    import torch
+
+    from sftlab import files, report
+
+    known = GPU_CASES if torch.cuda.is_available() else CPU_CASES
+    for name in args.cases or ():
+        if name not in known:
+            parser.error(f"no case {name!r}; there are {', '.join(known)}")
+    results = {}
+    print("\n".join(report.describe_machine()))
+    print(f"{'MB':34}{'expected':>10}{'tensors':>10}{'error':>8}{'expected':>12}{'process':>10}{'error':>8}")
+    for name in args.cases or known:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "result.json"
+            command = [sys.executable, __file__, "--one", json.dumps(known[name]), str(output)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+            found = json.loads(output.read_text())
+        results[name] = found
+        pairs = [(found["expected"], found["tensors"]), (found["expected_process"], found["process"])]
+        cells = "".join(f"{one / 1e6:>{width}.1f}{two / 1e6:>10.1f}{one / two - 1:>8.1%}"
+                        for (one, two), width in zip(pairs, (10, 12), strict=True))  # fmt: skip
+        print(f"{name:34}{cells}", flush=True)
+    for label, one, two in (("tensors", "expected", "tensors"), ("process", "expected_process", "process")):
+        errors = [found[one] / found[two] - 1 for found in results.values()]
+        print(
+            f"{label}: median error {statistics.median(map(abs, errors)):.1%}, from {min(errors):+.1%} to {max(errors):+.1%}"
+        )
+    if args.output:
+        files.write_json(args.output, {"machine": report.describe_machine(), "cases": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""A training step on tensors without bytes: how much it would hold, and how much of it at its peak.
+
+The model's own code runs, PEFT's adapters, autocast and gradient checkpointing included, on torch's fake tensors: they
+have a shape and a type, and nothing is computed. What each operation would have allocated, and what was freed, is
+counted. So there is no formula for each architecture, and a model of 70 billion parameters takes seconds. Only
+bitsandbytes' layers and, for a GPU, TRL's head are stood in for, by what their source keeps.
+
+    python -c "from sftlab import dry_run; from sftlab.config import TrainConfig; print(dry_run.run(TrainConfig(), 4, 64))"
+"""
+
+import copy
+import dataclasses
+import functools
+from dataclasses import dataclass, replace
+
+from sftlab.config import TrainConfig
+from sftlab.live_bytes import LiveBytes, Peak
+from sftlab.options import UserError
+
+FEW_LAYERS = (2, 4)  # each layer adds the same amount: these two say how much
+MIXED_LAYERS = (6, 12)  # where layers of several kinds take turns, as in Gemma 3
+
+
+class CantCount(UserError):
+    """A model whose code asks for numbers that are not there, so that its memory can't be estimated."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes. weights: those that don't learn, by dtype, `nf4` and `int8` with their constants in `constants`; trained:
+    weights that learn; gradients: all of theirs; kept: activations at the end of the forward pass; early, late: the most
+    that a step held beside weights up to the end of the output layer, and in the layers' backward pass; block: all
+    weights of the largest block of layers.
+    """
+
+    weights: dict[str, int]
+    constants: int
+    trained: int
+    trained_count: int
+    gradients: int
+    kept: int
+    early: Peak
+    late: Peak
+    block: int
+
+    @property
+    def fullest(self) -> Peak:
+        return max(self.early, self.late, key=lambda peak: peak.size)
+
+    @property
+    def peak(self) -> int:
+        return self.fullest.size
+
+
+def run(config: TrainConfig, batch_size: int, length: int, bf16: bool = False, gpu: bool = False,
+        trained_share: float = 1.0) -> Held:  # fmt: skip
+    """What one optimizer step holds, of gradient_accumulation_steps batches of (batch_size, length) tokens.
+
+    bf16: compute in bfloat16. gpu: the way the loss is computed there, on `trained_share` of the positions. Raises UserError for a model that can't be had.
+    """
+    names = ("model_name", "use_lora", "lora_r", "lora_target_modules", "use_dora", "lora_dropout", "use_4bit", "use_8bit",
+             "gradient_checkpointing", "use_flash_attention")  # fmt: skip
+    options = {name: getattr(config, name) for name in names} | {"bf16": bf16}
+    options["gradient_accumulation_steps"] = min(2, config.gradient_accumulation_steps)  # more hold no more
+    try:
+        return _run(tuple(options.items()), batch_size, length, gpu, trained_share)
+    except RuntimeError as error:  # such as a mixture of experts, whose path depends on the numbers
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise CantCount(
+            f"model {config.model_name}: a step of it can't be counted without its numbers ({reason})."
+        ) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _run(options: tuple, *shape) -> Held:
+    config = TrainConfig(**dict(options))
+    settings = read_settings(config.model_name)
+    inner = settings.get_text_config()
+    layers = inner.num_hidden_layers
+    fewer, more = MIXED_LAYERS if len(set(getattr(inner, "layer_types", None) or [])) > 1 else FEW_LAYERS
+    if layers <= MIXED_LAYERS[1]:
+        return _step(config, settings, layers, *shape)
+    one, two = (dataclasses.asdict(_step(config, settings, count, *shape)) for count in (fewer, more))
+    line = _extend(one, two, (layers - fewer) / (more - fewer))
+    return Held(**line | {name: Peak(**line[name]) for name in ("early", "late")})
+
+
+def _extend(one, two, steps: float):
+    """The straight line through two numbers, or through each pair of numbers in two dicts."""
+    if isinstance(one, dict):
+        return {name: _extend(one[name], two[name], steps) for name in one}
+    return max(0, round(one + (two - one) * steps))
+
+
+def read_settings(name: str):
+    """transformers' configuration of any model: the catalogue's shape, or config.json of a folder or of the Hub."""
+    from pathlib import Path
+
+    from transformers import AutoConfig
+
+    from sftlab import catalog, models
+
+    known = catalog.find_model(name)
+    if name.startswith(models.RANDOM) or known and known.name != "tiny-base" and not Path(name).is_dir():
+        return models.build_config(name if name.startswith(models.RANDOM) else f"random:{name}")
+    return AutoConfig.from_pretrained(models.locate(name))
+
+
+def build(config: TrainConfig, settings, layers: int):
+    """The model of a run without bytes (torch's meta device), as it would be trained: quantised, with adapters."""
+    import torch
+    from peft import get_peft_model
+
+    from sftlab import models, quantise
+
+    settings = copy.deepcopy(settings)
+    inner = settings.get_text_config()
+    inner.num_hidden_layers = layers
+    inner.pad_token_id = None  # or some models look for padding in ids that are not there
+    if getattr(inner, "layer_types", None):
+        inner.layer_types = inner.layer_types[:layers]
+    dtype = torch.bfloat16 if config.bf16 and config.use_lora else torch.float32
+    model = quantise.build_empty(settings, dtype, quantise.quantization_config(config))
+    if config.use_4bit or config.use_8bit:
+        quantise.prepare_quantised(model, config)
+    lora = models.lora_config(config)
+    if lora:
+        models.check_targets(model, lora.target_modules)
+        lora.use_dora = False  # its lengths are read from weights, which are not there; they are few
+        model = get_peft_model(model, lora, low_cpu_mem_usage=True)
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+        if config.bf16:
+            models.skip_input_casts(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if lora:
+            model.enable_input_require_grads()
+    return model.train()
+
+
+def _step(
+    config: TrainConfig, settings, layers: int, batch_size: int, length: int, gpu: bool, trained_share: float
+) -> Held:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from sftlab import attention, fake_layers, weights
+
+    model = build(config, settings, layers)
+    in_rows = not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN
+    if in_rows:
+        attention.set_attention(model, None)
+    inputs = (
+        attention.packed_inputs([[0] * length] * batch_size)
+        if in_rows
+        else {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
+    )
+    causal = model.get_base_model() if config.use_lora else model
+    held, constants = weights.count(model)
+    block = max((weights.count_block(part) for part in weights.find_blocks(causal)), default=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake_layers.make_fake(model, config)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        counter = LiveBytes(model)
+        with counter:
+            for _ in range(config.gradient_accumulation_steps):
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                    hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state
+                    counter.enter_head()
+                    loss = fake_layers.head_loss(causal, hidden, gpu, trained_share)
+                hidden.register_hook(counter.leave_head)
+                kept = counter.before_head - counter.gradients
+                loss.backward(torch.ones_like(loss))
+                del hidden, loss
+        return Held(held, constants, sum(w.nbytes for w in trained), sum(w.numel() for w in trained), counter.gradients,
+                    kept, counter.early, counter.late, block)  # fmt: skip
+
+
+def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
+    """Whether the model's attention would let samples lie in one row without padding, asked of an empty copy."""
+    from sftlab import attention
+
+    model = build(replace(config, use_lora=False, use_4bit=False, use_8bit=False, use_dora=False, use_rslora=False),
+                  read_settings(config.model_name), 1)  # fmt: skip
+    return attention.choose(model, config.use_flash_attention, bf16)[0].startswith(
+        ("flash_attention", attention.VARLEN)
+    )

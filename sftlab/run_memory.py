@@ -1,0 +1,124 @@
+"""Memory of one run: what is expected of it before it loads anything, how it is handed out, what it took, and a failure.
+
+python -c "from sftlab import run_memory; print(run_memory.find_fullest([9, 5, 7, 3], 2, 10, in_rows=True))"
+"""
+
+import contextlib
+import gc
+import random
+import traceback
+from dataclasses import replace
+
+from sftlab import machine, memory, memory_advice
+from sftlab.config import MemoryConfig, TrainConfig
+from sftlab.options import UserError
+
+KEPT = 4  # freed memory that is kept may make a run's peak so many times what it uses (measured: 1.2 to 3.7)
+WORDS = ("can't allocate memory", "out of memory", "cannot allocate memory", "not enough memory")
+
+
+def find_fullest(lengths: list[int], batch_size: int, steps: int, in_rows: bool) -> int:
+    """Tokens of the fullest batch that so many steps are likely to meet. lengths: tokens of each row.
+
+    In rows without padding it's the largest sum of so many random draws (a sample of them, with a fixed seed); rows of
+    like length, padded, come to the longest one times the batch.
+    """
+    if not in_rows:
+        return max(lengths) * min(batch_size, len(lengths))
+    rng = random.Random(0)
+    count = min(batch_size, len(lengths))
+    return max(sum(rng.sample(lengths, count)) for _ in range(max(1, min(steps, 500))))
+
+
+def expect(config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool) -> tuple[dict, str]:
+    """What the run is expected to take, as `result.json` tells it, and the line that says so; sets the allocator.
+
+    Raises UserError on a CPU where it won't fit, unless --no-check-memory: there the system would kill the process,
+    without a word. On a GPU running out is an error that can be explained, so there it's only said.
+    """
+    import torch
+
+    from sftlab import dry_run
+
+    gpu = torch.cuda.is_available()
+    plan = MemoryConfig(device="gpu" if gpu else "cpu")
+    steps = config.max_steps if config.max_steps > 0 else round(config.num_epochs * len(lengths) / config.batch_size)
+    if config.packing:
+        tokens = config.batch_size * config.max_length
+    else:
+        tokens = find_fullest(lengths, config.batch_size, steps, dry_run.lies_in_rows(config, bf16))
+    run, room = replace(config, bf16=bf16), machine.free_memory(gpu)
+    length = -(-tokens // config.batch_size)
+    expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "kept": False}
+    try:
+        whole = memory.estimate(run, plan, length, trained_share)
+    except dry_run.CantCount as error:
+        line = f"not estimated: {error}"
+    else:
+        expected["parts"], libraries = whole.parts, whole.parts["runtime"]
+        expected["expected_bytes"] = own = whole.total - libraries  # which are there already
+        line = f"{own / 1e9:.2f} GB expected beside {libraries / 1e9:.1f} for the libraries; {room / 1e9:.1f} are free"
+        if own > room:
+            mend = memory_advice.advise(run, plan, room + libraries, length)
+            if config.check_memory and not gpu:
+                raise UserError(
+                    f"memory: {line}, so the run would not fit; {mend}. (--no-check-memory tries it all the same.)"
+                )
+            line += f". It may not fit; {mend}"
+    if not gpu:
+        fits = expected["expected_bytes"] is not None and expected["expected_bytes"] * KEPT < room
+        expected["kept"] = config.keep_memory if config.keep_memory is not None else fits
+        machine.set_allocator(expected["kept"])
+        line += (
+            "; freed memory is kept for the next step" if expected["kept"] else "; freed memory is given back at once"
+        )
+    machine.reset_peak()
+    return expected | {"before": machine.read_held()}, line
+
+
+def measure(expected: dict) -> dict:
+    """What a run took beside the libraries, and the error of the estimate, as `result.json` tells them.
+
+    Where freed memory was kept, the process held more than was in use, and there is no error to tell.
+    """
+    took = machine.read_peak() - expected["before"]
+    told = expected["expected_bytes"] is not None and not expected["kept"]
+    return expected | {
+        "peak_bytes": took,
+        "error": round(expected["expected_bytes"] / max(1, took) - 1, 4) if told else None,
+    }
+
+
+@contextlib.contextmanager
+def advising(config: TrainConfig, expected: dict | None = None):
+    """Turns a failed allocation inside into a UserError that says what to change; other errors pass.
+
+    expected: what `expect` said of the run, if it came so far.
+    """
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        words = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not any(part in words.lower() for part in WORDS):
+            raise
+        traceback.clear_frames(error.__traceback__)  # lets the step's tensors go: advice needs some room, too
+        gc.collect()
+        raise UserError(f"out of memory ({words[:160]}). {mend(config, expected)}") from None
+
+
+def mend(config: TrainConfig, expected: dict | None) -> str:
+    """What to change in a run that ran out of memory, whatever was expected of it."""
+    import torch
+
+    if expected and expected["kept"]:
+        return "Freed memory was kept for speed: add --no-keep-memory."
+    plan = MemoryConfig(device="gpu" if torch.cuda.is_available() else "cpu")
+    run = replace(config, bf16=memory.chooses_bf16(config, plan))
+    try:
+        length = -(-expected["tokens"] // config.batch_size) if expected else None
+        room = min(machine.find_limit(plan.device == "gpu"), 0.95 * memory.estimate(run, plan, length).total)
+        advice = memory_advice.advise(run, plan, room, length)
+    except (MemoryError, RuntimeError, SystemError):  # not even enough for that
+        return "Add --gradient-checkpointing, or halve --batch-size and double --gradient-accumulation-steps."
+    return f"{advice[0].upper()}{advice[1:]}."

@@ -1,0 +1,48 @@
+"""How long a run will take, before it begins: its operations by formula over this machine's measured rate.
+
+python -c "from sftlab import run_time; print(run_time.SHARE)"
+"""
+
+import math
+import time
+
+from sftlab import flops
+from sftlab.config import TrainConfig
+
+# What training reaches of the rate of plain matrix products. CPU: measured, 0.3 to 0.6 by model and batch. GPU: published
+# runs of LoRA (NVIDIA NeMo AutoModel, Llama 3 8B on an H100: 402 of 989 TFLOP/s); not measured by us.
+SHARE = {"cpu": 0.45, "cuda": 0.4}
+
+
+def expect(config: TrainConfig, model, lengths: list[int], held_out: list[int], bf16: bool) -> tuple[dict, str]:
+    """What the run is expected to take, as `result.json` tells it, and the line that says so.
+
+    lengths, held_out: tokens of each row. Evaluations are counted as a forward pass, a third of a step.
+    """
+    import torch
+
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * len(lengths) / per_step)
+    passes = steps * per_step / len(lengths)
+    evaluations = steps // config.eval_steps if config.eval_steps else math.ceil(passes)
+    work = passes * flops.count_step(model, lengths) + evaluations * flops.count_step(model, held_out) / 3
+    device = model.device.type
+    gpu = device == "cuda"
+    rate = flops.measure_rate(torch.bfloat16 if bf16 else torch.float32, None if gpu else 768)
+    seconds = work / rate / SHARE[device]
+    line = f"{say(seconds)} expected for {steps} steps, with {rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
+    return {"expected_seconds": round(seconds, 2), "flops": work, "matrix_rate": rate, "device": device}, line
+
+
+def measure(expected: dict, started: float) -> dict:
+    """What training took since `started` (seconds of time.time), the share of the matrix rate, and the estimate's error."""
+    took = time.time() - started
+    return expected | {"seconds": round(took, 2), "share": round(expected["flops"] / took / expected["matrix_rate"], 3),
+                       "error": round(expected["expected_seconds"] / took - 1, 3)}  # fmt: skip
+
+
+def say(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
