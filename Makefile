@@ -27,11 +27,13 @@ run: .venv/installed  ## run every notebook on this CPU, results in runs/<time>
 	$(IN_VENV) sftlab run notebooks --profile cpu
 
 # No test needs the Hub, so none may reach for it: tests/no_network cuts the notebooks' kernels off as it does tests.
+# Two processes of one thread each: threads of several processes on the same cores wait for each other.
 test: export HF_HUB_OFFLINE = 1
+test: export OMP_NUM_THREADS = 1
 test: lint  ## lint, unit tests, and every notebook at its smallest size
-	$(IN_VENV) pytest
+	$(IN_VENV) pytest -n 2 --dist loadfile
 	$(IN_VENV) SFTLAB_PROFILE=smoke PYTHONPATH="$(CURDIR)/tests/no_network" \
-		pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/
+		pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/
 
 lab: .venv/installed  ## open the course in JupyterLab
 	$(IN_VENV) jupyter lab notebooks/00_start_here.ipynb

@@ -78,7 +78,7 @@ def small_state(config: TrainConfig, plan: MemoryConfig):
 
 LEVERS = (
     Lever("--bf16", "no quality, as a rule", compute_low),
-    Lever("--gradient-checkpointing", "about a third more time; the same result", set_options(gradient_checkpointing=True)),
+    Lever("--gradient-checkpointing", "a third to a half more time; the same result", set_options(gradient_checkpointing=True)),
     Lever("half the --batch-size, twice the --gradient-accumulation-steps", "some speed; the same steps", halve_batch),
     Lever("--deepspeed with ZeRO-2", "some communication; the same result", share_out(2)),
     Lever("--deepspeed with ZeRO-3", "more communication; the same result", share_out(3)),

@@ -17,8 +17,8 @@ KEPT = 4  # freed memory that is kept may make a run's peak so many times what i
 WORDS = ("can't allocate memory", "out of memory", "cannot allocate memory", "not enough memory")
 
 
-def find_fullest(lengths: list[int], batch_size: int, steps: int, in_rows: bool) -> int:
-    """Tokens of the fullest batch that so many steps are likely to meet. lengths: tokens of each row.
+def find_fullest(lengths: list[int], batch_size: int, batches: int, in_rows: bool) -> int:
+    """Tokens of the fullest one that so many batches are likely to hold. lengths: tokens of each row.
 
     In rows without padding it's the largest sum of so many random draws (a sample of them, with a fixed seed); rows of
     like length, padded, come to the longest one times the batch.
@@ -27,7 +27,7 @@ def find_fullest(lengths: list[int], batch_size: int, steps: int, in_rows: bool)
         return max(lengths) * min(batch_size, len(lengths))
     rng = random.Random(0)
     count = min(batch_size, len(lengths))
-    return max(sum(rng.sample(lengths, count)) for _ in range(max(1, min(steps, 500))))
+    return max(sum(rng.sample(lengths, count)) for _ in range(max(1, min(batches, 500))))
 
 
 def expect(config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool) -> tuple[dict, str]:
@@ -42,11 +42,14 @@ def expect(config: TrainConfig, lengths: list[int], trained_share: float, bf16: 
 
     gpu = torch.cuda.is_available()
     plan = MemoryConfig(device="gpu" if gpu else "cpu")
-    steps = config.max_steps if config.max_steps > 0 else round(config.num_epochs * len(lengths) / config.batch_size)
+    batches = config.max_steps * config.gradient_accumulation_steps
+    batches = batches if batches > 0 else round(config.num_epochs * len(lengths) / config.batch_size)
     if config.packing:
         tokens = config.batch_size * config.max_length
     else:
-        tokens = find_fullest(lengths, config.batch_size, steps, dry_run.lies_in_rows(config, bf16))
+        in_rows = dry_run.lies_in_rows(config, bf16)
+        tokens = find_fullest(lengths, config.batch_size, batches, in_rows)
+        trained_share *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't trained
     run, room = replace(config, bf16=bf16), machine.free_memory(gpu)
     length = -(-tokens // config.batch_size)
     expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "kept": False}

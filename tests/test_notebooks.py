@@ -13,7 +13,8 @@ from sftlab.options import check_value
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Knobs of a lesson that are no option of the lab; profile is the same everywhere.
-OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds"}
+OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds",
+             "rounds"}  # fmt: skip
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -26,7 +27,7 @@ def sources(notebook: dict, kind: str) -> list[str]:
 
 
 def test_the_course_is_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == ["00", "02", "03", "04", "05", "06"]
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == ["00", "02", "03", "04", "05", "06", "07", "11", "12"]
 
 
 def test_stored_without_outputs_widget_state_or_a_foreign_kernel(notebook):
