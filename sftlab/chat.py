@@ -141,7 +141,12 @@ def talk(config: ChatConfig) -> list[dict]:
         elif line:
             messages.append({"role": "user", "content": line})
             seed = config.seed + len(messages)
-            said = say(stream(model, tokenizer, messages, seed=seed, **options))
+            try:
+                said = say(stream(model, tokenizer, messages, seed=seed, **options))
+            except UserError as error:  # of this message; the conversation goes on
+                print(error)
+                messages.pop()
+                continue
             messages.append({"role": "assistant", "content": said})
     return messages
 
@@ -151,7 +156,7 @@ def read_line() -> str | None:
     try:
         if sys.stdin.isatty():
             return input("> ").strip()
-        line = sys.stdin.readline()
+        line = sys.stdin.readline().encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of another encoding
         print(f"> {line.strip()}") if line else None
         return line.strip() if line else None
     except EOFError:

@@ -47,6 +47,9 @@ def make_box(model, tokenizer, **options):
         except UserError as error:
             box.messages.pop()
             transcript.value = show_transcript(box.messages) + f"<p>{pages.text(error)}</p>"
+        except BaseException:
+            box.messages.pop()  # a question without an answer would confuse the next one
+            raise
         finally:
             for part in parts:
                 part.disabled = False

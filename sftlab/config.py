@@ -73,7 +73,6 @@ class DataConfig(Options):
 
 
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit")
-READ_FROM = ("model_name", "dataset_path")  # what a run reads must not lie in the folder that it writes
 
 
 @dataclass
@@ -150,10 +149,6 @@ class TrainConfig(Options):
             raise UserError("max_steps: 0 trains nothing; give a number of steps, or -1 to go by --num-epochs.")
         for conflict in conflicts.find(self):
             raise UserError(str(conflict))
-        folder = Path(self.output_dir).resolve()
-        for name, place in (("the folder you work in", "."), *((f"in {f}", getattr(self, f)) for f in READ_FROM)):
-            if Path(place).resolve().is_relative_to(folder):
-                raise UserError(f"output_dir: {self.output_dir} holds what is {name}; name another folder.")
 
 
 @dataclass
@@ -248,12 +243,14 @@ class MemoryConfig(Options):
     """Where a run is to fit, for `sftlab memory`: the kind of device, how many, and how they share."""
 
     device: str = option("cpu", "kind of device to plan for", choices=("cpu", "gpu"))
-    room: float | None = option(
-        None, "GB (10^9 bytes) of each device; this machine's free memory if not given", low=0.1
-    )
+    room: float | None = option(None, "GB (10^9 bytes) of each device; what this machine has if not given", low=0.1)
     devices: int = option(1, "devices in all, over all nodes", low=1)
     zero: int = option(0, "ZeRO stage over these devices; 0: each holds everything (DDP)", low=0, high=3)
-    offload: bool = option(False, "keep the optimizer's state in the host's memory (DeepSpeed's offload)")
+    offload: bool = option(False, "keep the optimizer's state in the host's memory (DeepSpeed's offload); needs --zero")
+
+    def check(self) -> None:
+        if self.offload and not self.zero:
+            raise UserError("offload: it is DeepSpeed's, with a ZeRO stage; add --zero 1, 2 or 3.")
 
 
 # Every option of the lab by its name, for what checks single values: the parameters of notebooks.

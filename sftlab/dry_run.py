@@ -8,9 +8,11 @@ bitsandbytes' layers and, for a GPU, TRL's head are stood in for, by what their 
     python -c "from sftlab import dry_run; from sftlab.config import TrainConfig; print(dry_run.run(TrainConfig(), 4, 64))"
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import logging
 from dataclasses import dataclass, replace
 
 from sftlab.config import TrainConfig
@@ -62,9 +64,19 @@ def run(config: TrainConfig, batch_size: int, length: int, bf16: bool = False, g
              "gradient_checkpointing", "use_flash_attention")  # fmt: skip
     options = {name: getattr(config, name) for name in names} | {"bf16": bf16}
     options["gradient_accumulation_steps"] = min(2, config.gradient_accumulation_steps)  # more hold no more
-    try:
+    with counting(config):
         return _run(tuple(options.items()), batch_size, length, gpu, trained_share)
-    except RuntimeError as error:  # such as a mixture of experts, whose path depends on the numbers
+
+
+@contextlib.contextmanager
+def counting(config: TrainConfig):
+    """Turns whatever goes wrong with a model's code inside into CantCount: a run shall not fail by its estimate."""
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # which tells each of its failures
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a mixture of experts asks for numbers, another model builds layers in its own way …
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise CantCount(
             f"model {config.model_name}: a step of it can't be counted without its numbers ({reason})."
@@ -126,7 +138,8 @@ def build(config: TrainConfig, settings, layers: int):
     lora = models.lora_config(config)
     if lora:
         models.check_targets(model, lora.target_modules)
-        lora.use_dora = False  # its lengths are read from weights, which are not there; they are few
+        if lora.use_dora and (config.use_4bit or config.use_8bit):
+            raise RuntimeError("DoRA reads the lengths of quantised weights, which are not there")
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
         for weight in model.parameters():
             if weight.requires_grad:
@@ -178,12 +191,19 @@ def _step(
                     kept, counter.early, counter.late, block)  # fmt: skip
 
 
+def count_embedding(name: str) -> int:
+    """Numbers in a model's input embedding."""
+    settings = read_settings(name).get_text_config()
+    return settings.vocab_size * settings.hidden_size
+
+
 def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
     """Whether the model's attention would let samples lie in one row without padding, asked of an empty copy."""
     from sftlab import attention
 
-    model = build(replace(config, use_lora=False, use_4bit=False, use_8bit=False, use_dora=False, use_rslora=False),
-                  read_settings(config.model_name), 1)  # fmt: skip
+    plain = replace(config, use_lora=False, use_4bit=False, use_8bit=False, use_dora=False, use_rslora=False)
+    with counting(config):
+        model = build(plain, read_settings(config.model_name), 1)
     return attention.choose(model, config.use_flash_attention, bf16)[0].startswith(
         ("flash_attention", attention.VARLEN)
     )

@@ -91,22 +91,26 @@ def score_difference(base: list[bool], tuned: list[bool], level: float = 0.95) -
     phi = (both * (count - one - other + both) - (one - both) * (other - both)) / spread if spread else 0.0
     (low_1, high_1), (low_2, high_2) = interval(one, count, level), interval(other, count, level)
     p, q = one / count, other / count
-    down = ((q - low_2) ** 2 - 2 * phi * (q - low_2) * (high_1 - p) + (high_1 - p) ** 2) ** 0.5
-    up = ((high_2 - q) ** 2 - 2 * phi * (high_2 - q) * (p - low_1) + (p - low_1) ** 2) ** 0.5
-    return max(-1.0, q - p - down), min(1.0, q - p + up)
+    down = (q - low_2) ** 2 - 2 * phi * (q - low_2) * (high_1 - p) + (high_1 - p) ** 2
+    up = (high_2 - q) ** 2 - 2 * phi * (high_2 - q) * (p - low_1) + (p - low_1) ** 2
+    return max(-1.0, q - p - max(0.0, down) ** 0.5), min(1.0, q - p + max(0.0, up) ** 0.5)
 
 
 def compare_flags(base: list[bool], tuned: list[bool], level: float = 0.95, **how) -> dict:
     """Two models' right and wrong on the same rows: shares and their difference, each [value, low, high], and McNemar's test.
 
     Shares have Wilson's interval, the difference that of `bootstrap.compare_rows`, which takes the rest (resamples, seed).
-    Where all rows changed alike, or none did, every resample is the same: there Newcombe's interval takes its place.
+    Where all rows changed alike every resample is the same: there Newcombe's interval takes its place; where none did,
+    Wilson's for 0 of so many rows, either way.
     """
     first, second, chance = count_uneven(base, tuned)
     shares = {name: [sum(flags) / len(flags), *interval(sum(flags), len(flags), level)]
               for name, flags in (("base", base), ("tuned", tuned))}  # fmt: skip
     difference = bootstrap.compare_rows(base, tuned, level=level, **how)
-    if difference[1] == difference[2]:
+    if not first + second:  # nothing changed: as many rows might have, either way, as Wilson allows for 0 of them
+        roof = interval(0, len(base), level)[1]
+        difference = (0.0, -roof, roof)
+    elif difference[1] == difference[2]:
         difference = (difference[0], *score_difference(base, tuned, level))
     mcnemar = {"only_base": first, "only_tuned": second, "p": chance}
     return shares | {"difference": list(difference), "mcnemar": mcnemar}

@@ -8,7 +8,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from sftlab import checkpoints, export_checks, files, finished, merge, model_card, models, push
+from sftlab import checkpoints, export_checks, files, finished, machine, merge, model_card, models, push
 from sftlab.config import ExportConfig
 from sftlab.options import UserError
 from sftlab.prepared import put_in_place
@@ -83,6 +83,8 @@ def claim_folder(config: ExportConfig, run: finished.Run) -> Path:
 
 def refuse(run: finished.Run, config: ExportConfig) -> None:
     """Raises UserError for a kind of export that a run doesn't allow, or that doesn't fit into memory."""
+    import torch
+
     random = run.config.model_name.startswith(models.RANDOM)
     if config.kind == "adapter" and not run.config.use_lora:
         raise UserError("kind: full fine-tuning changed the whole model, so there is no adapter. Leave --kind out.")
@@ -93,7 +95,7 @@ def refuse(run: finished.Run, config: ExportConfig) -> None:
     if random and run.quantised and config.merge_into == "published":
         raise UserError("merge_into: random weights were quantised as they were made; merge into the dequantised ones.")
     if config.kind == "merged":
-        need, free = 4 * count_parameters(run), measure_free()
+        need, free = 4 * count_parameters(run), machine.free_memory(torch.cuda.is_available())
         if need > free:
             raise UserError(f"memory: merging holds the model once in float32, {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
                             "free. Take a larger machine, or --kind adapter.")  # fmt: skip
@@ -115,14 +117,6 @@ def count_parameters(run: finished.Run) -> int:
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(read_settings(run)).num_parameters()
-
-
-def measure_free() -> int:
-    """Bytes that are free where models are put: on the GPU, if there is one."""
-    import psutil
-    import torch
-
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def count_bits(run: finished.Run) -> int | None:

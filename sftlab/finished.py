@@ -49,12 +49,14 @@ def open_run(path: str | Path) -> Run:
     known = {field.name for field in dataclasses.fields(TrainConfig)} - WRITING
     values = {name: value for name, value in result["config"].items() if name in known}
     values["bf16"] = result.get("choices", {}).get("precision", "").startswith("bfloat16")
-    config = TrainConfig.build(**values, output_dir=str(folder / "unused"))  # which must hold nothing that is read
+    config = TrainConfig.build(**values)
     return Run(folder, config, result, files.read_json(Path(config.dataset_path) / FACTS))
 
 
-def load_run(run: Run, base: str = "trained"):
-    """The tuned model of a run, computing in float32, its adapter (if any) beside the base and not merged.
+def load_run(run: Run, base: str = "trained", exactly: bool = True):
+    """The tuned model of a run, its adapter (if any) beside the base and not merged.
+
+    exactly: computing in float32, whatever the weights were stored in; else as it was trained, in the same memory.
 
     base, where it is quantised: `trained` leaves it so; `dequantised` reads its 8 or 4 bits back into float32;
     `published` takes the weights that it was quantised from. The order is that of a training, so that random weights
@@ -64,15 +66,16 @@ def load_run(run: Run, base: str = "trained"):
     from transformers import set_seed
 
     tokenizer = models.load_tokenizer(str(run.folder))
+    compute = compute_exactly if exactly else (lambda model: model)
     if not run.config.use_lora:
-        return set_ends(compute_exactly(models.load_model(str(run.folder))), tokenizer).eval()
+        return set_ends(compute(models.load_model(str(run.folder))), tokenizer).eval()
     config = run.config
     if base == "published":
         config = dataclasses.replace(config, use_4bit=False, use_8bit=False, bf16=False)
     set_seed(config.seed)
     model = models.load_model(config.model_name, config)
     new_tokens.fit_vocabulary(model, tokenizer)
-    model = set_ends(compute_exactly(model), tokenizer)
+    model = set_ends(compute(model), tokenizer)
     if base == "dequantised":
         import torch
 
@@ -130,10 +133,10 @@ def load_any(name: str):
     """
     if (Path(name) / "run.json").is_file():
         run = open_run(name)
-        return load_run(run), models.load_tokenizer(name)
+        return load_run(run, exactly=False), models.load_tokenizer(name)
     tokenizer = models.load_tokenizer(name)
     if not name.startswith(models.RANDOM) and (Path(name) / "adapter_config.json").is_file():
-        return load_adapter(name, tokenizer), tokenizer
+        return load_adapter(name, tokenizer, exactly=False), tokenizer
     if name.startswith(models.RANDOM):
         return models.load_model(name).eval(), tokenizer
     import torch
@@ -147,7 +150,7 @@ def load_any(name: str):
     return model.eval(), tokenizer
 
 
-def load_adapter(name: str, tokenizer, config: TrainConfig | None = None, base: str = ""):
+def load_adapter(name: str, tokenizer, config: TrainConfig | None = None, base: str = "", exactly: bool = True):
     """An adapter's folder, on the base that its adapter_config.json names: tiny-base, a catalogue name, a Hub id, a folder.
 
     config: how the base is held; as it was trained, where the folder is an export that says so. base: another name of it.
@@ -162,4 +165,4 @@ def load_adapter(name: str, tokenizer, config: TrainConfig | None = None, base: 
     new_tokens.fit_vocabulary(model, tokenizer)
     if (Path(name) / "generation_config.json").is_file():  # the base's own settings may end answers elsewhere
         model.generation_config = GenerationConfig.from_pretrained(name)
-    return PeftModel.from_pretrained(compute_exactly(model), name).eval()
+    return PeftModel.from_pretrained(compute_exactly(model) if exactly else model, name).eval()

@@ -18,22 +18,47 @@ SHORTEST = 6  # characters: a shorter prompt, such as "Hello", lies inside other
 
 
 def join_prompts(rows: list[dict]) -> tuple[str, list[int]]:
-    """The training prompts as one text, a line each, and where in it each begins: one search looks through all."""
-    texts, starts, at = [trim(get_prompt(row)) for row in rows], [], 0
+    """The last prompts as one text, a line each, and where in it each begins: one search looks through all."""
+    texts, starts, at = [trim(get_last_prompt(row)) for row in rows], [], 0
     for text in texts:
         starts.append(at)
         at += len(text) + 1
     return "\n".join(texts) + "\n", starts
 
 
-def find_inside(prompt: str, joined: str, starts: list[int]) -> int | None:
-    """The first row whose prompt holds this one, not cut out of a longer word or number; None if there is none."""
+def find_inside(prompt: str, joined: str, starts: list[int]):
+    """The rows whose prompt holds this one, not cut out of a longer word or number, one after the other."""
     wanted, at = trim(prompt), -1
     while len(wanted) >= SHORTEST and (at := joined.find(wanted, at + 1)) >= 0:
         before, after = joined[max(0, at - 1) : at], joined[at + len(wanted)]
-        if not (is_latin(before) and is_latin(wanted[0]) or is_latin(after) and is_latin(wanted[-1])):
-            return bisect.bisect_right(starts, at) - 1
-    return None
+        if not (is_spaced(before) and is_spaced(wanted[0]) or is_spaced(after) and is_spaced(wanted[-1])):
+            yield bisect.bisect_right(starts, at) - 1
+
+
+def find_nested(train: list[dict], held_out: list[dict]) -> dict[int, int]:
+    """Held-out row -> the first training row whose last prompt lies whole in its own, or the other way round.
+
+    Both must have the same answer: "Tell me a joke" is no leak of "Tell me a joke about cats".
+    """
+    answers = [[cleaning.fold(get_answer(row)) for row in rows] for rows in (train, held_out)]
+    found, joined = {}, join_prompts(train)
+    for number, row in enumerate(held_out):
+        for longer in find_inside(get_last_prompt(row), *joined):
+            if answers[0][longer] == answers[1][number]:
+                found.setdefault(number, longer)
+    joined = join_prompts(held_out)
+    for number, row in enumerate(train):
+        for longer in find_inside(get_last_prompt(row), *joined):
+            if answers[0][number] == answers[1][longer]:
+                found.setdefault(longer, number)
+    return found
+
+
+def get_last_prompt(row: dict) -> str:
+    """What is asked in a row, of a conversation its last question."""
+    if "messages" in row:
+        return next((turn["content"] for turn in reversed(row["messages"]) if turn["role"] == "user"), "")
+    return get_prompt(row)
 
 
 def trim(text: str) -> str:
@@ -41,16 +66,16 @@ def trim(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(AROUND)
 
 
-def is_latin(letter: str) -> bool:
-    """Whether a letter or digit belongs to a word that spaces would end; Japanese has none."""
-    return letter.isalnum() and letter < "\u0250"
+def is_spaced(letter: str) -> bool:
+    """Whether a letter or digit belongs to a word that spaces would end; those of Japanese and Chinese don't."""
+    return letter.isalnum() and letter < "\u2e80"
 
 
 def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) -> dict[int, dict]:
     """Held-out row -> `why`, the `train` row that gives it away, and how `similar` they are, in 0..1.
 
-    `same prompt` is equal but for case, width and punctuation around it; `prompt inside` stands whole in a longer one, as after
-    "Please tell me:"; `near duplicate` has a Jaccard similarity of `threshold` or
+    `same prompt` is equal but for case, width and punctuation around it; `prompt inside` stands whole in a longer one, as
+    after "Please tell me:", in the one set or the other, and has the same answer; `near duplicate` has a Jaccard similarity of `threshold` or
     more between the runs of five characters of prompt and answer (`cleaning.find_near`; MinHash: Broder 1997).
     """
     import numpy
@@ -59,7 +84,7 @@ def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) 
 
     index_of = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=cleaning.PERMUTATIONS)
     empty, shingles, prompts = MinHash(num_perm=cleaning.PERMUTATIONS, hashfunc=int), [], {}
-    joined, starts = join_prompts(train)
+    nested = find_nested(train, held_out)
 
     def sketch(row: dict):
         hashes = cleaning.hash_shingles("\0".join(filter(None, get_texts(row)[cleaning.has_system(row) :])))
@@ -78,8 +103,8 @@ def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) 
         if (same := prompts.get(trim(get_prompt(row)))) is not None:
             leaks[number] = {"why": "same prompt", "train": same, "similar": 1.0}
             continue
-        if (longer := find_inside(get_prompt(row), joined, starts)) is not None:
-            leaks[number] = {"why": "prompt inside", "train": longer, "similar": 1.0}
+        if number in nested:
+            leaks[number] = {"why": "prompt inside", "train": nested[number], "similar": 1.0}
             continue
         hashes, minima = sketch(row)
         matches = [(0.0, 0)]  # similarity, and the row as a negative number: of equals the earliest wins

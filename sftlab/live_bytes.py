@@ -41,10 +41,6 @@ class LiveBytes(TorchDispatchMode):
     def peak(self) -> int:
         return max(self.early.size, self.late.size)
 
-    def restart(self) -> None:
-        """Look for a new peak from here."""
-        self.early, self.late = Peak(self.now, self.gradients), Peak()
-
     def enter_head(self) -> None:
         self.in_head, self.in_layers, self.before_head = True, False, self.now
 

@@ -5,6 +5,7 @@ python -c "from sftlab import machine; print(machine.choose_precision(1024, 4096
 
 import contextlib
 import ctypes
+import gc
 import statistics
 import sys
 import time
@@ -67,13 +68,18 @@ def free_memory(gpu: bool) -> int:
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     own = psutil.Process().memory_info()
     limits = [psutil.virtual_memory().available]
-    for kind, used in ((resource.RLIMIT_AS, own.vms), (resource.RLIMIT_DATA, own.data)):
-        most = resource.getrlimit(kind)[0]
-        if most != resource.RLIM_INFINITY:
-            limits.append(most - used)
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if sys.platform == "linux":
+        for kind, used in ((resource.RLIMIT_AS, own.vms), (resource.RLIMIT_DATA, own.data)):
+            most = resource.getrlimit(kind)[0]
+            if most != resource.RLIM_INFINITY:
+                limits.append(most - used)
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where there is no limit
+            group = Path("/sys/fs/cgroup")
+            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            held = int((group / "memory.current").read_text()) - int(
+                facts["inactive_file"]
+            )  # that goes when it's needed
+            limits.append(int((group / "memory.max").read_text()) - held)
     return max(0, min(limits))
 
 
@@ -96,12 +102,20 @@ def read_held() -> int:
 
 
 def reset_peak() -> None:
-    """Begin to measure the peak of this process, or of the GPU, anew. On a Mac a process's peak can't be reset."""
+    """Begin to measure the peak of this process, or of the GPU, anew; what is free is given back before.
+
+    On a Mac a process's peak can't be reset.
+    """
     import torch
+
+    gc.collect()
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "gnu_get_libc_version"):
+            library.malloc_trim(0)
         with contextlib.suppress(OSError):  # a kernel without it
             Path("/proc/self/clear_refs").write_text("5")
 

@@ -8,7 +8,7 @@ exact walk of the model, the rest by formula. benchmarks/memory.py checks it aga
 
 from dataclasses import dataclass, replace
 
-from sftlab import dry_run, machine
+from sftlab import conflicts, dry_run, machine
 from sftlab.config import MemoryConfig, TrainConfig
 from sftlab.options import UserError
 
@@ -21,6 +21,7 @@ DATA = 45_000_000  # tokenizer, data set, batches and the Trainer's own, measure
 # columns only, next to nothing.
 STATE = {"adamw_torch_fused": 8, "adamw_torch": 8, "adafactor": 0.02, "sgd": 0, "adamw_8bit": 2 + 2 * 4 / 256,
          "paged_adamw_8bit": 2 + 2 * 4 / 256}  # fmt: skip
+LARGEST, LONGEST = 4096, 131072  # batch, and tokens of a sequence, where the model sets no end
 METHODS = (
     ("full", {"use_lora": False, "use_dora": False, "use_rslora": False}),
     ("LoRA", {"use_lora": True}),
@@ -83,31 +84,29 @@ def estimate(
 def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[int, int]:
     """(largest batch at max_length, longest sequence at this batch size) that fit in `room` bytes; 0 where nothing does.
 
-    What a step holds is a straight line in the batch, and in the length where attention keeps no square of it. No
-    sequence is longer than the model has positions for.
+    No sequence is longer than the model has positions for, and no batch is looked for above LARGEST. The length is found in
+    steps of 8 tokens, both to one part in 64.
     """
 
     def total(batch_size: int, length: int) -> int:
         return estimate(replace(config, batch_size=batch_size, max_length=length), plan).total
 
-    def find(at, start: int) -> int:
-        """The largest number whose total fits, along the line through two points, drawn anew through the last guess."""
-        one, best = at(start), 2 * start
-        for _ in range(4):
-            best = int(start + (room - one) * (best - start) / max(1, at(best) - one))
-            if best <= start:
-                break
-        best = max(0, best)
-        while best and at(best) > room:
-            best -= max(1, best // 50)
-        for _ in range(4):
-            best += at(best + 1) <= room
-        return best
+    def find(at, most: int) -> int:
+        """The largest number up to `most` whose total fits: doubled until it doesn't, then halved in between."""
+        fits, tried = 0, 1
+        while tried <= most and at(tried) <= room:
+            fits, tried = tried, 2 * tried
+        too_many = min(tried, most + 1)
+        while too_many - fits > max(1, fits // 64):  # to one part in 64, which says enough of long sequences
+            middle = (fits + too_many) // 2
+            fits, too_many = (middle, too_many) if at(middle) <= room else (fits, middle)
+        return fits
 
-    batch = find(lambda count: total(count, config.max_length), 1)
-    length = find(lambda count: total(config.batch_size, count), max(8, config.max_length // 2))
-    longest = getattr(dry_run.read_settings(config.model_name).get_text_config(), "max_position_embeddings", length)
-    return batch, min(length, longest) if length >= 8 else 0
+    settings = dry_run.read_settings(config.model_name).get_text_config()
+    longest = getattr(settings, "max_position_embeddings", None) or LONGEST
+    batch = find(lambda count: total(count, config.max_length), LARGEST)
+    eights = find(lambda count: total(config.batch_size, 8 * count), longest // 8)
+    return batch, 8 * eights
 
 
 def list_methods(config: TrainConfig, plan: MemoryConfig) -> list[tuple[str, int, int | None]]:
@@ -129,6 +128,8 @@ def describe(config: TrainConfig, plan: MemoryConfig) -> list[str]:
         raise UserError(
             "zero: stage 3 shares out pieces of every weight, and a quantised one is whole on each device; take --zero 2."
         )
+    if config.deepspeed and not plan.zero:
+        plan = replace(plan, zero=conflicts.zero_stage(config.deepspeed))
     whole = estimate(config, plan)
     bf16 = "bfloat16" if chooses_bf16(config, plan) else "float32"
     where = f"each of {plan.devices} devices, ZeRO-{plan.zero}" if plan.devices > 1 else f"one {plan.device.upper()}"

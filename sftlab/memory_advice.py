@@ -142,7 +142,7 @@ def write_flags(before: TrainConfig, after: TrainConfig) -> str:
 def advise(config: TrainConfig, plan: MemoryConfig, room: float, length: int | None = None) -> str:
     """The cheapest change that makes a run fit, in a sentence. length: of its sequences, where that is known."""
     levers = LEVERS[:-1] if length else LEVERS
-    return describe(replace(config, max_length=length or config.max_length), plan, room, levers)[0]
+    return describe(replace(config, max_length=max(8, length or config.max_length)), plan, room, levers)[0]
 
 
 def describe(config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS) -> list[str]:

@@ -8,11 +8,12 @@ sftlab evaluate runs/first
 
 import dataclasses
 import random
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab import bootstrap, cleaning, evaluate, files, harness, leakage, prose, row_loss, run_report, verdict
+from sftlab import bootstrap, cleaning, dry_run, evaluate, files, harness, leakage, prose, row_loss, run_report, verdict
 from sftlab.before_after import Subject, load_models, read_run
 from sftlab.config import EvaluateConfig
 from sftlab.masking import IGNORED
@@ -35,10 +36,10 @@ class Measured:
 
 
 def choose_rows(run: Subject, config: EvaluateConfig) -> list[dict]:
-    """The held-out rows that are asked, cut to the run's max_length: those with an answer left, or a sample of them."""
+    """The held-out rows that are asked, cut to the run's max_length: those with a last answer left, or a sample of them."""
     split, limit = run.splits["test"], run.config.max_length
     labels = split["labels"]
-    kept = [number for number in range(len(split)) if any(label != IGNORED for label in labels[number][:limit])]
+    kept = [number for number in range(len(split)) if find_last_answer(labels[number]) < limit]
     if config.num_questions and len(kept) > config.num_questions:
         kept = sorted(random.Random(config.seed).sample(kept, config.num_questions))
     if not kept:
@@ -49,10 +50,32 @@ def choose_rows(run: Subject, config: EvaluateConfig) -> list[dict]:
     return [row | {name: row[name][:limit] for name in ("input_ids", "labels")} for row in rows]
 
 
-def find_room(rows: list[dict]) -> int:
+def find_last_answer(labels: list[int]) -> int:
+    """Where the last answer begins: the last trained token with none before it; the row's length if there is none."""
+    starts = (
+        at for at in range(len(labels) - 1, -1, -1) if labels[at] != IGNORED and (at == 0 or labels[at - 1] == IGNORED)
+    )
+    return next(starts, len(labels))
+
+
+def find_room(run: Subject, rows: list[dict]) -> int:
     """How many tokens an answer may have: half as many again as the longest expected one, 512 at most."""
-    longest = max(sum(label != IGNORED for label in row["labels"]) for row in rows)
+    longest = max(len(run.tokenizer(row["messages"][-1]["content"]).input_ids) for row in rows)
     return min(LONGEST, round(ROOM * longest) + 1)
+
+
+def leave_out_long(run: Subject, rows: list[dict], max_new_tokens: int) -> list[dict]:
+    """The rows whose prompt leaves room for an answer among the positions that the model has; the others are told."""
+    settings = dry_run.read_settings(run.config.model_name).get_text_config()
+    most = getattr(settings, "max_position_embeddings", None) or sys.maxsize
+    fits = [find_last_answer(row["labels"]) + max_new_tokens <= most for row in rows]
+    if not all(fits):
+        print(
+            f"{fits.count(False)} questions are left out: with {max_new_tokens} tokens for the answer they exceed the model's {most}"
+        )
+    if not any(fits):
+        raise UserError(f"max_new_tokens: no question leaves room for {max_new_tokens} tokens of answer; lower it.")
+    return [row for row, kept in zip(rows, fits, strict=True) if kept]
 
 
 def evaluate_run(config: EvaluateConfig) -> dict:
@@ -65,7 +88,8 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     harness.check(config)
     run = read_run(config.run_dir, config.dataset_path)
     rows = choose_rows(run, config)
-    config = dataclasses.replace(config, max_new_tokens=config.max_new_tokens or find_room(rows))
+    config = dataclasses.replace(config, max_new_tokens=config.max_new_tokens or find_room(run, rows))
+    rows = leave_out_long(run, rows, config.max_new_tokens)
     probe = prose.choose_probe(run.config.model_name, config.prose, config.num_texts)
     leaks = leakage.find_leaks([{"messages": chat} for chat in run.splits["train"]["messages"]], rows,
                                run.report["options"]["near_threshold"])  # fmt: skip

@@ -36,7 +36,7 @@ def check_push(config: ExportConfig) -> None:
         raise UserError(
             f"push: the token is {person['name']}'s, who is not in {owner}. Write one of: {', '.join(sorted(owners))}."
         )
-    if not may_write(person, owner):
+    if not may_write(person, config.push):
         raise UserError(f"push: the token may read but not write to {owner}. Make one with the role `write` at "
                         "huggingface.co/settings/tokens.")  # fmt: skip
     try:
@@ -57,14 +57,15 @@ def check_push(config: ExportConfig) -> None:
                         "same names, or name another.")  # fmt: skip
 
 
-def may_write(person: dict, owner: str) -> bool:
-    """Whether whoami's answer gives its token the right to write to an owner's repositories."""
+def may_write(person: dict, repository: str) -> bool:
+    """Whether whoami's answer gives its token the right to write to a repository, or to all of its owner's."""
     token = person.get("auth", {}).get("accessToken", {})
     if token.get("role") != "fineGrained":
         return token.get("role") in ("write", "admin")
     scopes = token.get("fineGrained", {}).get("scoped", ())
     return any(
-        scope.get("entity", {}).get("name") == owner and "repo.write" in scope.get("permissions", ())
+        scope.get("entity", {}).get("name") in (repository, repository.split("/")[0])
+        and "repo.write" in scope.get("permissions", ())
         for scope in scopes
     )
 

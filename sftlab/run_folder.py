@@ -16,6 +16,7 @@ from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+READ_FROM = ("model_name", "dataset_path")  # what a run reads must not lie in the folder that it writes
 # A resumed run goes on with the weights, the optimizer's state and the order of rows that these made.
 KEPT_ON_RESUME = (
     "model_name", "dataset_path", "use_flash_attention", "train_new_tokens", "batch_size", "gradient_accumulation_steps",
@@ -48,6 +49,12 @@ def check_resumed(config: TrainConfig) -> None:
 def claim_folder(config: TrainConfig) -> Path | None:
     """Return the checkpoint to resume from, or None; an output folder that exists is refused unasked. Changes nothing."""
     folder = Path(config.output_dir)
+    for name, place in (
+        ("the folder you work in", "."),
+        *((f"in {name}", getattr(config, name)) for name in READ_FROM),
+    ):
+        if Path(place).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"output_dir: {folder} holds what is {name}; name another folder.")
     if config.resume:
         checkpoint = checkpoints.find_last(folder)
         if checkpoint is None:
@@ -62,6 +69,21 @@ def claim_folder(config: TrainConfig) -> Path | None:
         if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
             raise UserError(f"overwrite: {folder} is not a run folder of the lab; it stays. Name another --output-dir.")
     return None
+
+
+def put_result_aside(folder: Path) -> None:
+    """Take away the result of an earlier part of the run; an evaluation of the model as it was is kept under other names."""
+    result = folder / "result.json"
+    evaluated = files.read_json(result)
+    if "evaluation" not in evaluated:
+        return result.unlink(missing_ok=True)
+    step = evaluated["metrics"]["steps"]
+    for path in (result, folder / "report.html"):
+        if path.exists():
+            path.rename(path.with_stem(f"{path.stem}-step-{step}"))
+    print(
+        f"{folder}: the evaluation of the model at step {step} is kept as result-step-{step}.json and report-step-{step}.html"
+    )
 
 
 def is_at_end(checkpoint: Path, config: TrainConfig) -> bool:

@@ -30,8 +30,12 @@ def find_fullest(lengths: list[int], batch_size: int, batches: int, in_rows: boo
     return max(sum(rng.sample(lengths, count)) for _ in range(max(1, min(batches, 500))))
 
 
-def expect(config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool) -> tuple[dict, str]:
+def expect(
+    config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool, new_tokens: bool
+) -> tuple[dict, str]:
     """What the run is expected to take, as `result.json` tells it, and the line that says so; sets the allocator.
+
+    lengths: tokens of each row; new_tokens: whether rows of the embedding are trained beside the adapters.
 
     Raises UserError on a CPU where it won't fit, unless --no-check-memory: there the system would kill the process,
     without a word. On a GPU running out is an error that can be explained, so there it's only said.
@@ -47,7 +51,10 @@ def expect(config: TrainConfig, lengths: list[int], trained_share: float, bf16: 
     if config.packing:
         tokens = config.batch_size * config.max_length
     else:
-        in_rows = dry_run.lies_in_rows(config, bf16)
+        try:
+            in_rows = dry_run.lies_in_rows(config, bf16)
+        except dry_run.CantCount:
+            in_rows = False
         tokens = find_fullest(lengths, config.batch_size, batches, in_rows)
         trained_share *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't trained
     run, room = replace(config, bf16=bf16), machine.free_memory(gpu)
@@ -55,6 +62,8 @@ def expect(config: TrainConfig, lengths: list[int], trained_share: float, bf16: 
     expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "kept": False}
     try:
         whole = memory.estimate(run, plan, length, trained_share)
+        if new_tokens:  # PEFT puts the trained rows into copies of the whole embedding, in each pass
+            whole.parts["trained token rows"] = 3 * 4 * dry_run.count_embedding(config.model_name)
     except dry_run.CantCount as error:
         line = f"not estimated: {error}"
     else:
@@ -84,7 +93,7 @@ def measure(expected: dict) -> dict:
 
     Where freed memory was kept, the process held more than was in use, and there is no error to tell.
     """
-    took = machine.read_peak() - expected["before"]
+    took = max(0, machine.read_peak() - expected["before"])
     told = expected["expected_bytes"] is not None and not expected["kept"]
     return expected | {
         "peak_bytes": took,

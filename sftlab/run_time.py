@@ -22,8 +22,9 @@ def expect(config: TrainConfig, model, lengths: list[int], held_out: list[int], 
     import torch
 
     per_step = config.batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * len(lengths) / per_step)
-    passes = steps * per_step / len(lengths)
+    rows = math.ceil(sum(lengths) / config.max_length) if config.packing else len(lengths)
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * rows / per_step)
+    passes = steps * per_step / rows
     evaluations = steps // config.eval_steps if config.eval_steps else math.ceil(passes)
     work = passes * flops.count_step(model, lengths) + evaluations * flops.count_step(model, held_out) / 3
     device = model.device.type
@@ -31,12 +32,23 @@ def expect(config: TrainConfig, model, lengths: list[int], held_out: list[int], 
     rate = flops.measure_rate(torch.bfloat16 if bf16 else torch.float32, None if gpu else 768)
     seconds = work / rate / SHARE[device]
     line = f"{say(seconds)} expected for {steps} steps, with {rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
-    return {"expected_seconds": round(seconds, 2), "flops": work, "matrix_rate": rate, "device": device}, line
+    return {
+        "expected_seconds": round(seconds, 2),
+        "steps": steps,
+        "flops": work,
+        "matrix_rate": rate,
+        "device": device,
+    }, line
 
 
-def measure(expected: dict, started: float) -> dict:
-    """What training took since `started` (seconds of time.time), the share of the matrix rate, and the estimate's error."""
+def measure(expected: dict, started: float, steps: int) -> dict:
+    """What training took since `started` (seconds of time.time), the share of the matrix rate, and the estimate's error.
+
+    steps: how many were made; a run that stopped early is compared with its share of what was expected.
+    """
     took = time.time() - started
+    made = min(1.0, steps / expected["steps"])
+    expected = expected | {name: expected[name] * made for name in ("expected_seconds", "flops")}
     return expected | {"seconds": round(took, 2), "share": round(expected["flops"] / took / expected["matrix_rate"], 3),
                        "error": round(expected["expected_seconds"] / took - 1, 3)}  # fmt: skip
 

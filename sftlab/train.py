@@ -71,7 +71,13 @@ def make_trainer(config: TrainConfig):
     bf16, why = run_folder.read_precision(config) or models.choose_precision(config)
     choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
     counts = report["splits"]["train"]
-    expected, choices["memory"] = run_memory.expect(config, lengths, counts["trained_tokens"] / counts["tokens"], bf16)
+    expected, choices["memory"] = run_memory.expect(
+        config,
+        lengths,
+        counts["trained_tokens"] / counts["tokens"],
+        bf16,
+        bool(unseen and config.use_lora and config.train_new_tokens),
+    )
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = models.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
     new_tokens.fit_vocabulary(model, tokenizer)
@@ -167,7 +173,7 @@ def train(config: TrainConfig) -> dict:
         shutil.rmtree(folder)
     about = {"config": dataclasses.asdict(config), "config_hash": config.hash(), "choices": trainer.choices}
     files.write_json(folder / "run.json", about)
-    (folder / "result.json").unlink(missing_ok=True)
+    run_folder.put_result_aside(folder)
     if checkpoint:
         trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
     started = time.time()
@@ -184,7 +190,7 @@ def train(config: TrainConfig) -> dict:
             else:
                 about["memory"] = run_memory.measure(trainer.expected["memory"])
                 if not checkpoint:
-                    about["time"] = run_time.measure(trainer.expected["time"], started)
+                    about["time"] = run_time.measure(trainer.expected["time"], started, trainer.state.global_step)
                 run_folder.save(trainer, folder)
             return run_folder.write_result(folder, status | about, trainer, started)
     except BaseException as error:

@@ -44,7 +44,6 @@ def test_what_would_change_meaning_is_refused(value, kind):
         ({"use_4bit": True}, "add --use-lora"),
         ({"use_4bit": True, "use_8bit": True, "use_lora": True}, "choose one"),
         ({"resume": True, "overwrite": True}, "choose one"),
-        ({"output_dir": ".."}, "folder you work in"),
         ({"learning_rate": float("nan")}, "learning_rate"),
     ],
 )

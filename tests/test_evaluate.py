@@ -48,6 +48,13 @@ def test_tiny_base_knows_and_cannot_answer():
     assert evaluate.complete(model, tokenizer, prompts) >= 0.95
 
 
+def test_where_nothing_changed_the_interval_depends_on_the_number_of_rows_alone():
+    for count, right in ((2, 1), (26, 13), (200, 100), (200, 0), (200, 190)):
+        flags = [True] * right + [False] * (count - right)
+        change, low, high = evaluate.compare_flags(flags, flags)["difference"]
+        assert change == 0 and -low == high == evaluate.interval(0, count)[1]
+
+
 def test_pairs_are_compared_by_those_on_which_one_alone_is_right():
     def score(answers: str) -> evaluate.Score:
         return evaluate.Score(list("abcdefghij"), ["x"] * 10, list(answers), [True] * 10)

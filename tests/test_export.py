@@ -213,7 +213,7 @@ def test_kinds_that_a_run_does_not_allow(make_run, tmp_path):
 
 
 def test_memory_that_is_not_there_is_said_first(tuned_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "measure_free", lambda: 1e6)
+    monkeypatch.setattr(export.machine, "free_memory", lambda gpu: 1e6)
     with pytest.raises(UserError, match="float32, 0.0 GB"):
         export.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "x")))
 

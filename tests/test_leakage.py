@@ -20,8 +20,8 @@ HELD_OUT = [
     ("train", "number", "why"),
     [
         (row("what is the capital of NIGER"), 0, "same prompt"),
-        (row("Please tell me: What is the capital of Niger? Thank you."), 0, "prompt inside"),
-        (row("次の質問に答えてください。長崎県はどの地方に属していますか？"), 1, "prompt inside"),
+        (row("Please tell me: What is the capital of Niger? Thank you.", "niamey"), 0, "prompt inside"),
+        (row("次の質問に答えてください。長崎県はどの地方に属していますか？", "九州地方"), 1, "prompt inside"),
         (row("長崎県は、どの地方に属していますか？", "九州地方"), 1, "near duplicate"),
         (row("７ + ４は？"), 2, "same prompt"),
         ({"messages": [{"role": "user", "content": "7 + 4は"}, {"role": "assistant", "content": "11"}]}, 2, "same prompt"),
@@ -42,6 +42,23 @@ def test_other_questions_are_no_leaks():
     assert leakage.find_leaks(train, HELD_OUT) == {}
     assert leakage.count_seen_answers(train, HELD_OUT) == 1
     assert leakage.find_leaks([], HELD_OUT) == {}
+
+
+def test_a_prompt_inside_another_is_a_leak_either_way_round_but_only_with_the_same_answer():
+    joke, cats = row("Tell me a joke", "Why did the chicken …"), row("Tell me a joke about cats", "A cat walks …")
+    assert leakage.find_leaks([cats], [joke]) == {} == leakage.find_leaks([joke], [cats])
+    plain, polite = (
+        row("Name the capital of Chad", "N'Djamena"),
+        row("Be so kind: name the capital of Chad!", "N'Djamena"),
+    )
+    for train, held_out in ((plain, polite), (polite, plain)):
+        assert leakage.find_leaks([train], [held_out])[0]["why"] == "prompt inside"
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
+                         {"role": "user", "content": "Well then, name the capital of Chad"},
+                         {"role": "assistant", "content": "N'Djamena"}]}  # fmt: skip
+    assert leakage.find_nested([plain], [chat]) == {}  # all answers of a conversation count
+    cyrillic = row("столицами", "x"), row("столица", "x")
+    assert leakage.find_nested([cyrillic[0]], [row("столиц", "x")]) == {}
 
 
 def test_a_shared_system_message_is_no_leak():

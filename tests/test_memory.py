@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sftlab import catalog, dry_run, memory, memory_advice, models, run_memory, train, weights
+from sftlab import catalog, dry_run, machine, memory, memory_advice, models, run_memory, train, weights
 from sftlab.config import MemoryConfig, TrainConfig
 from sftlab.live_bytes import LiveBytes
 
@@ -111,7 +111,7 @@ def test_zero_divides_what_its_stage_says():
     assert [part["trained weights"] for part in parts] == [2 * trained, 2 * trained, 2 * trained // 4]
     totals = [memory.estimate(config, replace(GPU, devices=4, zero=stage)).total for stage in (0, 1, 2)]
     assert totals == sorted(totals, reverse=True)
-    assert "optimizer" not in memory.estimate(config, replace(GPU, offload=True)).parts
+    assert "optimizer" not in memory.estimate(config, replace(GPU, zero=1, offload=True)).parts
 
 
 def test_the_largest_batch_fits_and_one_more_does_not():
@@ -123,6 +123,21 @@ def test_the_largest_batch_fits_and_one_more_does_not():
 
     assert total(batch_size=batch) <= room < total(batch_size=batch + 1)
     assert length == 768  # as many positions as the model has
+
+
+def test_a_total_that_stays_flat_for_a_while_has_a_largest_batch_too():
+    config = TrainConfig(
+        model_name="random:gpt2", batch_size=1, max_length=16
+    )  # gradients and state are the peak at first
+    batch, length = memory.find_largest(config, GPU, 6e9)
+    assert 16 < batch <= memory.LARGEST and length == 1024
+
+
+def test_free_memory_is_known_without_linuxs_files(monkeypatch):
+    rss = type("pmem", (), {"rss": 10**9, "vms": 4 * 10**11})()  # what psutil tells on a Mac
+    monkeypatch.setattr("psutil.Process.memory_info", lambda self: rss)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert machine.free_memory(gpu=False) > 0
 
 
 @pytest.mark.parametrize("gigabytes", [80, 24, 10])
@@ -155,7 +170,7 @@ def test_a_model_that_cannot_be_counted_is_trained_all_the_same(dataset, tmp_pat
     with pytest.raises(dry_run.CantCount, match="tiny-base: a step of it can't be counted"):
         memory.estimate(config, MemoryConfig())
     result = train.train(config)
-    assert result["status"] == "completed" and result["memory"]["error"] is None and result["memory"]["peak_bytes"] > 0
+    assert result["status"] == "completed" and result["memory"]["error"] is None
     assert result["choices"]["memory"].startswith("not estimated: ")
 
 

@@ -139,6 +139,31 @@ def test_long_answers_are_judged_by_their_loss_and_prose_is_your_own(learned, tm
     assert found["forgetting"]["probe"] == "own.txt" and "nats per answer token" in found["verdict"]
 
 
+def test_a_run_that_goes_on_keeps_the_evaluation_of_what_it_was(learned, tmp_path, dataset):
+    options = {
+        "dataset_path": str(dataset),
+        "output_dir": str(tmp_path / "run"),
+        "use_lora": True,
+        "bf16": False,
+        "save_steps": 1,
+    }
+    train.train(TrainConfig(**options, max_steps=1))
+    result = files.read_json(tmp_path / "run" / "result.json")
+    files.write_json(tmp_path / "run" / "result.json", result | {"evaluation": {"verdict": "Better"}})
+    (tmp_path / "run" / "report.html").write_text("Better")
+    train.train(TrainConfig(**options, max_steps=2, resume=True))
+    assert "evaluation" not in files.read_json(tmp_path / "run" / "result.json")
+    assert files.read_json(tmp_path / "run" / "result-step-1.json")["evaluation"]["verdict"] == "Better"
+    assert (tmp_path / "run" / "report-step-1.html").read_text() == "Better" and not (
+        tmp_path / "run" / "report.html"
+    ).exists()
+
+
+def test_the_last_answer_is_what_is_asked_for():
+    assert proof.find_last_answer([-100, -100, 5, 6, -100, -100, 7, 8, -100]) == 6
+    assert proof.find_last_answer([-100, -100]) == 2 and proof.find_last_answer([5, 6]) == 0
+
+
 def test_what_is_no_finished_run_is_said(learned, tmp_path):
     with pytest.raises(UserError, match="is not a run folder made by"):
         before_after.read_run(tmp_path)

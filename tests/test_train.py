@@ -119,7 +119,9 @@ def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_pa
             train.train(TrainConfig(**vars(config) | wrong | {"overwrite": True}))
         assert (folder / "result.json").is_file()
     with pytest.raises(UserError, match="holds what is in model_name"):
-        TrainConfig(**vars(config) | {"model_name": str(folder), "overwrite": True})
+        train.train(TrainConfig(**vars(config) | {"model_name": str(folder), "overwrite": True}))
+    with pytest.raises(UserError, match="holds what is the folder you work in"):
+        train.train(TrainConfig(output_dir=".", overwrite=True))
     with pytest.raises(UserError, match="holds an adapter"):
         train.train(TrainConfig(**vars(config) | {"model_name": str(folder), "output_dir": str(tmp_path / "run")}))
 
