@@ -68,6 +68,7 @@ def test_the_catalogues_sizes_are_those_of_the_walk():
         LORA,
         LORA | {"gradient_accumulation_steps": 2},
         LORA | {"use_flash_attention": False},
+        LORA | {"use_dora": True},
         LORA | {"use_8bit": True},
         LORA | {"use_4bit": True, "gradient_checkpointing": True},
         LORA | {"model_name": "random-tiny:gpt2"},

@@ -1,0 +1,28 @@
+"""The time estimate counts the steps that are made, and compares like with like."""
+
+import time
+
+import pytest
+
+from sftlab import flops, models, run_time
+from sftlab.config import TrainConfig
+
+
+def test_steps_and_operations_are_those_of_the_run():
+    model = models.load_model("tiny-base")
+    config = TrainConfig(num_epochs=2, batch_size=4, gradient_accumulation_steps=2, max_length=64, eval_steps=100)
+    plain, line = run_time.expect(config, model, [16] * 64, [16], False)
+    assert plain["steps"] == 2 * 64 / 8 and "16 steps" in line
+    assert plain["flops"] == pytest.approx(2 * 64 * flops.count_step(model, [16]))
+    packed, _ = run_time.expect(TrainConfig(**vars(config) | {"packing": True}), model, [16] * 64, [16], False)
+    assert packed["steps"] == 2 * 16 / 8 and packed["flops"] == pytest.approx(plain["flops"])
+
+
+def test_a_run_that_stopped_early_is_compared_with_its_share():
+    expected = {"expected_seconds": 100.0, "steps": 10, "flops": 1e9, "matrix_rate": 1e9, "device": "cpu"}
+    told = run_time.measure(expected, time.time() - 20, steps=2)
+    assert told["error"] == pytest.approx(0, abs=0.02) and told["share"] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_seconds_as_people_say_them():
+    assert [run_time.say(seconds) for seconds in (42, 720, 12600)] == ["42 s", "12 min", "3.5 h"]
