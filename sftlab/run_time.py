@@ -9,7 +9,7 @@ import time
 from sftlab import flops
 from sftlab.config import TrainConfig
 
-# What training reaches of the rate of plain matrix products. CPU: measured, 0.3 to 0.6 by model and batch. GPU: published
+# What training reaches of the rate of plain matrix products. CPU: measured, 0.3 to 0.7 by method and batch. GPU: published
 # runs of LoRA (NVIDIA NeMo AutoModel, Llama 3 8B on an H100: 402 of 989 TFLOP/s); not measured by us.
 SHARE = {"cpu": 0.45, "cuda": 0.4}
 
