@@ -105,17 +105,15 @@ def _extend(one, two, steps: float):
 
 
 def read_settings(name: str):
-    """transformers' configuration of any model: the catalogue's shape, or config.json of a folder or of the Hub."""
+    """transformers' configuration of any model, without a network where the catalogue knows its shape."""
     from pathlib import Path
-
-    from transformers import AutoConfig
 
     from sftlab import catalog, models
 
     known = catalog.find_model(name)
-    if name.startswith(models.RANDOM) or known and known.name != "tiny-base" and not Path(name).is_dir():
-        return models.build_config(name if name.startswith(models.RANDOM) else f"random:{name}")
-    return AutoConfig.from_pretrained(models.locate(name))
+    if known and known.name != "tiny-base" and not name.startswith(models.RANDOM) and not Path(name).is_dir():
+        name = f"random:{name}"
+    return models.read_settings(name)
 
 
 def build(config: TrainConfig, settings, layers: int):

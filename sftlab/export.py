@@ -44,7 +44,7 @@ def export(config: ExportConfig) -> dict:
         name, about_base = name_base(run, config)
         facts = {"kind": config.kind, "base": name, "about_base": about_base, "base_bits": count_bits(run)}
         if config.kind == "adapter":
-            facts |= {"resized": len(tokenizer) > read_settings(run).get_text_config().vocab_size}
+            facts |= {"resized": len(tokenizer) > finished.read_settings(run).get_text_config().vocab_size}
             facts |= {"checks": checks | merge.save_adapter(run, tokenizer, probe, name, new)}
         else:
             way = config.merge_into if run.quantised else None
@@ -95,28 +95,10 @@ def refuse(run: finished.Run, config: ExportConfig) -> None:
     if random and run.quantised and config.merge_into == "published":
         raise UserError("merge_into: random weights were quantised as they were made; merge into the dequantised ones.")
     if config.kind == "merged":
-        need, free = 4 * count_parameters(run), machine.free_memory(torch.cuda.is_available())
+        need, free = 4 * finished.count_parameters(run), machine.free_memory(torch.cuda.is_available())
         if need > free:
             raise UserError(f"memory: merging holds the model once in float32, {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
                             "free. Take a larger machine, or --kind adapter.")  # fmt: skip
-
-
-def read_settings(run: finished.Run):
-    """transformers' configuration of the base, or of the model itself after full fine-tuning."""
-    from transformers import AutoConfig
-
-    name = run.config.model_name if run.config.use_lora else str(run.folder)
-    if name.startswith(models.RANDOM):
-        return models.build_config(name)
-    return AutoConfig.from_pretrained(models.locate(name))
-
-
-def count_parameters(run: finished.Run) -> int:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(read_settings(run)).num_parameters()
 
 
 def count_bits(run: finished.Run) -> int | None:

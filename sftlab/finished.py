@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab import checkpoints, files, models, new_tokens
+from sftlab import checkpoints, files, models, new_tokens, quantise
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 from sftlab.prepared import FACTS
@@ -51,6 +51,18 @@ def open_run(path: str | Path) -> Run:
     values["bf16"] = result.get("choices", {}).get("precision", "").startswith("bfloat16")
     config = TrainConfig.build(**values)
     return Run(folder, config, result, files.read_json(Path(config.dataset_path) / FACTS))
+
+
+def read_settings(run: Run):
+    """transformers' configuration of the base, or of the model itself after full fine-tuning."""
+    return models.read_settings(run.config.model_name if run.config.use_lora else str(run.folder))
+
+
+def count_parameters(run: Run) -> int:
+    """How many parameters that model has, tied ones counted once."""
+    import torch
+
+    return quantise.build_empty(read_settings(run), torch.float32).num_parameters()
 
 
 def load_run(run: Run, base: str = "trained", exactly: bool = True):

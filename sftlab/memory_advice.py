@@ -142,23 +142,25 @@ def write_flags(before: TrainConfig, after: TrainConfig) -> str:
 def advise(config: TrainConfig, plan: MemoryConfig, room: float, length: int | None = None) -> str:
     """The cheapest change that makes a run fit, in a sentence. length: of its sequences, where that is known."""
     levers = LEVERS[:-1] if length else LEVERS
-    return describe(replace(config, max_length=max(8, length or config.max_length)), plan, room, levers)[0]
+    return tell_path(replace(config, max_length=max(8, length or config.max_length)), plan, room, levers)[0]
 
 
-def describe(config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS) -> list[str]:
-    """The advice as lines: what to add so that it fits, with its cost, then what each lever alone would bring."""
+def tell_path(config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS) -> list[str]:
+    """What to add so that a run fits, in a line, then each lever of it with its cost."""
     path = find_path(config, plan, room, levers)
     if path is None:
-        lines = [f"nothing makes it fit in {room / 1e9:.1f} GB on {plan.devices} device(s). Take larger ones, more of them (--devices), "
+        return [f"nothing makes it fit in {room / 1e9:.1f} GB on {plan.devices} device(s). Take larger ones, more of them (--devices), "
                  "or a smaller model."]  # fmt: skip
-    else:
-        after, new_plan = apply([lever for lever, _ in path], config, plan)
-        flags = write_flags(config, after)
-        zero = f"ZeRO-{new_plan.zero} over {plan.devices} devices" if new_plan.zero != plan.zero else ""
-        lines = [f"to make it fit, add: {' and '.join(part for part in (flags, zero) if part)}"]
-        for lever, total in path:
-            lines.append(f"  {lever.flags}: {total / 1e9:.2f} GB; costs {lever.cost}")
-    lines.append("each alone:")
+    after, new_plan = apply([lever for lever, _ in path], config, plan)
+    flags = write_flags(config, after)
+    zero = f"ZeRO-{new_plan.zero} over {plan.devices} devices" if new_plan.zero != plan.zero else ""
+    lines = [f"to make it fit, add: {' and '.join(part for part in (flags, zero) if part)}"]
+    return lines + [f"  {lever.flags}: {total / 1e9:.2f} GB; costs {lever.cost}" for lever, total in path]
+
+
+def describe(config: TrainConfig, plan: MemoryConfig, room: float) -> list[str]:
+    """The advice as lines: the path, then what each lever alone would bring."""
+    lines = [*tell_path(config, plan, room), "each alone:"]
     for lever in LEVERS:
         if changed := lever.change(config, plan):
             total = memory.estimate(*changed).total

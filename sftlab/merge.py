@@ -11,7 +11,7 @@ import gc
 import shutil
 from pathlib import Path
 
-from sftlab import export_checks, files, finished, flops, machine, models
+from sftlab import export_checks, files, finished, machine, models
 from sftlab.config import ExportConfig
 from sftlab.export_checks import compare, read_model, require_close
 from sftlab.options import UserError
@@ -38,7 +38,6 @@ def save_adapter(run: finished.Run, tokenizer, probe, name: str, new: Path) -> d
     import torch
 
     with opened(run) as held:
-        again_size = sum(flops.count_matrix(held[0])) + held[0].get_input_embeddings().weight.numel()
         if finished.find_lost_bias(held[0]) is not None:
             raise UserError("kind: the output layer has a bias, which PEFT leaves out beside trained token rows: loaded by others, "
                             "the adapter would be another model. Leave --kind adapter out.")  # fmt: skip
@@ -51,7 +50,7 @@ def save_adapter(run: finished.Run, tokenizer, probe, name: str, new: Path) -> d
     again = read_model(finished.load_adapter(str(new), tokenizer, run.config, base=run.config.model_name), probe)
     checks = {"reloaded": require_close("the adapter, loaded again", trained, again, limit, "")}
     if run.quantised and not run.config.model_name.startswith(models.RANDOM):
-        need, free = 4 * again_size, machine.free_memory(torch.cuda.is_available())
+        need, free = 4 * finished.count_parameters(run), machine.free_memory(torch.cuda.is_available())
         if need > free:
             print(
                 f"the published base in float32, {need / 1e9:.1f} GB, doesn't fit: how far it is off stays unmeasured"

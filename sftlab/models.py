@@ -102,6 +102,13 @@ def build_config(name: str):
     return AutoConfig.for_model(known.model_type, **shape)
 
 
+def read_settings(name: str):
+    """transformers' configuration of any model that can be loaded; of the Hub's only that file is fetched."""
+    from transformers import AutoConfig
+
+    return build_config(name) if name.startswith(RANDOM) else AutoConfig.from_pretrained(locate(name))
+
+
 def build_random(name: str):
     """A model with random weights, in the shape of `build_config`."""
     from transformers import AutoModelForCausalLM
@@ -111,16 +118,11 @@ def build_random(name: str):
 
 def choose_precision(config: TrainConfig) -> tuple[bool, str]:
     """Whether a run computes in bfloat16, and why: as asked for, or what the machine is faster in."""
-    from transformers import AutoConfig
-
     from sftlab import machine
 
     if config.bf16 is not None:
         return config.bf16, "as asked for (--bf16)" if config.bf16 else "as asked for (--no-bf16)"
-    if config.model_name.startswith(RANDOM):
-        settings = build_config(config.model_name)
-    else:
-        settings = AutoConfig.from_pretrained(locate(config.model_name))
+    settings = read_settings(config.model_name)
     hidden = settings.get_text_config().hidden_size
     inner = next((size for name in ("intermediate_size", "n_inner", "ffn_hidden_size")
                   if (size := getattr(settings.get_text_config(), name, None))), 4 * hidden)  # fmt: skip
