@@ -64,9 +64,9 @@ notebooks-clean: .venv/installed  ## strip outputs, counts and widget state from
 	@.venv/bin/python -c "$$STRIP_NOTEBOOKS"
 
 # The pins come from a real install in an empty environment. torch is named by version because a bare `torch` takes
-# the newest release; its CUDA packages are left out because torch pins them itself. aiohttp is named because
-# papermill asks for it on Python 3.12 only, where the pins must hold too, and soupsieve because its later versions
-# refuse Python 3.11.2, the one of Debian 12.
+# the newest release; its CUDA packages (not nvidia-ml-py, which is the lab's) are left out because torch pins them
+# itself. aiohttp is named because papermill asks for it on Python 3.12 only, where the pins must hold too, and
+# soupsieve because its later versions refuse Python 3.11.2, the one of Debian 12.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 constraints:  ## pin the newest versions inside pyproject.toml's ranges: make constraints [TORCH=2.13.0]
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
@@ -77,7 +77,7 @@ constraints:  ## pin the newest versions inside pyproject.toml's ranges: make co
 	"$$fresh/bin/python" -m pip check; \
 	sed -n '/^#/!q;p' constraints.txt > "$$fresh/constraints.txt"; \
 	"$$fresh/bin/python" -m pip freeze --all --exclude pip --exclude-editable \
-		| sed -E 's/\+[A-Za-z0-9.]+$$//; /^(nvidia-|cuda-|triton==)/d' >> "$$fresh/constraints.txt"; \
+		| sed -E 's/\+[A-Za-z0-9.]+$$//; /^nvidia-ml-py==/b; /^(nvidia-|cuda-|triton==)/d' >> "$$fresh/constraints.txt"; \
 	cp "$$fresh/constraints.txt" constraints.txt; \
 	echo "constraints.txt pins $$(grep -c == constraints.txt) packages; now run: make test"
 

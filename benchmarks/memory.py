@@ -5,6 +5,7 @@ python benchmarks/memory.py --cases "gpt2 LoRA" "gpt2 full"
 
 All rows of a case have the same length, so that the estimate knows it exactly. Two peaks are measured: of tensors
 (every allocation counted; on a GPU its allocator's own count), and of the process (on a GPU: what its allocator holds).
+On a GPU each case's speed is told, too, and what the CUDA context takes beside the allocator.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 LORA, CHECKPOINTED = {"use_lora": True}, {"gradient_checkpointing": True}
@@ -41,11 +43,12 @@ BIG = {"max_length": 1024, "gradient_checkpointing": True, "bf16": True} | LORA
 GPU_CASES = {
     "gpt2 full": {"model_name": "random:gpt2", "batch_size": 16, "max_length": 1024, "bf16": True},
     "Llama-2-7b LoRA": {"model_name": "random:Llama-2-7b-hf", "batch_size": 4} | BIG,
-    "Llama-2-7b LoRA, not checkpointed": {"model_name": "random:Llama-2-7b-hf", "batch_size": 1, "max_length": 1024} | LORA,
+    "Llama-2-7b LoRA, not checkpointed": {"model_name": "random:Llama-2-7b-hf", "batch_size": 4} | BIG | {"gradient_checkpointing": False},
+    "Llama-2-7b LoRA, float32": {"model_name": "random:Llama-2-7b-hf", "batch_size": 1, "max_length": 1024} | LORA,
     "Llama-2-13b LoRA, 8 bits": {"model_name": "random:Llama-2-13b-hf", "batch_size": 2, "use_8bit": True} | BIG,
     "Llama-2-70b LoRA, 4 bits": {"model_name": "random:Llama-2-70b-hf", "batch_size": 1, "lora_r": 8, "use_4bit": True} | BIG,
 }  # fmt: skip
-STEPS = 3
+STEPS, GPU_STEPS, WARM = 3, 13, 3  # on a GPU the steps after the first ones are timed, too
 
 
 def write_rows(path: Path, length: int) -> None:
@@ -80,14 +83,23 @@ def hold(model) -> int:
 
 
 def run_one(options: dict, output: Path) -> None:
-    """One training in this process: expected and measured bytes, to a JSON file."""
+    """One training in this process: expected and measured bytes, and on a GPU its speed, to a JSON file."""
     import torch
+    from transformers import TrainerCallback
 
-    from sftlab import data, files, models, run_memory, train
+    from sftlab import data, files, flops, models, run_memory, train
     from sftlab.config import DataConfig, TrainConfig
     from sftlab.live_bytes import LiveBytes
 
+    ends = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
     models.quiet_libraries()
+    gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         rows = Path(folder) / "rows.json"
         short = min(options["max_length"], 128) if options.get("packing") else options["max_length"]
@@ -95,10 +107,11 @@ def run_one(options: dict, output: Path) -> None:
         name = options.get("model_name", "tiny-base")
         prepared = data.prepare(DataConfig(model=name, source="json", source_path=[str(rows)], output_dir=folder,
                                            max_length=options["max_length"]))  # fmt: skip
-        config = TrainConfig(**{"bf16": False} | options, dataset_path=str(prepared), output_dir=f"{folder}/run", max_steps=STEPS,
-                             save_steps=10**6, eval_steps=10**6, keep_memory=False)  # fmt: skip
+        config = TrainConfig(**{"bf16": False} | options, dataset_path=str(prepared), output_dir=f"{folder}/run",
+                             max_steps=GPU_STEPS if gpu else STEPS, save_steps=10**6, eval_steps=10**6, keep_memory=False)  # fmt: skip
         trainer = train.make_trainer(config)
-        gpu = torch.cuda.is_available()
+        if gpu:
+            trainer.add_callback(Clock())
         counter = LiveBytes(trainer.model)
         with contextlib.nullcontext() if gpu else counter:
             trainer.train()
@@ -106,8 +119,17 @@ def run_one(options: dict, output: Path) -> None:
     tensors = torch.cuda.max_memory_allocated() if gpu else hold(trainer.model) + counter.peak
     parts = took["parts"]
     expected = sum(size for name, size in parts.items() if name not in ("runtime", "data and tokenizer"))
-    files.write_json(output, {"expected": expected, "tensors": tensors, "expected_process": took["expected_bytes"],
-                              "process": took["peak_bytes"], "parts": parts})  # fmt: skip
+    found = {"expected": expected, "tensors": tensors, "expected_process": took["expected_bytes"],
+             "process": took["peak_bytes"], "parts": parts}  # fmt: skip
+    if gpu:
+        free, whole = torch.cuda.mem_get_info()
+        step = statistics.median(after - before for before, after in zip(ends[WARM:], ends[WARM + 1 :], strict=False))
+        tokens = [options["max_length"]] * options["batch_size"] * options.get("gradient_accumulation_steps", 1)
+        rate = flops.count_step(trainer.model, tokens) / step
+        found |= {"beside_allocator": whole - free - torch.cuda.memory_reserved(), "seconds_per_step": step,
+                  "tokens_per_second": sum(tokens) / step, "of_measured_matrix_rate": rate / flops.measure_rate(),
+                  "of_data_sheet": rate / (flops.find_peak(torch.cuda.get_device_name()) or float("inf"))}  # fmt: skip
+    files.write_json(output, found)
 
 
 def main() -> None:
@@ -142,6 +164,10 @@ def main() -> None:
         cells = "".join(f"{one / 1e6:>{width}.1f}{two / 1e6:>10.1f}{one / two - 1:>8.1%}"
                         for (one, two), width in zip(pairs, (10, 12), strict=True))  # fmt: skip
         print(f"{name:34}{cells}", flush=True)
+        if "tokens_per_second" in found:
+            print(f"    {found['tokens_per_second']:.0f} tokens/s, {found['of_data_sheet']:.1%} of the data-sheet's rate, "
+                  f"{found['of_measured_matrix_rate']:.1%} of that of matrix products; beside the allocator, and of other "
+                  f"processes: {found['beside_allocator'] / 1e6:.0f} MB", flush=True)  # fmt: skip
     for label, one, two in (("tensors", "expected", "tensors"), ("process", "expected_process", "process")):
         errors = [found[one] / found[two] - 1 for found in results.values()]
         print(

@@ -16,7 +16,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-VARIANTS = ("lab", "TRL, settings of the lab", "TRL, defaults")
+ALIKE = "TRL, and rows of like length"  # the lab's settings, and what TRL has against padding without flash-attn
+VARIANTS = ("lab", "TRL, settings of the lab", "TRL, defaults", ALIKE)
+WARM = {"cpu": 1, "cuda": 4}  # steps that are left out: kernels are made, and memory is asked for, in the first ones
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ CASES = (
     Case("llama-11m full", SMALL, False, "chats", 4, 512, 20),
     Case("tiny-base", "tiny-base", True, "facts", 16, 128, 40),
     Case("gpt2", "random:gpt2", True, "chats", 4, 512, 6, 0),
-    Case("Llama-2-7b", "random:Llama-2-7b-hf", True, "chats", 8, 2048, 40, 40, gpu=True),
+    Case("Llama-2-7b", "random:Llama-2-7b-hf", True, "chats", 8, 1024, 20, 20, gpu=True),
     Case("gpt2 on a GPU", "random:gpt2", False, "chats", 16, 1024, 60, 60, gpu=True),
 )
 
 
 def build(case: Case, folder: Path, data_file: str | None) -> None:
     """The model and the prepared rows of a case, in a folder that every process reads."""
+    import torch
     from prepare import make_chats
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
@@ -60,7 +63,9 @@ def build(case: Case, folder: Path, data_file: str | None) -> None:
     set_seed(0)
     if case.model != "tiny-base":
         settings = LlamaConfig(**case.model, num_key_value_heads=4) if isinstance(case.model, dict) else None
-        model = LlamaForCausalLM(settings) if settings else models.build_random(case.model)
+        dtype = torch.bfloat16 if case.gpu and case.lora else torch.float32
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = LlamaForCausalLM(settings) if settings else models.build_random(case.model, dtype, device)
         for dropout in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):  # GPT-2's; losses can't be equal with it
             setattr(model.config, dropout, 0.0)
         model.save_pretrained(folder / "model")
@@ -104,6 +109,7 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
     gpu, options, loading = torch.cuda.is_available(), {}, {}
     if variant != "TRL, defaults":
         options = {"bf16": gpu, "gradient_checkpointing": False}
+        options |= {"train_sampling_strategy": "group_by_length"} if variant == ALIKE else {}
         loading = {"dtype": torch.bfloat16 if gpu and case.lora else torch.float32}
     splits, _ = data.load_prepared(folder / "data")
     args = SFTConfig(
@@ -112,7 +118,7 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
         lr_scheduler_type="constant", **options,
     )  # fmt: skip
     return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(models.locate(name), **loading), args=args,
+        model=AutoModelForCausalLM.from_pretrained(models.locate(name), **{"dtype": torch.float32} | loading), args=args,
         train_dataset=splits["train"].select_columns(["input_ids", "labels"]),
         processing_class=models.load_tokenizer(name),
         peft_config=models.lora_config(config),
@@ -164,59 +170,88 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
 def compare(case: Case, folder: Path, repeats: int) -> dict:
     """Run all variants in turns and return their medians and ratios; losses must agree before times are told."""
     env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    runs: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
+    variants = VARIANTS if case.gpu else VARIANTS[:3]
+    runs: dict[str, list[dict]] = {variant: [] for variant in variants}
+    failed, warm = {}, WARM["cuda" if case.gpu else "cpu"]
     for turn in range(repeats):
-        for variant in VARIANTS:
+        for variant in variants:
             few = variant == "TRL, defaults" and case.default_steps < case.steps
-            if few and (turn or not case.default_steps):
+            if variant in failed or few and (turn or not case.default_steps):
                 continue  # once says enough, where a step takes half a minute
-            steps = case.default_steps + 1 if variant == "TRL, defaults" else case.steps + 1
+            steps = (case.default_steps if variant == "TRL, defaults" else case.steps) + warm
             output = folder / f"{variant}{turn}.json"
             command = [sys.executable, __file__, "--one", case.name, variant, str(folder), str(steps), str(output)]
             start = time.perf_counter()
             done = subprocess.run(command, env=env, capture_output=True, text=True)
+            if done.returncode and variant != "lab" and "out of memory" in done.stderr:
+                failed[variant] = "out of memory"
+                print(f"{case.name}: {variant:28} {failed[variant]}", flush=True)
+                continue
             if done.returncode:
                 raise SystemExit(f"{case.name}, {variant}: {done.stderr[-3000:]}")
             runs[variant].append(json.loads(output.read_text()) | {"whole": time.perf_counter() - start})
-            timed = sum(runs[variant][-1]["seconds"][1:])
-            print(f"{case.name}: {variant:26} {timed:8.2f} s for {steps - 1} steps", flush=True)
-    ours = runs["lab"][0]
+            timed = sum(runs[variant][-1]["seconds"][warm:])
+            print(f"{case.name}: {variant:28} {timed:8.2f} s for {steps - warm} steps", flush=True)
     runs = {variant: made for variant, made in runs.items() if made}
-    for variant in list(runs)[1:]:
-        for mine, other in zip(ours["losses"], runs[variant][0]["losses"], strict=False):
-            tolerance = 1e-4 if variant != "TRL, defaults" else 5e-2  # which computes in bfloat16
-            assert abs(mine - other) <= tolerance * abs(other), (
-                f"{case.name}: the loss is {mine}, with {variant} {other}"
-            )
-    return {"case": case.name, **summarise(runs)}
+    return {
+        "case": case.name,
+        "losses_differ_by": compare_losses(case, runs),
+        **summarise(runs, warm),
+        "failed": failed,
+    }
 
 
-def summarise(runs: dict[str, list[dict]]) -> dict:
-    """Median seconds, tokens per second, ratios to the lab over the steps that both ran (the first one warms up)."""
+def compare_losses(case: Case, runs: dict[str, list[dict]]) -> dict[str, float]:
+    """The largest relative difference to the lab's losses, step by step, of each variant that takes the same rows.
+
+    Raises AssertionError where it's more than rounding: in float32 a ten-thousandth, in bfloat16 a few hundredths.
+    """
+    found = {}
+    for variant, made in runs.items():
+        if variant not in ("lab", ALIKE):
+            pairs = list(zip(runs["lab"][0]["losses"], made[0]["losses"], strict=False))
+            found[variant] = max(abs(mine - other) / abs(other) for mine, other in pairs)
+            tolerance = 5e-2 if case.gpu or variant == "TRL, defaults" else 1e-4
+            assert found[variant] <= tolerance, f"{case.name}: losses of the lab and of {variant}: {pairs}"
+    return found
+
+
+def summarise(runs: dict[str, list[dict]], warm: int) -> dict:
+    """Median seconds, tokens per second, and in each pair of runs how many times the lab's tokens per second those of
+    the variant are, over the steps that both made; `warm` first steps are left out.
+    """
     summary = {"last_loss": runs["lab"][0]["losses"][-1], "choices": runs["lab"][0]["choices"], "variants": {}}
     for variant, made in runs.items():
         steps = len(made[0]["seconds"])
-        took = [sum(run["seconds"][1:]) for run in made]
-        mine = [sum(run["seconds"][1:steps]) for run in runs["lab"]]
+
+        def speed(run, steps=steps):
+            return sum(run["tokens"][warm:steps]) / sum(run["seconds"][warm:steps])
+
+        took = statistics.median(sum(run["seconds"][warm:]) for run in made)
         rate = statistics.median(run["rate"] for run in made)
         summary["variants"][variant] = {
-            "steps": steps - 1, "seconds": statistics.median(took), "whole_process": statistics.median(r["whole"] for r in made),
-            "tokens_per_second": sum(made[0]["tokens"][1:]) / statistics.median(took),
-            "of_measured_matrix_rate": sum(made[0]["flops"][1:]) / statistics.median(took) / rate,
-            "of_data_sheet": sum(made[0]["flops"][1:]) / statistics.median(took) / (made[0]["data_sheet"] or float("inf")),
-            "times_slower_than_lab": [t / m for t, m in zip(took, mine, strict=False)],
+            "steps": steps - warm, "seconds": took, "whole_process": statistics.median(r["whole"] for r in made),
+            "tokens_per_second": sum(made[0]["tokens"][warm:]) / took,
+            "of_measured_matrix_rate": sum(made[0]["flops"][warm:]) / took / rate,
+            "of_data_sheet": sum(made[0]["flops"][warm:]) / took / (made[0]["data_sheet"] or float("inf")),
+            "times_slower_than_lab": [speed(ours) / speed(run) for ours, run in zip(runs["lab"], made, strict=False)],
             "peak_gigabytes": max(run["peak_bytes"] for run in made) / 1e9,
         }  # fmt: skip
     return summary
 
 
 def tell(result: dict) -> None:
-    print(f"\n{result['case']}: last loss {result['last_loss']:.4f}, equal step by step")
-    print(f"{'':28}{'steps':>6}{'seconds':>9}{'process':>9}{'tokens/s':>10}{'of rate':>9}{'GB':>6}   times the lab's")
+    apart = ", ".join(f"{part:.0e}" for part in result["losses_differ_by"].values())
+    print(f"\n{result['case']}: last loss {result['last_loss']:.4f}; step by step they differ by {apart} at most")
+    print(
+        f"{'':29}{'steps':>6}{'seconds':>9}{'process':>9}{'tokens/s':>10}{'of rate':>9}{'of sheet':>9}{'GB':>7}   the lab is x times as fast"
+    )
     for name, row in result["variants"].items():
         ratios = ", ".join(f"{ratio:.2f}" for ratio in row["times_slower_than_lab"])
-        print(f"{name:28}{row['steps']:>6}{row['seconds']:>9.2f}{row['whole_process']:>9.2f}{row['tokens_per_second']:>10.0f}"
-              f"{row['of_measured_matrix_rate']:>9.1%}{row['peak_gigabytes']:>6.2f}   {ratios}")  # fmt: skip
+        print(f"{name:29}{row['steps']:>6}{row['seconds']:>9.2f}{row['whole_process']:>9.2f}{row['tokens_per_second']:>10.0f}"
+              f"{row['of_measured_matrix_rate']:>9.1%}{row['of_data_sheet']:>9.1%}{row['peak_gigabytes']:>7.2f}   {ratios}")  # fmt: skip
+    for name, why in result["failed"].items():
+        print(f"{name:29}{why}")
 
 
 def main() -> None:

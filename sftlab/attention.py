@@ -7,6 +7,7 @@ once per sample. Where a model has none of these, batches are padded.
     python -c "from sftlab import attention; print(attention.has_torch_varlen())"
 """
 
+import functools
 import importlib.util
 
 VARLEN = "sftlab_varlen"  # the name under which transformers finds `attend`
@@ -49,13 +50,19 @@ def choose(model, wanted: bool | None, bf16: bool) -> tuple[str, str]:
 
 def has_torch_varlen() -> bool:
     """Whether torch's own variable-length attention takes what we give it; its arguments changed up to torch 2.12."""
+    return {"window_size", "scale"} <= read_varlen_arguments()
+
+
+@functools.cache
+def read_varlen_arguments() -> frozenset[str]:
+    """The names of the arguments of torch's own variable-length attention; none where torch has no such attention."""
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return False
+        return frozenset()
     import inspect
 
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def set_attention(model, wanted: bool | None, bf16: bool = False) -> str:
@@ -115,8 +122,9 @@ def attend(module, query, key, value, attention_mask, cu_seq_lens_q=None, max_le
         from torch.nn.attention.varlen import varlen_attn
 
         rows = (part.transpose(1, 2).squeeze(0) for part in (query, key, value))
+        grouped = query.shape[1] != key.shape[1] and "enable_gqa" in read_varlen_arguments()  # torch 2.11 doesn't ask
         out = varlen_attn(*rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scale,
-                          window_size=(window - 1 if window else -1, 0), enable_gqa=query.shape[1] != key.shape[1])  # fmt: skip
+                          window_size=(window - 1 if window else -1, 0), **({"enable_gqa": True} if grouped else {}))  # fmt: skip
         return out.unsqueeze(0), None
     bounds = cu_seq_lens_q.tolist()
     lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]

@@ -10,6 +10,7 @@ from collections import deque
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from sftlab import distributed
 from sftlab.checkpoints import find_last, read_meters
 from sftlab.options import UserError
 
@@ -17,7 +18,8 @@ PATIENCE = 10  # batches in a row that are worse than guessing
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT (Ctrl-C, the stop button of a notebook) and SIGTERM end the run after the step, with a checkpoint.
+    """SIGINT (Ctrl-C, the stop button of a notebook), SIGTERM and SIGHUP (the terminal is gone) end the run after the step,
+    with a checkpoint; in several processes all at the same step, whichever got the signal.
 
     A second SIGINT ends it at once. `received`: the signal, or None. Signals reach only the main thread.
     """
@@ -27,7 +29,10 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not where nohup has had it ignored
+                numbers.append(signal.SIGHUP)
+            self.before = {number: signal.signal(number, self.receive) for number in numbers}
         return self
 
     def __exit__(self, *_):
@@ -44,7 +49,9 @@ class StopOnSignal(TrainerCallback):
         )
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.received is not None:
+        number = distributed.find_highest(int(self.received or 0))  # what one process received, all heed
+        if number:
+            self.received = signal.Signals(number)
             control.should_save = control.should_training_stop = True
             if args.save_total_limit == 1:  # the Trainer would keep the best checkpoint only, and delete this one
                 args.save_total_limit = 2
@@ -79,6 +86,13 @@ class Divergence(TrainerCallback):
         if sums and not math.isfinite(sum(value.float() for value in sums)):
             raise UserError(f"a gradient is no number at step {state.global_step + 1}, and was not applied: "
                             f"{self.diagnose(args, state, model)}")  # fmt: skip
+
+    def check_gradient(self, norm: float | None, args, state) -> None:
+        """Called with the gradient's norm of a step that DeepSpeed has made already. Raises UserError."""
+        if norm is not None and not math.isfinite(norm):
+            raise UserError(
+                f"a gradient was no number at step {state.global_step + 1}, and DeepSpeed has applied it. {self.advise(args)}"
+            )
 
     def diagnose(self, args, state, model) -> str:
         """Why, as far as can be seen: weights that were broken to begin with, or a training that broke them."""

@@ -15,7 +15,7 @@ from sftlab import files
 from sftlab.options import UserError
 
 LAST_FILE = "trainer_state.json"
-METERS = "meters.json"
+METERS = "meters{}.json"  # of the first process; the others' have their rank in the name
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -65,16 +65,21 @@ def drop_partial(folder: Path, step: int) -> UserError:
                      f"{free / 1e6:.1f} MB are free). {left}. Make room, or write fewer: --save-total-limit 1.")  # fmt: skip
 
 
+def name_meters(trainer) -> str:
+    rank = trainer.args.process_index
+    return METERS.format(f"-{rank}" if rank else "")
+
+
 def write_meters(checkpoint: Path, trainer) -> None:
     """What the Trainer has added up since it last logged, and TRL's count of tokens."""
     metrics = {mode: dict(values) for mode, values in trainer._metrics.items()}
-    files.write_json(checkpoint / METERS, {"loss": trainer._tr_loss.item(), "logged_at": trainer._globalstep_last_logged,
+    files.write_json(checkpoint / name_meters(trainer), {"loss": trainer._tr_loss.item(), "logged_at": trainer._globalstep_last_logged,
                                            "metrics": metrics, "tokens": trainer._total_train_tokens})  # fmt: skip
 
 
 def read_meters(checkpoint: Path, trainer) -> None:
     """Set a trainer that is about to go on to what `write_meters` kept."""
-    kept = files.read_json(checkpoint / METERS)
+    kept = files.read_json(checkpoint / name_meters(trainer))
     if not kept:
         return
     trainer._tr_loss += kept["loss"]

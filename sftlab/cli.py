@@ -6,18 +6,44 @@ sftlab --help
 import argparse
 import dataclasses
 import io
+import os
 import signal
 import sys
 import typing
 
-from sftlab import __version__, course
-from sftlab.config import ChatConfig, DataConfig, EvaluateConfig, ExportConfig, MemoryConfig, TrainConfig
+from sftlab import __version__, benchmark_plan, course
+from sftlab.config import (
+    BenchmarkConfig,
+    ChatConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    LaunchConfig,
+    MemoryConfig,
+    MetricsConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from sftlab.options import Options, UserError
 
 
-def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+class CommandParser(argparse.ArgumentParser):
+    """A parser that leaves what stands after -- alone where it is a command: argparse would take its own -- out of it."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        takes = self.get_default("command") is not None and "--" in args
+        cut = args.index("--") if takes else len(args)
+        found, unknown = super().parse_known_args(args[:cut], namespace)
+        if takes:
+            found.command = args[cut + 1 :]
+        return found, unknown
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Options], only: tuple = (), but: tuple = ()) -> None:
     """One flag for each field of a configuration; values stay text, the configuration itself checks them."""
     for field in dataclasses.fields(options):
+        if only and field.name not in only or field.name in but:
+            continue
         flag = "--" + field.name.replace("_", "-")
         help = field.metadata["help"].replace("%", "%%")
         kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
@@ -51,15 +77,18 @@ def prepare_command(args: argparse.Namespace) -> int:
 
 def train_command(args: argparse.Namespace) -> int:
     config = build_options(TrainConfig, args)
-    from sftlab import models, train
+    from sftlab import distributed, models, train
 
     models.quiet_libraries()
     result = train.train(config)
+    first = distributed.read_world().rank == 0
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if value is not None)
     if result["status"] == "interrupted":
-        print(f"{numbers}\ninterrupted by {result['signal']}; a checkpoint is saved, go on with --resume")
+        if first:
+            print(f"{numbers}\ninterrupted by {result['signal']}; a checkpoint is saved, go on with --resume")
         return 128 + signal.Signals[result["signal"]]
-    print(f"{numbers}\nsaved {config.output_dir}")
+    if first:
+        print(f"{numbers}\nsaved {config.output_dir}")
     return 0
 
 
@@ -105,6 +134,44 @@ def memory_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def metrics_command(args: argparse.Namespace) -> int:
+    config = build_options(MetricsConfig, args)
+    from sftlab import watch
+
+    return watch.watch(config, args.command)
+
+
+def benchmark_command(args: argparse.Namespace) -> int:
+    bench, config = build_options(BenchmarkConfig, args), build_options(TrainConfig, args)
+    args.source = getattr(args, "source", "facts" if config.model_name == "tiny-base" else "alpaca")
+    rows = build_options(DataConfig, args)
+    from sftlab import benchmark, models
+
+    models.quiet_libraries()
+    return benchmark.run_benchmark(bench, config, rows)
+
+
+def launch_command(args: argparse.Namespace) -> int:
+    config = build_options(LaunchConfig, args)
+    if not args.training or args.training[0] != "train":
+        raise UserError("launch: after its own options come `train` and those of the training, as "
+                        "`sftlab launch --gpus-per-node 2 train --use-lora`.")  # fmt: skip
+    training = build_options(TrainConfig, build_parser().parse_args(args.training))
+    from sftlab import launch, models
+
+    models.quiet_libraries()
+    return launch.launch(config, args.training[1:], training)
+
+
+def report_command(args: argparse.Namespace) -> int:
+    config = build_options(ReportConfig, args)
+    from sftlab import benchmark_report, models
+
+    models.quiet_libraries()
+    print("saved " + ", ".join(map(str, benchmark_report.write_report(config))))
+    return 0
+
+
 def models_command(args: argparse.Namespace) -> int:
     from sftlab import catalog
 
@@ -115,7 +182,7 @@ def models_command(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sftlab", description="Learn, run and measure supervised fine-tuning.")
     parser.add_argument("--version", action="version", version=f"sftlab {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
 
     def add(name: str, run, help: str, example: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -152,6 +219,26 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(estimate, TrainConfig)
     course.add_run_arguments(add("run", course.run_command, "Run notebooks headless with papermill.",
                                  "sftlab run notebooks/05_lora.ipynb -p lora_r 8"))  # fmt: skip
+    watched = add("metrics", metrics_command, "Watch the machine, a process or a command: processor, memory and GPUs, each second, into a folder.",
+                  "sftlab metrics results/current/ -- sftlab train --use-lora")  # fmt: skip
+    watched.add_argument("output_dir", nargs="?", default=argparse.SUPPRESS, metavar="DIR", help="the folder")
+    watched.set_defaults(command=[])
+    add_options(watched, MetricsConfig)
+    bench = add("benchmark", benchmark_command, "Measure throughput and scaling: data sets of some sizes, on 1, 2, 4, … nodes.",
+                "sftlab benchmark tiny-base 2 --sizes 1000 --use-lora")  # fmt: skip
+    bench.add_argument("model_name", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="as --model-name")
+    bench.add_argument("max_nodes", nargs="?", default=argparse.SUPPRESS, metavar="NODES", help="as --max-nodes")
+    add_options(bench, BenchmarkConfig)
+    add_options(bench, DataConfig, only=benchmark_plan.FROM_DATA)
+    add_options(bench, TrainConfig, but=benchmark_plan.SET_HERE)
+    launch = add("launch", launch_command, "Start a training on several devices and nodes: checks, the exact commands, a log for each rank.",
+                 "sftlab launch --nodes 2 --gpus-per-node 8 --hostfile hostfile train --deepspeed zero2 --use-lora")  # fmt: skip
+    add_options(launch, LaunchConfig)
+    launch.add_argument("training", nargs=argparse.REMAINDER, metavar="train …", help="`train` and its options")
+    pages = add("report", report_command, "Make a page of results: speed, scaling, memory, loss, use, cost; several folders are compared.",
+                "sftlab report results/ --price 2.5 --currency EUR")  # fmt: skip
+    pages.add_argument("folders", nargs="*", default=argparse.SUPPRESS, metavar="DIR", help="folders with results")
+    add_options(pages, ReportConfig)
     add("models", models_command, "List the models that the lab knows by name.", "sftlab models")
     return parser
 
@@ -171,7 +258,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sftlab: interrupted", file=sys.stderr)
         return 130
-    print(f"sftlab: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    print(f"sftlab: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     return 2
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftlab import conflicts
-from sftlab.options import Options, UserError, option
+from sftlab.options import Options, UserError, coerce, option
 
 FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
 
@@ -127,7 +127,7 @@ class TrainConfig(Options):
         "on a CPU, keep freed memory for the next step: faster, and up to twice as much; neither said: where it fits",
     )
     check_memory: bool = option(True, "refuse a run that is expected not to fit in this machine's free memory")
-    deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file), under the deepspeed launcher")
+    deepspeed: str | None = option(None, "share the run out with DeepSpeed: zero1, zero2, zero3, each also with -offload, or a configuration file (JSON)")
     logging_steps: int = option(10, "log the loss every so many steps", low=1)
     report_to: str = option("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
     save_steps: int = option(500, "write a checkpoint every so many steps", low=1)
@@ -253,9 +253,139 @@ class MemoryConfig(Options):
             raise UserError("offload: it is DeepSpeed's, with a ZeRO stage; add --zero 1, 2 or 3.")
 
 
+@dataclass
+class MetricsConfig(Options):
+    """What `sftlab metrics` watches, how often, and where the samples go."""
+
+    output_dir: str = option("results/current", "the folder that gets metrics.jsonl and summary.json")
+    every: float = option(1.0, "seconds from sample to sample", low=0.1, high=3600)
+    pid: int | None = option(None, "watch this process and all below it, until it ends", low=1)
+    summary: bool = option(False, "only say what the samples in --output-dir come to")
+    append: bool = option(False, "go on in a metrics.jsonl that is there")
+    overwrite: bool = option(False, "replace a metrics.jsonl that is there")
+
+    def check(self) -> None:
+        if self.append and self.overwrite:
+            raise UserError("overwrite: --append keeps what --overwrite replaces; choose one.")
+
+
+@dataclass
+class BenchmarkConfig(Options):
+    """What `sftlab benchmark` measures: data sets of some sizes, on more and more nodes, how often and how long."""
+
+    max_nodes: int = option(1, "measure on 1, 2, 4, … up to so many nodes; may be given without the flag", low=1)
+    nodes: list | None = option(None, "measure on these numbers of nodes instead, as 1,2,4,8")
+    devices_per_node: int = option(1, "GPUs of a node; where there is none, processes", low=1)
+    sizes: list | None = option(None, "training rows of the data sets (default: 1000,5000,10000)")
+    scaling: str = option(
+        "strong", "more devices for the same global batch (strong), for the same batch on each (weak), or both in turn",
+        choices=("strong", "weak", "both"),
+    )  # fmt: skip
+    global_batch: int | None = option(
+        None, "samples of a step in strong scaling; default: those of the most devices, at the batch of each that is given",
+        low=1,
+    )  # fmt: skip
+    steps: int = option(30, "steps that are timed", low=1)
+    seconds: float | None = option(None, "take as many steps as fill about this time, instead of --steps", low=0.1)
+    untimed_steps: int = option(5, "steps before these, which warm up and don't count", low=1)
+    repeats: int = option(3, "how often each point is measured, in turn with the others", low=1)
+    output_dir: str = option("results", "the folder that gets a JSON file per point")
+    hostfile: str | None = option(
+        None, "nodes of DeepSpeed's launcher, as `host slots=8` in lines; else all is on this machine"
+    )
+    oversubscribe: bool = option(False, "measure more processes than there are cores all the same; the results say so")
+    overwrite: bool = option(False, "measure points anew that --output-dir holds")
+
+    def check(self) -> None:
+        self.sizes = parse_counts("sizes", self.sizes or [1000, 5000, 10000])
+        powers = [2**n for n in range(self.max_nodes.bit_length()) if 2**n < self.max_nodes]
+        up_to = [*powers, self.max_nodes]
+        self.nodes = parse_counts("nodes", self.nodes or up_to)
+        if self.max_nodes > 1 and self.nodes != up_to:
+            raise UserError(
+                "nodes: either the largest number, for 1, 2, 4, … up to it, or --nodes with all; leave one out."
+            )
+        if self.hostfile and not Path(self.hostfile).is_file():
+            raise UserError(f"hostfile: no file {self.hostfile}. Write a line for each node: `host slots=8`.")
+
+
+def parse_counts(name: str, values: list) -> list[int]:
+    """Whole numbers from 1, each once, in order, from a list or from texts with commas."""
+    parts = [
+        part for value in values for part in (value.split(",") if isinstance(value, str) else [value]) if part != ""
+    ]
+    counts = sorted({coerce(name, part, int) for part in parts})
+    if not counts or counts[0] < 1:
+        raise UserError(f"{name}: write whole numbers from 1, as 1,2,4.")
+    return counts
+
+
+@dataclass
+class LaunchConfig(Options):
+    """How `sftlab launch` starts a training: on how many devices and nodes, and by what."""
+
+    nodes: int = option(1, "machines in all", low=1)
+    gpus_per_node: int | None = option(None, "processes on each node, one per GPU; all GPUs of this one if not given", low=1)
+    hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node; they are reached by ssh")
+    slurm: bool = option(False, "write a batch file for Slurm's sbatch instead of starting")
+    slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
+    batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
+    launcher: str = option(
+        "auto", "what starts the processes of a node; auto: deepspeed with --deepspeed, else torchrun",
+        choices=("auto", "torchrun", "deepspeed"),
+    )  # fmt: skip
+    node_rank: int | None = option(None, "without ssh, start on each node by hand: this one's number, from 0", low=0)
+    master_addr: str | None = option(None, "address of the first node, where all meet; the hostfile's first if not given")
+    master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
+    log_dir: str | None = option(None, "folder for each rank's output (default: OUTPUT_DIR-logs)")
+    check_nodes: bool = option(False, "with --hostfile, ask every node for its versions, GPUs and data first, and refuse differences")
+    dry_run: bool = option(False, "check, and print the commands, but start nothing")
+
+    def check(self) -> None:
+        if self.slurm and (self.node_rank is not None or self.hostfile):
+            raise UserError("slurm: Slurm gives the nodes and their ranks; leave out --hostfile and --node-rank.")
+        if self.node_rank is not None and self.node_rank >= self.nodes:
+            raise UserError(f"node_rank: {self.node_rank} of {self.nodes} nodes; they count from 0 to {self.nodes - 1}.")
+        if self.check_nodes and not self.hostfile:
+            raise UserError("check_nodes: nodes are asked by ssh, from a --hostfile; leave it out for this machine alone.")
+
+
+@dataclass
+class ReportConfig(Options):
+    """What `sftlab report` makes of folders with results."""
+
+    folders: list | None = option(None, "folders with results, the first against each other (default: results)", paths=True)
+    output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
+    markdown: bool = option(False, "make the Markdown form, too, beside the page")
+    price: float | None = option(None, "price of a device for an hour: the cost of a million tokens is told", low=0)
+    currency: str = option("USD", "the currency of --price")
+    modelled: bool = option(True, "fit the model of scaling, where the points allow, and show where it leads")
+    network: str | None = option(None, "what `python -m sftlab.network_speed` measured, for the model of scaling")
+    overwrite: bool = option(False, "replace a file at --output that is no report")
+
+    def check(self) -> None:
+        self.folders = self.folders or ["results"]
+        places = [Path(folder).resolve() for folder in self.folders]
+        if len(set(places)) < len(places):
+            raise UserError("folders: one is named twice; comparing it with itself says nothing.")
+        if self.output and Path(self.output).suffix != ".html":
+            raise UserError(f"output: {self.output} is no name of a page; write it like report.html.")
+
+
 # Every option of the lab by its name, for what checks single values: the parameters of notebooks.
 FIELDS = {
     field.name: field
-    for options in (MemoryConfig, ChatConfig, ExportConfig, EvaluateConfig, DataConfig, TrainConfig)
+    for options in (
+        ReportConfig,
+        LaunchConfig,
+        BenchmarkConfig,
+        MetricsConfig,
+        MemoryConfig,
+        ChatConfig,
+        ExportConfig,
+        EvaluateConfig,
+        DataConfig,
+        TrainConfig,
+    )
     for field in dataclasses.fields(options)
 }

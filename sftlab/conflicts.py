@@ -5,10 +5,10 @@
     python -m sftlab.conflicts
 """
 
-import json
 import typing
 from dataclasses import dataclass
-from pathlib import Path
+
+from sftlab import zero
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,6 @@ class Conflict:
         return f"{', '.join(self.options)}: {self.why}; {self.mend}."
 
 
-def zero_stage(path: str | None) -> int:
-    """The ZeRO stage of a DeepSpeed configuration file; 0 without one, or where none can be read."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-        return int(content.get("zero_optimization", {}).get("stage", 0))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return 0
-
-
 CONFLICTS = (
     Conflict(("use_4bit", "use_8bit"), "a weight is held in one precision", "choose one of them",
              lambda c: c.use_4bit and c.use_8bit),
@@ -42,11 +33,11 @@ CONFLICTS = (
              lambda c: (c.use_rslora or c.use_dora) and not c.use_lora),
     Conflict(("use_4bit or use_8bit", "deepspeed with ZeRO-3"),
              "ZeRO-3 shares out pieces of every weight, and a quantised one is loaded whole on each GPU: nothing is saved",
-             "take a DeepSpeed file with stage 2, or leave out the quantisation",
-             lambda c: (c.use_4bit or c.use_8bit) and zero_stage(c.deepspeed) == 3),
+             "take --deepspeed zero2, or leave out the quantisation",
+             lambda c: (c.use_4bit or c.use_8bit) and zero.find_stage(c.deepspeed) == 3),
     Conflict(("use_dora", "deepspeed with ZeRO-3"),
              "DoRA reads whole weights to know their lengths, and ZeRO-3 leaves each GPU a piece of them",
-             "take stage 2, or plain LoRA", lambda c: c.use_dora and zero_stage(c.deepspeed) == 3),
+             "take --deepspeed zero2, or plain LoRA", lambda c: c.use_dora and zero.find_stage(c.deepspeed) == 3),
     Conflict(("packing", "no use_flash_attention"),
              "packed samples are kept apart by the variable-length attention", "leave out --no-use-flash-attention",
              lambda c: c.packing and c.use_flash_attention is False),

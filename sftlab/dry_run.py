@@ -159,6 +159,10 @@ def _step(
 
     from sftlab import attention, fake_layers, weights
 
+    if gpu:  # whose attention kernels have dropout without a matrix of scores, which the ones for CPUs would make
+        settings = copy.deepcopy(settings)
+        dropouts = {"attention_dropout", "attn_pdrop"} & set(vars(settings.get_text_config()))
+        settings.get_text_config().update(dict.fromkeys(dropouts, 0.0))
     model = build(config, settings, layers)
     in_rows = not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN
     if in_rows:

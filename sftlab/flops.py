@@ -11,6 +11,8 @@ is Σs²/Σs over the samples. Recomputation is work for the hardware, but not c
 
 import time
 
+from sftlab import distributed
+
 # Dense bfloat16 peaks in FLOP/s from NVIDIA's data-sheets (without sparsity).
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 
@@ -25,7 +27,7 @@ def count_matrix(model) -> tuple[int, int]:
         kinds = torch.nn.Linear | Conv1D  # the quantised kinds of bitsandbytes are Linear, too
         if isinstance(part, kinds) and not hasattr(part, "base_layer"):
             if "lora_" in name:
-                adapters += part.weight.numel()
+                adapters += distributed.count_numel(part.weight)
             elif hasattr(part, "in_features"):
                 frozen += part.in_features * part.out_features  # a quantised weight holds fewer numbers
             else:

@@ -8,14 +8,15 @@ exact walk of the model, the rest by formula. benchmarks/memory.py checks it aga
 
 from dataclasses import dataclass, replace
 
-from sftlab import conflicts, dry_run, machine
+from sftlab import dry_run, machine, zero
 from sftlab.config import MemoryConfig, TrainConfig
 from sftlab.options import UserError
 
 SIZES = (8, 16, 24, 40, 80, 141)  # GB of the GPUs that are about: RTX, T4, 4090, A100, A100 and H100, H200
-# Bytes before there is a model. CPU: Python with all libraries, measured. GPU: the CUDA context and the libraries'
-# workspaces, assumed; not measured by us.
-RUNTIME = {"cpu": 620_000_000, "gpu": 1_000_000_000}
+# Bytes before there is a model. CPU: Python with all libraries, measured. GPU: what torch's allocator doesn't know of, the
+# CUDA context and the libraries' own; measured on an H200 with CUDA 13.0: 0.79 and 0.81 GB.
+RUNTIME = {"cpu": 620_000_000, "gpu": 800_000_000}
+LIVE = 1_000_000_000  # weights that DeepSpeed keeps gathered at most (stage3_max_live_parameters in sftlab/configs)
 DATA = 45_000_000  # tokenizer, data set, batches and the Trainer's own, measured on a CPU
 # Bytes of state per trained weight. The 8-bit ones keep a scale of 4 bytes for 256 numbers; Adafactor sums of rows and
 # columns only, next to nothing.
@@ -63,12 +64,16 @@ def estimate(
     )
     weights, trained, gradients = dict(held.weights), held.trained, held.gradients
     state = STATE[config.optim] * held.trained_count
-    if plan.zero and bf16:  # DeepSpeed keeps what is trained in bfloat16, and a float32 copy with the optimizer's state
-        trained, gradients, state = trained // 2, gradients // 2, state + 4 * held.trained_count
+    if plan.zero:  # DeepSpeed keeps a float32 copy of what is trained with the optimizer's state, also of float32
+        state += 4 * held.trained_count
+        if bf16:
+            trained, gradients = trained // 2, gradients // 2
     share = [plan.devices if plan.zero >= stage else 1 for stage in (1, 2, 3)]
     extra = 0
-    if plan.zero == 3 and plan.devices > 1:  # the block at work is gathered whole, and the next one is on its way
-        extra = 2 * held.block
+    if (
+        plan.zero == 3 and plan.devices > 1
+    ):  # the block at work is gathered whole, the next one is on its way, and more is kept
+        extra = min(sum(weights.values()) + trained, max(2 * held.block, LIVE * (2 if bf16 else 4)))
     peak = held.fullest
     during = peak.gradients * gradients // max(1, held.gradients) // share[1]
     passes, head = peak.size - peak.gradients - peak.head, peak.head
@@ -129,7 +134,7 @@ def describe(config: TrainConfig, plan: MemoryConfig) -> list[str]:
             "zero: stage 3 shares out pieces of every weight, and a quantised one is whole on each device; take --zero 2."
         )
     if config.deepspeed and not plan.zero:
-        plan = replace(plan, zero=conflicts.zero_stage(config.deepspeed))
+        plan = replace(plan, zero=zero.find_stage(config.deepspeed), offload=zero.offloads(config.deepspeed))
     whole = estimate(config, plan)
     bf16 = "bfloat16" if chooses_bf16(config, plan) else "float32"
     where = f"each of {plan.devices} devices, ZeRO-{plan.zero}" if plan.devices > 1 else f"one {plan.device.upper()}"

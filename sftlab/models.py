@@ -8,7 +8,7 @@ import os
 import warnings
 from pathlib import Path
 
-from sftlab import hub, quantise
+from sftlab import hub, quantise, zero
 from sftlab.catalog import MODELS, find_model
 from sftlab.config import TrainConfig
 from sftlab.options import UserError, near_match
@@ -35,7 +35,7 @@ def quiet_libraries() -> None:
     """Turn down what libraries say at start-up and nobody can act on; their warnings about the work itself stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft|torch\.distributed")
     import datasets
     import torch
     import transformers
@@ -95,11 +95,28 @@ def build_config(name: str):
     shape = dict(known.shape)
     if name.startswith("random-tiny:"):
         tokenizer = load_tokenizer("tiny-base")
-        shape |= TINY_SHAPES.get(known.model_type, TINY_SHAPE) | {
+        shape |= get_tiny_shape(known.model_type) | {
             "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
         }  # fmt: skip
     return AutoConfig.for_model(known.model_type, **shape)
+
+
+def get_tiny_shape(model_type: str) -> dict:
+    return TINY_SHAPES.get(model_type, TINY_SHAPE)
+
+
+def build_small(name: str):
+    """A model of two small layers with random weights, of the architecture of any model, to try things out on."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings = read_settings(name)
+    inner = settings.get_text_config()
+    inner.update(get_tiny_shape(inner.model_type) | {"vocab_size": 64, "pad_token_id": None})
+    if getattr(inner, "layer_types", None):
+        inner.layer_types = inner.layer_types[: inner.num_hidden_layers]
+    return AutoModelForCausalLM.from_config(settings).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_settings(name: str):
@@ -109,11 +126,15 @@ def read_settings(name: str):
     return build_config(name) if name.startswith(RANDOM) else AutoConfig.from_pretrained(locate(name))
 
 
-def build_random(name: str):
-    """A model with random weights, in the shape of `build_config`."""
+def build_random(name: str, dtype=None, device: str = "cpu"):
+    """A model with random weights, in the shape of `build_config`; made where and as it's wanted (dtype: else float32),
+    because billions of random numbers take a GPU seconds, and a CPU minutes.
+    """
+    import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_config(build_config(name))
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(build_config(name), dtype=dtype or torch.float32)
 
 
 def choose_precision(config: TrainConfig) -> tuple[bool, str]:
@@ -143,14 +164,14 @@ def load_model(name: str, config: TrainConfig | None = None):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         quantization = quantise.quantization_config(config)
         if not quantization:
-            return build_random(name).to(device, dtype)
+            return build_random(name, dtype, device)
         model = quantise.build_random(build_config(name), dtype, quantization, device)
         return quantise.keep_gradients(model) if config.use_4bit else model
     path = locate(name)
     options = {"dtype": dtype}
     if quantization := quantise.quantization_config(config):
         options["quantization_config"] = quantization
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and zero.find_stage(config.deepspeed) < 3:  # which puts each piece where it belongs
         options["device_map"] = {"": torch.cuda.current_device()}
     loader = AutoModelForCausalLM
     if (Path(path) / "adapter_config.json").is_file():

@@ -9,7 +9,8 @@ python -c "from sftlab import new_tokens; help(new_tokens.train_tokens)"
 
 def fit_vocabulary(model, tokenizer) -> None:
     """Give the model an embedding for every token of the tokenizer; said aloud where some are new."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    rows = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 only a piece of it is here
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer))
         print(

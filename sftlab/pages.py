@@ -38,9 +38,9 @@ def picture(fig) -> str:
     return f'<img alt="{text(summarise(fig))}" src="data:image/png;base64,{b64encode(draw_static(fig)).decode()}">'
 
 
-def write(path: Path, title: str, parts: list[str], script: str = "") -> None:
-    """Write a page of these parts aside and rename it. `script` is a file beside the page that it loads."""
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+def write(path: Path, title: str, parts: list[str], script: str = "", meta: str = "") -> None:
+    """Write a page of these parts aside and rename it. `script`: a file beside the page that it loads; `meta`: more for its head."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">' + meta
     head += f"<title>{text(title)}</title><style>{STYLE}</style>"
     head += f'<script src="{text(script)}"></script>' if script else ""
     body = "\n".join(parts)

@@ -7,14 +7,26 @@ the same figure, so that no browser is needed.
     python -c "from sftlab import plots; print(plots.summarise(plots.score_bars({'before': (.1, .05, .2)})))"
 """
 
+import functools
 import itertools
 import json
 import math
 import textwrap
+import warnings
 
 # Okabe and Ito's colour-blind safe palette, the two with least contrast on white last (jfly.uni-koeln.de/color).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
+JAPANESE_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans JP",
+    "IPAexGothic",
+    "IPAGothic",
+    "Hiragino Sans",
+    "Yu Gothic",
+    "MS Gothic",
+)
 GREY = "#787878"  # contrast above 4:1 on white and on JupyterLab's dark background
 SLACK = 1e-9  # the ends of an interval come rounded
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -64,6 +76,39 @@ def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
     return fig.update_layout(yaxis_range=[0, 110], showlegend=False)
 
 
+def scaling(curves: dict[str, list], title="Efficiency of scaling"):
+    """Efficiency in percent over the number of devices. `curves`: label -> list of `scaling.Gain`.
+
+    What is measured has filled markers on a solid line; what is modelled hollow, larger ones on a dashed line, so that
+    both are seen where they agree. The legend says which is which, and each label has its own symbol.
+    """
+    traces = []
+    for number, (label, gains) in enumerate(curves.items()):
+        for kind, dash, hollow, size in (("modelled", "dash", "-open", 13), ("measured", "solid", "", 8)):  # on top
+            points = [(gain.devices, *gain.efficiency) for gain in gains if gain.kind == kind]
+            if not points:
+                continue
+            devices, values, lows, highs = zip(*points, strict=True)
+            values = [100 * value for value in values]
+            trace = _line(f"{label}, {kind}", devices, values, number, dash)
+            symbol = list(SYMBOLS)[number % len(SYMBOLS)] + hollow
+            trace["marker"] = {"symbol": symbol, "size": size, "color": trace["line"]["color"]}
+            ups, downs = ([0 if end is None else abs(100 * end - value) for end, value in zip(ends, values, strict=True)]
+                          for ends in (highs, lows))  # fmt: skip
+            if any(ups + downs):
+                trace["error_y"] = {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": ups,
+                    "arrayminus": downs,
+                    "color": GREY,
+                }
+            traces.append(trace)
+    counts = sorted({gain.devices for gains in curves.values() for gain in gains})
+    ticks = {"type": "log", "tickvals": counts, "ticktext": [str(count) for count in counts]}
+    return _figure(traces, title, "devices", "percent of the ideal").update_layout(xaxis=ticks, yaxis_range=[0, 125])
+
+
 def length_histogram(lengths: list[tuple[int, int]], marks: dict[str, int], max_length: int):
     """Rows by length in tokens, prompt and answer apart. `marks`: percentile in percent -> length, drawn as lines."""
     import numpy
@@ -101,16 +146,42 @@ def summarise(fig) -> str:
                 if y == 0 and trace.name:  # an empty bin of a histogram
                     continue
                 span = f" ({y - down:.1f} to {y + up:.1f})" if down or up else ""
-                out.append(f"  {str(x).replace('<br>', ' ')}: {y:.1f}{span}")
+                part = f", {trace.name}" if trace.name else ""
+                out.append(f"  {str(x).replace('<br>', ' ')}{part}: {y:.1f}{span}")
+        elif trace.error_y.array is not None:
+            for x, y, down, up in zip(trace.x, trace.y, *_errors(trace), strict=True):
+                out.append(
+                    f"  {trace.name}, {x}: {y:.1f}" + (f" ({y - down:.1f} to {y + up:.1f})" if down or up else "")
+                )
         elif trace.mode != "text":
             points = [(y, x) for x, y in zip(trace.x, trace.y, strict=True) if y is not None and math.isfinite(y)]
             first, last, low = (f"{y:.4g} at {x}" for y, x in (points[0], points[-1], min(points))) if points else "???"
             out.append(f"  {trace.name}: {first} -> {last}, lowest {low}")
-    return "\n".join(out)
+    return "\n".join(out).replace("<br>", " ")
 
 
 def draw_static(fig) -> bytes:
-    """A plotly figure as a PNG of 700 x 400 pixels: lines, markers, text and bars with error bars, titles, legend."""
+    """A plotly figure as a PNG of 700 x 400 pixels: lines, markers, text and bars with error bars, titles, legend.
+
+    Letters that no font here has, Japanese ones on some machines, are boxes.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"font.family": _find_fonts()}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        return _draw(fig)
+
+
+@functools.cache
+def _find_fonts() -> list[str]:
+    """matplotlib's own font, and behind it one with Japanese letters where there is one."""
+    from matplotlib import font_manager
+
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *[name for name in JAPANESE_FONTS if name in known][:1]]
+
+
+def _draw(fig) -> bytes:
     from io import BytesIO
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,7 +196,9 @@ def draw_static(fig) -> bytes:
         xs = [_plain(x) if isinstance(x, str) else x for x in trace.x]
         ys = [math.nan if y is None else y for y in trace.y]
         if trace.type == "bar":
-            axes.bar(xs, ys, width=trace.width or 0.8, color=trace.marker.color, label=_plain(trace.name))
+            hatch = trace.marker.pattern.shape  # both libraries write them alike
+            axes.bar(xs, ys, width=trace.width or 0.8, bottom=trace.base, color=trace.marker.color, hatch=hatch,
+                     edgecolor="white" if hatch else None, linewidth=0, label=_plain(trace.name))  # fmt: skip
             downs, ups = _errors(trace)
             if any(downs + ups):
                 axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor="#444444", capsize=5)
@@ -133,10 +206,22 @@ def draw_static(fig) -> bytes:
             for x, y, text in zip(xs, ys, trace.text, strict=True):
                 axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
         else:
-            style = DASHES[trace.line.dash or "solid"] * ("lines" in trace.mode) + "o" * ("markers" in trace.mode)
-            axes.plot(xs, ys, style, ms=4, color=trace.line.color, label=_plain(trace.name))
+            symbol, hollow = (
+                (trace.marker.symbol or "circle").removesuffix("-open"),
+                (trace.marker.symbol or "").endswith("-open"),
+            )
+            style = DASHES[trace.line.dash or "solid"] * ("lines" in trace.mode) + SYMBOLS[symbol] * (
+                "markers" in trace.mode
+            )
+            axes.plot(xs, ys, style, ms=(trace.marker.size or 6) / 1.5, color=trace.line.color, label=_plain(trace.name),
+                      mfc="none" if hollow else trace.line.color)  # fmt: skip
+            if any(sum(_errors(trace), [])):
+                axes.errorbar(xs, ys, yerr=_errors(trace), fmt="none", ecolor=trace.line.color, alpha=0.5, capsize=4)
     if fig.layout.xaxis.type == "log":
         axes.set_xscale("log")
+        if fig.layout.xaxis.tickvals:
+            axes.set_xticks(fig.layout.xaxis.tickvals, fig.layout.xaxis.ticktext)
+            axes.minorticks_off()
     axes.set(title=_plain(fig.layout.title.text), ylim=fig.layout.yaxis.range)
     axes.set(xlabel=_plain(fig.layout.xaxis.title.text), ylabel=_plain(fig.layout.yaxis.title.text))
     if fig.layout.showlegend:

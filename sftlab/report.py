@@ -88,7 +88,9 @@ def describe_machine() -> list[str]:
             out += subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
         except (OSError, subprocess.SubprocessError) as error:
             out.append(f"GPUs unknown: {error}")
-    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    installed = {}
+    for found in importlib.metadata.distributions():  # the first of two is the one that is imported
+        installed.setdefault(found.metadata["Name"], found.version)
     return out + [", ".join(f"{name} {installed.get(name, 'not installed')}" for name in PACKAGES)]
 
 

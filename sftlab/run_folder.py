@@ -7,11 +7,12 @@ trainer_state.json and, written last, result.json.
 """
 
 import dataclasses
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-from sftlab import checkpoints, files
+from sftlab import checkpoints, distributed, files, zero
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
@@ -21,11 +22,11 @@ READ_FROM = ("model_name", "dataset_path")  # what a run reads must not lie in t
 KEPT_ON_RESUME = (
     "model_name", "dataset_path", "use_flash_attention", "train_new_tokens", "batch_size", "gradient_accumulation_steps",
     "optim", "packing", "max_length", "use_lora", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora",
-    "use_4bit", "use_8bit", "seed",
+    "use_4bit", "use_8bit", "deepspeed", "seed",
 )  # fmt: skip
 
 
-def check_resumed(config: TrainConfig) -> None:
+def check_resumed(config: TrainConfig, processes: int) -> None:
     """Raises UserError where nothing is left to train, or an option was changed that the checkpoint depends on.
 
     Other changes are told.
@@ -41,13 +42,20 @@ def check_resumed(config: TrainConfig) -> None:
     completed = files.read_json(folder / "result.json").get("status") == "completed"
     if completed and before and "max_steps" not in changed and "num_epochs" not in changed:
         raise UserError(f"resume: the run in {folder} is complete. Raise --max-steps or --num-epochs to train on.")
+    began = files.read_json(folder / "run.json").get("processes", 1)
+    if began != processes:
+        raise UserError(f"resume: the run in {folder} began with {began} processes, not {processes}; a step would be of other rows. Start as "
+                        "many, or name another --output-dir.")  # fmt: skip
     if changed:
         told = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
         print(f"resume: changed since the run began: {told}")
 
 
-def claim_folder(config: TrainConfig) -> Path | None:
-    """Return the checkpoint to resume from, or None; an output folder that exists is refused unasked. Changes nothing."""
+def claim_folder(config: TrainConfig, processes: int) -> Path | None:
+    """Return the checkpoint to resume from, or None; an output folder that exists is refused unasked. Changes nothing.
+
+    processes: how many will train.
+    """
     folder = Path(config.output_dir)
     for name, place in (
         ("the folder you work in", "."),
@@ -59,7 +67,7 @@ def claim_folder(config: TrainConfig) -> Path | None:
         checkpoint = checkpoints.find_last(folder)
         if checkpoint is None:
             raise UserError(f"resume: {folder} holds no whole checkpoint to go on from; start anew with --overwrite.")
-        check_resumed(config)
+        check_resumed(config, processes)
         return checkpoint
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite or folder.is_file():
@@ -69,6 +77,16 @@ def claim_folder(config: TrainConfig) -> Path | None:
         if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
             raise UserError(f"overwrite: {folder} is not a run folder of the lab; it stays. Name another --output-dir.")
     return None
+
+
+def begin(config: TrainConfig, about: dict) -> None:
+    """Say what was chosen, and make the folder anew (--overwrite) or go on in it; called when the run has all it needs."""
+    folder = Path(config.output_dir)
+    print("\n".join(f"{name}: {choice}" for name, choice in about["choices"].items()), flush=True)
+    if config.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    files.write_json(folder / "run.json", about)
+    put_result_aside(folder)
 
 
 def put_result_aside(folder: Path) -> None:
@@ -112,17 +130,46 @@ def load_end(trainer, checkpoint: Path) -> None:
         trainer._load_best_model()
 
 
-def check_moved(model) -> None:
-    """Raises UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it."""
-    still = [name for name, weight in model.named_parameters() if "lora_B" in name and not weight.any()]
+def check_moved(weights) -> None:
+    """Raises UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it.
+
+    weights: pairs of names and tensors.
+    """
+    still = [name for name, weight in weights if "lora_B" in name and not weight.any()]
     if still:
         raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. Raise --learning-rate "
                         "or --max-steps; with --gradient-checkpointing, inputs must require gradients.")  # fmt: skip
 
 
+def check_saved(trainer, folder: Path) -> None:
+    """Raises UserError if what was saved is not whole: under ZeRO-3 a process holds pieces, which must be gathered to save.
+
+    Every trained weight must be there in its true shape.
+    """
+    from safetensors import safe_open
+
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as saved:
+            names = list(saved.keys())
+            shapes |= {name: tuple(saved.get_slice(name).get_shape()) for name in names}
+            check_moved((name, saved.get_tensor(name)) for name in names if "lora_B" in name)
+    for name, weight in trainer.model.named_parameters():
+        plain = name.replace(".default", "").replace("modules_to_save.", "")
+        if (
+            weight.requires_grad
+            and "token_adapter" not in name
+            and shapes.get(plain) != (shape := tuple(getattr(weight, "ds_shape", weight.shape)))
+        ):
+            raise UserError(f"output_dir: {folder} is not whole: {plain} was saved as {shapes.get(plain, 'nothing')}, and has the shape {shape}. "
+                            "With ZeRO-3, stage3_gather_16bit_weights_on_model_save must be true; the checkpoints are whole.")  # fmt: skip
+
+
 def save(trainer, folder: Path) -> None:
     """The adapter or the model, the tokenizer with its template, and the Trainer's state, in the run folder."""
-    check_moved(trainer.model)
+    pieces = trainer.is_deepspeed_enabled and zero.find_stage(trainer.args.deepspeed) == 3
+    if not pieces:
+        check_moved(trainer.model.named_parameters())
     try:
         trainer.save_model()
         trainer.save_state()
@@ -131,6 +178,8 @@ def save(trainer, folder: Path) -> None:
             raise UserError(f"output_dir: no room for the model in {folder}. Its last checkpoint is {checkpoints.find_last(folder)}; "
                             "make room, then go on with --resume.") from error  # fmt: skip
         raise
+    if pieces:
+        distributed.from_main(check_saved, trainer, folder)
 
 
 def write_result(folder: Path, about: dict, trainer, started: float) -> dict:
@@ -144,7 +193,7 @@ def write_result(folder: Path, about: dict, trainer, started: float) -> dict:
             "last_loss": losses[-1] if losses else None, "eval_loss": held_out[-1] if held_out else None,
             "best_eval_loss": min(held_out, default=None), "steps": trainer.state.global_step,
             "seconds": round(time.time() - started, 2),
-            "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "trained_parameters": sum(distributed.count_numel(p) for p in trainer.model.parameters() if p.requires_grad),
         },
         "versions": {name: version(name) for name in PACKAGES},
     }  # fmt: skip

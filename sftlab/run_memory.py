@@ -9,7 +9,7 @@ import random
 import traceback
 from dataclasses import replace
 
-from sftlab import machine, memory, memory_advice
+from sftlab import distributed, machine, memory, memory_advice, zero
 from sftlab.config import MemoryConfig, TrainConfig
 from sftlab.options import UserError
 
@@ -45,9 +45,9 @@ def expect(
     from sftlab import dry_run
 
     gpu = torch.cuda.is_available()
-    plan = MemoryConfig(device="gpu" if gpu else "cpu")
+    world, plan = distributed.read_world(), make_plan(config, gpu)
     batches = config.max_steps * config.gradient_accumulation_steps
-    batches = batches if batches > 0 else round(config.num_epochs * len(lengths) / config.batch_size)
+    batches = batches if batches > 0 else round(config.num_epochs * len(lengths) / config.batch_size / world.size)
     if config.packing:
         tokens = config.batch_size * config.max_length
     else:
@@ -58,6 +58,8 @@ def expect(
         tokens = find_fullest(lengths, config.batch_size, batches, in_rows)
         trained_share *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't trained
     run, room = replace(config, bf16=bf16), machine.free_memory(gpu)
+    if not gpu:
+        room //= world.local_size  # main memory is for all processes of this node
     length = -(-tokens // config.batch_size)
     expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "kept": False}
     try:
@@ -86,6 +88,12 @@ def expect(
         )
     machine.reset_peak()
     return expected | {"before": machine.read_held()}, line
+
+
+def make_plan(config: TrainConfig, gpu: bool) -> MemoryConfig:
+    """Where a run takes place: on how many devices, and how they share."""
+    return MemoryConfig(device="gpu" if gpu else "cpu", devices=distributed.read_world().size,
+                        zero=zero.find_stage(config.deepspeed), offload=zero.offloads(config.deepspeed))  # fmt: skip
 
 
 def measure(expected: dict) -> dict:
@@ -125,7 +133,7 @@ def mend(config: TrainConfig, expected: dict | None) -> str:
 
     if expected and expected["kept"]:
         return "Freed memory was kept for speed: add --no-keep-memory."
-    plan = MemoryConfig(device="gpu" if torch.cuda.is_available() else "cpu")
+    plan = make_plan(config, torch.cuda.is_available())
     run = replace(config, bf16=memory.chooses_bf16(config, plan))
     try:
         length = -(-expected["tokens"] // config.batch_size) if expected else None

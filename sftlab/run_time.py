@@ -6,22 +6,24 @@ python -c "from sftlab import run_time; print(run_time.SHARE)"
 import math
 import time
 
-from sftlab import flops
+from sftlab import distributed, flops
 from sftlab.config import TrainConfig
 
-# What training reaches of the rate of plain matrix products. CPU: measured, 0.3 to 0.7 by method and batch. GPU: published
-# runs of LoRA (NVIDIA NeMo AutoModel, Llama 3 8B on an H100: 402 of 989 TFLOP/s); not measured by us.
-SHARE = {"cpu": 0.45, "cuda": 0.4}
+# What training reaches of the rate of plain matrix products. CPU: measured, 0.3 to 0.7 by method and batch. GPU: measured on
+# an H200 for LoRA on a 7B: 0.28 and 0.30 with checkpointing, 0.35 without. Small models reach less: GPT-2 in full 0.15.
+SHARE = {"cpu": 0.45, "cuda": 0.3}
 
 
 def expect(config: TrainConfig, model, lengths: list[int], held_out: list[int], bf16: bool) -> tuple[dict, str]:
     """What the run is expected to take, as `result.json` tells it, and the line that says so.
 
-    lengths, held_out: tokens of each row. Evaluations are counted as a forward pass, a third of a step.
+    lengths, held_out: tokens of each row. Each of several processes does its share of the work; what they exchange, and wait
+    for each other, is not counted. Evaluations are counted as a forward pass, a third of a step.
     """
     import torch
 
-    per_step = config.batch_size * config.gradient_accumulation_steps
+    processes = distributed.read_world().size
+    per_step = config.batch_size * config.gradient_accumulation_steps * processes
     rows = math.ceil(sum(lengths) / config.max_length) if config.packing else len(lengths)
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * rows / per_step)
     passes = steps * per_step / rows
@@ -30,6 +32,7 @@ def expect(config: TrainConfig, model, lengths: list[int], held_out: list[int], 
     device = model.device.type
     gpu = device == "cuda"
     rate = flops.measure_rate(torch.bfloat16 if bf16 else torch.float32, None if gpu else 768)
+    work /= processes
     seconds = work / rate / SHARE[device]
     line = f"{say(seconds)} expected for {steps} steps, with {rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
     return {

@@ -8,18 +8,33 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-import shutil
+import platform
 import sys
 import time
 from pathlib import Path
 
-from sftlab import data, files, formats, masking, models, new_tokens, quantise, run_folder, run_memory, run_time
+from sftlab import (
+    data,
+    distributed,
+    formats,
+    masking,
+    models,
+    new_tokens,
+    quantise,
+    run_folder,
+    run_memory,
+    run_time,
+    zero,
+)
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
 
-def sft_config(config: TrainConfig, padding_free: bool, bf16: bool):
-    """TRL's SFTConfig of a run: every option that differs from TRL's own default stands here."""
+def sft_config(config: TrainConfig, bf16: bool):
+    """TRL's SFTConfig of a run: every option that differs from TRL's own default stands here.
+
+    With ZeRO-3 it must be made before the model: transformers then builds each device its piece of it.
+    """
     import torch
     from trl import SFTConfig
 
@@ -31,13 +46,14 @@ def sft_config(config: TrainConfig, padding_free: bool, bf16: bool):
         lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps, optim=config.optim,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, bf16=bf16,
         max_length=config.max_length if config.packing else None, packing=config.packing, eval_packing=False,
-        padding_free=padding_free, dataset_kwargs={"skip_prepare_dataset": not config.packing},
+        dataset_kwargs={"skip_prepare_dataset": not config.packing},
         gradient_checkpointing=config.gradient_checkpointing, logging_steps=config.logging_steps, logging_first_step=True,
+        log_on_each_node=False, ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False, save_steps=config.save_steps, save_total_limit=config.save_total_limit,
         eval_strategy=by_steps, eval_steps=config.eval_steps or None, metric_for_best_model="loss", greater_is_better=False,
         seed=config.seed, report_to=config.report_to, run_name=Path(config.output_dir).name, project="sftlab",
         dataloader_num_workers=config.dataloader_num_workers, dataloader_pin_memory=torch.cuda.is_available(),
-        restore_callback_states_from_checkpoint=True, deepspeed=config.deepspeed, use_cpu=not torch.cuda.is_available(),
+        restore_callback_states_from_checkpoint=True, deepspeed=str(zero.find_config(config.deepspeed)) if config.deepspeed else None, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     # set late, because TRL would ask for checkpoints at each evaluation: SaveBest writes the best ones, and no more
     args.load_best_model_at_end = config.load_best_model_at_end
@@ -49,6 +65,7 @@ def make_trainer(config: TrainConfig):
 
     `trainer.choices` says what was chosen for this machine and why: precision, attention, batches, loss.
     """
+    import torch
     from transformers import EarlyStoppingCallback, set_seed
 
     from sftlab import attention, callbacks
@@ -68,7 +85,7 @@ def make_trainer(config: TrainConfig):
     train_split, lengths = cut_rows(splits["train"], config.max_length, whole=config.packing)
     if not lengths:
         raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
-    bf16, why = run_folder.read_precision(config) or models.choose_precision(config)
+    bf16, why = distributed.from_main(lambda: run_folder.read_precision(config) or models.choose_precision(config))
     choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
     counts = report["splits"]["train"]
     expected, choices["memory"] = run_memory.expect(
@@ -78,12 +95,18 @@ def make_trainer(config: TrainConfig):
         bf16,
         bool(unseen and config.use_lora and config.train_new_tokens),
     )
+    pieces = zero.find_stage(config.deepspeed) == 3  # then a whole model is on no device
+    small = models.build_small(config.model_name) if pieces else None
+    args = sft_config(config, bf16)
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = models.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
     new_tokens.fit_vocabulary(model, tokenizer)
     for settings in (model.config, model.generation_config):  # what ends an answer is the format's
         settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     lora = models.lora_config(config)
+    if lora and unseen and config.train_new_tokens and pieces and not torch.cuda.is_available():
+        raise UserError(f"deepspeed: {', '.join(unseen)} are new tokens, whose rows PEFT can't train under ZeRO-3 on a CPU. Take "
+                        "--deepspeed zero2, or --no-train-new-tokens.")  # fmt: skip
     if lora:
         models.check_targets(model, lora.target_modules)
         if unseen:
@@ -91,15 +114,17 @@ def make_trainer(config: TrainConfig):
     if config.use_4bit or config.use_8bit:
         quantise.prepare_quantised(model, config)
     choices["attention"] = attention.set_attention(model, config.use_flash_attention, bf16)
-    in_rows = attention.knows_bounds(model)
-    check_bounds(model, config, in_rows, bf16)
+    args.padding_free = in_rows = attention.knows_bounds(model)
+    if pieces:
+        attention.set_attention(small, config.use_flash_attention, bf16)
+    check_bounds(small or model, config, in_rows, bf16)
     held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
     held_out, left = cut_rows(held_out, config.max_length, whole=config.packing)
     if not left:
         raise UserError(f"max_length: within {config.max_length} tokens no held-out row has an answer left; raise it.")
     choices["batches"] = ("packed into rows of max_length" if config.packing else
                           "in one row each, without padding" if in_rows else "of like length, padded")  # fmt: skip
-    trainer = LabTrainer(model=model, args=sft_config(config, in_rows, bf16), train_dataset=train_split,
+    trainer = LabTrainer(model=model, args=args, train_dataset=train_split,
                          eval_dataset=held_out, processing_class=tokenizer, peft_config=lora,
                          lengths=None if in_rows else lengths)  # fmt: skip
     if config.early_stopping_patience:
@@ -119,19 +144,11 @@ def check_machine(config: TrainConfig) -> None:
 
     if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("bf16: this GPU does not compute in bfloat16; leave --bf16 out.")
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1:
-        raise UserError(
-            f"WORLD_SIZE: {processes} processes were started, and this version trains in one. Start one (--num_gpus 1)."
-        )
-    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            "this machine has several GPUs, and a run uses one: set CUDA_VISIBLE_DEVICES=0, or another number."
-        )
+    if (gpus := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError(f"this machine has {gpus} GPUs, and one process uses one: start with `sftlab launch --gpus-per-node {gpus} "
+                        "train …`, or set CUDA_VISIBLE_DEVICES=0.")  # fmt: skip
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
-    if config.deepspeed and not Path(config.deepspeed).is_file():
-        raise UserError(f"deepspeed: no file {config.deepspeed}. Name a DeepSpeed configuration in JSON.")
 
 
 def check_bounds(model, config: TrainConfig, in_rows: bool, bf16: bool) -> None:
@@ -162,18 +179,23 @@ def train(config: TrainConfig) -> dict:
     failed (with the error); a run that was killed leaves none. `seconds` counts from this start, `steps` all steps of
     the run, resumed or not. Raises UserError for what the user can mend.
     """
-    from sftlab.callbacks import GoOn, StopOnSignal
+    with distributed.joined(config) as world:
+        return train_here(config, world)
 
-    checkpoint = run_folder.claim_folder(config)
+
+def train_here(config: TrainConfig, world: distributed.World) -> dict:
+    """`train`, in a process that has met the others of its run. The first one alone writes, and all return its result."""
+    from sftlab.callbacks import GoOn, StopOnSignal
+    from sftlab.held import Held
+
+    checkpoint = distributed.from_main(run_folder.claim_folder, config, world.size)
     with run_memory.advising(config):
         trainer = make_trainer(config)
-    print("\n".join(f"{name}: {choice}" for name, choice in trainer.choices.items()))
     folder = Path(config.output_dir)
-    if config.overwrite and folder.exists():  # only now, when the new run has all that it needs
-        shutil.rmtree(folder)
-    about = {"config": dataclasses.asdict(config), "config_hash": config.hash(), "choices": trainer.choices}
-    files.write_json(folder / "run.json", about)
-    run_folder.put_result_aside(folder)
+    about = {"config": dataclasses.asdict(config), "config_hash": config.hash(), "processes": world.size,
+             "choices": trainer.choices}  # fmt: skip
+    distributed.from_main(run_folder.begin, config, about)
+    trainer.add_callback(held := Held())
     if checkpoint:
         trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
     started = time.time()
@@ -189,26 +211,34 @@ def train(config: TrainConfig) -> dict:
                 status = {"status": "interrupted", "signal": stop.received.name}
             else:
                 about["memory"] = run_memory.measure(trainer.expected["memory"])
+                about["ranks"] = distributed.gather(
+                    {"host": platform.node(), "peak_bytes": about["memory"]["peak_bytes"], "held": held.parts}
+                )
                 if not checkpoint:
                     about["time"] = run_time.measure(trainer.expected["time"], started, trainer.state.global_step)
                 run_folder.save(trainer, folder)
-            return run_folder.write_result(folder, status | about, trainer, started)
+            return distributed.from_main(run_folder.write_result, folder, status | about, trainer, started)
     except BaseException as error:
         words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
         status = {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
         status["error"] = f"{type(error).__name__}: {words}"
-        with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
-            run_folder.write_result(folder, status | about, trainer, started)
+        if (
+            not isinstance(error, SystemExit) and not (folder / "result.json").exists()
+        ):  # the first process that fails says why
+            with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
+                run_folder.write_result(folder, status | {"rank": world.rank} | about, trainer, started)
         raise
 
 
-def main() -> int:
-    """`python -m sftlab.train`: what `sftlab train` does."""
+def main() -> None:
+    """`python -m sftlab.train`: what `sftlab train` does, as launchers start it."""
+    from sftlab import rank_logs
     from sftlab.cli import main as cli
 
     arguments = [text for text in sys.argv[1:] if not text.startswith("--local_rank=")]  # the deepspeed launcher's
-    return cli(["train", *arguments])
+    with rank_logs.logging_rank():
+        sys.exit(cli(["train", *arguments]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from trl import SFTTrainer
 
-from sftlab import checkpoints
+from sftlab import checkpoints, distributed
 from sftlab.answer_head import add_answer_head, has_plain_head
 from sftlab.batches import LikeLengths
 from sftlab.callbacks import Divergence
 from sftlab.models import skip_input_casts
+from sftlab.options import UserError
+from sftlab.zero import find_stage
 
 
 class LabTrainer(SFTTrainer):
@@ -28,7 +30,8 @@ class LabTrainer(SFTTrainer):
         self.lengths = lengths
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)  # the weights are not in pieces
+        pieces = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
+        whole = not pieces and not (self.is_deepspeed_enabled and self.args.bf16)  # DeepSpeed casts all to bfloat16
         for weight in self.model.parameters() if whole else ():
             if weight.requires_grad:  # TRL puts adapters beside a quantised base in bfloat16, which loses small steps
                 weight.data = weight.data.float()
@@ -37,7 +40,7 @@ class LabTrainer(SFTTrainer):
         self.uses_answer_head = plain and whole and self.args.device.type == "cpu"
         if self.uses_answer_head:
             add_answer_head(causal)
-        self.divergence = Divergence(causal.get_input_embeddings().weight.shape[0])
+        self.divergence = Divergence(self.model.config.get_text_config().vocab_size)
         self.add_callback(self.divergence)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -67,13 +70,31 @@ class LabTrainer(SFTTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         share = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-        self.divergence.check_loss(loss.item() * share, self.args, self.state, self.model)
+        self.check_step(loss.item() * share)
         return loss
+
+    def check_step(self, loss: float) -> None:
+        """Raises UserError for a loss or gradient that is no number or diverges, in all processes at the same step."""
+        try:
+            self.divergence.check_loss(loss, self.args, self.state, self.model)
+            if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # whose step is over by now
+                norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+                self.divergence.check_gradient(norm, self.args, self.state)
+            problem = None
+        except UserError as error:
+            problem = error
+        if self.accelerator.sync_gradients or self.accelerator.num_processes == 1:
+            distributed.raise_together(problem)
 
     def _get_train_sampler(self, train_dataset=None):
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
-        return LikeLengths(self.lengths, self._train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+        rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LikeLengths(self.lengths, rows, self.args.seed)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the file that says the checkpoint is whole comes after every process's part
 
     def _save_checkpoint(self, model, trial):
         folder, step = Path(self.args.output_dir), self.state.global_step
@@ -85,8 +106,7 @@ class LabTrainer(SFTTrainer):
         try:
             if whole:  # written at this step already; it may be the best since
                 return checkpoints.note_best(checkpoint, self)
-            if self.args.should_save:
-                checkpoints.write_meters(checkpoint, self)
+            checkpoints.write_meters(checkpoint, self)
             super()._save_checkpoint(model, trial)
         except Exception as error:
             if checkpoints.is_full(error):

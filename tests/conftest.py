@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CUT = ROOT / "tests" / "no_network"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CUT), os.environ.get("PYTHONPATH", "")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
+if os.environ.get("SFTLAB_TEST_GPU") != "1":  # the tests' numbers are those of a CPU; tests/test_gpu.py is for a GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if socket.getaddrinfo.__name__ != "guarded_lookup":  # this process was started before PYTHONPATH was set
     spec = importlib.util.spec_from_file_location("no_network", CUT / "sitecustomize.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))

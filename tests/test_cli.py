@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sftlab.config import ChatConfig, DataConfig, EvaluateConfig, ExportConfig, TrainConfig
+from sftlab.config import ChatConfig, DataConfig, EvaluateConfig, ExportConfig, MetricsConfig, ReportConfig, TrainConfig
 
 GUIDE = (
     "--model-name --dataset-path --output-dir --num-epochs --batch-size --learning-rate --use-lora --bf16 --lora-r "
@@ -20,6 +20,8 @@ def test_help_names_every_option_and_an_example(sftlab_command):
         "evaluate": EvaluateConfig,
         "export": ExportConfig,
         "chat": ChatConfig,
+        "metrics": MetricsConfig,
+        "report": ReportConfig,
     }
     for command, options in kinds.items():
         code, out, _ = sftlab_command(command, "--help")
@@ -57,6 +59,10 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["export", "--public"], "goes with --push"),
         (["export", "--push", "mine"], "Write OWNER/NAME"),
         (["chat", "tiny-base"], "was not made to chat"),
+        (["metrics", "--every", "0"], "between 0.1 and 3600"),
+        (["metrics", "--append", "--overwrite"], "choose one"),
+        (["report", "nowhere"], "nowhere: no such folder"),
+        (["report", "--output", "page.pdf"], "write it like report.html"),
         (["train", "--lernrate", "1"], "unrecognized arguments: --lernrate"),
         (["trian"], "invalid choice: 'trian'"),
     ],

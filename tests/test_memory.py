@@ -104,6 +104,20 @@ def test_parts_add_up_and_what_trains_takes_sixteen_bytes_a_weight():
     assert found.total == sum(found.parts.values()) and found.trained_parameters == count
 
 
+def test_dropout_in_attention_costs_a_gpu_nothing_and_a_cpu_a_matrix_of_scores(tmp_path):
+    totals = {}
+    for dropout in (0.1, 0.0):
+        folder = str(tmp_path / str(dropout))
+        settings = models.read_settings("random:gpt2")
+        settings.update({"attn_pdrop": dropout, "n_layer": 2})
+        settings.save_pretrained(folder)
+        for device in ("gpu", "cpu"):
+            config = TrainConfig(model_name=folder, bf16=device == "gpu", batch_size=4, max_length=512)
+            totals[device, dropout] = memory.estimate(config, MemoryConfig(device=device)).total
+    assert totals["gpu", 0.1] == totals["gpu", 0.0]
+    assert totals["cpu", 0.1] - totals["cpu", 0.0] > 2 * 4 * 4 * 12 * 512**2  # layers, bytes, rows, heads, scores
+
+
 def test_zero_divides_what_its_stage_says():
     config = TrainConfig(model_name="random:gpt2", batch_size=1, max_length=64)
     parts = [memory.estimate(config, replace(GPU, devices=4, zero=stage)).parts for stage in (1, 2, 3)]

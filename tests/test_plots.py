@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from plotly.graph_objects import Figure
 
 from sftlab import plots
 
@@ -66,3 +67,15 @@ def test_show_displays_one_bundle(monkeypatch):
     assert raw and list(data) == [plots.PLOTLY_MIME, "image/png", "text/plain"]
     assert data[plots.PLOTLY_MIME]["data"][0]["y"] == [3.0, 2.0, 1.0] and data["text/plain"].startswith("Ours\n")
     assert not re.search(r"https?:", str(data[plots.PLOTLY_MIME]))
+
+
+def test_stacked_bars_are_drawn_one_upon_the_other_and_told_by_name():
+    def stack(base, pattern):
+        bars = [{"type": "bar", "name": "weights", "x": ["rank 0"], "y": [16]}]
+        bars.append({"type": "bar", "name": "gradients", "x": ["rank 0"], "y": [8], "base": base} | pattern)
+        return Figure(bars, {"template": "none", "barmode": "overlay", "showlegend": True})
+
+    hatched = {"marker": {"pattern": {"shape": "/"}}}
+    figures = [stack([0], {}), stack([16], {}), stack([16], hatched)]
+    assert len({plots.draw_static(fig) for fig in figures}) == 3
+    assert plots.summarise(figures[1]) == "\n  rank 0, weights: 16.0\n  rank 0, gradients: 8.0"

@@ -30,7 +30,12 @@ def test_every_command_is_one_that_exists(command):
         done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     elif program.endswith("sftlab"):
-        build_parser().parse_args(arguments)
+        args = build_parser().parse_args(arguments)
+        if arguments[0] == "launch":
+            build_parser().parse_args(args.training)
+    elif "sftlab.train" in arguments:
+        assert program in {"deepspeed", "torchrun"}
+        build_parser().parse_args(["train", *arguments[arguments.index("sftlab.train") + 1 :]])
     else:
         assert program in {"git", "cd", "papermill", "conda", "source", ".venv/bin/pip"}, f"unknown program {program}"
     for path in re.findall(r"(?:notebooks|data_samples)/\S+", command):
@@ -49,7 +54,7 @@ def test_the_file_tree_is_the_real_one():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for path in tracked:
         assert any(path == name or path.startswith(f"{name}/") for name in told), f"README does not name {path}"
-    modules = {path.name for path in (ROOT / "sftlab").glob("*.py")}
+    modules = {path.name for path in (ROOT / "sftlab").glob("*.py")} | {"configs"}
     assert {Path(path).name for path in told if path.startswith("sftlab/")} == modules
 
 

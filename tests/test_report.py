@@ -64,6 +64,15 @@ def test_index_without_records_tells_the_machine(tmp_path):
     assert re.search(r"torch [\d.]+.*, transformers [\d.]+, trl [\d.]+, peft [\d.]+", text)
 
 
+def test_of_two_versions_of_a_package_the_one_that_is_imported_is_named(tmp_path, monkeypatch):
+    for number in ("1.0", "2.0"):
+        made = tmp_path / number / "peft-0.dist-info"
+        made.mkdir(parents=True)
+        (made / "METADATA").write_text(f"Name: peft\nVersion: {number}\n")
+        monkeypatch.syspath_prepend(str(tmp_path / number))
+    assert "peft 2.0" in report.describe_machine()[-1]
+
+
 def test_index_shows_scores_loss_and_failures_and_escapes_all_of_it(tmp_path):
     failed = {"notebook": "b", "status": "failed", "seconds": 75.2, "cell": 2, "cell_source": EVIL, "error": EVIL}
     (tmp_path / "b.json").write_text(json.dumps(failed))

@@ -1,0 +1,152 @@
+"""Training in several processes: real launchers, gloo, DeepSpeed; equal to one process, whole when saved, gone on with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftlab import checkpoints, distributed, files, rank_logs
+
+STEPS = 8
+OPTIONS = ("--lora-dropout", "0", "--learning-rate", "2e-3", "--max-steps", STEPS, "--logging-steps", "1", "--no-bf16",
+           "--eval-samples", "8", "--max-length", "128", "--no-keep-memory", "--save-steps", "2")  # fmt: skip
+# ssh that goes no further than this machine: it checks that it would not ask for a password, and runs the command here.
+SSH = """#!/bin/sh
+case "$*" in "-o BatchMode=yes "*) ;; *) exit 9 ;; esac
+while [ "${1#-}" != "$1" ]; do [ "$1" = "-o" ] && shift; shift; done
+host=$1; shift
+[ "$host" = node-3 ] && { echo "ssh: connect to host node-3 port 22: No route to host" >&2; exit 255; }
+echo "$host" >> "$SSH_LOG"
+exec sh -c "$*"
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> dict:
+    """Environment and hostfile of a cluster of two nodes that are both this machine, reached by a stand-in for ssh."""
+    root = tmp_path_factory.mktemp("cluster")
+    (root / "ssh").write_text(SSH)
+    (root / "ssh").chmod(0o755)
+    (root / "hosts").write_text("# two of them\nnode-1 slots=1\nnode-2 slots=1\n")
+    return {"hostfile": str(root / "hosts"), "log": root / "log",
+            "environment": {"PATH": f"{root}{os.pathsep}{os.environ['PATH']}", "SSH_LOG": str(root / "log")}}  # fmt: skip
+
+
+def start(folder: Path, dataset: Path, *options, processes=2, launch=(), environment=None) -> subprocess.Popen:
+    """A training of 8 rows a step in a folder, by `sftlab launch`, or with one process by `sftlab train`."""
+    training = [
+        "train",
+        "--dataset-path",
+        dataset,
+        "--output-dir",
+        folder,
+        "--batch-size",
+        8 // processes,
+        *OPTIONS,
+        *options,
+    ]
+    if processes > 1:
+        here = launch or ("--gpus-per-node", processes)
+        training = ["launch", "--master-port", distributed.find_port(), *here, *training]
+    return subprocess.Popen([str(part) for part in (sys.executable, "-m", "sftlab.cli", *training)], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def train(dataset, tmp_path_factory):
+    """Trains, once per set of options: the run folder."""
+    made, root = {}, tmp_path_factory.mktemp("distributed")
+
+    def run(*options, **how) -> Path:
+        key = (options, how.get("processes"), how.get("launch"))
+        if key not in made:
+            process = start(root / f"run-{len(made)}", dataset, *options, **how)
+            output = process.communicate(timeout=280)
+            assert process.returncode == 0, output
+            made[key] = root / f"run-{len(made)}"
+        return made[key]
+
+    return run
+
+
+def read_losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in files.read_json(folder / "trainer_state.json")["log_history"] if "loss" in entry]
+
+
+def answer(folder: Path) -> torch.Tensor:
+    """Logits of the saved model, loaded in this one process."""
+    from sftlab import models
+
+    model = models.load_model(str(folder)).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.arange(5, 25)[None]).logits
+
+
+@pytest.mark.parametrize("stage", ["none", "zero1", "zero2", "zero3"])
+def test_two_processes_learn_as_one_does(train, cluster, stage):
+    """Same rows in a step, so the same losses; and what is saved is whole, and is the same model.
+
+    Two of them as two nodes, each with a launcher of its own: torchrun and deepspeed.
+    """
+    alone = train("--use-lora", processes=1)
+    nodes = (
+        ("--nodes", 2, "--gpus-per-node", 1, "--master-addr", "127.0.0.1", "--hostfile", cluster["hostfile"]) if stage in ("none", "zero1") else ()
+    )
+    zero = ["--deepspeed", stage] if stage != "none" else []
+    shared = train("--use-lora", *zero, launch=nodes, environment=cluster["environment"])
+    if nodes:
+        assert {"node-1", "node-2"} <= set(cluster["log"].read_text().split())
+    assert read_losses(shared) == pytest.approx(read_losses(alone), abs=2e-5)
+    assert len(read_losses(alone)) == STEPS and read_losses(alone)[-1] < read_losses(alone)[0]
+    assert torch.allclose(answer(shared), answer(alone), atol=2e-3)
+    ranks = files.read_json(shared / "result.json")["ranks"]
+    weights, slopes = ([rank["held"][part] for rank in ranks] for part in ("weights", "gradients"))
+    one = files.read_json(alone / "result.json")["ranks"][0]["held"]
+    assert len(ranks) == 2
+    assert weights == pytest.approx([one["weights"] / (2 if stage == "zero3" else 1)] * 2, rel=0.01)
+    assert slopes == pytest.approx([one["gradients"] / (1 if stage == "none" else 2)] * 2, rel=0.01)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Until a file is there that the process writes."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(train, dataset, tmp_path):
+    options, folder = ("--use-lora", "--deepspeed", "zero3"), tmp_path / "run"
+    process = start(folder, dataset, *options)
+    wait_for(folder / "checkpoint-4" / checkpoints.LAST_FILE, process)
+    os.kill(files.read_json(tmp_path / "run-logs" / "rank-1.json")["pid"], signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == rank_logs.KILLED
+    assert "rank 1 on " in errors and "was killed from outside" in errors
+    assert not any(rank_logs.is_alive(rank["pid"]) for rank in rank_logs.read_ranks(tmp_path / "run-logs"))
+    assert files.read_json(folder / "result.json").get("status") != "completed"
+    process = start(folder, dataset, *options, "--resume")
+    output = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    assert read_losses(folder) == pytest.approx(read_losses(train(*options, launch=(), environment=None)), abs=2e-5)
+
+
+def test_a_stopped_run_saves_a_checkpoint_in_all_processes(dataset, tmp_path):
+    process = start(tmp_path / "run", dataset, "--use-lora", "--max-steps", "500")
+    wait_for(tmp_path / "run" / "checkpoint-2" / checkpoints.LAST_FILE, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "go on with --resume" in errors
+    result = files.read_json(tmp_path / "run" / "result.json")
+    assert result["status"] == "interrupted"
+    assert checkpoints.find_last(tmp_path / "run").name == f"checkpoint-{result['metrics']['steps']}"
+
+
+def test_all_weights_in_pieces_are_saved_whole(train):
+    alone, shared = train(processes=1), train("--deepspeed", "zero3")
+    assert read_losses(shared) == pytest.approx(read_losses(alone), abs=2e-5)
+    assert torch.allclose(answer(shared), answer(alone), atol=5e-3)

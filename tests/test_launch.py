@@ -1,0 +1,193 @@
+"""Starting on several devices: hostfiles, checks, the commands, the batch file, and who failed first."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sftlab import distributed, files, hostfile, launch, node_check, rank_logs
+from sftlab.config import LaunchConfig, TrainConfig
+from sftlab.options import UserError
+
+HOSTS = "# the cluster\nnode-1 slots=8\n\nnode-2 slots=4  # older\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("node-1 slots=8\nnode-2 slots = 8\n", "line 2: 'node-2 slots = 8' is not `HOST slots=GPUS`"),
+        ("# one\nnode-1 8\n", "line 2: 'node-1 8'"),
+        ("node-1 slots=8\nnode-1 slots=8\n", "line 2: node-1 stands here twice"),
+        ("node-1 slots=0\n", "line 1: node-1 has no slots"),
+        ("# none yet\n", "names no host"),
+        (None, "no file"),
+    ],
+)
+def test_a_wrong_hostfile_names_its_line(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "hosts").write_text(text)
+    with pytest.raises(UserError, match=message):
+        hostfile.read_hosts(tmp_path / "hosts")
+
+
+def test_nodes_are_taken_from_the_hostfile_as_far_as_they_reach(tmp_path):
+    (tmp_path / "hosts").write_text(HOSTS)
+    assert hostfile.read_hosts(tmp_path / "hosts") == {"node-1": 8, "node-2": 4}
+    assert hostfile.choose_hosts(tmp_path / "hosts", 2, 4) == ["node-1", "node-2"]
+    for nodes, gpus, message in (
+        (3, 4, "names 2"),
+        (2, 8, "node-2 has slots=4"),
+        (1, 64, "GPUs of one node, not of all"),
+    ):
+        with pytest.raises(UserError, match=message):
+            hostfile.choose_hosts(tmp_path / "hosts", nodes, gpus)
+
+
+def test_batch_arithmetic(dataset):
+    train = TrainConfig(dataset_path=str(dataset), batch_size=4, gradient_accumulation_steps=2)
+    assert "= 32 rows in a step, 4 steps in an epoch of 128 rows" in launch.check_batch(train, 4)
+    assert "the last step of an epoch has 32" in launch.check_batch(train, 6)
+    with pytest.raises(UserError, match="has 128"):
+        launch.check_batch(train, 64)
+
+
+def dry_run(capsys, train: TrainConfig, flags: list[str], **options) -> str:
+    config = LaunchConfig(dry_run=True, master_port=distributed.find_port(), **options)
+    assert launch.launch(config, flags, train) == 0
+    return capsys.readouterr().out
+
+
+def test_the_commands_by_launcher(capsys, dataset, tmp_path):
+    train = TrainConfig(
+        dataset_path=str(dataset), output_dir=str(tmp_path / "日本 語"), deepspeed="configs/ds_config_7b.json"
+    )
+    flags = ["--output-dir", train.output_dir, "--deepspeed", train.deepspeed]
+    said = dry_run(capsys, train, flags, gpus_per_node=2)
+    command = shlex.split(said.splitlines()[-1])
+    assert [Path(command[0]).name, *command[1:3]] == ["deepspeed", "--num_gpus", "2"]
+    assert command[-6:] == ["--module", "sftlab.train", *flags]
+    assert "ZeRO-2" in said
+    said = dry_run(
+        capsys, train, flags, gpus_per_node=2, nodes=2, node_rank=1, master_addr="127.0.0.1", launcher="torchrun"
+    )
+    command = shlex.split(said.splitlines()[-1])
+    for name, value in (
+        ("--nnodes", "2"),
+        ("--nproc-per-node", "2"),
+        ("--node-rank", "1"),
+        ("--master-addr", "127.0.0.1"),
+        ("-m", "sftlab.train"),
+    ):
+        assert command[command.index(name) + 1] == value
+    assert not (tmp_path / "日本 語").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 2}, "need a --hostfile, or --slurm, or"),
+        ({"nodes": 2, "node_rank": 1, "master_addr": "no-such-host.invalid"}, "can't be looked up"),
+        ({"nodes": 2, "node_rank": 2}, "count from 0 to 1"),
+        ({"slurm": True, "hostfile": "hosts"}, "Slurm gives the nodes"),
+        ({"check_nodes": True}, "from a --hostfile"),
+    ],
+)
+def test_what_can_not_start_is_refused(capsys, dataset, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        dry_run(
+            capsys,
+            TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run")),
+            [],
+            gpus_per_node=1,
+            **options,
+        )
+
+
+def test_a_port_in_use_is_named(dataset, tmp_path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        config = LaunchConfig(gpus_per_node=1, dry_run=True, master_port=taken.getsockname()[1])
+        with pytest.raises(UserError, match="is in use.*--master-port"):
+            launch.launch(config, [], TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
+
+
+def test_the_slurm_file_trains(dataset, tmp_path, sftlab_command):
+    """Run by bash, with stand-ins for Slurm's two commands; nothing of the user's is replaced."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\n[ \"$3\" = 'node[1-2]' ] && echo 127.0.0.1 && echo 127.0.0.2\n")
+    (tmp_path / "srun").write_text(
+        '#!/bin/sh\n[ "$1" = "--kill-on-bad-exit=1" ] && shift && SLURM_NODEID=0 exec "$@"\n'
+    )
+    for name in ("scontrol", "srun"):
+        (tmp_path / name).chmod(0o755)
+    run, script = tmp_path / "a run", tmp_path / "job.sbatch"
+    arguments = ("launch", "--slurm", "--gpus-per-node", 1, "--batch-file", script, "--slurm-options", "partition=gpu,time=1:00:00",
+                 "train", "--dataset-path", dataset, "--output-dir", run, "--use-lora", "--max-steps", 1, "--no-bf16", "--max-length", 128)  # fmt: skip
+    code, output, errors = sftlab_command(*arguments)
+    assert code == 0 and f"sbatch {script}" in output, errors
+    lines = script.read_text().splitlines()
+    assert {
+        "#SBATCH --nodes=1",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --time=1:00:00",
+    } <= set(lines)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[1-2]"}
+    done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert files.read_json(run / "result.json")["status"] == "completed"
+    assert "saved" in (tmp_path / "a run-logs" / "rank-0.log").read_text()
+    script.write_text("mine")
+    code, _, errors = sftlab_command(*[str(part).replace("a run", "b run") for part in arguments])
+    assert code == 2 and "it stays" in errors and script.read_text() == "mine"
+
+
+def note(folder: Path, rank: int, log: str, **facts) -> None:
+    files.write_json(folder / f"rank-{rank}.json", {"rank": rank, "host": "elsewhere", "pid": 1, "started": 0} | facts)
+    (folder / f"rank-{rank}.log").write_text(log)
+
+
+def test_who_failed_first(tmp_path):
+    """Not who only lost its partner, not who was asked to stop; one that left no word was killed."""
+    assert rank_logs.find_failed(tmp_path) is None
+    note(tmp_path, 0, "sftlab: another process of this run is gone", exit=2, ended=10)
+    note(tmp_path, 1, "step 3\rstep 4\n", exit=143, ended=11)
+    assert rank_logs.find_failed(tmp_path) is None
+    note(tmp_path, 2, "working\n")
+    assert rank_logs.find_failed(tmp_path)[:2] == (2, rank_logs.KILLED)
+    note(tmp_path, 3, "sftlab: the loss is nan", exit=2, ended=12)
+    assert rank_logs.find_failed(tmp_path)[:2] == (3, 2)
+    assert rank_logs.read_last(tmp_path, 1) == ["step 4"]
+
+
+def test_nodes_that_differ_are_named(monkeypatch, dataset):
+    here = node_check.describe_node(str(dataset))
+    other = here | {"versions": here["versions"] | {"torch": "1.0"}, "gpus": 1, "dataset": False}
+    monkeypatch.setattr(node_check, "ask_node", lambda host, path: other if host == "node-2" else here)
+    told = node_check.compare_nodes(["node-1", "node-2"], 8, str(dataset))
+    assert [line.split(":")[0] for line in told] == ["node-2"] * 3
+    assert "torch 1.0" in told[0] and "1 GPUs" in told[1] and "no folder" in told[2]
+
+
+def test_a_node_is_asked_by_a_process_there(dataset):
+    assert node_check.ask_node("localhost", str(dataset)) == node_check.describe_node(str(dataset))
+
+
+def test_a_node_that_can_not_be_reached_is_named(monkeypatch, tmp_path):
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'ssh: connect to host far: No route to host' >&2\nexit 255\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match="far: ssh can't log in.*No route to host"):
+        node_check.reach("far")
+    node_check.reach("localhost")
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.read_world() == distributed.World(0, 1, 0, 1)
+    assert distributed.gather("x") == ["x"] and distributed.find_highest(3) == 3
