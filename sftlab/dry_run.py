@@ -179,7 +179,7 @@ def _step(
         fake_layers.make_fake(model, config)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         counter = LiveBytes(model)
-        with counter:
+        with fake_layers.as_on(gpu), counter:
             for _ in range(config.gradient_accumulation_steps):
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                     hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state

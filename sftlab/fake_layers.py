@@ -5,6 +5,8 @@ Read off bitsandbytes 0.50 (autograd/_functions.py) and TRL 1.16 (kernels/chunke
     python -c "from sftlab import fake_layers; help(fake_layers.make_fake)"
 """
 
+import contextlib
+
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
@@ -47,6 +49,30 @@ class TiledHead(torch.autograd.Function):
         piece = weight[: TILE[1]].to(ctx.compute)
         del tile, piece
         return tuple(None if s is None else s.to(p.dtype) for s, p in zip(slopes, (hidden, weight), strict=True))
+
+
+@contextlib.contextmanager
+def as_on(gpu: bool):
+    """On a GPU dropout keeps a mask of one byte per number, not one of its size, and autocast takes powers in float32."""
+    if not gpu:
+        yield
+        return
+    functional, dropout, power = torch.nn.functional, torch.nn.functional.dropout, torch.pow
+
+    def drop(x, p=0.5, training=True, inplace=False):
+        return torch.native_dropout(x, p, True)[0] if training and p else x
+
+    def take_power(x, exponent):
+        if not torch.is_tensor(x) or not torch.is_autocast_enabled("cpu"):
+            return power(x, exponent)
+        with torch.autocast("cpu", enabled=False):
+            return power(x.float(), exponent)
+
+    functional.dropout, torch.pow = drop, take_power
+    try:
+        yield
+    finally:
+        functional.dropout, torch.pow = dropout, power
 
 
 def head_loss(causal, hidden, gpu: bool, trained_share: float):
