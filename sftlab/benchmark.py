@@ -17,9 +17,7 @@ from sftlab import benchmark_data, benchmark_plan, benchmark_point, files, hardw
 from sftlab.benchmark_point import Grid, PointFailed
 from sftlab.config import BenchmarkConfig, DataConfig, TrainConfig
 from sftlab.options import UserError
-from sftlab.results import Point, Result, Run
-
-DISTURBED = 0.1  # share of the machine that other programs may take before it is said
+from sftlab.results import DISTURBED, Point, Result, Run
 
 
 def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig) -> int:
@@ -36,8 +34,8 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
     grid = Grid(bench, config, benchmark_data.prepare_sizes(rows, bench.sizes), gpus)
     hashes = {point.name: benchmark_plan.hash_point(point, bench, config, grid.sets[point.samples]["fingerprint"]) for point in points}  # fmt: skip
     if bench.overwrite:
-        benchmark_plan.clear_points(folder, points)
-    measured = benchmark_plan.read_measured(folder, points, hashes, config)
+        benchmark_plan.set_aside(folder, points)
+    measured = benchmark_plan.read_measured(folder, points, bench, config, grid.sets)
     print("\n".join(benchmark_plan.describe(points, bench, grid.sets, gpus)))
     failed = take_turns(grid, points, hashes, measured)
     print("\n".join(summarise([measured[point.name] for point in points if point.name in measured])))
@@ -63,7 +61,7 @@ def take_turns(grid: Grid, points: list[Point], hashes: dict[str, str], measured
             try:
                 result = measured[point.name] = add_run(grid, point, measured, hashes[point.name])
             except KeyboardInterrupt:
-                tqdm.write("stopped; the same command goes on where it was")
+                tqdm.write(tell_stopped(grid.bench))
                 raise
             except PointFailed as error:
                 failed.add(point.name)
@@ -97,8 +95,17 @@ def add_run(grid: Grid, point: Point, measured: dict[str, Result], config_hash: 
                                 "Name another --output-dir, or add --overwrite.")  # fmt: skip
     result = replace(result, runs=[*(before.runs if before else []), results.build(Run, out["run"], "run")])
     path = results.write_result(grid.folder, result)
-    path.with_suffix(".failed.json").unlink(missing_ok=True)
+    for old in (".failed.json", benchmark_plan.ASIDE):
+        path.with_suffix(old).unlink(missing_ok=True)
     return replace(result, path=path)
+
+
+def tell_stopped(bench: BenchmarkConfig) -> str:
+    """What to do after an interrupt."""
+    if not bench.overwrite:
+        return "stopped; the same command goes on where it was"
+    return ("stopped; the same command without --overwrite goes on where it was. Old points that have no new run yet are "
+            f"kept as {bench.output_dir}/*{benchmark_plan.ASIDE}")  # fmt: skip
 
 
 @contextlib.contextmanager

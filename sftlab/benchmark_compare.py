@@ -13,6 +13,7 @@ from sftlab.results import Result
 from sftlab.scaling import LEVEL
 
 NONE = "no measurable difference"
+UNLIKE = ("memory", "time")  # choices whose words are of the run, not of the work
 IGNORED = ("output_dir", "dataset_path", "overwrite", "resume")  # options that say where, not what
 
 
@@ -77,7 +78,7 @@ def list_differences(matches: list[Match]) -> list[str]:
     for one in matches:
         a, b = one.first, one.second
         pairs = {"hardware": (a.machine, b.machine), "version": (a.versions, b.versions), "option": (a.config, b.config),
-                 "data": (a.data, b.data), "attention": ({"": a.attention}, {"": b.attention})}  # fmt: skip
+                 "data": (a.data, b.data), "choice of": (read_choices(a), read_choices(b)), "attention": ({"": a.attention}, {"": b.attention})}  # fmt: skip
         for kind, (mine, other) in pairs.items():
             for name in sorted({*mine, *other} - set(IGNORED)):
                 if mine.get(name) != other.get(name):
@@ -85,6 +86,11 @@ def list_differences(matches: list[Match]) -> list[str]:
                     lines.setdefault(f"{words}: {mine.get(name)} against {other.get(name)}", []).append(a.point.name)
     every = len(matches)
     return [line if len(points) == every else f"{line} (at {', '.join(points)})" for line, points in lines.items()]
+
+
+def read_choices(result: Result) -> dict[str, str]:
+    """What the trainer chose, without why: that tells of timings."""
+    return {name: str(words).split(":")[0] for name, words in result.choices.items() if name not in UNLIKE}
 
 
 def say_ratio(ratio: float, low: float | None, high: float | None) -> str:

@@ -20,6 +20,7 @@ SET_HERE = (
     "dataset_path", "output_dir", "num_epochs", "max_steps", "logging_steps", "report_to", "save_steps", "save_total_limit",
     "eval_steps", "eval_samples", "early_stopping_patience", "load_best_model_at_end", "resume", "overwrite",
 )  # fmt: skip
+ASIDE = ".replaced"  # an old point's ending under --overwrite, until its first new run has succeeded
 FROM_DATA = ("source", "source_path", "columns", "hub_id", "format", "offline")  # options of the data that it takes
 
 
@@ -29,6 +30,9 @@ def list_points(bench: BenchmarkConfig, config: TrainConfig) -> list[Point]:
     Weak scaling: each device has the batch size and the accumulation of the configuration. Strong: the global batch is the
     same everywhere, and fewer devices add up more batches, so that a device holds the same at a time.
     """
+    if bench.seconds and 0 < config.warmup_steps < 1:
+        raise UserError(f"warmup_steps: {config.warmup_steps:g} is a share of the steps, and with --seconds their number isn't known; give "
+                        "whole steps, or --steps instead of --seconds.")  # fmt: skip
     counts = [nodes * bench.devices_per_node for nodes in bench.nodes]
     own = config.batch_size * config.gradient_accumulation_steps
     whole = bench.global_batch or own * math.lcm(*counts)
@@ -112,8 +116,13 @@ def keep_options(config: TrainConfig) -> dict:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in SET_HERE}
 
 
-def read_measured(folder: Path, points: list[Point], hashes: dict[str, str], config: TrainConfig) -> dict[str, Result]:
-    """What was measured of these points before, by name. Raises UserError where that was done with other options."""
+def read_measured(
+    folder: Path, points: list[Point], bench: BenchmarkConfig, config: TrainConfig, sets: dict[int, dict]
+) -> dict[str, Result]:
+    """What was measured of these points before, by name. Raises UserError where that was done with other options.
+
+    sets: of each size, with its fingerprint.
+    """
     measured = {}
     for point in points:
         path = folder / f"{point.name}.json"
@@ -123,7 +132,12 @@ def read_measured(folder: Path, points: list[Point], hashes: dict[str, str], con
             found = results.read_result(path)
         except ValueError as error:
             raise UserError(f"{path}: {error}. Move it away, or name another --output-dir.") from error
-        if found.config_hash != hashes[point.name]:
+        data = sets[point.samples]["fingerprint"]
+        if found.config_hash != hash_point(point, bench, config, data):
+            if found.config_hash == hash_point(found.point, bench, config, data):
+                raise UserError(f"{path}: was measured with a global batch of {found.point.global_batch}, and now it is {point.global_batch}. "
+                                f"Add --global-batch {found.point.global_batch} to go on with it, --overwrite to measure it anew, or name "
+                                "another --output-dir.")  # fmt: skip
             now = keep_options(config) | {
                 "batch_size": point.per_device_batch,
                 "gradient_accumulation_steps": point.accumulation,
@@ -135,15 +149,17 @@ def read_measured(folder: Path, points: list[Point], hashes: dict[str, str], con
     return measured
 
 
-def clear_points(folder: Path, points: list[Point]) -> None:
-    """Delete what was measured of these points. Raises UserError for a file that is no result of a benchmark."""
-    for point in points:
-        path = folder / f"{point.name}.json"
+def set_aside(folder: Path, points: list[Point]) -> None:
+    """Rename what was measured of these points. Raises UserError for a file that is no result of a benchmark."""
+    paths = [folder / f"{point.name}.json" for point in points]
+    for path in paths:
         if path.exists() and "schema" not in files.read_json(path):
             raise UserError(
                 f"overwrite: {path} is no result of `sftlab benchmark`; it stays. Name another --output-dir."
             )
-        path.unlink(missing_ok=True)
+    for path in paths:
+        if path.exists():
+            path.replace(path.with_suffix(ASIDE))
         path.with_suffix(".failed.json").unlink(missing_ok=True)
 
 
@@ -160,4 +176,9 @@ def describe(points: list[Point], bench: BenchmarkConfig, sets: dict[int, dict],
     for size, one in sets.items():
         if one["distinct_rows"] < size:
             lines.append(f"{size} rows: {one['source']} has {one['distinct_rows']}, which repeat; the speed is the same, the loss falls faster")  # fmt: skip
+    if bench.global_batch and bench.scaling == "weak":
+        lines.append("--global-batch is of strong scaling alone, and isn't used")
+    if len(sets) > 1 and not bench.seconds:
+        lines.append(f"a run trains on ({bench.untimed_steps} + {bench.steps}) x global batch rows, whatever the size: sizes differ in the data "
+                     "alone")  # fmt: skip
     return lines

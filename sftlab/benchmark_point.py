@@ -70,11 +70,10 @@ def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> 
         "point": asdict(point), "config": config, "untimed": grid.bench.untimed_steps, "steps": grid.bench.steps,
         "seconds": grid.bench.seconds, "threads": threads, "precision": precision, "started": time.time()})  # fmt: skip
     passed_on = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", rank_logs.VARIABLE: str(work.resolve())}
-    if not grid.gpus:
-        passed_on["DS_ACCELERATOR"] = "cpu"
+    own = {} if grid.gpus else {"DS_ACCELERATOR": "cpu"}  # of this machine; what other nodes have they see themselves
     try:
         code = run_all(
-            build_commands(grid, point, plan, out, passed_on), work / "launchers.txt", os.environ | passed_on
+            build_commands(grid, point, plan, out, passed_on), work / "launchers.txt", os.environ | passed_on | own
         )
         if code or not out.is_file():
             raise explain(work, code)
@@ -112,8 +111,8 @@ def build_commands(grid: Grid, point: Point, plan: Path, out: Path, environment:
         hostfile.choose_hosts(bench.hostfile, point.nodes, bench.devices_per_node) if bench.hostfile else ["localhost"]
     )
     each = str(point.devices // len(hosts))
-    if point.devices == 1 and grid.gpus < 2 and not grid.config.deepspeed:
-        return [node_check.wrap(hosts[0], [sys.executable, "-m", *worker], environment, terminal=True)]
+    if point.devices == 1 and grid.gpus < 2 and not grid.config.deepspeed and not bench.hostfile:
+        return [[sys.executable, "-m", *worker]]
     commands = []
     for rank, host in enumerate(hosts):
         if grid.config.deepspeed:
@@ -138,10 +137,9 @@ def explain(work: Path, code: int) -> PointFailed:
         text = (work / "launchers.txt").read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
         return PointFailed(f"exit code {code}: {lines[-1] if lines else 'without a word'}", lines)
-    rank, _, how = failed
-    lines = rank_logs.read_last(work, rank)
+    lines = rank_logs.read_last(work, failed.rank)
     said = next((line.removeprefix("sftlab: ") for line in reversed(lines) if line.startswith("sftlab: ")), None)
-    return PointFailed(said or f"rank {rank} {how}: {lines[-1] if lines else 'without a word'}", lines)
+    return PointFailed(said or f"{failed}: {lines[-1] if lines else 'without a word'}", lines)
 
 
 def end(process: subprocess.Popen) -> None:

@@ -25,12 +25,13 @@ from sftlab.benchmark_tables import Entry, Section, Table
 from sftlab.config import ReportConfig
 from sftlab.options import UserError
 from sftlab.report_forms import Chart
+from sftlab.results import DISTURBED
 
 MACHINE = ("cpu", "cores", "memory_bytes", "gpu", "gpu_bytes")
 VARIED = ("gpus", "machines", "node_is", "threads", "oversubscribed")  # from point to point of one machine
 LABELS = {"memory_bytes": "memory", "gpu": "GPU", "gpu_bytes": "memory of a GPU", "gpus": "GPUs", "node_is": "a node is",
           "threads": "threads of a process", "oversubscribed": "more processes than cores"}  # fmt: skip
-DISTURBED = 0.1  # share of the machine that other programs may take before it's said
+FEW = 30  # timed steps; with fewer, p10 and p90 are hardly known
 
 
 def write_report(config: ReportConfig) -> list[Path]:
@@ -126,13 +127,13 @@ def make_sections(
     if not entries:
         return [Section("What this is", top), *show_problems(problems)]
     scaling, facts = benchmark_scaling.show_scaling(config, entries)
-    facts += find_disturbed(entries)
+    facts += find_disturbed(entries) + find_few(entries)
     top += [facts + told] if facts + told else []
     top += [f"Files that were left out, or need a word: {len(problems)}, named under Left out."] if problems else []
     tables = benchmark_tables
     return [Section("In short", top), show_setups(entries), *show_problems(problems), tables.show_points(entries), tables.show_speed(entries), scaling,
             *(section for section, _ in compared), tables.show_memory(entries), tables.show_loss(entries), tables.show_use(entries),
-            tables.show_cost(entries, config.price, config.currency)]  # fmt: skip
+            tables.show_cost(entries, config.price, config.currency or "USD")]  # fmt: skip
 
 
 def find_disturbed(entries: list[Entry]) -> list[str]:
@@ -147,6 +148,16 @@ def find_disturbed(entries: list[Entry]) -> list[str]:
         if found
         else []
     )
+
+
+def find_few(entries: list[Entry]) -> list[str]:
+    """Points of fewer timed steps than tell how they spread."""
+    counts = {entry.name: min(step["steps"] for step in entry.take("step_seconds")) for entry in entries}
+    few = {name: count for name, count in counts.items() if count < FEW}
+    if not few:
+        return []
+    return [f"FEW STEPS: {min(few.values()):g} timed steps at least, at {len(few)} of {len(entries)} points fewer than {FEW}: a try, and no "
+            "benchmark"]  # fmt: skip
 
 
 def show_problems(problems: list[str]) -> list[Section]:

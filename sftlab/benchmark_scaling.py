@@ -5,7 +5,7 @@ python -c "from sftlab import benchmark_scaling; help(benchmark_scaling.show_sca
 
 from pathlib import Path
 
-from sftlab import benchmark_plots, benchmark_tables, network_speed, plots, scaling_series
+from sftlab import benchmark_plots, benchmark_tables, network_speed, plots, published, scaling_series
 from sftlab.benchmark_tables import Entry
 from sftlab.config import ReportConfig
 from sftlab.report_forms import Chart, Section, Table
@@ -42,9 +42,20 @@ def show_scaling(config: ReportConfig, entries: list[Entry]) -> tuple[Section, l
     if modelled:
         blocks += [Table(HEADS, modelled, "Scaling, MODELLED: from a fit, not from runs", modelled=True),
                    "The model: seconds of a step from work, messages and bytes, fitted to the measured points. Its interval knows the fit's "
-                   "error, not whether machines at that scale behave as this one does."]  # fmt: skip
+                   "error, not whether machines at that scale behave as this one does.",
+                   *show_published()]  # fmt: skip
     blocks.append([f"{'; '.join(names)}: {note}" for note, names in notes.items()])
     return Section("Scaling", blocks, page=True), facts
+
+
+def show_published() -> list:
+    """What the model of communication says of runs that others have published, with nothing fitted."""
+    rows = [(row["run"], row["scaling"], f"{row['gpus'][0]} to {row['gpus'][1]}", f"{100 * row['published']:.1f} %",
+             f"{100 * row['modelled']:.1f} %", f"{100 * row['difference']:+.1f}") for row in published.check()]  # fmt: skip
+    heads = ("run of others", "scaling", "GPUs", "efficiency, published", "efficiency, modelled", "off by, points")
+    sources = ", ".join(dict.fromkeys(run.source for run in published.RUNS))
+    words = f"Nobody here measured these. The model takes the step on one node and data-sheets, and fits nothing. Published at {sources}."
+    return [Table(heads, rows, "Published runs, and what the model says of them: MODELLED", modelled=True), words]
 
 
 def list_rows(name: str, speeds, gains) -> list[tuple[str, ...]]:
@@ -74,4 +85,7 @@ def describe_model(rest) -> list[str]:
     if rest.fit is None:
         return [f"no model: {rest.why}"]
     values = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in rest.fit.values.items())
-    return [f"model: {values} (seconds); off by up to {rest.fit.error:.1%} on points left out of the fit"]
+    lines = [f"model: {values} (seconds); off by up to {rest.fit.error:.1%} on points left out of the fit"]
+    if rest.why:
+        lines.append(f"no projection: {rest.why}")
+    return lines + ([f"not projected: {rest.dropped}"] if rest.dropped else [])

@@ -37,6 +37,11 @@ def count_cost(price: float, devices: int, tokens_per_second: float) -> float:
     return price * devices / 3600 / tokens_per_second * 1e6
 
 
+def count_paid(result: Result) -> int:
+    """What the price is for: GPUs; without them machines, since the processes of one share its price."""
+    return result.point.devices if result.machine.get("gpu") else result.machine.get("machines") or 1
+
+
 def number(value: float) -> str:
     """Whole where it is large, else three digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -172,7 +177,9 @@ def show_loss(entries: list[Entry]) -> Section:
         if curves
         else []
     )
-    words = "Points of strong scaling do the same steps on the same rows: there the losses must agree, or the speeds are not of the same work."
+    words = ("Points of strong scaling do the same steps on the same rows: there the losses must agree at equal steps, but for dropout, which "
+             "draws anew in each process, or the speeds are not of the same work. Points that ran for a time (--seconds) end at steps of "
+             "their own: there the last losses can't be compared.")  # fmt: skip
     return Section(
         "Loss", [*chart, Table(("point", "steps", "first loss", "last loss"), rows, "Loss, measured"), words], page=True
     )
@@ -187,7 +194,9 @@ def show_use(entries: list[Entry]) -> Section:
              spread(entry.take("padding_share"), share), spread(entry.take("others_use"), share)) for entry in entries]  # fmt: skip
     heads = ("point", "TFLOP/s per device", "TFLOP/s of plain matrix products", "share of that", "share of the data-sheet's peak", "device use",
              "padding", "taken by other programs")  # fmt: skip
-    words = ("Operations by formula: full fine-tuning 6N + A per token, LoRA 4N + 6n + A; recomputation and padding don't count. The plain matrix "
+    words = ("Operations by formula: full fine-tuning 6N + A per token, LoRA 4N + 6n + A; recomputation and padding don't count. "
+             "The output layer counts for every token, though only trained positions go through it: where few are trained and the "
+             "vocabulary is large, the real share is lower. The plain matrix "
              "products were measured with all devices at work. Device use is the share of time in which anything ran (on a GPU), or of the "
              "cores' time: a device can be in use and slow.")  # fmt: skip
     return Section("Utilisation", [Table(heads, rows, "Utilisation, measured"), words], page=True)
@@ -199,9 +208,11 @@ def show_cost(entries: list[Entry], price: float | None, currency: str) -> Secti
             "Cost",
             ["Give the price of a device for an hour, and the cost of a million tokens stands here: --price 2.5."],
         )
-    rows = [(entry.name, *(spread([count_cost(price, entry.result.point.devices, rate) for rate in entry.take(name)], lambda cost: f"{cost:.4g}")
+    rows = [(entry.name, *(spread([count_cost(price, count_paid(entry.result), rate) for rate in entry.take(name)], lambda cost: f"{cost:.4g}")
                            for name in ("tokens_per_second", "trained_tokens_per_second"))) for entry in entries]  # fmt: skip
     words = f"At {price:g} {currency} for a device and hour, while it trains: price × devices / 3600 / (tokens per second) × 10^6."
+    if not all(entry.result.machine.get("gpu") for entry in entries):
+        words += " Where no GPU computes, a device is a machine, however many processes share it."
     words += " What a device and a node were is said under Hardware and versions."
     heads = ("point", f"{currency} per million tokens", f"{currency} per million trained tokens")
     return Section("Cost", [Table(heads, rows, f"Cost at {price:g} {currency} per device and hour"), words])

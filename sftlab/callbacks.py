@@ -40,8 +40,10 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def receive(self, number, frame):
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.received is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # a launcher passes on what came here already
         self.received = signal.Signals(number)
         print(
             f"\n{self.received.name}: what is being done is finished and saved first; Ctrl-C again stops at once",
@@ -99,7 +101,7 @@ class Divergence(TrainerCallback):
         broken = [
             name
             for name, weight in model.named_parameters()
-            if weight.is_floating_point() and not weight.isfinite().all()
+            if weight.is_floating_point() and not getattr(weight, "ds_tensor", weight).isfinite().all()
         ]
         if broken and state.global_step == 0:
             return f"the base model's weights hold such values before the first step ({broken[0]}). Load it anew."

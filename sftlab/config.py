@@ -127,7 +127,10 @@ class TrainConfig(Options):
         "on a CPU, keep freed memory for the next step: faster, and up to twice as much; neither said: where it fits",
     )
     check_memory: bool = option(True, "refuse a run that is expected not to fit in this machine's free memory")
-    deepspeed: str | None = option(None, "share the run out with DeepSpeed: zero1, zero2, zero3, each also with -offload, or a configuration file (JSON)")
+    deepspeed: str | None = option(
+        None,
+        "share the run out with DeepSpeed: zero1, zero2, zero3, each also with -offload, or a configuration file (JSON)",
+    )
     logging_steps: int = option(10, "log the loss every so many steps", low=1)
     report_to: str = option("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
     save_steps: int = option(500, "write a checkpoint every so many steps", low=1)
@@ -282,7 +285,8 @@ class BenchmarkConfig(Options):
         choices=("strong", "weak", "both"),
     )  # fmt: skip
     global_batch: int | None = option(
-        None, "samples of a step in strong scaling; default: those of the most devices, at the batch of each that is given",
+        None, "samples of a step in strong scaling; default: those of the most devices, at the batch of each that is given; "
+        "to add more nodes to a grid later, give the one that it was measured with",
         low=1,
     )  # fmt: skip
     steps: int = option(30, "steps that are timed", low=1)
@@ -325,40 +329,57 @@ class LaunchConfig(Options):
     """How `sftlab launch` starts a training: on how many devices and nodes, and by what."""
 
     nodes: int = option(1, "machines in all", low=1)
-    gpus_per_node: int | None = option(None, "processes on each node, one per GPU; all GPUs of this one if not given", low=1)
+    gpus_per_node: int | None = option(
+        None, "processes on each node, one per GPU; all GPUs of this one if not given", low=1
+    )
     hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node; they are reached by ssh")
     slurm: bool = option(False, "write a batch file for Slurm's sbatch instead of starting")
     slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
     batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
     launcher: str = option(
-        "auto", "what starts the processes of a node; auto: deepspeed with --deepspeed, else torchrun",
-        choices=("auto", "torchrun", "deepspeed"),
+        "torchrun", "what starts the processes of a node; both do for --deepspeed", choices=("torchrun", "deepspeed")
     )  # fmt: skip
     node_rank: int | None = option(None, "without ssh, start on each node by hand: this one's number, from 0", low=0)
-    master_addr: str | None = option(None, "address of the first node, where all meet; the hostfile's first if not given")
+    master_addr: str | None = option(
+        None, "address of the first node, where all meet; the hostfile's first if not given"
+    )
     master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
     log_dir: str | None = option(None, "folder for each rank's output (default: OUTPUT_DIR-logs)")
-    check_nodes: bool = option(False, "with --hostfile, ask every node for its versions, GPUs and data first, and refuse differences")
+    check_nodes: bool = option(
+        False, "with --hostfile, ask every node for its versions, GPUs and data first, and refuse differences"
+    )
     dry_run: bool = option(False, "check, and print the commands, but start nothing")
 
     def check(self) -> None:
         if self.slurm and (self.node_rank is not None or self.hostfile):
             raise UserError("slurm: Slurm gives the nodes and their ranks; leave out --hostfile and --node-rank.")
+        if self.slurm and self.launcher != "torchrun":
+            raise UserError(
+                "launcher: the batch file starts torchrun, which does for --deepspeed, too; leave --launcher out."
+            )
         if self.node_rank is not None and self.node_rank >= self.nodes:
-            raise UserError(f"node_rank: {self.node_rank} of {self.nodes} nodes; they count from 0 to {self.nodes - 1}.")
+            raise UserError(
+                f"node_rank: {self.node_rank} of {self.nodes} nodes; they count from 0 to {self.nodes - 1}."
+            )
         if self.check_nodes and not self.hostfile:
-            raise UserError("check_nodes: nodes are asked by ssh, from a --hostfile; leave it out for this machine alone.")
+            raise UserError(
+                "check_nodes: nodes are asked by ssh, from a --hostfile; leave it out for this machine alone."
+            )
 
 
 @dataclass
 class ReportConfig(Options):
     """What `sftlab report` makes of folders with results."""
 
-    folders: list | None = option(None, "folders with results, the first against each other (default: results)", paths=True)
+    folders: list | None = option(
+        None, "folders with results, the first against each other (default: results)", paths=True
+    )
     output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
     markdown: bool = option(False, "make the Markdown form, too, beside the page")
-    price: float | None = option(None, "price of a device for an hour: the cost of a million tokens is told", low=0)
-    currency: str = option("USD", "the currency of --price")
+    price: float | None = option(
+        None, "price of a GPU for an hour, without GPUs of a machine: the cost of a million tokens is told", low=0
+    )
+    currency: str | None = option(None, "the currency of --price; USD if not given")
     modelled: bool = option(True, "fit the model of scaling, where the points allow, and show where it leads")
     network: str | None = option(None, "what `python -m sftlab.network_speed` measured, for the model of scaling")
     overwrite: bool = option(False, "replace a file at --output that is no report")
@@ -368,6 +389,10 @@ class ReportConfig(Options):
         places = [Path(folder).resolve() for folder in self.folders]
         if len(set(places)) < len(places):
             raise UserError("folders: one is named twice; comparing it with itself says nothing.")
+        if self.network and not self.modelled:
+            raise UserError("network: it is for the model of scaling, and --no-modelled leaves that out; choose one.")
+        if self.currency and self.price is None:
+            raise UserError("currency: it is that of a price; add --price.")
         if self.output and Path(self.output).suffix != ".html":
             raise UserError(f"output: {self.output} is no name of a page; write it like report.html.")
 

@@ -35,6 +35,10 @@ CONFLICTS = (
              "ZeRO-3 shares out pieces of every weight, and a quantised one is loaded whole on each GPU: nothing is saved",
              "take --deepspeed zero2, or leave out the quantisation",
              lambda c: (c.use_4bit or c.use_8bit) and zero.find_stage(c.deepspeed) == 3),
+    Conflict(("deepspeed with ZeRO-0",),
+             "it shares nothing out, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW counts, so that the first "
+             "steps are too short", "leave out --deepspeed, which is DDP, or take zero1",
+             lambda c: bool(c.deepspeed) and zero.find_stage(c.deepspeed) == 0),
     Conflict(("use_dora", "deepspeed with ZeRO-3"),
              "DoRA reads whole weights to know their lengths, and ZeRO-3 leaves each GPU a piece of them",
              "take --deepspeed zero2, or plain LoRA", lambda c: c.use_dora and zero.find_stage(c.deepspeed) == 3),

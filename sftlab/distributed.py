@@ -17,7 +17,11 @@ from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
 PATIENCE = datetime.timedelta(minutes=30)  # how long a process waits for the others, while one loads or saves
-LOST = r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|Timed out waiting|NCCL|Gloo.*(closed|refused|timed out)"
+# What torch says where another process is gone, and what we say of it.
+LOST = (r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|Timed out waiting|ncclRemoteError|remote process exited|"
+        r"Watchdog caught collective operation timeout|socketPoll")  # fmt: skip
+GONE = "another process of this run is gone"
+FOLLOWED = 3  # exit code of a process that ends because the first one did, which has said why
 _talk = None  # the group of all processes that objects are exchanged in; none with one process
 
 
@@ -60,9 +64,9 @@ def joined(config: TrainConfig):
             raise UserError(f"LOCAL_WORLD_SIZE: {world.local_size} processes on this node, which has {torch.cuda.device_count()} "
                             "GPUs; --num_gpus counts those of one node.")  # fmt: skip
         torch.cuda.set_device(world.local_rank)
-    if world.size == 1:  # started without a launcher
-        for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", find_port())):  # fmt: skip
-            os.environ.setdefault(name, str(value))
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_port()}
+    added = {name: str(value) for name, value in alone.items() if world.size == 1 and name not in os.environ}
+    os.environ.update(added)  # started without a launcher
     if config.deepspeed:
         meet_deepspeed("nccl" if gpu else "gloo", world)
     else:
@@ -76,12 +80,14 @@ def joined(config: TrainConfig):
     except RuntimeError as error:
         if world.size == 1 or not re.search(LOST, str(error)):
             raise
-        raise UserError(f"another process of this run is gone ({' '.join(str(error).split())[:160]}). What it wrote last says why; "
+        raise UserError(f"{GONE} ({' '.join(str(error).split())[:160]}). What it wrote last says why; "
                         "go on from the last checkpoint with --resume.") from error  # fmt: skip
     finally:
         _talk = None
         if not failed or world.size == 1:  # after a failure the others may never answer
             distributed.destroy_process_group()
+        for name in added:
+            del os.environ[name]
 
 
 def meet_deepspeed(backend: str, world: World) -> None:
@@ -136,7 +142,7 @@ def from_main(function, *arguments):
     if error is not None:
         raise error
     if answer[1]:
-        raise SystemExit(2)
+        raise SystemExit(FOLLOWED)
     return answer[0]
 
 

@@ -14,7 +14,7 @@ import time
 from sftlab import distributed
 
 # Dense bfloat16 peaks in FLOP/s from NVIDIA's data-sheets (without sparsity).
-PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def count_matrix(model) -> tuple[int, int]:

@@ -6,16 +6,12 @@ does is printed as commands that do the same by hand.
     sftlab launch --nodes 2 --gpus-per-node 8 --hostfile hostfile train --deepspeed zero2 --model-name …
 """
 
-import contextlib
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-from sftlab import distributed, files, hostfile, node_check, rank_logs, run_folder, slurm, zero
+from sftlab import distributed, files, hostfile, node_check, rank_logs, run_folder, run_nodes, slurm, zero
 from sftlab.config import LaunchConfig, TrainConfig
 from sftlab.options import UserError
 
@@ -62,7 +58,13 @@ def build_command(config: LaunchConfig, train_flags: list[str], rank: int | str,
     folder, port = Path(sys.executable).parent, str(config.master_port)
     module = ["sftlab.train", *train_flags]
     if config.launcher == "deepspeed":
-        command = [str(folder / "deepspeed"), "--num_gpus", str(config.gpus_per_node), "--master_port", port]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # which deepspeed heeds on one node alone, and in this form
+        gpus = (
+            ["--include", f"localhost:{visible}"]
+            if visible and config.nodes == 1
+            else ["--num_gpus", str(config.gpus_per_node)]
+        )
+        command = [str(folder / "deepspeed"), *gpus, "--master_port", port]
         if config.nodes > 1:
             command += ["--hostfile", config.hostfile, "--num_nodes", str(config.nodes), "--no_ssh", "--node_rank", str(rank),
                         "--master_addr", address]  # fmt: skip
@@ -81,6 +83,14 @@ def build_command(config: LaunchConfig, train_flags: list[str], rank: int | str,
         port,
     ]
     return [*command, "-m", *module]
+
+
+def check_log_dir(config: LaunchConfig, train: TrainConfig) -> None:
+    """Raises UserError for logs inside the run folder, which must be empty or is deleted when a run starts."""
+    if config.log_dir and Path(config.log_dir).resolve().is_relative_to(Path(train.output_dir).resolve()):
+        raise UserError(
+            f"log_dir: {config.log_dir} lies in --output-dir, which the run itself makes; name another folder."
+        )
 
 
 def check_address(address: str) -> None:
@@ -109,14 +119,18 @@ def check_port(port: int) -> None:
 
 def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
     """Check, say, and start a run; return its exit code. Raises UserError for what the user can mend."""
+    if config.slurm and not config.gpus_per_node:
+        raise UserError(
+            "gpus_per_node: with --slurm say how many GPUs a node of the cluster has; this machine may be another kind."
+        )
     config.gpus_per_node = config.gpus_per_node or count_gpus()
-    if config.launcher == "auto":
-        config.launcher = "deepspeed" if train.deepspeed and not config.slurm else "torchrun"
+    check_log_dir(config, train)
     log_dir = Path(config.log_dir or f"{train.output_dir.rstrip('/')}-logs")
     hosts = find_hosts(config)
     if config.node_rank in (None, 0):  # later nodes may find that the first one has begun
         run_folder.claim_folder(train, config.nodes * config.gpus_per_node)
-        if not config.slurm and node_check.is_here(hosts[0]):
+        meets = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
+        if meets and not config.slurm and not config.dry_run and node_check.is_here(hosts[0]):
             check_port(config.master_port)
     print(check_batch(train, config.nodes * config.gpus_per_node))
     if train.deepspeed:
@@ -130,7 +144,9 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
         for host in hosts:
             node_check.reach(host)
         if config.check_nodes and (
-            differences := node_check.compare_nodes(hosts, config.gpus_per_node, train.dataset_path)
+            differences := node_check.compare_nodes(
+                hosts, config.gpus_per_node, train.dataset_path, choose_environment(config, log_dir)
+            )
         ):
             raise UserError("check_nodes: the nodes are not alike. " + "; ".join(differences) + ".")
     environment = choose_environment(config, log_dir)
@@ -151,13 +167,22 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
     print(" ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()), "\\")
     print("\n".join(shlex.join(command) for command in commands), flush=True)
     each = config.gpus_per_node
-    return 0 if config.dry_run else run(dict(zip(own, commands, strict=True)), each, log_dir, environment)
+    if config.dry_run:
+        return 0
+    return run_nodes.run(
+        {node: (hosts[node], command) for node, command in zip(own, commands, strict=True)}, each, log_dir, environment
+    )
 
 
 def find_hosts(config: LaunchConfig) -> list[str]:
     """The host of each node. Started by hand or by Slurm, a node is this machine, and the first one is at --master-addr."""
     if config.hostfile:
-        return hostfile.choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
+        hosts = hostfile.choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
+        far = [host for host in hosts if not node_check.is_here(host)]
+        if far and hosts[0] in ("localhost", "127.0.0.1") and not config.master_addr:
+            raise UserError(f"hostfile: {far[0]} can't meet the others at {hosts[0]}, which is itself to it. Write this machine's name or address in "
+                            f"{config.hostfile}, or give --master-addr.")  # fmt: skip
+        return hosts
     if config.nodes > 1 and not config.slurm and (config.node_rank is None or not config.master_addr):
         raise UserError(f"nodes: {config.nodes} need a --hostfile, or --slurm, or, started on each by hand, --node-rank 0 … "
                         f"{config.nodes - 1} and --master-addr of the first.")  # fmt: skip
@@ -170,19 +195,15 @@ def choose_environment(config: LaunchConfig, log_dir: Path) -> dict:
         name: value for name, value in sorted(os.environ.items()) if name in PASSED_ON or name.startswith(PREFIXES)
     }
     threads = max(1, (os.cpu_count() or 1) // config.gpus_per_node)
+    own = Path(sys.executable).parent  # where what DeepSpeed compiles with is, activated or not
+    path = os.environ.get("PATH", "")
+    found["PATH"] = path if str(own) in path.split(os.pathsep) else f"{own}{os.pathsep}{path}"
     return {"OMP_NUM_THREADS": str(threads)} | found | {rank_logs.VARIABLE: str(log_dir.absolute())}
 
 
 def write_batch_file(config: LaunchConfig, train_flags: list[str], log_dir: Path, environment: dict) -> int:
-    command = build_command(config, train_flags, "$SLURM_NODEID", "$MASTER_ADDR")
-    text = slurm.write_script(
-        command,
-        config.nodes,
-        config.gpus_per_node,
-        (config.slurm_options or "").split(","),
-        log_dir.absolute(),
-        environment,
-    )
+    command = build_command(config, train_flags, slurm.NODE, slurm.FIRST)
+    text = slurm.write_script(command, config, log_dir.absolute(), environment)
     if config.dry_run:
         print(text, end="")
         return 0
@@ -193,81 +214,3 @@ def write_batch_file(config: LaunchConfig, train_flags: list[str], log_dir: Path
     files.write_text(path, text)
     print(f"wrote {path}; start it with `sbatch {path}`, and follow {log_dir}/rank-0.log")
     return 0
-
-
-def run(commands: dict[int, list[str]], each: int, log_dir: Path, environment: dict) -> int:
-    """Start each node's command, show what its first rank writes, and wait; when one fails, end the others and say who began.
-
-    commands: by the node's rank; each: processes of a node. Return 0, or the exit code of the process that failed first.
-    """
-    log_dir.mkdir(parents=True, exist_ok=True)
-    ranks = [node * each + rank for node in commands for rank in range(each)]
-    rank_logs.forget(log_dir, ranks)
-    outputs = [(log_dir / f"launcher-{node}.log").open("wb") for node in commands]
-    # a session of its own, so that Ctrl-C comes to the launchers once, from here
-    started = [subprocess.Popen(command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                start_new_session=True) for command, output in zip(commands.values(), outputs, strict=True)]  # fmt: skip
-    killed, shown, asked = [], 0, []
-
-    def end_all(number=None, frame=None):
-        asked.append(number)
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)  # the launchers pass it on, and the processes save a checkpoint
-
-    before = {number: signal.signal(number, end_all) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while True:
-            codes = [process.poll() for process in started]
-            killed = killed or rank_logs.find_killed(log_dir)
-            shown = show_more(log_dir / f"rank-{ranks[0]}.log", shown)
-            failed = next((code for code in codes if code), None)
-            if failed is not None and not asked:
-                end_all()
-            if None not in codes:
-                break
-            time.sleep(0.2)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for output in outputs:
-            output.close()
-    show_more(log_dir / f"rank-{ranks[0]}.log", shown)
-    return tell_end(log_dir, codes, killed, any(asked))
-
-
-def show_more(log: Path, shown: int) -> int:
-    """Copy to the screen what a log has grown by since `shown` bytes; return how many it has now."""
-    if not log.is_file():
-        return shown
-    with log.open("rb") as file:
-        file.seek(shown)
-        text = file.read()
-    sys.stdout.write(text.decode("utf-8", "replace"))
-    sys.stdout.flush()
-    return shown + len(text)
-
-
-def tell_end(log_dir: Path, codes: list[int], killed: list[int], asked: bool) -> int:
-    """Say how a run ended, and return its exit code. killed: ranks that were found dead; asked: whether it was told to end."""
-    if not any(codes):
-        print(f"all processes have ended well; their logs: {log_dir}")
-        return 0
-    failed = rank_logs.find_failed(log_dir)
-    if killed:
-        failed = killed[0], rank_logs.KILLED, "was killed from outside, most often for want of memory"
-    if failed is None and asked:
-        print(f"sftlab: stopped; go on with --resume. Logs: {log_dir}", file=sys.stderr)
-        return 130
-    if failed is None:
-        lines, who, code = [], "a launcher failed before the processes began", 1
-        for path in sorted(log_dir.glob("launcher-*.log")):
-            lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-rank_logs.LAST_LINES :]
-    else:
-        rank, code, how = failed
-        host = next((about["host"] for about in rank_logs.read_ranks(log_dir) if about["rank"] == rank), "?")
-        lines, who = rank_logs.read_last(log_dir, rank), f"rank {rank} on {host} {how}"
-    last = f"Its last lines ({log_dir}):" if lines else f"It wrote nothing; the other logs: {log_dir}"
-    print(f"\nsftlab: {who}; the others were ended. {last}", file=sys.stderr)
-    print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
-    return code

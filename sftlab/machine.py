@@ -111,6 +111,7 @@ def reset_peak() -> None:
     gc.collect()
 
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
         library = ctypes.CDLL(None)

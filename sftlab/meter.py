@@ -120,8 +120,11 @@ class Meter(TrainerCallback):
 
     def watch(self) -> None:
         with contextlib.suppress(ImportError, RuntimeError):  # without NVML the use stays unknown
-            while not self.done.wait(EVERY):
-                self.uses.append(torch.cuda.utilization() / 100)
+            import pynvml
+
+            with contextlib.suppress(pynvml.NVMLError):
+                while not self.done.wait(EVERY):
+                    self.uses.append(torch.cuda.utilization() / 100)
 
     def read(self) -> dict:
         """What this process saw in the timed steps, in plain numbers."""

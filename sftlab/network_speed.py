@@ -72,7 +72,16 @@ def read_network(path: Path) -> Network:
         raise UserError(
             f"{path}: not written by sftlab.network_speed. Make it: torchrun --nproc-per-node 2 -m sftlab.network_speed {path}."
         )
-    link = fit_link(content["measured"], content["devices"], content["nodes"])
+    try:
+        link = fit_link(
+            [[int(size), float(seconds)] for size, seconds in content["measured"]],
+            int(content["devices"]),
+            int(content["nodes"]),
+        )
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: a value is missing or wrong ({type(error).__name__}: {error}). Make it anew: torchrun --nproc-per-node 2 -m sftlab.network_speed {path}."
+        ) from error
     return Network(link, link)
 
 

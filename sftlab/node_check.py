@@ -53,9 +53,9 @@ def describe_node(dataset_path: str) -> dict:
     }
 
 
-def ask_node(host: str, dataset_path: str) -> dict:
+def ask_node(host: str, dataset_path: str, environment: dict) -> dict:
     """What `describe_node` says on another host. Raises UserError where it can't be asked."""
-    command = wrap(host, [sys.executable, "-m", "sftlab.node_check", dataset_path], {})
+    command = wrap(host, [sys.executable, "-m", "sftlab.node_check", dataset_path], environment)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
@@ -87,15 +87,19 @@ def reach(host: str) -> None:
                         "node by hand with --node-rank.")  # fmt: skip
 
 
-def compare_nodes(hosts: list[str], gpus_per_node: int, dataset_path: str) -> list[str]:
-    """A line for each difference to this machine, or thing that is missing there, host by host; empty where all is alike."""
+def compare_nodes(hosts: list[str], gpus_per_node: int, dataset_path: str, environment: dict) -> list[str]:
+    """A line for each difference to this machine, or thing that is missing there, host by host; empty where all is alike.
+
+    environment: the variables that the run will have.
+    """
     here, lines = describe_node(dataset_path)["versions"], []
-    for host in hosts:
-        there = ask_node(host, dataset_path)
+    nodes = {host: ask_node(host, dataset_path, environment) for host in hosts}
+    on_gpus = any(there["gpus"] for there in nodes.values())
+    for host, there in nodes.items():
         for name, own in here.items():
             if there["versions"].get(name) != own:
                 lines.append(f"{host}: {name} {there['versions'].get(name)}, and {own} here")
-        if there["gpus"] and there["gpus"] < gpus_per_node:
+        if on_gpus and there["gpus"] < gpus_per_node:
             lines.append(f"{host}: {there['gpus']} GPUs, and {gpus_per_node} are asked for")
         if not there["dataset"]:
             lines.append(f"{host}: no folder {dataset_path}; the data must be on each node, best on a shared disk")

@@ -17,6 +17,7 @@ from pathlib import Path
 from sftlab import files
 
 SCHEMA = 1
+DISTURBED = 0.1  # share of the machine that other programs may take before it is said
 SCALINGS = ("strong", "weak")
 
 
@@ -50,7 +51,8 @@ class Run:
 
     Tokens are those of the samples, without padding. `step_seconds`: median, p10, p90, steps, warmup (steps left out) and
     `all`, the timed steps one by one. `memory`: for each rank expected_bytes (None: not estimated) and taken_bytes beside
-    the libraries, and whether freed memory was kept. FLOPs by formula (`flops.count_step`).
+    the libraries, and whether freed memory was kept. FLOPs by formula (`flops.count_step`), which counts the output layer
+    for every token, though only trained positions go through it here: rates and utilisations are too high by its share.
     """
 
     tokens: int
@@ -139,6 +141,8 @@ def check_run(run: Run, place: str) -> None:
     for name in ("median", "p10", "p90", "steps", "warmup"):
         if not fits(steps.get(name), float):
             raise ValueError(f"{place}.step_seconds.{name} is missing or no number")
+    if not steps["p10"] <= steps["median"] <= steps["p90"]:
+        raise ValueError(f"{place}.step_seconds: p10, median and p90 are not in order")
     if abs(run.tokens / run.window_seconds / run.tokens_per_second - 1) > 0.01:
         raise ValueError(f"{place}: tokens / window_seconds is not tokens_per_second")
 

@@ -130,6 +130,21 @@ def load_end(trainer, checkpoint: Path) -> None:
         trainer._load_best_model()
 
 
+def copy_end(trainer, checkpoint: Path, folder: Path) -> None:
+    """`load_end` and `save` with DeepSpeed, whose engine doesn't exist before the first step: the checkpoint has the model whole."""
+    from transformers import TrainerState
+
+    trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.LAST_FILE))
+    best = trainer.state.best_model_checkpoint
+    source = Path(best) if trainer.args.load_best_model_at_end and best else checkpoint
+    of_training = ("optimizer", "scheduler", "rng_state", "meters", "trainer_state", "latest", "zero_to_fp32")
+    for path in source.iterdir():
+        if path.is_file() and not path.name.startswith(of_training):
+            shutil.copy2(path, folder / path.name)
+    trainer.save_state()
+    check_saved(trainer, folder)
+
+
 def check_moved(weights) -> None:
     """Raises UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it.
 

@@ -25,7 +25,7 @@ LIKE = 1e5  # condition number beyond which two unknowns move the points in the 
 @dataclass(frozen=True)
 class Fit:
     """A model with its evidence. values: the unknowns, in seconds; errors: for each measured point, how far the model
-    fitted to the others alone is off, as modelled over measured seconds, less 1; folds: the unknowns of those fits.
+    fitted without it and its twins (the same devices and rows, measured in another grid) is off, as modelled over measured seconds, less 1; folds: the unknowns of those fits.
     """
 
     job: Job
@@ -69,20 +69,29 @@ def fit(speeds: list[Speed], job: Job, network: Network | None = None) -> Fit:
     works = [speed.tokens / speed.units for speed in speeds]
     rows = [list_terms(speed, job, network) for speed in speeds]
     names = [name for name in rows[0] if name != "fixed" and any(row[name] for row in rows)] if rows else []
-    if len(speeds) <= len(names):
-        raise UserError(f"{len(speeds)} measured points can't settle {len(names)} unknowns ({', '.join(names)}) and show how wrong "
+    count = len(set(map(tell_work, speeds)))
+    if count <= len(names):
+        raise UserError(f"{count} measured points can't settle {len(names)} unknowns ({', '.join(names)}) and show how wrong "
                         f"the model is: it takes {len(names) + 1}; measure more numbers of devices, or batch sizes.")  # fmt: skip
     plain = fit_terms(speeds, names, job, network)
-    if len(speeds) > len(names) + 1 and max(works) / min(works) > SAME_WORK:
+    if count > len(names) + 1 and max(works) / min(works) > SAME_WORK:
         with contextlib.suppress(UserError):  # in strong scaling alone, fixed seconds look like seconds of bytes
             return min(plain, fit_terms(speeds, ["fixed", *names], job, network), key=lambda fit: fit.error)
     return plain
 
 
+def tell_work(speed: Speed) -> tuple[int, ...]:
+    """What twins have in common: the same work on the same devices, measured in more than one grid. They count once."""
+    return speed.devices, speed.nodes, speed.rows, speed.micro_batches
+
+
 def fit_terms(speeds: tuple[Speed, ...], names: list[str], job: Job, network: Network | None) -> Fit:
     """`fit`, of these unknowns."""
     values = solve(speeds, names, job, network)
-    folds = tuple(solve(speeds[:left] + speeds[left + 1 :], names, job, network) for left in range(len(speeds)))
+    folds = tuple(
+        solve([speed for speed in speeds if tell_work(speed) != tell_work(left)], names, job, network)
+        for left in speeds
+    )
     errors = tuple(
         predict(fold, speed, job, network) / speed.seconds - 1 for fold, speed in zip(folds, speeds, strict=True)
     )

@@ -1,6 +1,6 @@
 """The scaling in a benchmark's results: what was measured, and where the model says that it goes, apart from each other.
 
-python -c "from sftlab import results, scaling_series as s; print(*s.describe(s.list_series(results.read_results('results')[0])), sep='\\n')"
+python -c "from sftlab import results, scaling_series as s; print(*s.list_series(results.read_results('results')[0]), sep='\\n')"
 """
 
 import dataclasses
@@ -43,12 +43,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Extension:
-    """Where the model says that a series goes: modelled speeds and gains. `why` says why there are none, where there aren't."""
+    """Where the model says that a series goes: modelled speeds and gains. `why` says why there are none, where there aren't.
+
+    dropped: what is not among them, and why; empty where nothing is.
+    """
 
     fit: Fit | None
     speeds: tuple[Speed, ...]
     gains: tuple[Gain, ...]
     why: str = ""
+    dropped: str = ""
 
 
 def read_speed(result: Result) -> Speed:
@@ -69,15 +73,21 @@ def count_cores(result: Result) -> int:
 
 
 def list_series(found: list[Result]) -> list[Series]:
-    """The results as series, of those that have the same model, rows, scaling, options, machine and versions."""
+    """The results as series, of those that have the same model, rows, batch, precision, options, machine and versions.
+
+    The batch of a strong series is that of a step, of a weak one that of a device.
+    """
     groups = {}
     for result in found:
         options = {name: value for name, value in result.config.items() if name not in VARIES}
         machine = {name: result.machine.get(name) for name in ("cpu", "gpu")}
         same = json.dumps([options, machine, result.versions], sort_keys=True, default=str)
-        groups.setdefault((result.point.model, result.point.samples, result.point.scaling, same), []).append(result)
+        point = result.point
+        batch = point.global_batch if point.scaling == "strong" else point.per_device_batch * point.accumulation
+        work = result.data.get("fingerprint"), str(result.choices.get("precision")).split(":")[0], batch
+        groups.setdefault((point.model, point.samples, point.scaling, same, work), []).append(result)
     out = []
-    for (model, samples, scaling, same), group in groups.items():
+    for (model, samples, scaling, same, _), group in groups.items():
         group.sort(key=lambda result: result.point.devices)
         out.append(
             Series(model, samples, scaling, tuple(group), tuple(map(read_speed, group)), find_notes(group), same)
@@ -144,27 +154,17 @@ def extend(series: Series, among: list[Series] = (), network: Network | None = N
         speeds = scaling_model.project(fit, base, counts, per_node, series.scaling)
     except UserError as error:
         return Extension(None, (), (), str(error))
-    return Extension(fit, tuple(speeds), tuple(compare(base, speed) for speed in speeds))
+    dropped = find_dropped(counts, base.rows) if series.scaling == "strong" else ""
+    return Extension(fit, tuple(speeds), tuple(compare(base, speed) for speed in speeds), dropped=dropped)
 
 
-def describe(found: list[Series], network: Network | None = None) -> list[str]:
-    """All series as lines: measured, and below, apart, what the model says or why it says nothing."""
-    lines = []
-    for series in found:
-        lines.append(f"{series.model}, {series.samples} rows, {series.scaling} scaling")
-        lines += [f"  {'':10}{'devices':>8}{'tokens/s':>12}{'speed-up':>26}{'efficiency':>28}"]
-        rest = extend(series, found, network)
-        for speed, gain in [*zip(series.speeds, series.gains, strict=True), *zip(rest.speeds, rest.gains, strict=True)]:
-            efficiency = [None if part is None else 100 * part for part in gain.efficiency]
-            lines.append(f"  {gain.kind:10}{speed.devices:>8}{speed.rate:>12,.0f}{say(gain.speedup, gain.low, gain.high):>26}"
-                         f"{say(*efficiency, ' %'):>28}")  # fmt: skip
-        if rest.speeds:
-            lines.append(f"  model: {', '.join(f'{name} {value:.3g}' for name, value in rest.fit.values.items())}; "
-                         f"off by up to {rest.fit.error:.1%} on points left out of the fit")  # fmt: skip
-        else:
-            lines.append(f"  no model: {rest.why}")
-        lines += [f"  note: {note}" for note in series.notes]
-    return lines
+def find_dropped(counts: list[int], rows: int) -> str:
+    """The numbers of devices over which a strong step's rows can't be shared out, and what to do; empty where there are none."""
+    left = [str(count) for count in counts if rows % count]
+    if not left:
+        return ""
+    return (f"{', '.join(left)}: a step of {rows} rows can't be shared out over so many; measure with --scaling both, "
+            "or a larger --global-batch")  # fmt: skip
 
 
 def say(value: float, low: float | None, high: float | None, unit: str = "") -> str:

@@ -202,9 +202,10 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
     try:
         with StopOnSignal() as stop, run_memory.advising(config, trainer.expected["memory"]):
             trainer.add_callback(stop)
-            if checkpoint and run_folder.is_at_end(checkpoint, config):
+            ended = checkpoint and run_folder.is_at_end(checkpoint, config)
+            if ended and not config.deepspeed:
                 run_folder.load_end(trainer, checkpoint)
-            else:
+            elif not ended:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             status = {"status": "completed"}
             if stop.received and trainer.state.global_step < trainer.state.max_steps:
@@ -216,7 +217,10 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
                 )
                 if not checkpoint:
                     about["time"] = run_time.measure(trainer.expected["time"], started, trainer.state.global_step)
-                run_folder.save(trainer, folder)
+                if ended and config.deepspeed:
+                    distributed.from_main(run_folder.copy_end, trainer, checkpoint, folder)
+                else:
+                    run_folder.save(trainer, folder)
             return distributed.from_main(run_folder.write_result, folder, status | about, trainer, started)
     except BaseException as error:
         words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
@@ -226,7 +230,9 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
             not isinstance(error, SystemExit) and not (folder / "result.json").exists()
         ):  # the first process that fails says why
             with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
-                run_folder.write_result(folder, status | {"rank": world.rank} | about, trainer, started)
+                run_folder.write_result(
+                    folder, status | ({"rank": world.rank} if world.size > 1 else {}) | about, trainer, started
+                )
         raise
 
 

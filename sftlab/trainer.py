@@ -27,7 +27,7 @@ class LabTrainer(SFTTrainer):
 
     def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lengths = lengths
+        self.lengths, self.problem = lengths, None
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
         pieces = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
@@ -80,11 +80,10 @@ class LabTrainer(SFTTrainer):
             if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # whose step is over by now
                 norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
                 self.divergence.check_gradient(norm, self.args, self.state)
-            problem = None
         except UserError as error:
-            problem = error
+            self.problem = self.problem or error  # told to the others when all have come to the end of the step
         if self.accelerator.sync_gradients or self.accelerator.num_processes == 1:
-            distributed.raise_together(problem)
+            distributed.raise_together(self.problem)
 
     def _get_train_sampler(self, train_dataset=None):
         if self.lengths is None:
@@ -99,7 +98,7 @@ class LabTrainer(SFTTrainer):
     def _save_checkpoint(self, model, trial):
         folder, step = Path(self.args.output_dir), self.state.global_step
         checkpoint = folder / f"checkpoint-{step}"
-        whole = checkpoints.is_whole(checkpoint)
+        whole = distributed.from_main(checkpoints.is_whole, checkpoint)  # a shared disk may show it to others later
         if self.args.should_save and not whole:
             shutil.rmtree(checkpoint, ignore_errors=True)  # what a killed run left of it
         self.accelerator.wait_for_everyone()

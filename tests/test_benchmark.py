@@ -200,6 +200,85 @@ def test_a_failed_point_keeps_its_error_and_the_others_go_on(grid, tmp_path):
     assert grid(repeats=2) == (0, ["2", "2"]) and not failed.exists()
 
 
+def test_old_points_stay_until_they_are_measured_anew(grid, tmp_path, capsys):
+    grid(repeats=1)
+    old = {path.stem: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}
+    with pytest.raises(KeyboardInterrupt):
+        grid({2: KeyboardInterrupt()}, rate=1e-2, repeats=1, overwrite=True)
+    assert "the same command without --overwrite goes on" in capsys.readouterr().out
+    [kept] = (tmp_path / "out").glob("*.replaced")
+    assert kept.stem.endswith("_2x1_strong") and kept.read_bytes() == old[kept.stem] and read_counts(tmp_path) == [1]
+    assert grid(rate=1e-2, repeats=1) == (0, ["2"]) and not kept.exists() and read_counts(tmp_path) == [1, 1]
+
+
+def test_where_only_the_global_batch_differs_the_one_of_the_file_is_named(grid, tmp_path):
+    grid(repeats=1)  # of two devices with two rows each: 4
+    with pytest.raises(UserError, match=r"with a global batch of 4, and now it is 8. Add --global-batch 4 to go on"):
+        grid(repeats=1, global_batch=8)
+    with pytest.raises(UserError, match="was measured otherwise .*learning_rate 0.001 -> 0.01"):
+        grid(repeats=1, global_batch=8, rate=1e-2)
+    assert grid(repeats=1, global_batch=4) == (0, [])
+
+
+def test_a_share_of_steps_is_refused_where_their_number_is_not_known():
+    timed = BenchmarkConfig(sizes=[1000], seconds=5.0)
+    with pytest.raises(UserError, match="warmup_steps: 0.1 is a share"):
+        benchmark_plan.list_points(timed, TrainConfig(warmup_steps=0.1))
+    assert benchmark_plan.list_points(timed, TrainConfig(warmup_steps=3))
+    assert benchmark_plan.list_points(replace(timed, seconds=None), TrainConfig(warmup_steps=0.1))
+
+
+def test_hosts_are_started_by_torchrun_whatever_the_head_node_has(tmp_path):
+    """One process on a host of eight GPUs must see that it is one of a group, or it would take all eight."""
+    hosts = tmp_path / "hostfile"
+    hosts.write_text("far slots=8\nother slots=8\n")
+    point = Point(TINY, 40, 1, 1, "weak", 4, 4, 1)
+
+    def build(**options):
+        bench = BenchmarkConfig(nodes=["1"], sizes=["40"], **options)
+        grid = benchmark_point.Grid(bench, TrainConfig(model_name=TINY), {}, 0)
+        return benchmark_point.build_commands(grid, point, tmp_path / "plan", tmp_path / "out", {"A": "1"})
+
+    [command] = build(hostfile=str(hosts))
+    assert command[0] == "ssh" and "torchrun --nproc-per-node 1" in command[-1] and "DS_ACCELERATOR" not in command[-1]
+    assert build()[0][:2] == [sys.executable, "-m"]
+
+
+def test_a_run_is_counted_up_from_its_ranks_by_hand(monkeypatch):
+    """Two ranks of one machine with 4 cores, 5 timed steps of a window of 10 s and 8 s."""
+    monkeypatch.setattr(throughput.hardware, "count_cores", lambda: 4)
+    monkeypatch.setattr(throughput.os, "cpu_count", lambda: 8)
+    shared = {"device": {"gpu": None}, "gpu_use": None, "memory": {"kept": False}, "busy": 26.0}
+    parts = [shared | {"window": 10.0, "used": 12.0, "seconds": [1.0, 2.0, 3.0, 4.0, 10.0], "lengths": [30, 50], "trained": 20,
+                       "positions": 100, "losses": [3.0, 1.0], "rate": 100.0, "peak": 7},
+             shared | {"window": 8.0, "used": 6.0, "busy": 99.0, "seconds": [9.0] * 5, "lengths": [40, 20, 10], "trained": 30, "positions": 100,
+                       "losses": [2.0, 2.0], "rate": 300.0, "peak": 9}]  # fmt: skip
+    point = Point(TINY, 40, 1, 2, "weak", 4, 2, 1)
+    plan = {"untimed": 1, "bf16": True, "local_size": 2, "started": time.time() - 60}
+    start = throughput.datetime(
+        2026, 1, 2, tzinfo=throughput.datetime.fromisoformat("2026-01-02T00:00:00+00:00").tzinfo
+    )
+    run = throughput.summarise(parts, point, 2000.0, start, plan)
+    assert 60 <= run.pop("seconds") < 70
+    assert run == {
+        "tokens": 150, "trained_tokens": 50, "samples": 5, "window_seconds": 10.0, "tokens_per_second": 15.0, "trained_tokens_per_second": 5.0,
+        "samples_per_second": 0.5, "tokens_per_second_per_device": 7.5, "padding_share": pytest.approx(50 / 200),
+        "step_seconds": {"median": 3.0, "p10": pytest.approx(1.4), "p90": pytest.approx(7.6), "steps": 5, "warmup": 1,
+                         "all": [1.0, 2.0, 3.0, 4.0, 10.0]},
+        "peak_bytes": [7, 9], "memory": [{"kept": False}] * 2, "flops_per_second_per_device": 2000 / 10 / 2, "matrix_rate": 200.0,
+        "utilisation": None, "utilisation_measured": 100 / 200, "device_use": 18 / 10 / 4, "losses": [2.5, 1.5], "first_loss": 2.5,
+        "last_loss": 1.5, "others_use": pytest.approx((26 - 18) / 10 / 8), "started": "2026-01-02T00:00:00+00:00",
+    }  # fmt: skip
+    gpus = [
+        part | {"device": {"gpu": "NVIDIA H100 PCIe"}, "gpu_use": use}
+        for part, use in zip(parts, (0.5, 0.9), strict=True)
+    ]
+    run = throughput.summarise(gpus, point, 2000.0, start, plan | {"local_size": 1})
+    assert run["device_use"] == pytest.approx(0.7) and run["utilisation"] == pytest.approx(100 / 756e12)
+    assert run["others_use"] == pytest.approx((26 - 12) / 10 / 8)  # only the first rank is on this machine
+    assert throughput.summarise(gpus, point, 2000.0, start, plan | {"bf16": False})["utilisation"] is None
+
+
 def test_what_was_measured_otherwise_is_never_mixed(grid, tmp_path):
     grid(repeats=1)
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}

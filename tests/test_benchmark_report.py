@@ -83,9 +83,9 @@ def test_the_tables_hold_the_numbers_of_the_files(tmp_path):
     assert cells(markdown, "Loss, measured", point) == ["35", "3.0000 (3.0000 to 3.0000)", "2.6600 (2.6600 to 2.6600)"]
     assert [cell.split(" (")[0] for cell in cells(markdown, "Utilisation, measured", point)] == [
         "2.5", "10", "25.0 %", "not known", "90.0 %", "12.5 %", "1.0 %"]  # fmt: skip
-    # 2 devices at 2.50 an hour for a million tokens at 1800 a second: 2 * 2.5 / 3600 * 1e6 / 1800
+    # One machine, whose two processes share its price of 2.50 an hour: 2.5 / 3600 * 1e6 / 1800 for a million tokens.
     assert (
-        cells(markdown, "Cost at 2.5 円 per device and hour", point)[0] == "0.7716 (0.731 to 0.817)"
+        cells(markdown, "Cost at 2.5 円 per device and hour", point)[0] == "0.3858 (0.3655 to 0.4085)"
         and "円 per million tokens" in markdown
     )
     # The rounds' ratios are 1.9, 1.782 and 1.717; their geometric mean over the ideal of 2 devices.
@@ -93,7 +93,8 @@ def test_the_tables_hold_the_numbers_of_the_files(tmp_path):
     assert "| 2 | 1,800 | 1.8 (" in row and "| 89.9 % (" in row
     for number in (
         "1,800 (1,700 to 1,900)",
-        "0.7716 (0.731 to 0.817)",
+        "0.3858 (0.3655 to 0.4085)",
+        "a device is a machine, however many processes share it",
         "Some CPU",
         "2.13.0",
         "a process of one machine",
@@ -104,16 +105,21 @@ def test_the_tables_hold_the_numbers_of_the_files(tmp_path):
 
 def test_the_cost_of_a_million_tokens():
     assert benchmark_tables.count_cost(3.6, 10, 1000) == pytest.approx(10.0)  # 1000 s of 10 devices at 0.001 each
+    paid = [benchmark_tables.count_paid(make_result(4, machine=MACHINE | own))
+            for own in ({}, {"machines": 2}, {"machines": None}, {"gpu": "a GPU", "gpus": 4})]  # fmt: skip
+    assert paid == [1, 2, 1, 4]
 
 
 def test_modelled_points_stand_apart_and_are_called_so(tmp_path):
     grid = [make_result(devices, (rate, 1.01 * rate, 0.99 * rate), scaling=scaling)
             for scaling in ("weak", "strong") for devices, rate in ((1, 1000.0), (2, 1900.0), (4, 3500.0), (8, 6400.0))]  # fmt: skip
     page, markdown = write(tmp_path, *grid)
-    measured, modelled = re.findall(
+    measured, modelled, others = re.findall(
         r"<table>.*?</table>", page.split("<h2>Scaling</h2>")[1].split("</section>")[0], re.S
     )
     assert "Scaling, measured" in measured and "MODELLED" in modelled and "512" in modelled and ">512<" not in measured
+    assert "MODELLED" in others and "Llama 3 70B, LoRA" in others and "90.2 %" in others
+    assert "strong: not projected: 64, 512: a step of 32 rows" in page
     assert measured.count("<tr>") == 1 + 8 and '<div class="wide modelled"' in page
     assert "off by up to" in page and "weak, modelled" in page  # the model's error, and the legend of the chart
     alone = write(tmp_path / "one", make_result())[0]
@@ -200,6 +206,39 @@ def test_the_ratio_of_two_folders_and_its_interval(tmp_path):
     assert (low, high) == pytest.approx((2 * 2.718281828**-half, 2 * 2.718281828**half), rel=1e-4)
     assert benchmark_compare.compare_rates([100.0], [50.0, 50.0]) == (pytest.approx(0.5), None, None)
     assert benchmark_compare.compare_rates([100.0] * 2, [50.0] * 2) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_what_the_trainer_chose_is_compared_without_its_reasons():
+    def choose(**choices):
+        return make_result(
+            choices={"precision": "float32: measured 1.2", "attention": "sdpa: why", "memory": "kept: why"} | choices
+        )
+
+    def compare(**choices):
+        return benchmark_compare.list_differences(benchmark_compare.match([choose()], [choose(**choices)])[0])
+
+    assert compare(precision="float32: measured 1.3", memory="given back: why") == []
+    assert compare(precision="bfloat16: measured 2.0") == ["choice of precision: float32 against bfloat16"]
+    assert compare(padding="none: why") == ["choice of padding: None against none"]
+
+
+@pytest.mark.parametrize(("options", "words"), [({"network": "n.json", "modelled": False}, "network: it is for the model"),
+                                                ({"currency": "EUR"}, "currency: it is that of a price")])  # fmt: skip
+def test_options_of_a_report_that_say_nothing_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        ReportConfig(**options)
+    assert ReportConfig(price=1.0, currency="EUR", network="n.json")
+
+
+def test_few_steps_are_marked_at_the_top(tmp_path):
+    few = make_result(2)
+    few = dataclasses.replace(
+        few, runs=[dataclasses.replace(run, step_seconds=run.step_seconds | {"steps": 12}) for run in few.runs]
+    )
+    page, _ = write(tmp_path, make_result(), few)
+    top = page.split("<h2>In short</h2>")[1].split("</section>")[0]
+    assert "FEW STEPS: 12 timed steps at least, at 1 of 2 points fewer than 30" in top
+    assert "FEW STEPS" not in write(tmp_path / "enough", make_result())[0]
 
 
 def test_two_folders_side_by_side(tmp_path):

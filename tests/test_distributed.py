@@ -95,8 +95,11 @@ def test_two_processes_learn_as_one_does(train, cluster, stage):
     """
     alone = train("--use-lora", processes=1)
     nodes = (
-        ("--nodes", 2, "--gpus-per-node", 1, "--master-addr", "127.0.0.1", "--hostfile", cluster["hostfile"]) if stage in ("none", "zero1") else ()
+        ("--nodes", 2, "--gpus-per-node", 1, "--master-addr", "127.0.0.1", "--hostfile", cluster["hostfile"])
+        if stage in ("none", "zero1")
+        else ()
     )
+    nodes += ("--launcher", "deepspeed") if stage == "zero1" else ()
     zero = ["--deepspeed", stage] if stage != "none" else []
     shared = train("--use-lora", *zero, launch=nodes, environment=cluster["environment"])
     if nodes:
@@ -121,7 +124,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(train, dataset, tmp_path):
     options, folder = ("--use-lora", "--deepspeed", "zero3"), tmp_path / "run"
-    process = start(folder, dataset, *options)
+    launch = ("--gpus-per-node", 2, "--launcher", "deepspeed")
+    process = start(folder, dataset, *options, launch=launch)
     wait_for(folder / "checkpoint-4" / checkpoints.LAST_FILE, process)
     os.kill(files.read_json(tmp_path / "run-logs" / "rank-1.json")["pid"], signal.SIGKILL)
     output, errors = process.communicate(timeout=60)
@@ -129,20 +133,28 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(train, d
     assert "rank 1 on " in errors and "was killed from outside" in errors
     assert not any(rank_logs.is_alive(rank["pid"]) for rank in rank_logs.read_ranks(tmp_path / "run-logs"))
     assert files.read_json(folder / "result.json").get("status") != "completed"
-    process = start(folder, dataset, *options, "--resume")
-    output = process.communicate(timeout=280)
-    assert process.returncode == 0, output
+    for _ in range(2):  # the second time as if it had been killed between its last checkpoint and the saving
+        process = start(folder, dataset, *options, "--resume", launch=launch)
+        output = process.communicate(timeout=280)
+        assert process.returncode == 0, output
+        assert answer(folder).isfinite().all()
+        (folder / "result.json").unlink()
+        saved = (folder / "adapter_model.safetensors").rename(folder / f"saved-{_}")
+    assert (folder / "saved-0").read_bytes() == saved.read_bytes()
     assert read_losses(folder) == pytest.approx(read_losses(train(*options, launch=(), environment=None)), abs=2e-5)
 
 
-def test_a_stopped_run_saves_a_checkpoint_in_all_processes(dataset, tmp_path):
-    process = start(tmp_path / "run", dataset, "--use-lora", "--max-steps", "500")
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_stopped_run_saves_a_checkpoint_in_all_processes(dataset, tmp_path, launcher):
+    options = ("--use-lora", "--max-steps", "500", *(("--deepspeed", "zero2") if launcher == "deepspeed" else ()))
+    process = start(tmp_path / "run", dataset, *options, launch=("--gpus-per-node", 2, "--launcher", launcher))
     wait_for(tmp_path / "run" / "checkpoint-2" / checkpoints.LAST_FILE, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "go on with --resume" in errors
     result = files.read_json(tmp_path / "run" / "result.json")
     assert result["status"] == "interrupted"
+    assert not any(rank_logs.is_alive(rank["pid"]) for rank in rank_logs.read_ranks(tmp_path / "run-logs"))
     assert checkpoints.find_last(tmp_path / "run").name == f"checkpoint-{result['metrics']['steps']}"
 
 

@@ -118,13 +118,6 @@ def test_a_run_killed_after_its_last_step_is_ended_without_another(dataset, tmp_
     assert train.train(TrainConfig(**options, resume=True))["metrics"]["steps"] == 4 and adapter.read_bytes() == before
 
 
-def test_several_processes_are_refused_not_mixed_up(dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="2 processes were started"):
-        train.train(TrainConfig(**BASE, dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(dataset, tmp_path):
     options = train_four_steps(dataset, tmp_path) | {"max_steps": BASE["max_steps"]}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

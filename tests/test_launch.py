@@ -64,14 +64,12 @@ def test_the_commands_by_launcher(capsys, dataset, tmp_path):
         dataset_path=str(dataset), output_dir=str(tmp_path / "日本 語"), deepspeed="configs/ds_config_7b.json"
     )
     flags = ["--output-dir", train.output_dir, "--deepspeed", train.deepspeed]
-    said = dry_run(capsys, train, flags, gpus_per_node=2)
+    said = dry_run(capsys, train, flags, gpus_per_node=2, launcher="deepspeed")
     command = shlex.split(said.splitlines()[-1])
     assert [Path(command[0]).name, *command[1:3]] == ["deepspeed", "--num_gpus", "2"]
     assert command[-6:] == ["--module", "sftlab.train", *flags]
     assert "ZeRO-2" in said
-    said = dry_run(
-        capsys, train, flags, gpus_per_node=2, nodes=2, node_rank=1, master_addr="127.0.0.1", launcher="torchrun"
-    )
+    said = dry_run(capsys, train, flags, gpus_per_node=2, nodes=2, node_rank=1, master_addr="127.0.0.1")
     command = shlex.split(said.splitlines()[-1])
     for name, value in (
         ("--nnodes", "2"),
@@ -91,6 +89,7 @@ def test_the_commands_by_launcher(capsys, dataset, tmp_path):
         ({"nodes": 2, "node_rank": 1, "master_addr": "no-such-host.invalid"}, "can't be looked up"),
         ({"nodes": 2, "node_rank": 2}, "count from 0 to 1"),
         ({"slurm": True, "hostfile": "hosts"}, "Slurm gives the nodes"),
+        ({"slurm": True, "launcher": "deepspeed"}, "starts torchrun"),
         ({"check_nodes": True}, "from a --hostfile"),
     ],
 )
@@ -105,15 +104,14 @@ def test_what_can_not_start_is_refused(capsys, dataset, tmp_path, options, messa
         )
 
 
-def test_a_port_in_use_is_named(dataset, tmp_path):
+def test_a_port_in_use_is_named():
     import socket
 
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        config = LaunchConfig(gpus_per_node=1, dry_run=True, master_port=taken.getsockname()[1])
         with pytest.raises(UserError, match="is in use.*--master-port"):
-            launch.launch(config, [], TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
+            launch.check_port(taken.getsockname()[1])
 
 
 def test_the_slurm_file_trains(dataset, tmp_path, sftlab_command):
@@ -125,7 +123,7 @@ def test_the_slurm_file_trains(dataset, tmp_path, sftlab_command):
     for name in ("scontrol", "srun"):
         (tmp_path / name).chmod(0o755)
     run, script = tmp_path / "a run", tmp_path / "job.sbatch"
-    arguments = ("launch", "--slurm", "--gpus-per-node", 1, "--batch-file", script, "--slurm-options", "partition=gpu,time=1:00:00",
+    arguments = ("launch", "--slurm", "--gpus-per-node", 1, "--batch-file", script, "--slurm-options", "partition=gpu,nodelist=a,b,time=1:00:00",
                  "train", "--dataset-path", dataset, "--output-dir", run, "--use-lora", "--max-steps", 1, "--no-bf16", "--max-length", 128)  # fmt: skip
     code, output, errors = sftlab_command(*arguments)
     assert code == 0 and f"sbatch {script}" in output, errors
@@ -134,6 +132,8 @@ def test_the_slurm_file_trains(dataset, tmp_path, sftlab_command):
         "#SBATCH --nodes=1",
         "#SBATCH --gpus-per-node=1",
         "#SBATCH --partition=gpu",
+        "#SBATCH --nodelist=a,b",
+        "#SBATCH --job-name=a-run",
         "#SBATCH --time=1:00:00",
     } <= set(lines)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[1-2]"}
@@ -158,23 +158,29 @@ def test_who_failed_first(tmp_path):
     note(tmp_path, 1, "step 3\rstep 4\n", exit=143, ended=11)
     assert rank_logs.find_failed(tmp_path) is None
     note(tmp_path, 2, "working\n")
-    assert rank_logs.find_failed(tmp_path)[:2] == (2, rank_logs.KILLED)
+    assert rank_logs.find_failed(tmp_path).rank == 2
     note(tmp_path, 3, "sftlab: the loss is nan", exit=2, ended=12)
-    assert rank_logs.find_failed(tmp_path)[:2] == (3, 2)
+    assert rank_logs.find_failed(tmp_path).rank == 3
+    assert "exit code 2" in str(rank_logs.find_failed(tmp_path))
+    assert rank_logs.find_failed(tmp_path, killed={2: 13.0}).rank == 3  # ended by the launcher, because of it
+    assert rank_logs.find_failed(tmp_path, killed={2: 11.5}).code == rank_logs.KILLED
+    assert rank_logs.find_failed(tmp_path, ranks=[0, 1]) is None
+    rank_logs.forget(tmp_path, [3])
+    assert [about["rank"] for about in rank_logs.read_ranks(tmp_path)] == [0, 1, 2]
     assert rank_logs.read_last(tmp_path, 1) == ["step 4"]
 
 
 def test_nodes_that_differ_are_named(monkeypatch, dataset):
-    here = node_check.describe_node(str(dataset))
+    here = node_check.describe_node(str(dataset)) | {"gpus": 8}
     other = here | {"versions": here["versions"] | {"torch": "1.0"}, "gpus": 1, "dataset": False}
-    monkeypatch.setattr(node_check, "ask_node", lambda host, path: other if host == "node-2" else here)
-    told = node_check.compare_nodes(["node-1", "node-2"], 8, str(dataset))
+    monkeypatch.setattr(node_check, "ask_node", lambda host, path, environment: other if host == "node-2" else here)
+    told = node_check.compare_nodes(["node-1", "node-2"], 8, str(dataset), {})
     assert [line.split(":")[0] for line in told] == ["node-2"] * 3
     assert "torch 1.0" in told[0] and "1 GPUs" in told[1] and "no folder" in told[2]
 
 
 def test_a_node_is_asked_by_a_process_there(dataset):
-    assert node_check.ask_node("localhost", str(dataset)) == node_check.describe_node(str(dataset))
+    assert node_check.ask_node("localhost", str(dataset), {}) == node_check.describe_node(str(dataset))
 
 
 def test_a_node_that_can_not_be_reached_is_named(monkeypatch, tmp_path):

@@ -33,6 +33,18 @@ def test_too_few_sizes_or_processes_are_refused(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match="other.json: not written by"):
         network_speed.read_network(tmp_path / "other.json")
+    good = {"devices": 2, "nodes": 1, "measured": [[4**n, 1e-6 * 4**n] for n in range(5, 9)]}
+    for name, value in (
+        ("devices", None),
+        ("nodes", "one"),
+        ("measured", [1, 2, 3]),
+        ("measured", [[1, 0]] * 3),
+        ("devices", []),
+    ):
+        content = {key: part for key, part in (good | {name: value}).items() if part is not None}
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="other.json: a value is missing or wrong"):
+            network_speed.read_network(tmp_path / "other.json")
 
 
 def test_two_processes_measure_what_lies_between_them(tmp_path):

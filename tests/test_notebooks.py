@@ -27,7 +27,19 @@ def sources(notebook: dict, kind: str) -> list[str]:
 
 
 def test_the_course_is_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == ["00", "02", "03", "04", "05", "06", "07", "09", "10", "11", "12"]
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [
+        "00",
+        "02",
+        "03",
+        "04",
+        "05",
+        "06",
+        "07",
+        "09",
+        "10",
+        "11",
+        "12",
+    ]
 
 
 def test_stored_without_outputs_widget_state_or_a_foreign_kernel(notebook):

@@ -160,6 +160,7 @@ EXAMPLES = [
     {"use_8bit": True},
     {"use_dora": True},
     {"use_4bit": True, "use_lora": True, "deepspeed": "zero3.json"},
+    {"deepspeed": "zero0.json"},
     {"use_dora": True, "use_lora": True, "deepspeed": "zero3.json"},
     {"packing": True, "use_flash_attention": False},
     {"resume": True, "overwrite": True},
@@ -169,6 +170,7 @@ EXAMPLES = [
 def test_every_conflict_of_the_table_is_refused_with_its_reason_and_its_mend(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
+    (tmp_path / "zero0.json").write_text('{"bf16": {"enabled": "auto"}}')
     (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
     assert len(EXAMPLES) == len(conflicts.CONFLICTS)
     for example, conflict in zip(EXAMPLES, conflicts.CONFLICTS, strict=True):

@@ -67,6 +67,8 @@ def edit(content: dict, keys: tuple, value) -> str:
     (("runs", 1, "samples"), "960", r"runs\[1\].samples is '960'"),
     (("runs", 0, "window_seconds"), 5.0, "is not tokens_per_second"),
     (("runs", 0, "step_seconds", "median"), None, "step_seconds.median is missing"),
+    (("runs", 0, "step_seconds", "p10"), 9.0, "not in order"),
+    (("runs", 0, "step_seconds", "p90"), 0.1, "not in order"),
     (("point", "devices"), True, "point.devices is 'True'"),
     (("point", "global_batch"), 64, "is not global_batch"),
     (("point", "scaling"), "sideways", "not strong or weak"),

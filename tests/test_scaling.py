@@ -80,6 +80,17 @@ def test_the_error_of_a_point_left_out_does_not_know_that_point():
     assert before.errors[3] == pytest.approx(predict(others.values, speeds[3], JOB) / speeds[3].seconds - 1)
 
 
+def test_twins_are_left_out_together_and_count_once():
+    """The point of eight devices is in both grids: its twin must not tell the fold what it is tested on."""
+    speeds = [make_speed(n, 1600, noise=0.02) for n in (1, 2, 4, 8, 16)]
+    twin = make_speed(8, 1600, noise=0.02, seed=1)
+    alone, both = fit(speeds, JOB), fit([*speeds, twin], JOB)
+    assert both.folds[3] == both.folds[5] == alone.folds[3]
+    assert both.errors[3] == alone.errors[3] and both.values != alone.values
+    with pytest.raises(UserError, match=r"3 measured points can't settle 3 unknowns .* it takes 4"):
+        fit([*speeds[:3], make_speed(4, 1600, noise=0.02, seed=1)], JOB)
+
+
 def test_too_few_points_are_refused_with_how_many_it_takes_and_so_are_points_that_are_too_alike():
     weak = [make_speed(n, 1600) for n in (1, 2, 4, 8)]
     assert set(fit(weak, JOB).values) == {"work", "messages_between", "bytes_between"}  # no batch sizes: no fixed part

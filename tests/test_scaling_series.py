@@ -16,13 +16,17 @@ MACHINE = {"cpu": "a processor", "cores": 8, "memory_bytes": 2**34, "gpu": None,
            "threads": 1, "oversubscribed": False}  # fmt: skip
 
 
-def make_result(devices: int, scaling="weak", machine=MACHINE, repeats=3, config=None, batch=4) -> Result:
+def make_result(
+    devices: int, scaling="weak", machine=MACHINE, repeats=3, config=None, batch=4, data="f", precision="float32: said"
+) -> Result:
     """A point as `sftlab benchmark` would write it, where TRUE is the truth, and repeats are 1 % apart."""
     accumulation = 8 // devices if scaling == "strong" else 1
     point = Point("tiny-base", 1000, devices, devices, scaling, batch * accumulation * devices, batch, accumulation)
     own = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
-    settings, chosen = dataclasses.asdict(TrainConfig()) | own | (config or {}), {"precision": "float32: said"}
-    empty = Result(point, settings, "0" * 12, repeats, machine, {"torch": "2"}, "sdpa", chosen, {}, [])
+    settings, chosen = dataclasses.asdict(TrainConfig()) | own | (config or {}), {"precision": precision}
+    empty = Result(
+        point, settings, "0" * 12, repeats, machine, {"torch": "2"}, "sdpa", chosen, {"fingerprint": data}, []
+    )
     tokens, cores, job = 50 * point.global_batch, scaling_series.count_cores(empty), scaling_series.read_job(empty)
     blank = scaling_series.Speed(devices, devices, point.global_batch, tokens, (), accumulation, cores)
     runs = []
@@ -66,6 +70,20 @@ def test_points_become_series_that_differ_in_devices_alone(tmp_path):
     assert len(scaling_series.list_series([*found, *other, lora])) == 4  # another machine, other options: no pair
 
 
+@pytest.mark.parametrize("scaling", ["strong", "weak"])
+def test_other_batches_data_and_precisions_are_no_series(scaling):
+    own = make_result(1, scaling)
+    others = [
+        make_result(2, scaling, batch=8),
+        make_result(2, scaling, data="g"),
+        make_result(2, scaling, precision="bfloat16: said"),
+    ]
+    for other in others:
+        assert [len(series.results) for series in scaling_series.list_series([own, other])] == [1, 1]
+    [series] = scaling_series.list_series([own, make_result(2, scaling, precision="float32: said at another time")])
+    assert len(series.results) == 2
+
+
 def test_what_is_exchanged_is_read_off_the_configuration():
     full = scaling_series.read_job(GRID[0])
     assert full.method == "ddp" and full.gradients == full.weights == 16_000_000  # 4.0 million numbers of 4 bytes
@@ -84,9 +102,13 @@ def test_the_model_goes_on_beyond_the_points_and_stays_apart_from_them():
             "measured"
         }
         assert [gain.devices for gain in far.gains] == ([1, 2, 4, 8] if series is strong else [1, 2, 4, 8, 64, 512])
+        assert (far.dropped == "") == (series is weak)
         truth = [predict(TRUE, speed, far.fit.job) for speed in far.speeds]
         for speed, seconds in zip(far.speeds, truth, strict=True):
             assert speed.low <= speed.tokens / (1.01 * seconds) <= speed.high
+    assert scaling_series.extend(strong, [weak]).dropped.startswith(
+        "64, 512: a step of 32 rows can't be shared out over so many; "
+    )
     fig = plots.scaling({"weak": [*weak.gains, *far.gains]})
     modelled, measured = fig.data
     assert (measured.name, measured.line.dash, measured.marker.symbol) == ("weak, measured", "solid", "circle")
@@ -98,13 +120,14 @@ def test_the_model_goes_on_beyond_the_points_and_stays_apart_from_them():
 
 def test_two_points_are_told_as_they_are_and_not_modelled():
     series = scaling_series.list_series([make_result(1), make_result(2)])
-    lines = "\n".join(scaling_series.describe(series))
-    assert "measured         2" in lines and "modelled" not in lines
-    assert "no model: 2 measured points can't settle 3 unknowns" in lines and "it takes 4" in lines
+    far = scaling_series.extend(series[0])
+    assert [gain.kind for gain in series[0].gains] == ["measured"] * 2 and far.fit is None and not far.speeds
+    assert "2 measured points can't settle 3 unknowns" in far.why and "it takes 4" in far.why
     ratio = math.exp(
         sum(math.log(b / a) for a, b in zip(*(speed.rates for speed in series[0].speeds), strict=True)) / 3
     )
-    assert f"{ratio:.3g} (" in lines and f"{50 * ratio:.3g} % (" in lines
+    assert series[0].gains[1].speedup == pytest.approx(ratio)
+    assert series[0].gains[1].efficiency[0] == pytest.approx(ratio / 2)
 
 
 def test_a_model_that_is_wrong_projects_nothing():
