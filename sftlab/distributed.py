@@ -80,7 +80,7 @@ def joined(config: TrainConfig):
     except RuntimeError as error:
         if world.size == 1 or not re.search(LOST, str(error)):
             raise
-        raise UserError(f"{GONE} ({' '.join(str(error).split())[:160]}). What it wrote last says why; "
+        raise UserError(f"{GONE} ({' '.join(str(error).split()).split('. ')[0][:200]}). What it wrote last says why; "
                         "go on from the last checkpoint with --resume.") from error  # fmt: skip
     finally:
         _talk = None

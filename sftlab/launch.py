@@ -195,9 +195,6 @@ def choose_environment(config: LaunchConfig, log_dir: Path) -> dict:
         name: value for name, value in sorted(os.environ.items()) if name in PASSED_ON or name.startswith(PREFIXES)
     }
     threads = max(1, (os.cpu_count() or 1) // config.gpus_per_node)
-    own = Path(sys.executable).parent  # where what DeepSpeed compiles with is, activated or not
-    path = os.environ.get("PATH", "")
-    found["PATH"] = path if str(own) in path.split(os.pathsep) else f"{own}{os.pathsep}{path}"
     return {"OMP_NUM_THREADS": str(threads)} | found | {rank_logs.VARIABLE: str(log_dir.absolute())}
 
 

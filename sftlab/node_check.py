@@ -16,6 +16,7 @@ from sftlab import __version__
 from sftlab.options import UserError
 from sftlab.run_folder import PACKAGES
 
+TOOLS = Path(sys.executable).parent  # where what DeepSpeed compiles with is, whether activated or not
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]  # never asks for a password
 
 
@@ -31,7 +32,8 @@ def wrap(host: str, command: list[str], environment: dict, terminal: bool = Fals
     if is_here(host):
         return command
     variables = [f"{name}={value}" for name, value in environment.items()]
-    inner = f"cd {shlex.quote(str(Path.cwd()))} && exec env {shlex.join([*variables, *command])}"
+    tools = f"PATH={shlex.quote(str(TOOLS))}:$PATH"
+    inner = f"cd {shlex.quote(str(Path.cwd()))} && exec env {tools} {shlex.join([*variables, *command])}"
     return [*SSH, *(["-tt"] if terminal else []), host, inner]
 
 

@@ -25,8 +25,9 @@ def run(commands: dict[int, tuple[str, list[str]]], each: int, log_dir: Path, en
     ranks = [node * each + rank for node in commands for rank in range(each)]
     rank_logs.forget(log_dir, None if 0 in commands else ranks)
     outputs = [(log_dir / f"launcher-{node}.log").open("wb") for node in commands]
+    environment = os.environ | environment | {"PATH": f"{node_check.TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
     # a session of its own, so that Ctrl-C comes here alone, and a whole launcher can be ended at once
-    started = [subprocess.Popen(command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+    started = [subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                                 start_new_session=True) for (_, command), output in zip(commands.values(), outputs, strict=True)]  # fmt: skip
     killed, shown, asked = {}, 0, []
 
