@@ -126,14 +126,16 @@ def read_settings(name: str):
     return build_config(name) if name.startswith(RANDOM) else AutoConfig.from_pretrained(locate(name))
 
 
-def build_random(name: str, dtype=None, device: str = "cpu"):
-    """A model with random weights, in the shape of `build_config`; made where and as it's wanted (dtype: else float32),
-    because billions of random numbers take a GPU seconds, and a CPU minutes.
+def build_random(name: str, dtype=None, device: str | None = None):
+    """A model with random weights, in the shape of `build_config`; made where and as it's wanted, because billions of random
+    numbers take a GPU seconds, and a CPU minutes. dtype: else float32; device: else torch's own default.
     """
+    import contextlib
+
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device(device):
+    with torch.device(device) if device else contextlib.nullcontext():
         return AutoModelForCausalLM.from_config(build_config(name), dtype=dtype or torch.float32)
 
 

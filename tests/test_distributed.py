@@ -88,7 +88,7 @@ def answer(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("stage", ["none", "zero1", "zero2", "zero3"])
-def test_two_processes_learn_as_one_does(train, cluster, stage):
+def test_two_processes_learn_as_one_does(train, cluster, stage, tmp_path):
     """Same rows in a step, so the same losses; and what is saved is whole, and is the same model.
 
     Two of them as two nodes, each with a launcher of its own: torchrun and deepspeed.
@@ -101,7 +101,10 @@ def test_two_processes_learn_as_one_does(train, cluster, stage):
     )
     nodes += ("--launcher", "deepspeed") if stage == "zero1" else ()
     zero = ["--deepspeed", stage] if stage != "none" else []
-    shared = train("--use-lora", *zero, launch=nodes, environment=cluster["environment"])
+    fresh = {"TORCH_EXTENSIONS_DIR": str(tmp_path)} if stage == "zero2" else {}  # nothing compiled yet
+    shared = train("--use-lora", *zero, launch=nodes, environment=cluster["environment"] | fresh)
+    if fresh:
+        assert "DeepSpeed compiles" in (shared.parent / f"{shared.name}-logs" / "rank-0.log").read_text()
     if nodes:
         assert {"node-1", "node-2"} <= set(cluster["log"].read_text().split())
     assert read_losses(shared) == pytest.approx(read_losses(alone), abs=2e-5)
