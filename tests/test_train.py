@@ -83,7 +83,7 @@ def test_an_existing_run_is_never_lost_unasked(finished):
     (somebody / "result.json").write_text("{}")
     (somebody / "chapter1.txt").write_text("ten years of work")
     with pytest.raises(UserError, match="not a run folder"):
-        run_folder.claim_folder(TrainConfig(output_dir=str(somebody), overwrite=True))
+        run_folder.claim_folder(TrainConfig(output_dir=str(somebody), overwrite=True), 1)
     assert (somebody / "chapter1.txt").exists()
 
 
