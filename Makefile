@@ -31,7 +31,7 @@ run: .venv/installed  ## run every notebook on this CPU, results in runs/<time>
 test: export HF_HUB_OFFLINE = 1
 test: export OMP_NUM_THREADS = 1
 test: lint  ## lint, unit tests, and every notebook at its smallest size
-	$(IN_VENV) pytest -n 2 --dist loadfile
+	$(IN_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(IN_VENV) SFTLAB_PROFILE=smoke PYTHONPATH="$(CURDIR)/tests/no_network" \
 		pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/
 
