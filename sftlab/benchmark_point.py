@@ -14,8 +14,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sftlab import distributed, files, hostfile, node_check, rank_logs
-from sftlab.config import BenchmarkConfig, TrainConfig
+from sftlab import distributed, files, hostfile, launch, node_check, rank_logs
+from sftlab.config import BenchmarkConfig, LaunchConfig, TrainConfig
 from sftlab.results import Point
 
 NEVER = 10**9
@@ -105,29 +105,18 @@ def run_all(commands: list[list[str]], output: Path, environment: dict) -> int:
 
 def build_commands(grid: Grid, point: Point, plan: Path, out: Path, environment: dict) -> list[list[str]]:
     """What starts the processes of a point, a command for each node: directly, by torchrun, or by the deepspeed launcher."""
-    bench, folder, port = grid.bench, Path(sys.executable).parent, str(distributed.find_port())
-    worker = ["sftlab.throughput", str(plan.resolve()), str(out.resolve())]
+    bench, worker = grid.bench, ["sftlab.throughput", str(plan.resolve()), str(out.resolve())]
+    if point.devices == 1 and grid.gpus < 2 and not grid.config.deepspeed and not bench.hostfile:
+        return [[sys.executable, "-m", *worker]]
     hosts = (
         hostfile.choose_hosts(bench.hostfile, point.nodes, bench.devices_per_node) if bench.hostfile else ["localhost"]
     )
-    each = str(point.devices // len(hosts))
-    if point.devices == 1 and grid.gpus < 2 and not grid.config.deepspeed and not bench.hostfile:
-        return [[sys.executable, "-m", *worker]]
-    commands = []
-    for rank, host in enumerate(hosts):
-        if grid.config.deepspeed:
-            command = [str(folder / "deepspeed"), "--num_gpus", each, "--master_port", port]
-            if len(hosts) > 1:
-                command += ["--hostfile", bench.hostfile, "--num_nodes", str(len(hosts)), "--no_ssh", "--node_rank", str(rank),
-                            "--master_addr", hosts[0]]  # fmt: skip
-            command += ["--module", *worker]
-        else:
-            command = [str(folder / "torchrun"), "--nproc-per-node", each]
-            if len(hosts) > 1:
-                command += ["--nnodes", str(len(hosts)), "--node-rank", str(rank), "--master-addr", hosts[0], "--master-port", port]  # fmt: skip
-            command += [*(["--standalone"] if len(hosts) == 1 else []), "-m", *worker]
-        commands.append(node_check.wrap(host, command, environment, terminal=True))
-    return commands
+    config = LaunchConfig(
+        nodes=len(hosts), gpus_per_node=point.devices // len(hosts), hostfile=bench.hostfile,
+        launcher="deepspeed" if grid.config.deepspeed else "torchrun", master_port=distributed.find_port(),
+    )  # fmt: skip
+    return [node_check.wrap(host, launch.build_command(config, worker, rank, hosts[0]), environment, terminal=True)
+            for rank, host in enumerate(hosts)]  # fmt: skip
 
 
 def explain(work: Path, code: int) -> PointFailed:

@@ -64,9 +64,8 @@ def joined(config: TrainConfig):
             raise UserError(f"LOCAL_WORLD_SIZE: {world.local_size} processes on this node, which has {torch.cuda.device_count()} "
                             "GPUs; --num_gpus counts those of one node.")  # fmt: skip
         torch.cuda.set_device(world.local_rank)
-    elif (
-        world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ
-    ):  # or each would take all cores, and wait for them
+    elif world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # or each would take all cores, and wait for them
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
     alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_port()}
     added = {name: str(value) for name, value in alone.items() if world.size == 1 and name not in os.environ}

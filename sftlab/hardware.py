@@ -54,10 +54,10 @@ def describe(devices: list[dict]) -> dict:
     return alike | {"gpus": len(devices) if devices[0]["gpu"] else 0}
 
 
-def list_versions() -> dict[str, str]:
-    """Python, the lab, and the packages that the speed depends on; None for one that isn't installed."""
+def list_versions(*more: str) -> dict[str, str | None]:
+    """Python, the lab, the packages that the speed depends on, and `more`; None for one that isn't installed."""
     found = {"python": platform.python_version(), "sftlab": __version__}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -24,7 +24,7 @@ class Held(TrainerCallback):
         while (deeper := getattr(inner, "optimizer", None)) is not None:  # accelerate's and DeepSpeed's wrappers
             inner = deeper
 
-        seen = {}  # DeepSpeed moves one group of weights after the other, and gives each one's gradients free
+        seen = set()  # DeepSpeed moves one group of weights after the other, and gives each one's gradients free
 
         def count(*_):
             found = count_parts(model, inner, seen)
@@ -36,28 +36,30 @@ class Held(TrainerCallback):
         self.hook.remove()
 
 
-def count_parts(model, optimizer, seen: dict) -> dict:
-    """Bytes by part that aren't in `seen` yet. A tensor that several names share counts once; under ZeRO-3 a weight is the piece that is here."""
+def count_parts(model, optimizer, seen: set) -> dict:
+    """Bytes by part that aren't in `seen` yet. A tensor that several names share counts once; under ZeRO-3 a weight is the
+    piece that is here.
+    """
     weights = list(model.parameters())
     pieces = [piece for weight in weights if (piece := getattr(weight, "ds_tensor", None)) is not None]
     moved = [weight for group in optimizer.param_groups for weight in group["params"]]
-    slopes = [weight.grad for weight in weights + moved if weight.grad is not None]
+    gradients = [weight.grad for weight in weights + moved if weight.grad is not None]
     states = [
         value for state in optimizer.state.values() for value in state.values() if hasattr(value, "untyped_storage")
     ]
     return {
         "weights": count_bytes(weights + pieces, seen),
-        "gradients": count_bytes(slopes, seen),
+        "gradients": count_bytes(gradients, seen),
         "optimizer": count_bytes(moved + states, seen),
     }
 
 
-def count_bytes(tensors: list, seen: dict) -> int:
+def count_bytes(tensors: list, seen: set) -> int:
     """Bytes of the storages behind tensors, each once; `seen`: those that were counted before, and these from now on."""
     total = 0
     for tensor in tensors:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
-            seen[storage.data_ptr()] = True
+            seen.add(storage.data_ptr())
             total += storage.nbytes()
     return total

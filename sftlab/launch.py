@@ -53,36 +53,28 @@ def check_batch(train: TrainConfig, devices: int) -> str:
     return f"{line}, {-(-rows // (each * devices))} steps in an epoch of {rows} rows{uneven}"
 
 
-def build_command(config: LaunchConfig, train_flags: list[str], rank: int | str, address: str) -> list[str]:
-    """The command that starts one node's processes. rank: the node's; address: where the first node is met."""
-    folder, port = Path(sys.executable).parent, str(config.master_port)
-    module = ["sftlab.train", *train_flags]
+def build_command(config: LaunchConfig, module: list[str], rank: int | str, address: str) -> list[str]:
+    """The command that starts one node's processes.
+
+    module: what each of them runs (python -m), with its arguments; rank: the node's; address: where the first node is met.
+    """
+    folder, each, port = Path(sys.executable).parent, str(config.gpus_per_node), str(config.master_port)
+    nodes = str(config.nodes)
     if config.launcher == "deepspeed":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # which deepspeed heeds on one node alone, and in this form
-        gpus = (
-            ["--include", f"localhost:{visible}"]
-            if visible and config.nodes == 1
-            else ["--num_gpus", str(config.gpus_per_node)]
-        )
+        # on one node deepspeed heeds CUDA_VISIBLE_DEVICES in this form alone
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: config.gpus_per_node]
+        here = visible != [""] and config.nodes == 1
+        gpus = ["--include", f"localhost:{','.join(visible)}"] if here else ["--num_gpus", each]
         command = [str(folder / "deepspeed"), *gpus, "--master_port", port]
         if config.nodes > 1:
-            command += ["--hostfile", config.hostfile, "--num_nodes", str(config.nodes), "--no_ssh", "--node_rank", str(rank),
+            command += ["--hostfile", config.hostfile, "--num_nodes", nodes, "--no_ssh", "--node_rank", str(rank),
                         "--master_addr", address]  # fmt: skip
         return [*command, "--module", *module]
-    command = [str(folder / "torchrun"), "--nproc-per-node", str(config.gpus_per_node)]
+    command = [str(folder / "torchrun"), "--nproc-per-node", each]
     if config.nodes == 1 and rank == 0:
         return [*command, "--standalone", "-m", *module]
-    command += [
-        "--nnodes",
-        str(config.nodes),
-        "--node-rank",
-        str(rank),
-        "--master-addr",
-        address,
-        "--master-port",
-        port,
-    ]
-    return [*command, "-m", *module]
+    meeting = ["--nnodes", nodes, "--node-rank", str(rank), "--master-addr", address, "--master-port", port]
+    return [*command, *meeting, "-m", *module]
 
 
 def check_log_dir(config: LaunchConfig, train: TrainConfig) -> None:
@@ -117,6 +109,16 @@ def check_port(port: int) -> None:
                             f"--master-port {distributed.find_port()}.") from None  # fmt: skip
 
 
+def check_nodes(config: LaunchConfig, hosts: list[str], dataset_path: str, environment: dict) -> None:
+    """Raises UserError for a node that can't be reached or, with --check-nodes, is not like this one."""
+    for host in hosts:
+        node_check.reach(host)
+    if config.check_nodes:
+        differences = node_check.compare_nodes(hosts, config.gpus_per_node, dataset_path, environment)
+        if differences:
+            raise UserError("check_nodes: the nodes are not alike. " + "; ".join(differences) + ".")
+
+
 def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
     """Check, say, and start a run; return its exit code. Raises UserError for what the user can mend."""
     if config.slurm and not config.gpus_per_node:
@@ -135,20 +137,8 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
     print(check_batch(train, config.nodes * config.gpus_per_node))
     if train.deepspeed:
         print(f"ZeRO-{zero.find_stage(train.deepspeed)}, from {zero.find_config(train.deepspeed)}")
-    if (
-        config.hostfile
-        and config.node_rank is None
-        and not config.slurm
-        and not (config.dry_run and not config.check_nodes)
-    ):
-        for host in hosts:
-            node_check.reach(host)
-        if config.check_nodes and (
-            differences := node_check.compare_nodes(
-                hosts, config.gpus_per_node, train.dataset_path, choose_environment(config, log_dir)
-            )
-        ):
-            raise UserError("check_nodes: the nodes are not alike. " + "; ".join(differences) + ".")
+    if config.hostfile and config.node_rank is None and (config.check_nodes or not config.dry_run):
+        check_nodes(config, hosts, train.dataset_path, choose_environment(config, log_dir))
     environment = choose_environment(config, log_dir)
     if config.slurm:
         return write_batch_file(config, train_flags, log_dir, environment)
@@ -162,7 +152,8 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
     own = range(config.nodes) if config.node_rank is None else [config.node_rank]
     address = config.master_addr or ("127.0.0.1" if config.nodes == 1 else hosts[0])
     check_address(address)
-    commands = [node_check.wrap(hosts[node], build_command(config, train_flags, node, address), environment, terminal=True)
+    module = ["sftlab.train", *train_flags]
+    commands = [node_check.wrap(hosts[node], build_command(config, module, node, address), environment, terminal=True)
                 for node in own]  # fmt: skip
     print(" ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()), "\\")
     print("\n".join(shlex.join(command) for command in commands), flush=True)
@@ -199,7 +190,7 @@ def choose_environment(config: LaunchConfig, log_dir: Path) -> dict:
 
 
 def write_batch_file(config: LaunchConfig, train_flags: list[str], log_dir: Path, environment: dict) -> int:
-    command = build_command(config, train_flags, slurm.NODE, slurm.FIRST)
+    command = build_command(config, ["sftlab.train", *train_flags], slurm.NODE, slurm.FIRST)
     text = slurm.write_script(command, config, log_dir.absolute(), environment)
     if config.dry_run:
         print(text, end="")

@@ -13,7 +13,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from sftlab import distributed
+from sftlab import distributed, metrics
 from sftlab.masking import IGNORED
 from sftlab.options import UserError
 
@@ -49,12 +49,6 @@ def keep_whole_steps(trainer, global_batch: int) -> None:
     if trainer.lengths is not None:
         trainer.lengths = trainer.lengths[: len(trainer.train_dataset)]
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-
-
-def read_busy() -> float:
-    """Seconds in which a core of this machine worked, for anybody, or was taken from it by its host."""
-    spent = psutil.cpu_times()._asdict()
-    return sum(seconds for name, seconds in spent.items() if name not in ("idle", "iowait", "guest", "guest_nice"))
 
 
 class Meter(TrainerCallback):
@@ -93,7 +87,7 @@ class Meter(TrainerCallback):
         if self.gpu:
             torch.cuda.synchronize()
         return {"clock": time.perf_counter(), "used": sum(psutil.Process().cpu_times()[:2]),
-                "busy": read_busy()}  # fmt: skip
+                "busy": metrics.count_machine_seconds()[0]}  # fmt: skip
 
     def on_step_end(self, args, state, control, **kwargs):
         step = state.global_step

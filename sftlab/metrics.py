@@ -36,7 +36,7 @@ def sample(pid: int | None = None, before: dict | None = None) -> dict:
     """
     import psutil
 
-    busy, total = _machine_seconds()
+    busy, total = count_machine_seconds()
     found = {"time": time.time(), "clock": time.monotonic(), "machine_seconds": (busy, total)}
     since = found["clock"] - before["clock"] if before else None
     ran = total - before["machine_seconds"][1] if before else 0
@@ -167,7 +167,7 @@ def _busy_share(values: list) -> float | None:
     return sum(value >= BUSY for value in known) / len(known) if known else None
 
 
-def _machine_seconds() -> tuple[float, float]:
+def count_machine_seconds() -> tuple[float, float]:
     """(seconds in which a core worked, seconds of all cores) since the machine was started."""
     import psutil
 

@@ -4,17 +4,14 @@ python -m sftlab.node_check datasets/facts_tiny-base_1408
 """
 
 import json
-import platform
 import shlex
 import socket
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sftlab import __version__
+from sftlab import hardware
 from sftlab.options import UserError
-from sftlab.run_folder import PACKAGES
 
 TOOLS = Path(sys.executable).parent  # where what DeepSpeed compiles with is, whether activated or not
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]  # never asks for a password
@@ -41,15 +38,8 @@ def describe_node(dataset_path: str) -> dict:
     """Versions of this node's packages, its GPUs, and whether the data set is there."""
     import torch
 
-    def find(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
-
-    names = (*PACKAGES, "deepspeed", "flash-attn")
     return {
-        "versions": {"python": platform.python_version(), "sftlab": __version__} | {name: find(name) for name in names},
+        "versions": hardware.list_versions("flash-attn"),
         "gpus": torch.cuda.device_count(),
         "dataset": Path(dataset_path).is_dir(),
     }
@@ -100,7 +90,8 @@ def compare_nodes(hosts: list[str], gpus_per_node: int, dataset_path: str, envir
     for host, there in nodes.items():
         for name, own in here.items():
             if there["versions"].get(name) != own:
-                lines.append(f"{host}: {name} {there['versions'].get(name)}, and {own} here")
+                other = there["versions"].get(name)
+                lines.append(f"{host}: {name} {other or 'not installed'}, and {own or 'not installed'} here")
         if on_gpus and there["gpus"] < gpus_per_node:
             lines.append(f"{host}: {there['gpus']} GPUs, and {gpus_per_node} are asked for")
         if not there["dataset"]:

@@ -12,7 +12,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from sftlab import checkpoints, distributed, files, zero
+from sftlab import checkpoints, distributed, files
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
@@ -182,8 +182,7 @@ def check_saved(trainer, folder: Path) -> None:
 
 def save(trainer, folder: Path) -> None:
     """The adapter or the model, the tokenizer with its template, and the Trainer's state, in the run folder."""
-    pieces = trainer.is_deepspeed_enabled and zero.find_stage(trainer.args.deepspeed) == 3
-    if not pieces:
+    if not trainer.in_pieces:
         check_moved(trainer.model.named_parameters())
     try:
         trainer.save_model()
@@ -193,7 +192,7 @@ def save(trainer, folder: Path) -> None:
             raise UserError(f"output_dir: no room for the model in {folder}. Its last checkpoint is {checkpoints.find_last(folder)}; "
                             "make room, then go on with --resume.") from error  # fmt: skip
         raise
-    if pieces:
+    if trainer.in_pieces:
         distributed.from_main(check_saved, trainer, folder)
 
 

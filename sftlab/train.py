@@ -226,13 +226,12 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
         words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
         status = {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
         status["error"] = f"{type(error).__name__}: {words}"
-        if (
-            not isinstance(error, SystemExit) and not (folder / "result.json").exists()
-        ):  # the first process that fails says why
+        if world.size > 1:
+            status["rank"] = world.rank
+        first = not (folder / "result.json").exists()  # the first process that fails says why
+        if first and not isinstance(error, SystemExit):
             with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
-                run_folder.write_result(
-                    folder, status | ({"rank": world.rank} if world.size > 1 else {}) | about, trainer, started
-                )
+                run_folder.write_result(folder, status | about, trainer, started)
         raise
 
 

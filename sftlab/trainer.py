@@ -22,7 +22,7 @@ class LabTrainer(SFTTrainer):
     """SFTTrainer, and beside it: the answers' loss on a CPU, batches of like length, checkpoints with their meters.
 
     `lengths`: tokens of each training row; rows of like length then share a batch. `uses_answer_head`: whether the loss
-    is computed on the answers' positions alone; where that isn't possible it goes TRL's way.
+    is computed on the answers' positions alone; `in_pieces`: whether each process holds a piece of every weight (ZeRO-3); where that isn't possible it goes TRL's way.
     """
 
     def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
@@ -30,8 +30,10 @@ class LabTrainer(SFTTrainer):
         self.lengths, self.problem = lengths, None
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        pieces = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
-        whole = not pieces and not (self.is_deepspeed_enabled and self.args.bf16)  # DeepSpeed casts all to bfloat16
+        self.in_pieces = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
+        whole = not self.in_pieces and not (
+            self.is_deepspeed_enabled and self.args.bf16
+        )  # DeepSpeed casts all to bfloat16
         for weight in self.model.parameters() if whole else ():
             if weight.requires_grad:  # TRL puts adapters beside a quantised base in bfloat16, which loses small steps
                 weight.data = weight.data.float()

@@ -21,7 +21,7 @@ def list_names() -> list[str]:
 def find_config(name: str) -> Path:
     """The file behind --deepspeed: a path, else one of the package's by its name (`zero2`, `configs/ds_config_7b.json`).
 
-    Raises UserError where there is neither, or where the file is no JSON object.
+    Raises UserError where there is neither.
     """
     path = Path(name)
     if not path.is_file():
@@ -29,18 +29,20 @@ def find_config(name: str) -> Path:
     if not path.is_file():
         raise UserError(f"deepspeed: no file {name}, and no configuration of that name.{near_match(name, list_names())} "
                         f"There are: {', '.join(list_names())}.")  # fmt: skip
+    return path
+
+
+def read_zero(name: str | None) -> dict:
+    """The `zero_optimization` of a configuration; empty without one. Raises UserError for a file that is no JSON object."""
+    if not name:
+        return {}
+    path = find_config(name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"deepspeed: {path} is no JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"deepspeed: {path} holds no JSON object; DeepSpeed's options stand in one.")
-    return path
-
-
-def read_zero(name: str | None) -> dict:
-    """The `zero_optimization` of a configuration; empty without one."""
-    content = json.loads(find_config(name).read_text(encoding="utf-8")) if name else {}
     zero = content.get("zero_optimization", {})
     return zero if isinstance(zero, dict) else {}
 

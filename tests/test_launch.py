@@ -82,6 +82,15 @@ def test_the_commands_by_launcher(capsys, dataset, tmp_path):
     assert not (tmp_path / "日本 語").exists()
 
 
+def test_deepspeed_gets_as_many_of_the_visible_gpus_as_are_asked_for(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
+    command = launch.build_command(LaunchConfig(gpus_per_node=2, launcher="deepspeed"), ["a.module"], 0, "127.0.0.1")
+    assert command[1:3] == ["--include", "localhost:2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = launch.build_command(LaunchConfig(gpus_per_node=2, launcher="deepspeed"), ["a.module"], 0, "127.0.0.1")
+    assert command[1:3] == ["--num_gpus", "2"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
