@@ -25,15 +25,15 @@ class Subject:
     report: dict
 
 
-def read_run(folder: str | Path, dataset_path: str | None = None) -> Subject:
+def read_run(folder: str | Path, dataset_path: str | None = None, trust_remote_code: bool = False) -> Subject:
     """A run folder with all that an evaluation needs; `dataset_path`: another set than the run's own.
 
     Raises UserError for a folder that is no finished run, a data set that is gone, or one for other tokens.
     """
-    opened = finished.open_run(folder)
+    opened = finished.open_run(folder, trust_remote_code)
     config = dataclasses.replace(opened.config, dataset_path=dataset_path or opened.config.dataset_path)
     splits, report = data.load_prepared(config.dataset_path)
-    tokenizer = models.load_tokenizer(str(folder))
+    tokenizer = models.load_tokenizer(str(folder), trust_remote_code)
     train.check_tokens(splits["test"], tokenizer, report, config)
     return Subject(opened.folder, opened.result, config, tokenizer, splits, report)
 

@@ -28,7 +28,13 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
     points = benchmark_plan.list_points(bench, config)
     benchmark_plan.check_room(bench, points, gpus, cores)
     folder = Path(bench.output_dir)
-    rows = replace(rows, model=config.model_name, max_length=config.max_length, output_dir=str(folder / "data"))
+    rows = replace(
+        rows,
+        model=config.model_name,
+        trust_remote_code=config.trust_remote_code,
+        max_length=config.max_length,
+        output_dir=str(folder / "data"),
+    )
     if config.model_name.startswith(("random:", "random-tiny:")):
         rows = replace(rows, model="tiny-base")  # whose tokenizer they take
     grid = Grid(bench, config, benchmark_data.prepare_sizes(rows, bench.sizes), gpus)

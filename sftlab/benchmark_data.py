@@ -32,7 +32,7 @@ def prepare_sizes(config: DataConfig, sizes: list[int]) -> dict[int, dict]:
     splits, report = data.load_prepared(whole)
     if config.offline and config.source in sources.HUB_IDS:
         print(f"offline: the bundled sample {report['source']} stands in for {sources.HUB_IDS[config.source]}")
-    tokenizer = models.load_tokenizer(config.model)
+    tokenizer = models.load_tokenizer(config.model, config.trust_remote_code)
     return {size: make_set(whole, splits, report, tokenizer, size) for size in sizes}
 
 

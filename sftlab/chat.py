@@ -116,7 +116,7 @@ def find_room(model) -> int:
 
 def load(config: ChatConfig):
     """The model and the tokenizer to talk to. Raises UserError for one that has no chat template, and is given none."""
-    model, tokenizer = finished.load_any(config.model_name)
+    model, tokenizer = finished.load_any(config.model_name, config.trust_remote_code)
     if config.format != "model":
         formats.set_format(tokenizer, config.format)
     elif not tokenizer.chat_template:

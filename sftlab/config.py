@@ -12,6 +12,7 @@ from pathlib import Path
 from sftlab import conflicts
 from sftlab.options import Options, UserError, coerce, option
 
+TRUST = "run Python code that the model brings along, with your rights on this machine; off: such a model is refused"
 FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
 
 
@@ -59,6 +60,7 @@ class DataConfig(Options):
     output_dir: str = option("datasets", "the folder in which the data set's folder is made")
     overwrite: bool = option(False, "replace the data set's folder if it exists")
     offline: bool = option(False, "don't use the network: the bundled sample stands in for a public set")
+    trust_remote_code: bool = option(False, TRUST)
     seed: int = option(42, "seed of the sample and of the split", low=0, high=2**32 - 1)
 
     def check(self) -> None:
@@ -79,73 +81,120 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bi
 class TrainConfig(Options):
     """One training run: `sftlab train`, the notebooks and the launchers all read these."""
 
-    model_name: str = option("tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder")
-    dataset_path: str = option("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`")
-    output_dir: str = option("runs/sft", "the run folder that is made")
-    num_epochs: float = option(3.0, "passes over the training set", low=0.001)
-    max_steps: int = option(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
-    batch_size: int = option(4, "sequences per device and step", low=1)
-    gradient_accumulation_steps: int = option(1, "batches that are added up before the weights move", low=1)
-    learning_rate: float = option(2e-4, "peak learning rate of the schedule", low=0, high=1)
+    model_name: str = option(
+        "tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder", group="model"
+    )
+    trust_remote_code: bool = option(False, TRUST, group="model")
+    dataset_path: str = option("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`", group="data")
+    output_dir: str = option("runs/sft", "the run folder that is made", group="saving and logging")
+    num_epochs: float = option(3.0, "passes over the training set", low=0.001, group="optimisation")
+    max_steps: int = option(
+        -1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1, group="optimisation"
+    )
+    batch_size: int = option(4, "sequences per device and step", low=1, group="optimisation")
+    gradient_accumulation_steps: int = option(
+        1, "batches that are added up before the weights move", low=1, group="optimisation"
+    )
+    learning_rate: float = option(2e-4, "peak learning rate of the schedule", low=0, high=1, group="optimisation")
     lr_scheduler_type: str = option(
-        "linear", "how the learning rate falls", choices=("linear", "cosine", "constant", "constant_with_warmup")
+        "linear",
+        "how the learning rate falls",
+        choices=("linear", "cosine", "constant", "constant_with_warmup"),
+        group="optimisation",
     )
     warmup_steps: float = option(
-        0.0, "steps in which the learning rate rises; below 1: their share of all steps", low=0
+        0.0, "steps in which the learning rate rises; below 1: their share of all steps", low=0, group="optimisation"
     )
     optim: str = option(
         "adamw_torch_fused",
         "the optimizer; those that keep their state in 8 bits save memory, and are slow on a CPU",
         choices=OPTIMIZERS,
+        group="optimisation",
     )
-    weight_decay: float = option(0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1)
-    max_grad_norm: float = option(1.0, "longer gradients are cut to this length; 0: never", low=0)
-    max_length: int = option(1024, "longest sequence in tokens", low=8)
-    packing: bool = option(False, "fill each sequence with several samples, which never see each other")
-    use_lora: bool = option(False, "train low-rank adapters instead of all weights")
-    lora_r: int = option(16, "rank of the LoRA adapters: their inner width", low=1)
-    lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1)
-    lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9)
+    weight_decay: float = option(
+        0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1, group="optimisation"
+    )
+    max_grad_norm: float = option(1.0, "longer gradients are cut to this length; 0: never", low=0, group="optimisation")
+    max_length: int = option(1024, "longest sequence in tokens", low=8, group="data")
+    packing: bool = option(False, "fill each sequence with several samples, which never see each other", group="data")
+    use_lora: bool = option(False, "train low-rank adapters instead of all weights", group="LoRA")
+    lora_r: int = option(16, "rank of the LoRA adapters: their inner width", low=1, group="LoRA")
+    lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1, group="LoRA")
+    lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9, group="LoRA")
     lora_target_modules: str = option(
-        "auto", "layers that get adapters, as names with commas, or all-linear; auto: the catalogue's"
+        "auto", "layers that get adapters, as names with commas, or all-linear; auto: the catalogue's", group="LoRA"
     )
-    use_rslora: bool = option(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
-    use_dora: bool = option(False, "learn the length of each weight row apart from its direction (DoRA); slower")
+    use_rslora: bool = option(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks", group="LoRA")
+    use_dora: bool = option(
+        False, "learn the length of each weight row apart from its direction (DoRA); slower", group="LoRA"
+    )
     train_new_tokens: bool = option(
-        True, "with LoRA, train the embeddings of tokens that the format brings and pre-training never saw"
+        True,
+        "with LoRA, train the embeddings of tokens that the format brings and pre-training never saw",
+        group="LoRA",
     )
-    use_4bit: bool = option(False, "hold the base in 4-bit NF4 (QLoRA); needs --use-lora")
-    use_8bit: bool = option(False, "hold the base in 8-bit (LLM.int8); needs --use-lora")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
-    bf16: bool | None = option(None, "compute in bfloat16; neither said: where this machine is faster in it")
+    use_4bit: bool = option(False, "hold the base in 4-bit NF4 (QLoRA); needs --use-lora", group="model")
+    use_8bit: bool = option(False, "hold the base in 8-bit (LLM.int8); needs --use-lora", group="model")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, more time", group="hardware"
+    )
+    bf16: bool | None = option(
+        None, "compute in bfloat16; neither said: where this machine is faster in it", group="model"
+    )
     use_flash_attention: bool | None = option(
-        None, "variable-length attention, without padding: flash-attn's, else torch's; neither said: where there is one"
+        None,
+        "variable-length attention, without padding: flash-attn's, else torch's; neither said: where there is one",
+        group="model",
     )
-    dataloader_num_workers: int = option(0, "processes that make batches ready; 0: none beside the trainer", low=0)
+    dataloader_num_workers: int = option(
+        0, "processes that make batches ready; 0: none beside the trainer", low=0, group="hardware"
+    )
     keep_memory: bool | None = option(
         None,
         "on a CPU, keep freed memory for the next step: faster, and up to twice as much; neither said: where it fits",
+        group="hardware",
     )
-    check_memory: bool = option(True, "refuse a run that is expected not to fit in this machine's free memory")
+    check_memory: bool = option(
+        True, "refuse a run that is expected not to fit in this machine's free memory", group="hardware"
+    )
     deepspeed: str | None = option(
         None,
         "share the run out with DeepSpeed: zero1, zero2, zero3, each also with -offload, or a configuration file (JSON)",
+        group="hardware",
     )
-    logging_steps: int = option(10, "log the loss every so many steps", low=1)
-    report_to: str = option("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
-    save_steps: int = option(500, "write a checkpoint every so many steps", low=1)
-    save_total_limit: int = option(2, "how many checkpoints are kept: the last ones, and the best among them", low=1)
-    eval_steps: int = option(0, "held-out loss every so many steps; 0: once per epoch", low=0)
-    eval_samples: int = option(200, "held-out rows that the loss is taken on during training; 0: all of them", low=0)
+    logging_steps: int = option(10, "log the loss every so many steps", low=1, group="saving and logging")
+    report_to: str = option(
+        "none", "where the log goes, too", choices=("none", "tensorboard", "trackio"), group="saving and logging"
+    )
+    save_steps: int = option(500, "write a checkpoint every so many steps", low=1, group="saving and logging")
+    save_total_limit: int = option(
+        2, "how many checkpoints are kept: the last ones, and the best among them", low=1, group="saving and logging"
+    )
+    eval_steps: int = option(
+        0, "held-out loss every so many steps; 0: once per epoch", low=0, group="saving and logging"
+    )
+    eval_samples: int = option(
+        200,
+        "held-out rows that the loss is taken on during training; 0: all of them",
+        low=0,
+        group="saving and logging",
+    )
     early_stopping_patience: int = option(
-        0, "stop after so many held-out losses in a row that are no better than the best; 0: never", low=0
+        0,
+        "stop after so many held-out losses in a row that are no better than the best; 0: never",
+        low=0,
+        group="saving and logging",
     )
     load_best_model_at_end: bool = option(
-        False, "keep the checkpoint with the lowest held-out loss, and end with it instead of the last step"
+        False,
+        "keep the checkpoint with the lowest held-out loss, and end with it instead of the last step",
+        group="saving and logging",
     )
-    resume: bool = option(False, "go on from the last checkpoint in --output-dir")
-    overwrite: bool = option(False, "delete --output-dir first if it exists")
-    seed: int = option(42, "seed of the order of the rows, of dropout and of the adapters", low=0, high=2**32 - 1)
+    resume: bool = option(False, "go on from the last checkpoint in --output-dir", group="saving and logging")
+    overwrite: bool = option(False, "delete --output-dir first if it exists", group="saving and logging")
+    seed: int = option(
+        42, "seed of the order of the rows, of dropout and of the adapters", low=0, high=2**32 - 1, group="optimisation"
+    )
 
     def check(self) -> None:
         if self.max_steps == 0:
@@ -180,6 +229,7 @@ class EvaluateConfig(Options):
     tasks: list | None = option(None, "benchmarks of lm-eval for both models, as arc_easy,hellaswag; needs that extra")
     tasks_path: str | None = option(None, "a folder with tasks of your own for lm-eval (YAML)")
     tasks_limit: int | None = option(None, "only the first so many questions of each task, to try it out", low=1)
+    trust_remote_code: bool = option(False, TRUST)
     seed: int = option(42, "seed of the sample, of drawn answers and of the bootstrap", low=0, high=2**32 - 1)
 
     def check(self) -> None:
@@ -212,6 +262,7 @@ class ExportConfig(Options):
         choices=("dequantised", "published"),
     )
     base_id: str | None = option(None, "what others load the base by (OWNER/NAME), where yours is a folder")
+    trust_remote_code: bool = option(False, TRUST)
     push: str | None = option(
         None, "upload the export to this repository of the Hub (OWNER/NAME), private unless --public"
     )
@@ -232,6 +283,7 @@ class ChatConfig(Options):
     model_name: str = option(
         "runs/sft", "a run folder, an export, tiny-base, a catalogue name or a Hub id; may be given without the flag"
     )
+    trust_remote_code: bool = option(False, TRUST)
     system: str = option("", "a system message, which stands before the conversation")
     format: str = option(
         "model", "prompt format; model is the tokenizer's own template", choices=("model", "alpaca", "chatml", "llama2")

@@ -133,7 +133,7 @@ def prepare(config: DataConfig) -> Path:
     if not config.overwrite and (folder := find_prepared(config, made_from)):
         print(f"{folder}: made before from the same files and options, used as it is")
         return folder
-    tokenizer = models.load_tokenizer(config.model)
+    tokenizer = models.load_tokenizer(config.model, config.trust_remote_code)
     new_tokens = formats.set_format(tokenizer, config.format)
     rows = gather_rows(config, tokenizer)
     folder = claim_folder(config, len(rows.train))

@@ -61,7 +61,7 @@ def run(config: TrainConfig, batch_size: int, length: int, bf16: bool = False, g
     bf16: compute in bfloat16. gpu: the way the loss is computed there, on `trained_share` of the positions. Raises UserError for a model that can't be had.
     """
     names = ("model_name", "use_lora", "lora_r", "lora_target_modules", "use_dora", "lora_dropout", "use_4bit", "use_8bit",
-             "gradient_checkpointing", "use_flash_attention")  # fmt: skip
+             "gradient_checkpointing", "use_flash_attention", "trust_remote_code")  # fmt: skip
     options = {name: getattr(config, name) for name in names} | {"bf16": bf16}
     options["gradient_accumulation_steps"] = min(2, config.gradient_accumulation_steps)  # more hold no more
     with counting(config):
@@ -86,7 +86,7 @@ def counting(config: TrainConfig):
 @functools.lru_cache(maxsize=256)
 def _run(options: tuple, *shape) -> Held:
     config = TrainConfig(**dict(options))
-    settings = read_settings(config.model_name)
+    settings = read_settings(config.model_name, config.trust_remote_code)
     inner = settings.get_text_config()
     layers = inner.num_hidden_layers
     fewer, more = MIXED_LAYERS if len(set(getattr(inner, "layer_types", None) or [])) > 1 else FEW_LAYERS
@@ -104,7 +104,7 @@ def _extend(one, two, steps: float):
     return max(0, round(one + (two - one) * steps))
 
 
-def read_settings(name: str):
+def read_settings(name: str, trust_remote_code: bool = False):
     """transformers' configuration of any model, without a network where the catalogue knows its shape."""
     from pathlib import Path
 
@@ -113,7 +113,7 @@ def read_settings(name: str):
     known = catalog.find_model(name)
     if known and known.name != "tiny-base" and not name.startswith(models.RANDOM) and not Path(name).is_dir():
         name = f"random:{name}"
-    return models.read_settings(name)
+    return models.read_settings(name, trust_remote_code)
 
 
 def build(config: TrainConfig, settings, layers: int):
@@ -130,7 +130,7 @@ def build(config: TrainConfig, settings, layers: int):
     if getattr(inner, "layer_types", None):
         inner.layer_types = inner.layer_types[:layers]
     dtype = torch.bfloat16 if config.bf16 and config.use_lora else torch.float32
-    model = quantise.build_empty(settings, dtype, quantise.quantization_config(config))
+    model = quantise.build_empty(settings, dtype, quantise.quantization_config(config), config.trust_remote_code)
     if config.use_4bit or config.use_8bit:
         quantise.prepare_quantised(model, config)
     lora = models.lora_config(config)
@@ -193,9 +193,9 @@ def _step(
                     kept, counter.early, counter.late, block)  # fmt: skip
 
 
-def count_embedding(name: str) -> int:
-    """Numbers in a model's input embedding."""
-    settings = read_settings(name).get_text_config()
+def count_embedding(config: TrainConfig) -> int:
+    """Numbers in the input embedding of a run's model."""
+    settings = read_settings(config.model_name, config.trust_remote_code).get_text_config()
     return settings.vocab_size * settings.hidden_size
 
 
@@ -205,7 +205,7 @@ def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
 
     plain = replace(config, use_lora=False, use_4bit=False, use_8bit=False, use_dora=False, use_rslora=False)
     with counting(config):
-        model = build(plain, read_settings(config.model_name), 1)
+        model = build(plain, read_settings(config.model_name, config.trust_remote_code), 1)
     return attention.choose(model, config.use_flash_attention, bf16)[0].startswith(
         ("flash_attention", attention.VARLEN)
     )

@@ -27,19 +27,19 @@ def export(config: ExportConfig) -> dict:
     """
     from transformers import AutoTokenizer
 
-    run = finished.open_run(config.run_dir)
+    run = finished.open_run(config.run_dir, config.trust_remote_code)
     folder = claim_folder(config, run)
     refuse(run, config)
     if config.push:
         push.check_push(config)
-    tokenizer = models.load_tokenizer(str(run.folder))
+    tokenizer = models.load_tokenizer(str(run.folder), config.trust_remote_code)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         new = Path(aside) / "new"
         new.mkdir(mode=0o755)
         tokenizer.save_pretrained(new)
         probe = export_checks.gather_probe(tokenizer, run.config.dataset_path)
-        checks = {"same_tokens": export_checks.require_same_tokens(tokenizer, AutoTokenizer.from_pretrained(new)),
+        checks = {"same_tokens": export_checks.require_same_tokens(tokenizer, AutoTokenizer.from_pretrained(new, trust_remote_code=config.trust_remote_code)),
                   "positions": sum(map(len, probe.sequences))}  # fmt: skip
         name, about_base = name_base(run, config)
         facts = {"kind": config.kind, "base": name, "about_base": about_base, "base_bits": count_bits(run)}

@@ -8,12 +8,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab import checkpoints, files, models, new_tokens, quantise
+from sftlab import checkpoints, files, models, new_tokens, quantise, remote_code
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 from sftlab.prepared import FACTS
 
-WRITING = {"output_dir", "resume", "overwrite", "deepspeed"}  # of no meaning to a run that is only read
+# Of no meaning to a run that is only read; and whether its code may run is for who reads it to say.
+WRITING = {"output_dir", "resume", "overwrite", "deepspeed", "trust_remote_code"}
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Run:
         return self.config.use_4bit or self.config.use_8bit
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, trust_remote_code: bool = False) -> Run:
     """The run in a folder. Raises UserError for a checkpoint, a run that didn't end well, and what is no run at all."""
     folder = Path(path)
     if checkpoints.get_step(folder) is not None and (folder.parent / "run.json").is_file():
@@ -49,20 +50,21 @@ def open_run(path: str | Path) -> Run:
     known = {field.name for field in dataclasses.fields(TrainConfig)} - WRITING
     values = {name: value for name, value in result["config"].items() if name in known}
     values["bf16"] = result.get("choices", {}).get("precision", "").startswith("bfloat16")
-    config = TrainConfig.build(**values)
+    config = TrainConfig.build(**values, trust_remote_code=trust_remote_code)
     return Run(folder, config, result, files.read_json(Path(config.dataset_path) / FACTS))
 
 
 def read_settings(run: Run):
     """transformers' configuration of the base, or of the model itself after full fine-tuning."""
-    return models.read_settings(run.config.model_name if run.config.use_lora else str(run.folder))
+    name = run.config.model_name if run.config.use_lora else str(run.folder)
+    return models.read_settings(name, run.config.trust_remote_code)
 
 
 def count_parameters(run: Run) -> int:
     """How many parameters that model has, tied ones counted once."""
     import torch
 
-    return quantise.build_empty(read_settings(run), torch.float32).num_parameters()
+    return quantise.build_empty(read_settings(run), torch.float32, None, run.config.trust_remote_code).num_parameters()
 
 
 def load_run(run: Run, base: str = "trained", exactly: bool = True):
@@ -77,10 +79,13 @@ def load_run(run: Run, base: str = "trained", exactly: bool = True):
     from peft import PeftModel
     from transformers import set_seed
 
-    tokenizer = models.load_tokenizer(str(run.folder))
+    trusted = run.config.trust_remote_code
+    tokenizer = models.load_tokenizer(str(run.folder), trusted)
     compute = compute_exactly if exactly else (lambda model: model)
     if not run.config.use_lora:
-        return set_ends(compute(models.load_model(str(run.folder))), tokenizer).eval()
+        return set_ends(
+            compute(models.load_model(str(run.folder), TrainConfig(trust_remote_code=trusted))), tokenizer
+        ).eval()
     config = run.config
     if base == "published":
         config = dataclasses.replace(config, use_4bit=False, use_8bit=False, bf16=False)
@@ -137,18 +142,18 @@ def keep_head_bias(model):
     return model
 
 
-def load_any(name: str):
+def load_any(name: str, trust_remote_code: bool = False):
     """A model and its tokenizer by the name of a run, an export, or anything that `models.load_model` knows.
 
     A run comes as it was trained, quantised if it was; an adapter on its base; anything else in the precision that it
     was saved in. Raises UserError for what can't be had.
     """
     if (Path(name) / "run.json").is_file():
-        run = open_run(name)
-        return load_run(run, exactly=False), models.load_tokenizer(name)
-    tokenizer = models.load_tokenizer(name)
+        run = open_run(name, trust_remote_code)
+        return load_run(run, exactly=False), models.load_tokenizer(name, trust_remote_code)
+    tokenizer = models.load_tokenizer(name, trust_remote_code)
     if not name.startswith(models.RANDOM) and (Path(name) / "adapter_config.json").is_file():
-        return load_adapter(name, tokenizer, exactly=False), tokenizer
+        return load_adapter(name, tokenizer, exactly=False, trust_remote_code=trust_remote_code), tokenizer
     if name.startswith(models.RANDOM):
         return models.load_model(name).eval(), tokenizer
     import torch
@@ -156,13 +161,18 @@ def load_any(name: str):
 
     device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
     try:
-        model = AutoModelForCausalLM.from_pretrained(models.locate(name), dtype="auto", device_map=device)
+        path = models.locate(name)
+        with remote_code.guarded(name, path, trust_remote_code):
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype="auto", device_map=device, trust_remote_code=trust_remote_code
+            )
     except OSError as error:
         raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
     return model.eval(), tokenizer
 
 
-def load_adapter(name: str, tokenizer, config: TrainConfig | None = None, base: str = "", exactly: bool = True):
+def load_adapter(name: str, tokenizer, config: TrainConfig | None = None, base: str = "", exactly: bool = True,
+                 trust_remote_code: bool = False):  # fmt: skip
     """An adapter's folder, on the base that its adapter_config.json names: tiny-base, a catalogue name, a Hub id, a folder.
 
     config: how the base is held; as it was trained, where the folder is an export that says so. base: another name of it.
@@ -172,7 +182,8 @@ def load_adapter(name: str, tokenizer, config: TrainConfig | None = None, base: 
 
     base = base or files.read_json(Path(name) / "adapter_config.json")["base_model_name_or_path"]
     bits = files.read_json(Path(name) / "export.json").get("base_bits")
-    config = config or TrainConfig(use_lora=True, use_4bit=bits == 4, use_8bit=bits == 8, bf16=False)
+    config = config or TrainConfig(use_lora=True, use_4bit=bits == 4, use_8bit=bits == 8, bf16=False,
+                                   trust_remote_code=trust_remote_code)  # fmt: skip
     model = models.load_model(base, config)
     new_tokens.fit_vocabulary(model, tokenizer)
     if (Path(name) / "generation_config.json").is_file():  # the base's own settings may end answers elsewhere

@@ -107,7 +107,7 @@ def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[
             fits, too_many = (middle, too_many) if at(middle) <= room else (fits, middle)
         return fits
 
-    settings = dry_run.read_settings(config.model_name).get_text_config()
+    settings = dry_run.read_settings(config.model_name, config.trust_remote_code).get_text_config()
     longest = getattr(settings, "max_position_embeddings", None) or LONGEST
     batch = find(lambda count: total(count, config.max_length), LARGEST)
     eights = find(lambda count: total(config.batch_size, 8 * count), longest // 8)

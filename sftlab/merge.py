@@ -95,7 +95,9 @@ def save_merged(run: finished.Run, probe, config: ExportConfig, new: Path) -> di
         held[0].save_pretrained(new)
         saved = read_model(held[0], probe, answer=False)
     device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
-    again = AutoModelForCausalLM.from_pretrained(new, dtype="auto", device_map=device)
+    again = AutoModelForCausalLM.from_pretrained(
+        new, dtype="auto", device_map=device, trust_remote_code=run.config.trust_remote_code
+    )
     reloaded = read_model(again, probe)
     same = dataclasses.replace(reloaded, answers=[], steps=[])
     checks["reloaded"] = require_close(

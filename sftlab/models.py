@@ -8,7 +8,7 @@ import os
 import warnings
 from pathlib import Path
 
-from sftlab import hub, quantise, zero
+from sftlab import hub, quantise, remote_code, zero
 from sftlab.catalog import MODELS, find_model
 from sftlab.config import TrainConfig
 from sftlab.options import UserError, near_match
@@ -69,12 +69,16 @@ def locate(name: str) -> str:
     return hub_id
 
 
-def load_tokenizer(name: str):
-    """The tokenizer of a model, with a padding token that is not its EOS wherever one can be had without new weights."""
+def load_tokenizer(name: str, trust_remote_code: bool = False):
+    """The tokenizer of a model, with a padding token that is not its EOS wherever one can be had without new weights.
+
+    trust_remote_code: whether code that comes with it may run.
+    """
     from transformers import AutoTokenizer
 
     path = locate("tiny-base" if name.startswith(RANDOM) else name)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    with remote_code.guarded(name, path, trust_remote_code):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise UserError(
             f"model {name}: its tokenizer can't tell where in the text a token lies, so no mask can be made."
@@ -106,24 +110,30 @@ def get_tiny_shape(model_type: str) -> dict:
     return TINY_SHAPES.get(model_type, TINY_SHAPE)
 
 
-def build_small(name: str):
+def build_small(name: str, trust_remote_code: bool = False):
     """A model of two small layers with random weights, of the architecture of any model, to try things out on."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    settings = read_settings(name)
+    settings = read_settings(name, trust_remote_code)
     inner = settings.get_text_config()
     inner.update(get_tiny_shape(inner.model_type) | {"vocab_size": 64, "pad_token_id": None})
     if getattr(inner, "layer_types", None):
         inner.layer_types = inner.layer_types[: inner.num_hidden_layers]
-    return AutoModelForCausalLM.from_config(settings).to("cuda" if torch.cuda.is_available() else "cpu")
+    with remote_code.guarded(name, name, trust_remote_code):
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read_settings(name: str):
+def read_settings(name: str, trust_remote_code: bool = False):
     """transformers' configuration of any model that can be loaded; of the Hub's only that file is fetched."""
     from transformers import AutoConfig
 
-    return build_config(name) if name.startswith(RANDOM) else AutoConfig.from_pretrained(locate(name))
+    if name.startswith(RANDOM):
+        return build_config(name)
+    path = locate(name)
+    with remote_code.guarded(name, path, trust_remote_code):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def build_random(name: str, dtype=None, device: str | None = None):
@@ -145,7 +155,7 @@ def choose_precision(config: TrainConfig) -> tuple[bool, str]:
 
     if config.bf16 is not None:
         return config.bf16, "as asked for (--bf16)" if config.bf16 else "as asked for (--no-bf16)"
-    settings = read_settings(config.model_name)
+    settings = read_settings(config.model_name, config.trust_remote_code)
     hidden = settings.get_text_config().hidden_size
     inner = next((size for name in ("intermediate_size", "n_inner", "ffn_hidden_size")
                   if (size := getattr(settings.get_text_config(), name, None))), 4 * hidden)  # fmt: skip
@@ -170,7 +180,7 @@ def load_model(name: str, config: TrainConfig | None = None):
         model = quantise.build_random(build_config(name), dtype, quantization, device)
         return quantise.keep_gradients(model) if config.use_4bit else model
     path = locate(name)
-    options = {"dtype": dtype}
+    options = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     if quantization := quantise.quantization_config(config):
         options["quantization_config"] = quantization
     if torch.cuda.is_available() and zero.find_stage(config.deepspeed) < 3:  # which puts each piece where it belongs
@@ -179,7 +189,7 @@ def load_model(name: str, config: TrainConfig | None = None):
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM as loader
     try:
-        with quantise.plain_falcon():
+        with quantise.plain_falcon(), remote_code.guarded(name, path, config.trust_remote_code):
             model = loader.from_pretrained(path, **options)
     except OSError as error:
         raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error

@@ -14,7 +14,7 @@ from sftlab.config import DataConfig
 from sftlab.options import UserError
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
-NOT_OF_THE_SET = ("output_dir", "overwrite")  # options that change nothing in it
+NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code")  # options that change nothing in it
 
 
 def dataset_folder(config: DataConfig, rows: int) -> Path:

@@ -66,7 +66,7 @@ def find_room(run: Subject, rows: list[dict]) -> int:
 
 def leave_out_long(run: Subject, rows: list[dict], max_new_tokens: int) -> list[dict]:
     """The rows whose prompt leaves room for an answer among the positions that the model has; the others are told."""
-    settings = dry_run.read_settings(run.config.model_name).get_text_config()
+    settings = dry_run.read_settings(run.config.model_name, run.config.trust_remote_code).get_text_config()
     most = getattr(settings, "max_position_embeddings", None) or sys.maxsize
     fits = [find_last_answer(row["labels"]) + max_new_tokens <= most for row in rows]
     if not all(fits):
@@ -86,7 +86,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     """
     started = time.time()
     harness.check(config)
-    run = read_run(config.run_dir, config.dataset_path)
+    run = read_run(config.run_dir, config.dataset_path, config.trust_remote_code)
     rows = choose_rows(run, config)
     config = dataclasses.replace(config, max_new_tokens=config.max_new_tokens or find_room(run, rows))
     rows = leave_out_long(run, rows, config.max_new_tokens)

@@ -6,6 +6,7 @@ python -c "from sftlab import quantise; print(quantise.quantization_config)"
 import contextlib
 import os
 
+from sftlab import remote_code
 from sftlab.config import TrainConfig
 
 
@@ -72,16 +73,18 @@ def prepare_quantised(model, config: TrainConfig) -> None:
                                     gradient_checkpointing_kwargs={"use_reentrant": False})  # fmt: skip
 
 
-def build_empty(settings, dtype, quantization=None):
+def build_empty(settings, dtype, quantization=None, trust_remote_code: bool = False):
     """A model of transformers' configuration `settings` without bytes (torch's meta device), its layers as bitsandbytes
-    would hold them. dtype: of all that isn't quantised; quantization: what `quantization_config` returns.
+    would hold them. dtype: of all that isn't quantised; quantization: what `quantization_config` returns;
+    trust_remote_code: whether code that comes with the model may run.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    with plain_falcon(), init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    name = settings.name_or_path
+    with plain_falcon(), init_empty_weights(include_buffers=False), remote_code.guarded(name, name, trust_remote_code):
+        model = AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()
     if quantization:
         quantizer = AutoHfQuantizer.from_config(quantization)

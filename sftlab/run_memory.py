@@ -65,7 +65,7 @@ def expect(
     try:
         whole = memory.estimate(run, plan, length, trained_share)
         if new_tokens:  # PEFT puts the trained rows into copies of the whole embedding, in each pass
-            whole.parts["trained token rows"] = 3 * 4 * dry_run.count_embedding(config.model_name)
+            whole.parts["trained token rows"] = 3 * 4 * dry_run.count_embedding(config)
     except dry_run.CantCount as error:
         line = f"not estimated: {error}"
     else:

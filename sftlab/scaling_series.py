@@ -120,7 +120,7 @@ def read_job(result: Result) -> Job:
     config = TrainConfig.build(**{name: value for name, value in result.config.items() if name in known})
     bf16, stage = result.choices.get("precision", "").startswith("bfloat16"), zero.find_stage(config.deepspeed)
     with dry_run.counting(config):
-        settings = dry_run.read_settings(config.model_name)
+        settings = dry_run.read_settings(config.model_name, config.trust_remote_code)
         layers = settings.get_text_config().num_hidden_layers
         model = dry_run.build(replace(config, bf16=bf16), settings, layers)
     counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]

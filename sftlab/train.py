@@ -78,7 +78,7 @@ def make_trainer(config: TrainConfig):
         raise UserError(
             f"model_name: {config.model_name} holds an adapter. Go on with --resume there, or start from its base."
         )
-    tokenizer = models.load_tokenizer(config.model_name)
+    tokenizer = models.load_tokenizer(config.model_name, config.trust_remote_code)
     unseen = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
@@ -96,7 +96,7 @@ def make_trainer(config: TrainConfig):
         bool(unseen and config.use_lora and config.train_new_tokens),
     )
     pieces = zero.find_stage(config.deepspeed) == 3  # then a whole model is on no device
-    small = models.build_small(config.model_name) if pieces else None
+    small = models.build_small(config.model_name, config.trust_remote_code) if pieces else None
     args = sft_config(config, bf16)
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = models.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
@@ -185,7 +185,7 @@ def train(config: TrainConfig) -> dict:
 
 def train_here(config: TrainConfig, world: distributed.World) -> dict:
     """`train`, in a process that has met the others of its run. The first one alone writes, and all return its result."""
-    from sftlab.callbacks import GoOn, StopOnSignal
+    from sftlab.callbacks import GoOn, LiveLog, StopOnSignal
     from sftlab.held import Held
 
     checkpoint = distributed.from_main(run_folder.claim_folder, config, world.size)
@@ -198,6 +198,7 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
     trainer.add_callback(held := Held())
     if checkpoint:
         trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
+    trainer.add_callback(LiveLog(trainer))
     started = time.time()
     try:
         with StopOnSignal() as stop, run_memory.advising(config, trainer.expected["memory"]):

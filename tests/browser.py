@@ -93,6 +93,7 @@ def set_theme(settings: Path, theme: str) -> None:
     for extension, name, chosen in (
         ("apputils", "themes", {"theme": THEMES[theme]}),
         ("notebook", "tracker", {"windowingMode": "none"}),
+        ("apputils", "notification", {"fetchNews": "false"}),
     ):
         place = settings / "user" / "@jupyterlab" / f"{extension}-extension"
         place.mkdir(parents=True, exist_ok=True)
