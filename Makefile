@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lab lint notebooks-clean constraints
+.PHONY: help run test lab browser lint notebooks-clean constraints
 
 # Python 3.11 is tried before its followers because the versions in constraints.txt were tested on it.
 CHECK_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -37,6 +37,13 @@ test: lint  ## lint, unit tests, and every notebook at its smallest size
 
 lab: .venv/installed  ## open the course in JupyterLab
 	$(IN_VENV) jupyter lab notebooks/00_start_here.ipynb
+
+# Debian's and Ubuntu's package where one may install it; Playwright's own download elsewhere, which needs more network.
+browser: .venv/installed  ## a Chromium for the tests of forms and panels, unless there is one
+	@.venv/bin/python -c 'from tests.browser import find_chromium as f; import sys; p = f(); print(p or ""); sys.exit(not p)' \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-noto-cjk >/dev/null; } \
+	|| .venv/bin/playwright install chromium
 
 lint: .venv/installed  ## check style and formatting of modules and notebooks
 	$(IN_VENV) ruff check .

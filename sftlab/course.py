@@ -15,7 +15,7 @@ import signal
 import time
 from pathlib import Path
 
-from sftlab import files
+from sftlab import files, pages
 from sftlab.config import FIELDS
 from sftlab.execute import papermill_path, run_notebook
 from sftlab.options import UserError, check_value, coerce, near_match
@@ -52,24 +52,25 @@ def resolve_profile(profile: str = "") -> str:
 
 
 def record(name: str, **facts) -> None:
-    """Leaves facts of the notebook `name` for the index page: title, note, before, after, log_history.
+    """Leaves facts of the notebook `name` for the index page and for sweeps: title, note, before, after, log_history, metrics.
 
-    `before` and `after` map a label to a number or to (value, low, high).
+    `before` and `after` map a label to a number or to (value, low, high), `metrics` a name to a plain number, which
+    `sftlab sweep` can choose by. Raises UserError for a metric that is no number.
     """
+    for label, value in facts.get("metrics", {}).items():
+        facts["metrics"][label] = coerce(f"metrics, {label}", value, float)
     files.write_json(work_folder(name) / "record.json", facts)
 
 
 def show_table(header, rows):
-    """A table for notebooks, as Markdown, which lines up Japanese too; line breaks in a cell are shown as ↵."""
+    """A table for notebooks, as Markdown, which lines up Japanese too; cells are shown as they are, line breaks as ↵."""
     from IPython.display import Markdown
 
+    def show(cell) -> str:  # else <s> would be struck out text, and a data row's script would run in an exported page
+        return pages.text(cell).replace("\n", "↵").replace("|", "&#124;")
+
     lines = [header, ["---"] * len(header), *rows]
-    return Markdown(
-        "\n".join(
-            "| " + " | ".join(str(cell).replace("\n", "↵").replace("|", "&#124;") for cell in line) + " |"
-            for line in lines
-        )
-    )
+    return Markdown("\n".join("| " + " | ".join(map(show, line)) + " |" for line in lines))
 
 
 def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=None, continue_=False) -> list[dict]:
@@ -78,7 +79,7 @@ def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=No
     `timeout` is in seconds for each whole notebook. `continue_` skips what is completed in `output_dir` with the same
     parameters and source. Raises UserError, before anything is written, for input that can't work.
     """
-    jobs, output_dir = _plan_jobs(paths, parameters, resolve_profile(profile)), Path(output_dir).resolve()
+    jobs, output_dir = plan_jobs(paths, parameters, resolve_profile(profile)), Path(output_dir).resolve()
     if output_dir.is_file() or output_dir.is_dir() and any(output_dir.iterdir()) and not continue_:
         raise UserError(f"{output_dir} is there and not empty: name another folder, or go on in it with --continue.")
     if any(path.parent == output_dir for path in jobs):
@@ -140,7 +141,7 @@ def run_command(args) -> int:
     return max(EXIT_CODES[status["status"]] for status in statuses)
 
 
-def _plan_jobs(paths, parameters: dict, profile: str) -> dict[Path, dict]:
+def plan_jobs(paths, parameters: dict, profile: str) -> dict[Path, dict]:
     """What to run: notebook -> its name, parameters as the declared types, profile and hash of its cells' sources."""
     declared = {path: _read_declared(path) for given in paths for path in _find_notebooks(Path(given))}
     stems = [path.stem for path in declared]

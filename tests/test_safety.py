@@ -1,0 +1,134 @@
+"""A token is where the user put it and nowhere else; text of others is shown and never run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import nbformat
+import pytest
+
+TOKEN = "hf_" + "PlantedTokenThatMustNotLeak" + "0123456789"
+EVIL = "<script>window.evil = 1</script><img src=x onerror='window.evil = 1'>悪"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A Hub that knows the token's owner, and no repository."""
+
+    def do_GET(self):
+        who = {
+            "type": "user",
+            "name": "planted",
+            "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": "read"}},
+        }
+        self.send_response(200 if self.path.startswith("/api/whoami") else 404)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(who).encode())
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def seen():
+    """Command lines of all processes that were there while the test ran, looked at each few milliseconds."""
+    lines, over = set(), threading.Event()
+
+    def look():
+        while not over.wait(0.01):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    lines.add(path.read_bytes())
+                except OSError:
+                    continue
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    yield lines
+    over.set()
+    thread.join()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="process lists are read from /proc, which is Linux's"
+)
+def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen):
+    """It lies in a token file and in HF_TOKEN; commands of every kind run, well and badly; then all that they left is searched."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "token").write_text(TOKEN)
+    (home / "token").chmod(0o600)
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell("import os, huggingface_hub\nfrom sftlab import tokens\nprint(tokens.find_token(), repr(tokens.find_token()))\n"
+                                  "tokens.find_token()"),
+        nbformat.v4.new_code_cell("from sftlab import access\naccess.check('planted/private')"),
+    ])  # fmt: skip
+    nbformat.write(notebook, tmp_path / "own.ipynb")
+    environment = os.environ | {"HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_ENDPOINT": serve(Hub), "HF_HUB_OFFLINE": "0",
+                                "HF_HUB_VERBOSITY": "debug", "HOME": str(tmp_path)}  # fmt: skip
+    train = ["train", "--dataset-path", str(dataset), "--use-lora", "--max-steps", "2", "--max-length", "64", "--eval-samples", "4",
+             "--no-bf16", "--output-dir"]  # fmt: skip
+    commands = [
+        ["token", "--status"],
+        ["access", "planted/private", "gpt2"],
+        ["doctor"],
+        ["launch", "--gpus-per-node", "2", *train, "two"],
+        ["launch", "--gpus-per-node", "2", "--nodes", "2", "--slurm", *train, "batch"],
+        ["metrics", "watched", "--", sys.executable, "-m", "sftlab.cli", *train, "one"],
+        ["train", "--model-name", "planted/private", "--dataset-path", str(dataset), "--output-dir", "none"],
+        ["doctor", "one"],
+        ["evaluate", "one", "--num-questions", "4", "--num-texts", "2", "--resamples", "100"],
+        ["export", "one"],
+        ["run", "own.ipynb", "--output-dir", "headless"],
+        ["runs"],
+    ]
+    said = ""
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", "sftlab.cli", *command], cwd=tmp_path, env=environment, capture_output=True,
+                              text=True, timeout=300)  # fmt: skip
+        assert "Traceback" not in done.stderr, (command, done.stderr[-2000:])
+        said += done.stdout + done.stderr
+    assert TOKEN[-4:] in said and TOKEN not in said  # its last letters are shown, so that it's known which one it is
+    assert any(b"sftlab" in line for line in seen) and not any(TOKEN.encode() in line for line in seen)
+    assert (tmp_path / "one" / "result.json").is_file() and (tmp_path / "headless" / "own.html").is_file()
+    holding = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert holding == [home / "token"]
+
+
+def test_a_token_as_a_parameter_is_refused(tmp_path, sftlab_command):
+    """papermill would store it in clear."""
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("token: str = ''", metadata={"tags": ["parameters"]})]
+    )
+    nbformat.write(notebook, tmp_path / "own.ipynb")
+    code, output, errors = sftlab_command(
+        "run", tmp_path / "own.ipynb", "-p", "token", TOKEN, "--output-dir", tmp_path / "out"
+    )
+    assert code == 2 and TOKEN not in output + errors and "token" in errors and not (tmp_path / "out").exists()
+
+
+def test_no_command_takes_a_token():
+    """What stands in a command line is in the process list, and in the shell's history."""
+    from sftlab.config import FIELDS
+
+    assert not [name for name in FIELDS if re.search(r"token$|secret|password", name)]
+
+
+def test_text_of_others_is_shown_not_run(tmp_path):
+    """A data row with a script tag, in the tables of a notebook and its exported page."""
+    from bs4 import BeautifulSoup
+
+    from sftlab import course
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        f"from sftlab import course\ncourse.show_table(['row', {EVIL!r}], [[{EVIL!r}, '<s>']])")])  # fmt: skip
+    nbformat.write(notebook, tmp_path / "own.ipynb")
+    assert course.run_notebooks([tmp_path / "own.ipynb"], {}, tmp_path / "out")[0]["status"] == "completed"
+    page = BeautifulSoup((tmp_path / "out" / "own.html").read_text(encoding="utf-8"), "html.parser")
+    table = page.select_one(".jp-OutputArea table")
+    assert [cell.get_text() for cell in table.select("td")] == [EVIL, "<s>"]
+    assert not table.select("script, img")
