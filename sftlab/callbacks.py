@@ -1,4 +1,4 @@
-"""What watches a run while it trains: a stop from outside, losses that are no numbers, the best checkpoint.
+"""What watches a run while it trains: a stop from outside, losses that are no numbers, the best checkpoint, the live log.
 
 python -c "from sftlab import callbacks; help(callbacks.Divergence)"
 """
@@ -6,14 +6,17 @@ python -c "from sftlab import callbacks; help(callbacks.Divergence)"
 import math
 import signal
 import threading
+import time
 from collections import deque
+from pathlib import Path
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from sftlab import distributed
+from sftlab import distributed, files, run_log
 from sftlab.checkpoints import find_last, read_meters
 from sftlab.options import UserError
 
+BETWEEN = 0.5  # seconds at least from one progress.json to the next
 PATIENCE = 10  # batches in a row that are worse than guessing
 
 
@@ -138,3 +141,57 @@ class GoOn(TrainerCallback):
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience = self.patience
+
+
+class LiveLog(TrainerCallback):
+    """Writes the log and the progress of a run into its folder as they come (`run_log`), in the first process alone.
+
+    A file that can't be written is told once, and ends no run. To be added after GoOn, which sets the count of tokens.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.folder = trainer, Path(trainer.args.output_dir)
+        self.progress = files.read_json(self.folder / run_log.PROGRESS)
+        self.written, self.broken = 0.0, False
+
+    def write(self, function, *arguments) -> None:
+        try:
+            function(*arguments)
+        except OSError as error:
+            if not self.broken:
+                print(f"{error.filename}: {error.strerror}; the run goes on, and its live log is not whole", flush=True)
+            self.broken = True
+
+    def note(self, state, doing: str, soon: bool = True) -> None:
+        """Write progress.json; `soon`: a little later does, too."""
+        now = time.time()
+        if not state.is_world_process_zero or soon and now - self.written < BETWEEN:
+            return
+        self.written, tokens = now, int(self.trainer._total_train_tokens)
+        at = {"time": now, "step": state.global_step, "tokens": tokens}
+        if doing == "training" and state.global_step > self.first_step:
+            self.progress.setdefault("began", at)  # the first step is slow, and doesn't count for the speed
+        self.progress |= (
+            at | {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch} | run_log.measure_memory()
+        )
+        self.write(files.write_json, self.folder / run_log.PROGRESS, self.progress)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step = state.global_step
+        if state.is_world_process_zero:
+            self.write(run_log.keep, self.folder, state.log_history)
+            self.note(state, "training", soon=False)
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            beside = {"time": time.time(), "max_steps": state.max_steps} | run_log.measure_memory()
+            self.write(run_log.append, self.folder, state.log_history[-1] | beside)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.note(state, "training", soon=state.global_step > self.first_step + 1)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.note(state, "evaluating")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.note(state, "ending", soon=False)

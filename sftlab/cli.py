@@ -10,20 +10,27 @@ import os
 import sys
 import typing
 
-from sftlab import __version__, benchmark_plan, commands, course
+from sftlab import __version__, benchmark_plan, commands, course, presets
 from sftlab.config import (
+    AccessConfig,
     BenchmarkConfig,
     ChatConfig,
     DataConfig,
+    DoctorConfig,
+    DownloadConfig,
     EvaluateConfig,
     ExportConfig,
     LaunchConfig,
     MemoryConfig,
     MetricsConfig,
+    ModelsConfig,
     ReportConfig,
+    RunsConfig,
+    SweepConfig,
+    TokenConfig,
     TrainConfig,
 )
-from sftlab.options import Options, UserError
+from sftlab.options import Options, UserError, refuse_token
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -57,6 +64,12 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options], only: t
         parser.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default, **several)
 
 
+def add_config_file(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(preset.name for preset in presets.PRESETS)
+    help = f"a YAML file with options of a training, or a preset: {names}; flags beside it win"
+    parser.add_argument("--config", metavar="FILE", default=None, help=help)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sftlab", description="Learn, run and measure supervised fine-tuning.")
     parser.add_argument("--version", action="version", version=f"sftlab {__version__}")
@@ -72,9 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_options(add("prepare", commands.prepare_command, "Make a tokenised data set with a mask from rows of instructions.",
                     "sftlab prepare --source json --source-path data_samples/facts_train.json"), DataConfig)  # fmt: skip
-    add_options(add("train", commands.train_command, "Fine-tune a model on a prepared data set.",
-                    "sftlab train --dataset-path datasets/facts_tiny-base_1408 --output-dir runs/first "
-                    "--use-lora --learning-rate 2e-3 --batch-size 16"), TrainConfig)  # fmt: skip
+    train = add("train", commands.train_command, "Fine-tune a model on a prepared data set.",
+                "sftlab train --dataset-path datasets/facts_tiny-base_1408 --output-dir runs/first "
+                "--use-lora --learning-rate 2e-3 --batch-size 16")  # fmt: skip
+    add_config_file(train)
+    add_options(train, TrainConfig)
     evaluate = add("evaluate", commands.evaluate_command, "Prove it: a run's tuned model against its base on held-out rows, with intervals.",
                    "sftlab evaluate runs/first")  # fmt: skip
     evaluate.add_argument("run_dir", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the run folder")
@@ -92,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(chat, ChatConfig)
     estimate = add("memory", commands.memory_command, "Estimate what a training run takes, in parts; what fits, and what to do if it doesn't.",
                    "sftlab memory --model meta-llama/Llama-2-7b-hf --device gpu --room 24 --use-lora --batch-size 4")  # fmt: skip
+    add_config_file(estimate)
     add_options(estimate, MemoryConfig)
     estimate.add_argument(
         "--model", dest="model_name", default=argparse.SUPPRESS, metavar="STR", help="short for --model-name"
@@ -99,6 +115,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(estimate, TrainConfig)
     course.add_run_arguments(add("run", course.run_command, "Run notebooks headless with papermill.",
                                  "sftlab run notebooks/05_lora.ipynb -p lora_r 8"))  # fmt: skip
+    sweep = add("sweep", commands.sweep_command, "Run a notebook at every point of a grid, on some seeds: which setting is best, and how sure that is.",
+                "sftlab sweep notebooks/08_hyperparameters.ipynb --grid learning_rate=1e-3,3e-3 --seeds 1,2,3 -p seeds 0")  # fmt: skip
+    sweep.add_argument("notebook", metavar="NOTEBOOK", help="the notebook")
+    for flag, options in (
+        ("--grid", {"metavar": "NAME=VALUES"}),
+        ("-p", {"nargs": 2, "metavar": ("NAME", "VALUE"), "dest": "parameters"}),
+    ):
+        help = SweepConfig.__dataclass_fields__[options.get("dest", "grid")].metadata["help"]
+        sweep.add_argument(flag, action="append", default=argparse.SUPPRESS, help=help, **options)
+    add_options(sweep, SweepConfig, but=("notebook", "grid", "parameters"))
     watched = add("metrics", commands.metrics_command, "Watch the machine, a process or a command: processor, memory and GPUs, each second, into a folder.",
                   "sftlab metrics results/current/ -- sftlab train --use-lora")  # fmt: skip
     watched.add_argument("output_dir", nargs="?", default=argparse.SUPPRESS, metavar="DIR", help="the folder")
@@ -116,11 +142,33 @@ def build_parser() -> argparse.ArgumentParser:
     launch.set_defaults(parse_training=parser.parse_args)
     add_options(launch, LaunchConfig)
     launch.add_argument("training", nargs=argparse.REMAINDER, metavar="train …", help="`train` and its options")
+    listed = add("runs", commands.runs_command, "List the runs in a folder, at work or ended; stop, resume or follow one of them.",
+                 "sftlab runs --follow runs/first")  # fmt: skip
+    listed.add_argument("folder", nargs="?", default=argparse.SUPPRESS, metavar="DIR", help="the folder")
+    add_options(listed, RunsConfig)
     pages = add("report", commands.report_command, "Make a page of results: speed, scaling, memory, loss, use, cost; several folders are compared.",
                 "sftlab report results/ --price 2.5 --currency EUR")  # fmt: skip
     pages.add_argument("folders", nargs="*", default=argparse.SUPPRESS, metavar="DIR", help="folders with results")
     add_options(pages, ReportConfig)
-    add("models", commands.models_command, "List the models that the lab knows by name.", "sftlab models")
+    token = add("token", commands.token_command, "Store a Hugging Face token, asked for without echo or read from standard input; exit code 1: there's none, or "
+                "the Hub doesn't take it.", "sftlab token --status")  # fmt: skip
+    add_options(token, TokenConfig)
+    asked = add("access", commands.access_command, "Where models stand for you, and what to do; exit code 1: not all can be used.",
+                "sftlab access meta-llama/Llama-2-7b-hf google/gemma-7b")  # fmt: skip
+    asked.add_argument("models", nargs="*", default=argparse.SUPPRESS, metavar="MODEL", help="as --models")
+    add_options(asked, AccessConfig)
+    known = add("models", commands.models_command, "The models that the lab knows: size, gate, licence, memory, and what fits here.",
+                "sftlab models gpt2")  # fmt: skip
+    known.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="as --model")
+    add_options(known, ModelsConfig)
+    fetched = add("download", commands.download_command, "Fetch a model into the cache: its size first, room on the disk, then a progress bar.",
+                  "sftlab download EleutherAI/gpt-neo-125M")  # fmt: skip
+    fetched.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="as --model")
+    add_options(fetched, DownloadConfig)
+    examined = add("doctor", commands.doctor_command, "Is this machine fit for the course; or, of a run that failed, what happened, why, and what to do. Exit "
+                   "code 1: something is wrong.", "sftlab doctor runs/first")  # fmt: skip
+    examined.add_argument("target", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="as --target")
+    add_options(examined, DoctorConfig)
     return parser
 
 
@@ -129,12 +177,14 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a log file in a narrow encoding must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
     try:
+        for argument in sys.argv[1:] if argv is None else argv:
+            refuse_token(argument, "an argument")
+        args = build_parser().parse_args(argv)
         return args.run(args)
     except UserError as error:
         message = str(error)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except commands.MENDED as error:
         message = f"{error.filename}: {error.strerror}. Name another file or folder."
     except KeyboardInterrupt:
         print("sftlab: interrupted", file=sys.stderr)

@@ -420,6 +420,23 @@ class LaunchConfig(Options):
 
 
 @dataclass
+class RunsConfig(Options):
+    """Which runs `sftlab runs` lists, and which one it stops, resumes or follows."""
+
+    folder: str | None = option(
+        None, "where to look, in all folders below (default: runs); may be given without the flag"
+    )
+    stop: str | None = option(None, "ask the run in this folder to write a checkpoint and end")
+    resume: str | None = option(None, "go on with the run in this folder from its last checkpoint, in the background")
+    follow: str | None = option(None, "print the losses of the run in this folder as they come, until it ends")
+    json: bool = option(False, "print all that is known of the runs as JSON")
+
+    def check(self) -> None:
+        if self.stop and (self.resume or self.follow):
+            raise UserError("stop: a run that ends is neither resumed nor followed; give --stop alone.")
+
+
+@dataclass
 class ReportConfig(Options):
     """What `sftlab report` makes of folders with results."""
 
@@ -449,10 +466,93 @@ class ReportConfig(Options):
             raise UserError(f"output: {self.output} is no name of a page; write it like report.html.")
 
 
+@dataclass
+class SweepConfig(Options):
+    """What `sftlab sweep` tries: a notebook at every point of a grid of its parameters, on some seeds."""
+
+    notebook: str = option("", "the notebook; it must leave its numbers by course.record(…, metrics={…})")
+    grid: list | None = option(
+        None, "a parameter of the notebook and the values to try, as lora_r=4,16,64; texts that hold commas as a JSON list, "
+        'layers=["q_proj,v_proj","all-linear"]; repeatable: all combinations are tried', paths=True,
+    )  # fmt: skip
+    parameters: list | None = option(
+        None, "a parameter that the notebook declares, the same for all points; repeatable"
+    )
+    seeds: list | None = option(None, "run each setting with each of these values of the parameter `seed`, as 1,2,3")
+    metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
+    direction: str = option(
+        "auto", "whether the best is the lowest or the highest; auto: by the metric's name, where that says it",
+        choices=("auto", "min", "max"),
+    )  # fmt: skip
+    sample: int | None = option(
+        None, "try only so many settings of the grid, drawn at random, always the same ones", low=1
+    )
+    profile: str = option("", "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
+    output_dir: str = option("", "folder for all outputs (default: runs/sweep-NOTEBOOK)")
+    timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
+    dry_run: bool = option(False, "check, and say what would run, but start nothing")
+    overwrite: bool = option(False, "run points anew that --output-dir holds as completed")
+
+    def check(self) -> None:
+        if self.seeds:
+            self.seeds = [part.strip() for text in self.seeds for part in str(text).split(",") if part.strip()]
+
+
+@dataclass
+class TokenConfig(Options):
+    """What `sftlab token` does; the token itself is asked for, and is no option."""
+
+    status: bool = option(False, "say where the token comes from, whose it is and what it may do")
+    forget: bool = option(False, "remove the stored token from this machine")
+
+    def check(self) -> None:
+        if self.status and self.forget:
+            raise UserError("forget: --status looks and --forget removes; choose one.")
+
+
+@dataclass
+class AccessConfig(Options):
+    """Which models `sftlab access` asks the Hub about."""
+
+    models: list | None = option(None, "Hub ids, catalogue names or folders (default: the catalogue)", paths=True)
+    json: bool = option(False, "print JSON, a list with an object per model")
+
+
+@dataclass
+class ModelsConfig(Options):
+    """What `sftlab models` shows."""
+
+    model: str | None = option(
+        None, "all about this model: a catalogue name, a Hub id or a folder; may be given without the flag"
+    )
+    json: bool = option(False, "print JSON")
+
+
+@dataclass
+class DownloadConfig(Options):
+    """What `sftlab download` fetches into huggingface_hub's cache."""
+
+    model: str = option("", "the model: a catalogue name or a Hub id; may be given without the flag")
+    yes: bool = option(False, "don't ask before a large download")
+
+
+@dataclass
+class DoctorConfig(Options):
+    """What `sftlab doctor` looks at: this machine and installation, or what is left of a run."""
+
+    target: str | None = option(
+        None, "a run folder, results of `sftlab run`, a log file, or - for standard input; this machine if not given"
+    )
+    slow: bool = option(True, "of a complete run, measure where its time went; takes some seconds")
+    json: bool = option(False, "print JSON instead of lines")
+
+
 # Every option of the lab by its name, for what checks single values: the parameters of notebooks.
 FIELDS = {
     field.name: field
     for options in (
+        DoctorConfig,
+        RunsConfig,
         ReportConfig,
         LaunchConfig,
         BenchmarkConfig,

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import numbers
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from sftlab import files, pages
 from sftlab.config import FIELDS
 from sftlab.execute import papermill_path, run_notebook
-from sftlab.options import UserError, check_value, coerce, near_match
+from sftlab.options import UserError, check_value, coerce, near_match, refuse_token
 from sftlab.report import write_index
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +59,8 @@ def record(name: str, **facts) -> None:
     `sftlab sweep` can choose by. Raises UserError for a metric that is no number.
     """
     for label, value in facts.get("metrics", {}).items():
-        facts["metrics"][label] = coerce(f"metrics, {label}", value, float)
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+        facts["metrics"][label] = coerce(f"metrics, {label}", number, float)
     files.write_json(work_folder(name) / "record.json", facts)
 
 
@@ -149,7 +151,8 @@ def plan_jobs(paths, parameters: dict, profile: str) -> dict[Path, dict]:
         if stems.count(stem) > 1 or stem == "index":
             raise UserError(f"{stem}.ipynb: each notebook needs a name of its own, other than index, for its outputs.")
     known = {name for kinds in declared.values() for name in kinds}
-    for name in parameters:
+    for name, value in parameters.items():
+        refuse_token(value, f"parameter {name}")  # the executed notebook would keep it
         if name not in known:
             there = f"Declared: {', '.join(sorted(known))}." if known else "It declares none."
             raise UserError(f"{', '.join(stems)}: no parameter {name!r}.{near_match(name, known)} {there}")

@@ -23,11 +23,14 @@ ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CUT_SHORT = ("dead kernel", "timed out", "interrupted")  # papermill marks the running cell and all below as completed
 
 
-def run_notebook(path: Path, job: dict, output_dir: Path, timeout: float | None, label: str) -> dict:
+def run_notebook(
+    path: Path, job: dict, output_dir: Path, timeout: float | None, label: str, bar=True, plotly="plotly.min.js"
+) -> dict:
     """Runs one notebook, writes NAME.ipynb, NAME.html and last NAME.json into `output_dir`, and returns its content.
 
     `job` holds what NAME.json says about the input: notebook, parameters, profile, source_sha256. `timeout` is in
-    seconds for the whole notebook. Whatever goes wrong in the notebook is a status, and no exception.
+    seconds for the whole notebook. Whatever goes wrong in the notebook is a status, and no exception. `bar`: show
+    papermill's progress bar; `plotly`: where the page finds plotly.js, as for `report.export_html`.
     """
     output, start = output_dir / f"{path.stem}.ipynb", time.monotonic()
     page, facts = output.with_suffix(".html"), output.with_suffix(".json")
@@ -35,12 +38,12 @@ def run_notebook(path: Path, job: dict, output_dir: Path, timeout: float | None,
         stale.unlink(missing_ok=True)
     bundled = job["parameters"].get("model_name", "tiny-base") == "tiny-base"
     with _environment(output_dir, job["profile"], offline=bundled and job["profile"] != "gpu"):
-        status, error = _execute(path, output, job["parameters"], timeout, label)
+        status, error = _execute(path, output, job["parameters"], timeout, label, bar)
     cell, source = None, ""
     if output.exists():
         status, error, cell, source = _inspect_output(output, status, error)
         try:
-            export_html(output, page)
+            export_html(output, page, plotly)
         except Exception as problem:  # any of nbconvert's many parts: a page that is missing shall not lose the status
             print(f"{path.stem}: no HTML page: {type(problem).__name__}: {problem}")
     result = {**job, "status": status, "seconds": round(time.monotonic() - start, 1)}
@@ -58,14 +61,14 @@ def papermill_path(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _execute(path: Path, output: Path, parameters: dict, timeout: float | None, label: str) -> tuple[str, str]:
+def _execute(path: Path, output: Path, parameters: dict, timeout, label: str, bar: bool) -> tuple[str, str]:
     """Papermill's run as a status and an error's text. A completed one is still to be looked at."""
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
     options = {"kernel_name": "python3", "language": "python", "cwd": path.parent, "start_timeout": 120}
     options |= {"store_widget_state": False}  # GitHub refuses stored widget states
-    options["progress_bar"] = {"desc": label, "disable": False}  # TQDM_DISABLE is meant for the kernel
+    options["progress_bar"] = {"desc": label, "disable": not bar}  # TQDM_DISABLE is meant for the kernel
     options["extra_arguments"] = ["--log-level=50"]  # the kernel's own log would break the progress bar
     if timeout:  # nbclient asks before each cell, so what is left makes a limit for the whole notebook
         end = time.monotonic() + timeout

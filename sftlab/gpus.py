@@ -28,6 +28,16 @@ def find_gpus() -> tuple[list, str]:
     return handles, "" if handles else "NVML: no GPU"
 
 
+def read_driver() -> str | None:
+    """The version of NVIDIA's driver, or None where there is none."""
+    if not find_gpus()[0]:
+        return None
+    import pynvml
+
+    found = ask(pynvml.nvmlSystemGetDriverVersion)
+    return found.decode() if isinstance(found, bytes) else found
+
+
 def describe_gpus() -> list[dict]:
     """Of each GPU: index, name, memory_total_bytes (None where NVML doesn't say)."""
     found = []

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: is it within reach, and what its errors mean.
+"""The Hugging Face Hub: is it within reach, what it answers, and what its errors mean.
 
 python -c "from sftlab import hub; print(hub.reach())"
 """
@@ -7,6 +7,7 @@ import os
 import socket
 from urllib.parse import urlsplit
 
+from sftlab import hub_states
 from sftlab.options import UserError
 
 _unreachable: list[str] = []  # the host that the last probe did not reach, if any
@@ -19,7 +20,7 @@ def reach(timeout: float = 3.0) -> bool:
     """
     from huggingface_hub import constants
 
-    if constants.is_offline_mode() and not _unreachable:
+    if is_offline():
         return False
     constants.HF_HUB_OFFLINE = False  # set here by an earlier probe, perhaps; the network may be back
     _unreachable.clear()
@@ -37,30 +38,36 @@ def reach(timeout: float = 3.0) -> bool:
     return True
 
 
+def forget_probe(restore: list[str] | None = None) -> list[str]:
+    """Forget what the last probe did not reach, or set it back to what an earlier call returned."""
+    before = list(_unreachable)
+    _unreachable[:] = restore or []
+    return before
+
+
+def is_offline() -> bool:
+    """Whether the user has said that the Hub is not to be asked (HF_HUB_OFFLINE=1)."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode() and not _unreachable
+
+
+def ask(path: str, token: str | None = None, timeout: float = 15.0):
+    """The Hub's response to GET `path`, through huggingface_hub's own client, with its errors but with an end in time.
+
+    token: another one than huggingface_hub would take. timeout: seconds.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    response = get_session().get(constants.ENDPOINT + path, headers=build_hf_headers(token=token), timeout=timeout)
+    hf_raise_for_status(response)
+    return response
+
+
 def explain(name: str, kind: str, error: Exception) -> UserError:
     """The Hub client's error about the `kind` (model or data set) `name`, as one line that says what to do."""
-    from huggingface_hub import constants, errors
-
-    page = f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{name}"
-    if isinstance(error, errors.GatedRepoError):
-        return UserError(
-            f"{kind} {name}: access is gated. Ask for it at {page}, then set HF_TOKEN to a token of your account."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(
-            f"{kind} {name}: the Hub has none of this name, or it is private. Check the spelling at {page}."
-        )
-    if isinstance(error, errors.HFValidationError):
-        return UserError(
-            f"{kind} {name}: no such folder here, and no valid Hub id. Write OWNER/NAME or the path of a folder."
-        )
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return UserError(f"{kind} {name}: its page has no config.json, so transformers can't load it. See {page}.")
-    unreached = isinstance(error, ConnectionError | errors.LocalEntryNotFoundError)
-    if not constants.is_offline_mode() and not unreached:
-        return UserError(f"{kind} {name}: {' '.join(str(error).split())[:200]} See {page}.")
-    stand_in = "tiny-base" if kind == "model" else "--source json --source-path FILE"
-    return UserError(
-        f"{kind} {name}: not on this machine, and the Hub can't be reached. Connect and try again, "
-        f"or work offline with {stand_in}."
-    )
+    state, said = hub_states.read_state(error)
+    if state in ("offline", "no network"):
+        state = "offline" if is_offline() else "no network"
+    return hub_states.make_error(name, kind, state, said)

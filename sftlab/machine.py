@@ -62,9 +62,10 @@ def free_memory(gpu: bool) -> int:
     import resource
 
     import psutil
-    import torch
 
     if gpu:
+        import torch
+
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     own = psutil.Process().memory_info()
     limits = [psutil.virtual_memory().available]
@@ -86,9 +87,10 @@ def free_memory(gpu: bool) -> int:
 def find_limit(gpu: bool) -> int:
     """Bytes that this process may hold in all, the libraries included; 0 where there is no GPU."""
     import psutil
-    import torch
 
     if gpu:
+        import torch
+
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
     return psutil.Process().memory_info().rss + free_memory(gpu=False)
 

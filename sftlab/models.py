@@ -8,7 +8,7 @@ import os
 import warnings
 from pathlib import Path
 
-from sftlab import hub, quantise, remote_code, zero
+from sftlab import download, hub, quantise, remote_code, zero
 from sftlab.catalog import MODELS, find_model
 from sftlab.config import TrainConfig
 from sftlab.options import UserError, near_match
@@ -46,8 +46,11 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
 
 
-def locate(name: str) -> str:
-    """The folder or Hub id behind a model's name. Raises UserError, in one line, if it can't be had."""
+def locate(name: str, weights: bool = False) -> str:
+    """The folder or Hub id behind a model's name; `weights`: they are wanted, and fetched if they aren't on this machine.
+
+    Raises UserError, in one line, if it can't be had, or the disk has no room for it.
+    """
     if name == "tiny-base":
         if not (TINY_BASE / "config.json").is_file():
             raise UserError(f"model tiny-base: {TINY_BASE} is missing; run the lab from a clone of its repository.")
@@ -62,10 +65,12 @@ def locate(name: str) -> str:
 
     try:
         hub.reach()
-        hf_hub_download(hub_id, "config.json")
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        settings = hf_hub_download(hub_id, "config.json")
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         failure = hub.explain(hub_id, "model", error)
         raise UserError(str(failure) + near_match(name, [model.name for model in MODELS])) from error
+    if weights:
+        download.fetch_weights(hub_id, Path(settings))
     return hub_id
 
 
@@ -179,7 +184,7 @@ def load_model(name: str, config: TrainConfig | None = None):
             return build_random(name, dtype, device)
         model = quantise.build_random(build_config(name), dtype, quantization, device)
         return quantise.keep_gradients(model) if config.use_4bit else model
-    path = locate(name)
+    path = locate(name, weights=True)
     options = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     if quantization := quantise.quantization_config(config):
         options["quantization_config"] = quantization

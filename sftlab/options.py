@@ -8,12 +8,22 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import types
 import typing
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # a token of the Hugging Face Hub; a whole one has 34 after hf_
 
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend. The message says what, where and how; exit code 2."""
+
+
+def refuse_token(value: object, where: str) -> None:
+    """Raises UserError, which doesn't show it, for a value that holds something like a token: values are written down."""
+    if TOKEN.search(str(value)):
+        raise UserError(f"{where}: this looks like a token, and would be kept in histories, process lists and outputs. Make it invalid at "
+                        "huggingface.co/settings/tokens, and give a new one to `sftlab token`, which asks for it.")  # fmt: skip
 
 
 def near_match(name: str, names: typing.Iterable[str]) -> str:
@@ -53,15 +63,18 @@ EXAMPLES = {bool: "true or false", int: "16", float: "2e-4 or 0.0002", str: "tex
 
 
 def option(
-    default: object, help: str, *, choices: tuple = (), low: float | None = None, high: float | None = None, paths=False
-):
-    """A dataclass field with its help text, its choices or its range; `paths`: a list of paths, or one as text."""
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "paths": paths}
+    default: object, help: str, *, choices: tuple = (), low: float | None = None, high: float | None = None, paths=False,
+    group: str = "",
+):  # fmt: skip
+    """A dataclass field with its help text, its choices or its range; `paths`: a list of paths, or one as text; `group`: where a
+    form shows it."""
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "paths": paths, "group": group}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_value(field: dataclasses.Field, value: object) -> object:
     """The value as the type of an option, or UserError if it is not among its choices or not in its range."""
+    refuse_token(value, field.name)
     if field.metadata["paths"] and isinstance(value, str):
         value = [value]  # a path may hold commas
     value = coerce(field.name, value, field.type)

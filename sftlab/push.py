@@ -23,7 +23,7 @@ def check_push(config: ExportConfig) -> None:
         raise UserError("push: the Hub can't be reached. Connect, or leave --push out and upload the folder later.")
     if get_token() is None:
         raise UserError("push: there is no token. Make one with the role `write` at huggingface.co/settings/tokens, and set "
-                        "HF_TOKEN to it, or store it with `hf auth login`.")  # fmt: skip
+                        "HF_TOKEN to it, or store it with `sftlab token`.")  # fmt: skip
     api = HfApi()
     try:
         person = api.whoami()

@@ -17,21 +17,24 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from sftlab import files, pages
+from sftlab import files, formulas, pages
 from sftlab.pages import table, text
 from sftlab.plots import PLOTLY_MIME
 
 PACKAGES = ("torch", "transformers", "trl", "peft")
 # nbconvert's page without what it loads from the network: require.js, MathJax and mermaid.
 TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}<script src="plotly.min.js"></script>{%- endblock -%}
+{%- block html_head_js -%}<script src="PLOTLY"></script>{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}"""
 SHOWN_TYPES = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
 
 
-def export_html(ipynb: Path, page: Path) -> None:
-    """Converts an executed notebook into a page that opens offline, its plotly charts interactive."""
+def export_html(ipynb: Path, page: Path, plotly: str = "plotly.min.js") -> None:
+    """Converts an executed notebook into a page that opens offline, its plotly charts interactive.
+
+    plotly: where plotly.js lies, seen from the page; it's written there if it is missing.
+    """
     import nbformat
     from bs4 import BeautifulSoup
     from nbconvert import HTMLExporter
@@ -45,14 +48,16 @@ def export_html(ipynb: Path, page: Path) -> None:
             if PLOTLY_MIME in data:
                 data["text/html"] = _chart(data[PLOTLY_MIME], data.get("image/png", ""), data.get("text/plain", ""))
     config = Config({"NbConvertBase": {"display_data_priority": SHOWN_TYPES}})
-    exporter = HTMLExporter(config=config, raw_template=TEMPLATE)
+    exporter = HTMLExporter(config=config, raw_template=TEMPLATE.replace("PLOTLY", plotly))
     content, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": Path(ipynb).stem}})
     soup = BeautifulSoup(content, "html.parser")
     for tag in soup.select("[src], link[href]"):  # what a cell's own output or text may load
         address = tag.get("src") or tag.get("href", "")
         if re.match(r"\s*(https?:)?//", address, re.I):
             tag.replace_with(f"[left out: {address}]" if tag.name in ("img", "iframe") else "")
-    _write_plotly(Path(page).parent)
+    for words in soup.select(".jp-RenderedMarkdown, .jp-RenderedLatex"):
+        formulas.replace_formulas(words)
+    write_plotly((Path(page).parent / plotly).parent)
     files.write_text(Path(page), str(soup))
 
 
@@ -68,10 +73,10 @@ def write_index(output_dir: Path) -> Path:
         f"<p>{done} of {len(statuses)} notebooks completed. {text(time.strftime('%Y-%m-%d %H:%M:%S %z'))}</p>",
         f'<p class="note">{"<br>".join(text(line) for line in describe_machine())}</p>',
         table(("Notebook", "Status", "Time", "Open"), rows),
-        *[_failure(status) for status in statuses if status["status"] != "completed"],
+        *[show_failure(status) for status in statuses if status["status"] != "completed"],
         *[_record(path.parent.name, files.read_json(path)) for path in sorted(output_dir.glob("work/*/record.json"))],
     ]
-    _write_plotly(output_dir)
+    write_plotly(output_dir)
     pages.write(output_dir / "index.html", "SFT Lab run", parts, script="plotly.min.js")
     return output_dir / "index.html"
 
@@ -103,7 +108,8 @@ def _status_row(output_dir: Path, status: dict) -> str:
     return f"<tr><td>{text(name)}</td><td{look}>{text(status['status'])}</td><td>{taken}</td><td>{links}</td></tr>"
 
 
-def _failure(status: dict) -> str:
+def show_failure(status: dict) -> str:
+    """The cell that ended a notebook, and its error."""
     where = "" if status.get("cell") is None else f" in cell {status['cell'] + 1}"
     head = f"<h2>{text(status['notebook'])}: {text(status['status'])}{text(where)}</h2>"
     source, error = text(status.get("cell_source") or ""), text(status.get("error") or "")
@@ -136,14 +142,21 @@ def _score(value) -> str:
 
 
 def _loss_chart(log_history) -> str:
-    from base64 import b64encode
-
-    from sftlab.plots import draw_static, loss_curve, summarise
+    from sftlab.plots import loss_curve
 
     try:
         fig = loss_curve(log_history)
     except (AttributeError, TypeError, ValueError) as error:
         return f"<p>The loss can't be drawn: {text(error)}</p>"
+    return show_chart(fig)
+
+
+def show_chart(fig) -> str:
+    """A plotly figure in a page that loads plotly.js: interactive, or the picture of it where there is none."""
+    from base64 import b64encode
+
+    from sftlab.plots import draw_static, summarise
+
     return _chart(json.loads(fig.to_json()), b64encode(draw_static(fig)).decode(), summarise(fig))
 
 
@@ -156,7 +169,8 @@ def _chart(figure: dict, png: str, words: str) -> str:
     return f"<div>{picture}</div><script>if (window.Plotly) {{ {draw} }}</script>"
 
 
-def _write_plotly(folder: Path) -> None:
+def write_plotly(folder: Path) -> None:
+    """plotly.js into a folder of pages, once."""
     from plotly.offline import get_plotlyjs
 
     if not (folder / "plotly.min.js").exists():

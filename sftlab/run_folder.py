@@ -1,7 +1,7 @@
 """The folder of a training run: claimed without losing anything, gone on in, and ended with result.json.
 
-A run folder holds run.json (the configuration, written first), checkpoints, the adapter or model with its tokenizer,
-trainer_state.json and, written last, result.json.
+A run folder holds run.json (the configuration, written first), log.jsonl and progress.json (as it goes on), checkpoints,
+the adapter or model with its tokenizer, trainer_state.json and, written last, result.json.
 
     python -c "from sftlab import run_folder; help(run_folder.claim_folder)"
 """
@@ -12,7 +12,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from sftlab import checkpoints, distributed, files
+from sftlab import checkpoints, distributed, files, run_log
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
@@ -87,6 +87,7 @@ def begin(config: TrainConfig, about: dict) -> None:
         shutil.rmtree(folder)
     files.write_json(folder / "run.json", about)
     put_result_aside(folder)
+    run_log.begin(folder)
 
 
 def put_result_aside(folder: Path) -> None:
@@ -126,6 +127,7 @@ def load_end(trainer, checkpoint: Path) -> None:
 
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.LAST_FILE))
+    run_log.keep(Path(trainer.args.output_dir), trainer.state.log_history)
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
         trainer._load_best_model()
 
@@ -142,6 +144,7 @@ def copy_end(trainer, checkpoint: Path, folder: Path) -> None:
         if path.is_file() and not path.name.startswith(of_training):
             shutil.copy2(path, folder / path.name)
     trainer.save_state()
+    run_log.keep(folder, trainer.state.log_history)
     check_saved(trainer, folder)
 
 

@@ -30,6 +30,23 @@ def find_fullest(lengths: list[int], batch_size: int, batches: int, in_rows: boo
     return max(sum(rng.sample(lengths, count)) for _ in range(max(1, min(batches, 500))))
 
 
+def fill_batch(config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool) -> tuple[int, float]:
+    """(tokens of the fullest batch, padding included, the share of them that is trained). lengths: tokens of each row."""
+    from sftlab import dry_run
+
+    if config.packing:
+        return config.batch_size * config.max_length, trained_share
+    batches = config.max_steps * config.gradient_accumulation_steps
+    if batches <= 0:
+        batches = round(config.num_epochs * len(lengths) / config.batch_size / distributed.read_world().size)
+    try:
+        in_rows = dry_run.lies_in_rows(config, bf16)
+    except dry_run.CantCount:
+        in_rows = False
+    trained_share *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't trained
+    return find_fullest(lengths, config.batch_size, batches, in_rows), trained_share
+
+
 def expect(
     config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool, new_tokens: bool
 ) -> tuple[dict, str]:
@@ -46,17 +63,7 @@ def expect(
 
     gpu = torch.cuda.is_available()
     world, plan = distributed.read_world(), make_plan(config, gpu)
-    batches = config.max_steps * config.gradient_accumulation_steps
-    batches = batches if batches > 0 else round(config.num_epochs * len(lengths) / config.batch_size / world.size)
-    if config.packing:
-        tokens = config.batch_size * config.max_length
-    else:
-        try:
-            in_rows = dry_run.lies_in_rows(config, bf16)
-        except dry_run.CantCount:
-            in_rows = False
-        tokens = find_fullest(lengths, config.batch_size, batches, in_rows)
-        trained_share *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't trained
+    tokens, trained_share = fill_batch(config, lengths, trained_share, bf16)
     run, room = replace(config, bf16=bf16), machine.free_memory(gpu)
     if not gpu:
         room //= world.local_size  # main memory is for all processes of this node

@@ -14,24 +14,35 @@ from sftlab.config import TrainConfig
 SHARE = {"cpu": 0.45, "cuda": 0.3}
 
 
-def expect(config: TrainConfig, model, lengths: list[int], held_out: list[int], bf16: bool) -> tuple[dict, str]:
+def count_steps(config: TrainConfig, lengths: list[int], processes: int = 1) -> tuple[int, int]:
+    """(optimizer steps of an epoch, of the run), as the Trainer counts them. lengths: tokens of each row.
+
+    Packed rows are taken to be full, so that there may be a few more.
+    """
+    rows = math.ceil(sum(lengths) / config.max_length) if config.packing else len(lengths)
+    batches = math.ceil(math.ceil(rows / processes) / config.batch_size)
+    epoch = math.ceil(batches / config.gradient_accumulation_steps)
+    return epoch, config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * epoch)
+
+
+def expect(
+    config: TrainConfig, model, lengths: list[int], held_out: list[int], bf16: bool,
+    device: str | None = None, rate: float | None = None,
+) -> tuple[dict, str]:  # fmt: skip
     """What the run is expected to take, as `result.json` tells it, and the line that says so.
 
-    lengths, held_out: tokens of each row. Each of several processes does its share of the work; what they exchange, and wait
-    for each other, is not counted. Evaluations are counted as a forward pass, a third of a step.
+    lengths, held_out: tokens of each row; device: where it will run (cpu, cuda), if the model isn't there; rate: what
+    `flops.measure_rate` found, or it's measured now. Each of several processes does its share of the work; what they exchange,
+    and wait for each other, is not counted. Evaluations are counted as a forward pass, a third of a step.
     """
-    import torch
-
     processes = distributed.read_world().size
-    per_step = config.batch_size * config.gradient_accumulation_steps * processes
-    rows = math.ceil(sum(lengths) / config.max_length) if config.packing else len(lengths)
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * rows / per_step)
-    passes = steps * per_step / rows
+    epoch, steps = count_steps(config, lengths, processes)
+    passes = steps / epoch if config.max_steps > 0 else config.num_epochs
     evaluations = steps // config.eval_steps if config.eval_steps else math.ceil(passes)
     work = passes * flops.count_step(model, lengths) + evaluations * flops.count_step(model, held_out) / 3
-    device = model.device.type
+    device = device or model.device.type
     gpu = device == "cuda"
-    rate = flops.measure_rate(torch.bfloat16 if bf16 else torch.float32, None if gpu else 768)
+    rate = rate or measure_rate(bf16, gpu)
     work /= processes
     seconds = work / rate / SHARE[device]
     line = f"{say(seconds)} expected for {steps} steps, with {rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
@@ -42,6 +53,13 @@ def expect(config: TrainConfig, model, lengths: list[int], held_out: list[int], 
         "matrix_rate": rate,
         "device": device,
     }, line
+
+
+def measure_rate(bf16: bool, gpu: bool) -> float:
+    """FLOP/s of this machine's matrix products, in sizes that suit a CPU or a GPU."""
+    import torch
+
+    return flops.measure_rate(torch.bfloat16 if bf16 else torch.float32, None if gpu else 768)
 
 
 def measure(expected: dict, started: float, steps: int) -> dict:

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from sftlab import (
@@ -28,6 +29,8 @@ from sftlab import (
 )
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
+
+TRACED = 40  # lines of an unforeseen error's traceback that result.json keeps
 
 
 def sft_config(config: TrainConfig, bf16: bool):
@@ -227,6 +230,8 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
         words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
         status = {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
         status["error"] = f"{type(error).__name__}: {words}"
+        if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+            status["traceback"] = traceback.format_exc().splitlines()[-TRACED:]
         if world.size > 1:
             status["rank"] = world.rank
         first = not (folder / "result.json").exists()  # the first process that fails says why

@@ -16,6 +16,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from playwright.sync_api import sync_playwright
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # no sandbox: containers have no room for one; the rest keeps Chromium from looking up hosts of its own
@@ -26,8 +28,6 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 def find_chromium() -> str | None:
     """The path of a Chromium: Playwright's own, else the system's; None where there is none."""
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         return find_chromium_of(playwright)
 
@@ -35,8 +35,6 @@ def find_chromium() -> str | None:
 @contextlib.contextmanager
 def open_browser():
     """A headless Chromium of Playwright's; its pages may use the clipboard."""
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium_of(playwright), args=FLAGS)
         try:
@@ -60,7 +58,7 @@ def serve_lab(folder: Path, settings: Path, **environment: str):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0",
                f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               "--LabApp.collaborative=False"]  # fmt: skip
+               "--LabApp.expose_app_in_browser=True"]  # fmt: skip
     settings.mkdir(parents=True, exist_ok=True)
     with open(settings / "lab.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
@@ -111,6 +109,11 @@ def open_notebook(page, address: str, name: str, *, run: bool = True, seconds: f
 
 
 def wait_for_kernel(page, seconds: float = 60) -> None:
+    """Until the notebook in front has its kernel, and that is idle; what is run before is lost, or asks for a kernel."""
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=1000 * seconds
+    )
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.info")
     page.wait_for_selector(
         '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=1000 * seconds
     )

@@ -1,5 +1,6 @@
 """The lab as a learner sees it: JupyterLab in a browser, charts that are drawn, forms and panels that work by keyboard."""
 
+import json
 import re
 
 import nbformat
@@ -54,3 +55,110 @@ def test_charts_everywhere(chromium, tmp_path):
             assert picture.is_visible() and "損失" in (picture.get_attribute("alt") or "")
         assert all(re.match("file:|data:|blob:", url) for url in asked), asked
         context.close()
+
+
+def run_cell(page, text: str) -> None:
+    """Run the one code cell that holds a text, and wait until its kernel is idle again."""
+    cell = page.locator(".jp-CodeCell", has=page.locator(".cm-content", has_text=text)).first
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(500)
+    browser.wait_for_kernel(page)
+
+
+def tab_to(page, name: str, most: int = 80) -> None:
+    """Press Tab until the control with this label has the focus."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.labels?.[0]?.textContent") == name:
+            return
+    raise AssertionError(f"{name} can't be reached by Tab")
+
+
+def type_into(page, name: str, text: str) -> None:
+    tab_to(page, name)
+    page.keyboard.press("Control+A")
+    page.keyboard.type(text)
+
+
+def read_figure(page, name: str) -> str:
+    """A figure beside the form, when it has been worked out."""
+    page.wait_for_function("() => !document.querySelector('.sftlab-form .busy').textContent")
+    return page.locator(f".sftlab-form .figures dt:text-is('{name}') + dd b").inner_text()
+
+
+def wait_for_status(panel, words: str, seconds: float = 90) -> None:
+    panel.locator("[role=status]", has_text=words).first.wait_for(timeout=1000 * seconds)
+
+
+def look(page, shots, name: str, *parts) -> None:
+    """In both themes: a picture of each part, and no serious fault of axe-core's."""
+    for theme, title in browser.THEMES.items():
+        page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", title)
+        page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=title)
+        page.wait_for_timeout(500)
+        for number, part in enumerate(parts):
+            part.scroll_into_view_if_needed()
+            part.screenshot(path=shots / f"{name}-{number}-{theme}.png")
+        assert not (faults := browser.find_faults(page, ".sftlab-form, .sftlab-run")), faults
+
+
+def test_a_learner_tunes_by_hand(chromium, tmp_path):
+    """Notebook 08: run all, turn a knob by keyboard, start, reload in the middle, find the run, stop it, go on with it."""
+    from sftlab import runs
+
+    source = json.loads((browser.ROOT / "notebooks" / "08_hyperparameters.ipynb").read_text(encoding="utf-8"))
+    knobs = next(cell for cell in source["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    knobs["source"] = re.sub(
+        r"seeds: int = \d+", "seeds: int = 0", "".join(knobs["source"])
+    )  # the form, without the sweep
+    lab, work = tmp_path / "lab", tmp_path / "work" / "work" / "08_hyperparameters"
+    lab.mkdir()
+    (lab / "08.ipynb").write_text(json.dumps(source), encoding="utf-8")
+    browser.set_theme(tmp_path / "settings", "light")
+    environment = {"SFTLAB_PROFILE": "smoke", "SFTLAB_RUN_DIR": str(tmp_path / "work")}
+    with browser.serve_lab(lab, tmp_path / "settings", **environment) as address:
+        page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+        browser.open_notebook(page, address, "08.ipynb")
+        form = page.locator(".sftlab-form")
+        before = read_figure(page, "trained parameters")
+        form.get_by_label("preset", exact=True).focus()
+        type_into(page, "lora_r", "4x")
+        form.get_by_text("lora_r: '4x' is no int").wait_for()
+        page.keyboard.press("Control+A")
+        page.keyboard.type("4")
+        page.wait_for_function(
+            "old => document.querySelector('.sftlab-form .figures dd b')?.textContent !== old", arg=before
+        )
+        assert int(read_figure(page, "trained parameters").replace(",", "")) * 4 == int(before.replace(",", ""))
+        type_into(page, "num_epochs", "60")
+        type_into(page, "output_dir", str(work / "by-hand"))
+        page.wait_for_timeout(1000)
+        read_figure(page, "memory")
+        look(page, tmp_path, "form", form)
+        form.get_by_role("button", name="Start").focus()
+        page.keyboard.press("Enter")
+        panel = page.locator(".jp-Cell", has=form)
+        wait_for_status(panel, "by-hand is running")
+        page.keyboard.press("Escape")
+        page.keyboard.press("Control+S")
+        page.wait_for_timeout(1000)
+        page.reload()
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+        browser.wait_for_kernel(page)
+        run_cell(page, "runs.attach(work)")
+        panel = page.locator(".jp-Cell", has=page.locator(".cm-content", has_text="runs.attach(work)"))
+        panel.get_by_label("run", exact=True).select_option("by-hand")
+        wait_for_status(panel, "by-hand is running")
+        panel.locator(DRAWN).first.wait_for(timeout=30_000)
+        panel.get_by_role("button", name="Stop").click()
+        wait_for_status(panel, "by-hand was stopped")
+        stopped = runs.read(work / "by-hand")
+        assert stopped.status == "interrupted" and 0 < stopped.step < stopped.max_steps
+        look(page, tmp_path, "panel", panel.locator(".jp-OutputArea"))
+        panel.get_by_role("button", name="Resume").click()
+        wait_for_status(panel, "by-hand is complete", 180)
+        page.close()
+    ended = runs.read(work / "by-hand")
+    steps = [entry["step"] for entry in ended.history if "loss" in entry]
+    assert ended.status == "completed" and ended.config.lora_r == 4 and steps == list(range(1, ended.max_steps + 1))

@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from sftlab.config import ChatConfig, DataConfig, EvaluateConfig, ExportConfig, MetricsConfig, ReportConfig, TrainConfig
+from sftlab.config import (
+    ChatConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    MetricsConfig,
+    ReportConfig,
+    RunsConfig,
+    TrainConfig,
+)
 
 GUIDE = (
     "--model-name --dataset-path --output-dir --num-epochs --batch-size --learning-rate --use-lora --bf16 --lora-r "
@@ -22,6 +31,7 @@ def test_help_names_every_option_and_an_example(sftlab_command):
         "chat": ChatConfig,
         "metrics": MetricsConfig,
         "report": ReportConfig,
+        "runs": RunsConfig,
     }
     for command, options in kinds.items():
         code, out, _ = sftlab_command(command, "--help")
@@ -51,6 +61,9 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["train", "--learning-rate", "fast"], "'fast' is no float"),
         (["train", "--batch-size", "0"], "at least 1"),
         (["train", "--use-4bit"], "add --use-lora"),
+        (["train", "--config", "none.yaml"], "none.yaml: no such file"),
+        (["train", "--config", "8b"], "no file and no preset '8b'"),
+        (["train", "--config", "7b", "--no-use-lora", "--use-4bit"], "add --use-lora"),
         (["train", "--dataset-path", "nowhere"], "not a data set made by"),
         (["prepare", "--offline", "--model", "owner/none"], "can't be reached"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
@@ -63,8 +76,14 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["metrics", "--append", "--overwrite"], "choose one"),
         (["report", "nowhere"], "nowhere: no such folder"),
         (["report", "--output", "page.pdf"], "write it like report.html"),
+        (["sweep", "none.ipynb", "--grid", "lora_r=4,16"], "none.ipynb: no notebook there"),
         (["train", "--lernrate", "1"], "unrecognized arguments: --lernrate"),
         (["trian"], "invalid choice: 'trian'"),
+        (["token", "--status", "--forget"], "choose one"),
+        (["token", "my-token"], "unrecognized arguments: my-token"),
+        (["download"], "name a model, as `sftlab download gpt2`"),
+        (["download", "gpt2"], "can't be reached"),
+        (["models", "gtp2"], "Did you mean 'gpt2'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, sftlab_command, tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
 """Loading: true shapes, every architecture with LoRA, and clear words for a model that can't be had."""
 
-from http.server import BaseHTTPRequestHandler
-
 import pytest
 
-from sftlab import models
+from sftlab import models, stand_in_hub
 from sftlab.catalog import MODELS
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
@@ -58,41 +56,10 @@ def test_a_folder_that_is_no_model(tmp_path):
         models.load_model(str(tmp_path))
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of a Hub as the real client asks for: one public model, one gated, and nothing else."""
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool):
-        parts = self.path.removeprefix("/api/models").split("/")
-        file = models.TINY_BASE / parts[-1]
-        if parts[1:3] == ["owner", "gated"]:
-            self.send_response(403)
-            self.send_header("X-Error-Code", "GatedRepo")
-        elif parts[1:3] == ["owner", "public"]:
-            found = "resolve" in parts and file.is_file()
-            self.send_response(200 if found else 404)
-            content = file.read_bytes() if found else b""
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("X-Error-Code", "EntryNotFound") if not found else None
-            self.send_header("ETag", '"' + str(len(content)) + file.name + '"')
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            return self.wfile.write(content) if body else None
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-
 @pytest.fixture(scope="module")
-def hub_server(serve):
-    return serve(Hub)
+def hub_server():
+    with stand_in_hub.serving() as address:
+        yield address
 
 
 def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_server):
@@ -117,7 +84,7 @@ def train_from_hub(sftlab_command, dataset, tmp_path, server: str, name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("owner/none", "the Hub has none of this name"), ("owner/gated", "access is gated")]
+    ("name", "message"), [("lab/none", "the Hub has none of this name"), ("lab/pending", "access is gated")]
 )
 def test_an_unknown_and_a_gated_model_with_a_network(name, message, sftlab_command, dataset, tmp_path, hub_server):
     code, _, error = train_from_hub(sftlab_command, dataset, tmp_path, hub_server, name)
@@ -126,7 +93,7 @@ def test_an_unknown_and_a_gated_model_with_a_network(name, message, sftlab_comma
 
 
 def test_a_model_from_the_hub_is_downloaded_and_trained(sftlab_command, dataset, tmp_path, hub_server):
-    code, out, error = train_from_hub(sftlab_command, dataset, tmp_path, hub_server, "owner/public")
+    code, out, error = train_from_hub(sftlab_command, dataset, tmp_path, hub_server, "lab/public")
     assert code == 0, error
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Knobs of a lesson that are no option of the lab; profile is the same everywhere.
 OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds",
-             "rounds"}  # fmt: skip
+             "wanted_model", "rounds", "options"}  # fmt: skip
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -29,16 +29,19 @@ def sources(notebook: dict, kind: str) -> list[str]:
 def test_the_course_is_there():
     assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [
         "00",
+        "01",
         "02",
         "03",
         "04",
         "05",
         "06",
         "07",
+        "08",
         "09",
         "10",
         "11",
         "12",
+        "13",
     ]
 
 

@@ -1,0 +1,147 @@
+"""A run as its files tell it: where it stands, whether its process is alive, why it ended. Nothing is changed here.
+
+Whatever trains into a run folder is found: what `runs.start` began, `sftlab train` in a terminal, launchers, notebooks.
+
+    python -c "from sftlab import run_state; print(*run_state.find('runs'), sep='\\n')"
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sftlab import files, run_log, run_process
+from sftlab.config import TrainConfig
+from sftlab.options import Options
+
+ACTIVE = ("starting", "running")
+DEPTH = 5  # folders deep that runs are looked for
+KILLED = "ended without a word: killed from outside, most often for want of memory, or the machine went down"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files tell it at one moment; `read(run.folder)` for the next.
+
+    status: starting, running, completed, interrupted, failed, killed (it left no word of its end), or none (nothing is
+    there); `said`: why it ended so. `history` holds the entries of its log, `progress` the last progress.json, `attempt`
+    what was started in the background. `started` is in seconds since the epoch.
+    """
+
+    folder: Path
+    status: str
+    said: str = ""
+    config: TrainConfig | None = None
+    config_hash: str = ""
+    step: int = 0
+    max_steps: int | None = None
+    started: float | None = None
+    history: list[dict] = field(default_factory=list, repr=False)
+    progress: dict = field(default_factory=dict, repr=False)
+    attempt: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def speed(self) -> tuple[float, float] | None:
+        """(steps, tokens) per second since the first step of what was trained last; None until there are two more."""
+        began, now = self.progress.get("began"), self.progress
+        if not began or now["step"] <= began["step"] or now["time"] <= began["time"]:
+            return None
+        return tuple((now[name] - began[name]) / (now["time"] - began["time"]) for name in ("step", "tokens"))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What the rest of the steps takes at this speed; None for a run that is at none."""
+        if self.status != "running" or not self.speed or not self.max_steps:
+            return None
+        return (self.max_steps - self.step) / self.speed[0]
+
+    def find_last(self, name: str) -> float | None:
+        """The last logged loss, eval_loss, learning_rate …"""
+        return next((entry[name] for entry in reversed(self.history) if name in entry), None)
+
+
+def read(folder: str | Path) -> Run:
+    """The run of a folder, from its files and from whether its process is alive."""
+    folder = Path(folder).absolute()
+    attempt = files.read_json(run_process.find_logs(folder) / run_process.ABOUT)
+    about, progress = files.read_json(folder / "run.json"), files.read_json(folder / run_log.PROGRESS)
+    result, history = files.read_json(folder / "result.json"), run_log.read(folder)
+    waiting = bool(attempt) and progress.get("started", 0) < attempt["started"]  # its training hasn't begun
+    if waiting and attempt["result_before"] == stamp(folder):
+        result = {}  # of an earlier run, which the attempt has left as it is
+    alive = find_process(attempt, progress) is not None
+    if waiting:
+        about, progress = {"config": attempt["config"]}, {}
+        if attempt["config"]["overwrite"] and alive:
+            history = []  # about to be deleted
+    config = TrainConfig(**keep_known(TrainConfig, about["config"])) if about.get("config") else None
+    logged = next((entry for entry in reversed(history) if "max_steps" in entry), {})
+    if result:
+        status, said = result["status"], result.get("error", "")
+        if status == "interrupted" and not said:
+            said = f"a checkpoint is saved ({result.get('signal')})"
+    elif alive:
+        status, said = "running" if "step" in progress else "starting", ""
+    else:
+        status, said = tell_end(folder, attempt, progress)
+    step = result.get("metrics", {}).get("steps", progress.get("step", logged.get("step", 0)))
+    return Run(folder, status, said, config, about.get("config_hash") or (config.hash() if config else ""), step,
+               progress.get("max_steps", logged.get("max_steps")), progress.get("started") or attempt.get("started"),
+               history, progress, attempt)  # fmt: skip
+
+
+def stamp(folder: Path) -> int | None:
+    """When a run folder's result was written, to the nanosecond, or None."""
+    try:
+        return (folder / "result.json").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def keep_known(options: type[Options], values: dict) -> dict:
+    """Of the options that a file holds those that this version of the lab has."""
+    names = {option.name for option in dataclasses.fields(options)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def find_process(attempt: dict, progress: dict) -> dict | None:
+    """The process of a run that is at work: the one that was started in the background, else the one that trains."""
+    for about in (attempt, progress):
+        if about and run_process.is_alive(about["process"], progress.get("time", about["started"])):
+            return about["process"]
+    return None
+
+
+def tell_end(folder: Path, attempt: dict, progress: dict) -> tuple[str, str]:
+    """(status, why) of a run without a process and without a result."""
+    if not attempt and not progress and not (folder / "run.json").is_file():
+        return "none", "there is no run"
+    if attempt.get("asked") and not progress.get("step"):
+        return "interrupted", "before its first step"
+    if attempt and (not progress or attempt["launch"] or attempt["process"] == progress["process"]):
+        words = run_process.explain_end(run_process.read_output(run_process.find_logs(folder), attempt["offset"]))
+        if words:
+            return "failed", words
+    return "killed", KILLED
+
+
+def find_place() -> Path:
+    """Where runs are looked for unasked: `runs` in the folder that one works in; where there is none, that of the course."""
+    here = Path("runs")
+    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "runs"
+
+
+def find(folder: str | Path | None = None) -> list[Run]:
+    """All runs in a folder (default: `find_place`) and the folders in it, the last one that began first."""
+    found, top = set(), Path(folder or find_place()).absolute()
+    for place, names, own in os.walk(top):
+        place = Path(place)
+        if "run.json" in own and "config_hash" in files.read_json(place / "run.json"):
+            found.add(place)
+        if run_process.ABOUT in own and place.name.endswith("-logs"):
+            found.add(place.with_name(place.name.removesuffix("-logs")))
+        deep = len(place.relative_to(top).parts) >= DEPTH
+        names[:] = (
+            [] if deep or place in found else [name for name in names if not name.startswith((".", "checkpoint-"))]
+        )
+    return sorted(map(read, found), key=lambda run: run.started or 0, reverse=True)

@@ -1,0 +1,141 @@
+"""Runs in the background: started, found again, stopped with a checkpoint, gone on with, shown.
+
+A run that was started here goes on when the notebook, its kernel, the browser and the terminal are closed; how it is known
+again is in `run_state`.
+
+    python -c "from sftlab import runs; print(*runs.find('runs'), sep='\\n')"
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from sftlab import checkpoints, files, form_commands, run_folder, run_log, run_process
+from sftlab.config import LaunchConfig, TrainConfig
+from sftlab.options import UserError
+from sftlab.run_state import ACTIVE, Run, find, find_place, find_process, keep_known, read, stamp
+
+__all__ = ["ACTIVE", "Run", "attach", "find", "read", "resume", "start", "stop", "wait"]
+
+
+def start(config: TrainConfig, launch: LaunchConfig | None = None) -> Run:
+    """Start a training in the background, on several devices with `launch`, and return at once.
+
+    What it refuses before it begins is raised here where that is cheap to know (UserError), else it is the run's `said`.
+    """
+    folder = Path(config.output_dir).absolute()
+    if read(folder).status in ACTIVE:
+        raise UserError(f"output_dir: a run is at work in {config.output_dir}. Stop it first, or name another.")
+    processes = 1
+    if launch:
+        from sftlab.launch import count_gpus
+
+        if launch.slurm or launch.dry_run or launch.node_rank is not None:
+            raise UserError(
+                "launch: --slurm, --dry-run and --node-rank start no whole run from here; use `sftlab launch` in a terminal."
+            )
+        processes = launch.nodes * (launch.gpus_per_node or count_gpus())
+    run_folder.claim_folder(config, processes)
+    return spawn(config, launch, folder, os.getcwd())
+
+
+def spawn(config: TrainConfig, launch: LaunchConfig | None, folder: Path, cwd: str) -> Run:
+    """Start the command that trains into a run folder. cwd: what the configuration's relative paths are relative to."""
+    training = ["train", *form_commands.to_flags(config)]
+    words = ["launch", *form_commands.to_flags(launch), *training] if launch else training
+    command = [sys.executable, "-m", "sftlab.cli", *words]
+    about = {"config": dataclasses.asdict(config), "launch": dataclasses.asdict(launch) if launch else None,
+             "result_before": stamp(folder), "command": command}  # fmt: skip
+    run_process.start(command, run_process.find_logs(folder), about, cwd)
+    return read(folder)
+
+
+def stop(run: Run) -> None:
+    """Ask a run to write a checkpoint and end; it does so after the step that it is at. Returns at once.
+
+    Raises UserError for a run that is not at work, or is on another machine.
+    """
+    run = read(run.folder)
+    process = find_process(run.attempt, run.progress)
+    if run.status not in ACTIVE or process is None:
+        raise UserError(f"{run.folder.name}: the run is {run.status}; there is nothing to stop.")
+    if process["host"] != run_log.identify()["host"]:
+        raise UserError(f"{run.folder.name}: the run is at work on {process['host']}; stop it there.")
+    ours = process == run.attempt.get("process")
+    if ours:
+        files.write_json(run_process.find_logs(run.folder) / run_process.ABOUT, run.attempt | {"asked": time.time()})
+    # a notebook's kernel or a terminal's command takes SIGINT for a stop in every state; a background process may ignore it
+    os.kill(process["pid"], signal.SIGTERM if ours else signal.SIGINT)
+
+
+def resume(run: Run) -> Run:
+    """Go on with a run from its last checkpoint, in the background, with the options that it had. Returns at once.
+
+    Raises UserError where there is nothing to go on from.
+    """
+    run = read(run.folder)
+    if run.status in ACTIVE:
+        raise UserError(f"{run.folder.name}: the run is at work already.")
+    if run.status == "completed":
+        raise UserError(f"{run.folder.name}: the run is complete. Raise --max-steps or --num-epochs to train on.")
+    if run.config is None or checkpoints.find_last(run.folder) is None:
+        raise UserError(f"{run.folder.name}: there is no whole checkpoint to go on from; start it anew.")
+    launch = run.attempt.get("launch")
+    began = files.read_json(run.folder / "run.json").get("processes", 1)
+    if not launch and began > 1:
+        raise UserError(
+            f"{run.folder.name}: the run began with {began} processes; go on with the `sftlab launch` that it was started by, and --resume."
+        )
+    base = find_base(run)
+    place = run.config.output_dir if base else str(run.folder)
+    config = dataclasses.replace(run.config, output_dir=place, resume=True, overwrite=False)
+    launch = LaunchConfig(**keep_known(LaunchConfig, launch)) if launch else None
+    return spawn(config, launch, run.folder, base or os.getcwd())
+
+
+def find_base(run: Run) -> str | None:
+    """The folder in which a run was started, which its relative paths start from; None where the run folder was moved."""
+    known = [place for place in (run.attempt.get("cwd"), os.getcwd()) if place]
+    for base in map(Path, [*known, *run.folder.parents]):
+        if base.is_dir() and (base / run.config.output_dir).resolve() == run.folder.resolve():
+            return str(base)
+    return None
+
+
+def wait(run: Run, timeout: float | None = None) -> Run:
+    """Wait until a run has ended, with a progress bar, and return it; after `timeout` seconds TimeoutError is raised.
+
+    The run goes on in any case: also when the wait is interrupted.
+    """
+    from tqdm.auto import tqdm
+
+    end = None if timeout is None else time.monotonic() + timeout
+    with tqdm(desc=run.folder.name, unit="step", total=run.max_steps) as bar:
+        while True:
+            run = read(run.folder)
+            bar.total = run.max_steps
+            bar.update(run.step - bar.n)
+            if run.status not in ACTIVE:
+                return run
+            if end is not None and time.monotonic() > end:
+                raise TimeoutError(f"{run.folder.name}: still {run.status} at step {run.step}; the run goes on")
+            bar.set_postfix(loss=run.find_last("loss"))
+            time.sleep(0.5)
+
+
+def attach(folder: str | Path | None = None):
+    """The panel of a run, by its folder, or of all runs in a folder, to choose from; default: those in `find_place`.
+
+    Where nobody looks on (papermill, nbval) the same is printed, with the curve as a picture, and None returned.
+    """
+    from sftlab import run_list, run_panel
+    from sftlab.headless import has_reader
+
+    run = read(folder) if folder is not None else None
+    if run and run.status != "none":
+        return run_panel.make_panel(run) if has_reader() else run_panel.show_still(run)
+    place = folder or find_place()
+    return run_list.make_list(place) if has_reader() else print(run_list.format_table(place))
