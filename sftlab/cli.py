@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options], only: t
         choices = (
             "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else kind.__name__.upper()
         )
-        default = "" if field.default is None else f" (default: {field.default})"
+        default = "" if field.default in (None, "") else f" (default: {field.default})"
         several = {"nargs": "+"} if kind is list else {}
         parser.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default, **several)
 

@@ -487,8 +487,8 @@ class SweepConfig(Options):
     sample: int | None = option(
         None, "try only so many settings of the grid, drawn at random, always the same ones", low=1
     )
-    profile: str = option("", "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
-    output_dir: str = option("", "folder for all outputs (default: runs/sweep-NOTEBOOK)")
+    profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
+    output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
     timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
     dry_run: bool = option(False, "check, and say what would run, but start nothing")
     overwrite: bool = option(False, "run points anew that --output-dir holds as completed")

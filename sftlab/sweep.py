@@ -35,9 +35,8 @@ def run_sweep(config: SweepConfig) -> int:
     check_metric(points, config.metric)
     waiting = [point for point in points if point.status != "completed"]
     settings = len({repr(point.setting) for point in points})
-    print(f"{len(points)} points: {settings} settings, {len(points) // settings} seeds"
-          f"; {len(points) - len(waiting)} completed before" if points[0].seed is not None else
-          f"{len(points)} points; {len(points) - len(waiting)} completed before", flush=True)  # fmt: skip
+    parts = f"{settings} settings" + ("" if points[0].seed is None else f", {len(points) // settings} seeds")
+    print(f"{len(points)} points: {parts}; {len(points) - len(waiting)} completed before", flush=True)
     if config.dry_run:
         print("\n".join(f"{point.status:10} {point.name}" for point in points))
         return 0

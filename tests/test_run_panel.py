@@ -136,12 +136,12 @@ def test_of_many_runs_one_is_chosen_and_compared(make_run, tmp_path):
     assert all(field.description for field in row.children) and set(chosen.options) == {"a", "b"}
     assert "20 of 100" in table.value and "10 of 100" in table.value
     chosen.value = "a"
-    first = place.children[0]
     beside.value = "b"
     chart = place.children[0].children[4]
     assert {(trace.name, trace.y[-1]) for trace in chart.data} == {("a: training", 1.0), ("b: training", 4.0)}
-    first.follower.join(10)
-    assert len(set(threading.enumerate()) - before) == 1  # one panel is followed
+    own = place.children[0].follower
+    wait_until(lambda: set(threading.enumerate()) - before <= {own})  # of the panels before it none is followed
+    assert own.is_alive()
     make_run("c", [5.0])
     again.click()
     assert set(chosen.options) == {"a", "b", "c"} and chosen.value == "a" and beside.value == "b"
