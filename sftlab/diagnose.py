@@ -88,7 +88,7 @@ def find_last_words(texts: list[evidence.Text]) -> list[str]:
         lines = lines[places[-2] if len(places) > 1 else max(0, cut - TAIL) : cut + TAIL]
     return [
         known_errors.hide(text.file),
-        *(known_errors.hide(line[: known_errors.LONGEST]) for line in lines[-2 * TAIL :]),
+        *(known_errors.hide(line)[: known_errors.LONGEST] for line in lines[-2 * TAIL :]),
     ]
 
 

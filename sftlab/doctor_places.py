@@ -85,11 +85,17 @@ def check_cache() -> Outcome:
     if not place.is_dir():
         return OK, f"{place}: nothing was downloaded yet", ""
     sizes = {path: path.stat().st_size for path in place.glob("*/blobs/*") if path.is_file()}
-    cut = [path for path in sizes if path.suffix == ".incomplete"]
+    left, begun = ([path for path in sizes if path.suffix == kind] for kind in (".incomplete", ".part"))
     told = f"{place}: {sum(sizes.values()) / GB:.1f} GB in {len(list(place.glob('models--*')))} models"
-    if cut:
-        return NOTE, f"{told}, {len(cut)} downloads that were cut off ({sum(map(sizes.get, cut)) / GB:.1f} GB)", \
-            "start the download again, it goes on; or delete *.incomplete there"  # fmt: skip
+    if begun:
+        return NOTE, f"{told}, {len(begun)} downloads that were cut off ({sum(map(sizes.get, begun)) / GB:.1f} GB)", \
+            "sftlab download MODEL goes on with them"  # fmt: skip
+    if left:  # huggingface_hub's own, which it doesn't take up again
+        return (
+            NOTE,
+            f"{told}, {len(left)} useless rests of downloads ({sum(map(sizes.get, left)) / GB:.1f} GB)",
+            "hf cache prune",
+        )
     return OK, told, ""
 
 

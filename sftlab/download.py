@@ -88,12 +88,15 @@ def choose_files(names: list[str]) -> list[str]:
     return sorted({*settings, *index, *weights})
 
 
-def plan(hub_id: str) -> Download:
-    """What fetching a model would take, by the Hub's own figures. Raises UserError where it can't be had."""
+def plan(hub_id: str, revision: str | None = None) -> Download:
+    """What fetching a model would take, by the Hub's own figures. revision: a commit, else the newest.
+
+    Raises UserError where it can't be had.
+    """
     from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
 
     try:
-        page = HfApi().model_info(hub_id, files_metadata=True, timeout=15)
+        page = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=15)
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         raise hub.explain(hub_id, "model", error) from error
     found = {file.rfilename: file for file in page.siblings or ()}
@@ -106,6 +109,7 @@ def plan(hub_id: str) -> Download:
         sha256 = found[name].lfs.sha256 if found[name].lfs else None
         size, here = found[name].size or 0, resume.count_part(find_blobs(hub_id), sha256) if sha256 else 0
         whole = isinstance(try_to_load_from_cache(hub_id, name, revision=page.sha), str)
+        whole = whole or bool(sha256) and (find_blobs(hub_id) / sha256).exists()  # the same file of an older commit
         told.append(File(name, size, size if whole else min(here, size), whole, sha256))
     return Download(hub_id, page.sha, tuple(told), Path(constants.HF_HUB_CACHE))
 
@@ -152,7 +156,11 @@ def fetch(wanted: Download) -> Path:
             if file.sha256 and not file.whole and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
                 blobs = find_blobs(wanted.hub_id)
                 resume.fetch_file(wanted.hub_id, wanted.commit, file.name, file.size, file.sha256, blobs)
-        return Path(snapshot_download(wanted.hub_id, allow_patterns=[file.name for file in wanted.files]))
+        return Path(
+            snapshot_download(
+                wanted.hub_id, revision=wanted.commit, allow_patterns=[file.name for file in wanted.files]
+            )
+        )
     except errors.HfHubHTTPError as error:
         raise hub.explain(wanted.hub_id, "model", error) from error
     except (errors.HTTPError, OSError) as error:
@@ -184,7 +192,7 @@ def fetch_weights(hub_id: str, settings: Path) -> None:
     """
     if is_whole(settings.parent) or not hub.reach():
         return  # without a network the loading itself says what is missing
-    wanted = plan(hub_id)
+    wanted = plan(hub_id, settings.parent.name)
     check_room(wanted)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a node have one cache, and wait for each other
         print(describe(wanted), file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).resolve().parent / "known_errors.yaml"
 LONGEST = 300  # characters of a symptom that are shown
-SECRET = re.compile(r"\b(hf|api|sk)_[A-Za-z0-9]{8,}\b")
+SECRET = re.compile(r"(hf)_(?:oauth_)?[A-Za-z0-9]{16,}|\b(api|sk)_[A-Za-z0-9]{8,}\b")  # not hf_quantizer
 
 # what Python writes between an error and one that it led to
 CHAINED = re.compile(r"(direct cause of the following exception|another exception occurred):\s*\Z")
@@ -60,7 +60,7 @@ def load() -> tuple[Known, ...]:
 def hide(text: str) -> str:
     """The text without what is nobody else's business: tokens, and the name of the home folder."""
     home = str(Path.home())
-    text = SECRET.sub(r"\1_…", text)
+    text = SECRET.sub(lambda found: f"{found[1] or found[2]}_…", text)
     return re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text) if len(home) > 1 else text
 
 
@@ -95,8 +95,8 @@ def describe(known: Known, hit: re.Match, text: str, file: str) -> Finding:
     """A row with what was found put into its words."""
     start = text.rfind("\n", 0, hit.start()) + 1
     line = text[start : text.find("\n", hit.end()) if "\n" in text[hit.end() :] else len(text)]
-    line = line.strip().rsplit("\r", 1)[-1]
-    at = max(0, line.find(hit.group()) - 80) if len(line) > LONGEST else 0
+    line = hide(line.strip().rsplit("\r", 1)[-1])  # first: a token that is cut in two is not known as one any more
+    at = max(0, line.find(hide(hit.group())) - 80) if len(line) > LONGEST else 0
     words = {name: value for name, value in hit.groupdict().items() if value}
 
     def fill(sentence: str) -> str:
@@ -105,7 +105,7 @@ def describe(known: Known, hit: re.Match, text: str, file: str) -> Finding:
         return hide(re.sub(r"\{[a-z]+\}", lambda left: left.group()[1:-1].upper(), sentence))
 
     symptom = ("…" if at else "") + line[at : at + LONGEST] + ("…" if len(line) > at + LONGEST else "")
-    return Finding(known.name, fill(known.what), hide(symptom), hide(file), text.count("\n", 0, hit.start()) + 1,
+    return Finding(known.name, fill(known.what), symptom, hide(file), text.count("\n", 0, hit.start()) + 1,
                    fill(known.cause), tuple(fill(one) for one in known.mend), known.read, known.weak)  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def summarise(points: list[Point], metric: str, direction: str) -> Summary:
         other for other in running[1:] if len(seeds) > 1 and other.behind[1] <= relative
     ]  # a ratio of 1, a difference of 0
     settings = running + [group for group in groups.values() if group not in running]
-    verdict = judge(running, seeds, alike, metric, direction, relative, constant)
+    verdict = judge(running, seeds, alike, metric, direction, relative, constant, bool(tried))
     return Summary(settings, seeds, alike, verdict, find_warnings(running, settings, points), relative)
 
 
@@ -124,10 +124,11 @@ def average(values: list[float], level: float) -> tuple[float, tuple | None]:
     return mean(values), (mean(values) - half, mean(values) + half)
 
 
-def judge(running: list[Setting], seeds: list, alike: list[Setting], metric: str, direction: str, relative: bool, constant: bool) -> str:  # fmt: skip
-    """The verdict in words, by the rules above. constant: no setting's number changed with the seed."""
+def judge(running: list[Setting], seeds: list, alike: list[Setting], metric: str, direction: str, relative: bool, constant: bool, tried: bool = True) -> str:  # fmt: skip
+    """The verdict in words, by the rules above. constant: a setting's number never changed with the seed; tried: some point completed."""
     if not running:
-        return "No setting can be judged yet: no point has completed."
+        return ("No setting can be judged: no seed was completed by all settings." if tried else
+                "No setting can be judged yet: no point has completed.")  # fmt: skip
     best, others, word = running[0], running[1:], "Lowest" if direction == "min" else "Highest"
     if len(seeds) < 2 or constant:
         second = f"; next is {others[0].name} with {others[0].mean:.4g}" if others else ""
@@ -185,11 +186,18 @@ def find_warnings(running: list[Setting], settings: list[Setting], points: list[
         if one.failed:
             found.append(f"{one.name}: {len(one.failed)} of its {len(one.points)} points ended without a result, so it is "
                          + ("compared all the same: none is without." if one in running else "out of the running."))  # fmt: skip
+    still = [one.name for one in running if len(one.known) > 1 and len(set(one.known.values())) == 1]
+    if 1 < len(still) < len(running):
+        found.append(
+            f"{', '.join(still[:MOST])}: the seeds changed nothing there, so between these settings chance was not seen."
+        )
     left = sum(point.status in ("waiting", "interrupted") for point in points)
     if left:
         found.append(f"{left} of {len(points)} points have not run to their end: the same command goes on.")
     for axis in running[0].values if running else ():
-        tried = sorted({one.values[axis] for one in running}, key=str)
+        tried = sorted(
+            {one.values[axis] for one in settings if one.known or one.failed}, key=str
+        )  # beyond it all may fail
         if len(tried) > 2 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried):
             ends = {min(tried): "smallest", max(tried): "largest"}
             value = running[0].values[axis]

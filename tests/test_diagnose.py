@@ -390,6 +390,12 @@ def test_no_token_and_no_home_is_shown(tmp_path, capsys, monkeypatch):
     assert main(["doctor", str(log)]) == 1
     said = capsys.readouterr().out
     assert "'~/x" in said and token not in said and str(tmp_path) not in said
+    for cut in range(40):  # wherever the line is cut
+        log.write_text(
+            f"{'y' * 300} x{token} {'z' * (80 - cut)}CUDA out of memory. Tried to allocate 2 GiB", encoding="utf-8"
+        )
+        assert main(["doctor", str(log)]) == 1
+        assert token[-12:] not in capsys.readouterr().out
     log.write_text(
         f'Traceback (most recent call last):\n  File "{tmp_path}/a.py", line 1\nOddError: {token}\n', encoding="utf-8"
     )

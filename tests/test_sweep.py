@@ -237,3 +237,25 @@ def test_parallel_coordinates_put_each_line_through_its_values():
     assert sweep_plots.loss_curves(points) is None
     with pytest.raises(ValueError, match="no point has speed"):
         sweep_plots.parallel_coordinates(points, "speed")
+
+
+def test_what_is_not_known_is_not_said():
+    """No seed in common; an edge beyond which all failed; settings that no seed moves."""
+
+    def summarise(values: dict) -> sweep_table.Summary:
+        points = []
+        for rate, by_seed in values.items():
+            for seed, loss in by_seed.items():
+                status = "failed" if loss is None else "completed"
+                metrics = {} if loss is None else {"loss": loss}
+                points.append(Point({"rate": rate}, seed, {}, "", status, metrics=metrics))
+        return sweep_table.summarise(points, "loss", "min")
+
+    apart = summarise({1e-4: {1: 1.0, 2: None}, 1e-3: {1: None, 2: 1.0}})
+    assert "no seed was completed by all" in apart.verdict
+    edge = summarise({1e-4: {1: 3.0, 2: 3.1}, 1e-3: {1: 2.0, 2: 2.1}, 1e-2: {1: 1.0, 2: 1.1}, 1e-1: {1: None, 2: None}})
+    assert not [line for line in edge.warnings if "may lie beyond" in line] and edge.settings[0].values == {
+        "rate": 1e-2
+    }
+    still = summarise({1e-4: {1: 1.0, 2: 1.0}, 1e-3: {1: 1.0001, 2: 1.0001}, 1e-2: {1: 2.0, 2: 2.2}})
+    assert any("chance was not seen" in line for line in still.warnings)
