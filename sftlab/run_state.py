@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftlab import files, run_log, run_process
+from sftlab import checkpoints, files, run_log, run_process
 from sftlab.config import TrainConfig
 from sftlab.options import Options
 
@@ -85,6 +85,8 @@ def read(folder: str | Path) -> Run:
     else:
         status, said = tell_end(folder, attempt, progress)
     step = result.get("metrics", {}).get("steps", progress.get("step", logged.get("step", 0)))
+    if not result and not alive and (last := checkpoints.find_last(folder)):
+        step = max(step, checkpoints.get_step(last))  # it's saved before progress.json tells of its step
     return Run(folder, status, said, config, about.get("config_hash") or (config.hash() if config else ""), step,
                progress.get("max_steps", logged.get("max_steps")), progress.get("started") or attempt.get("started"),
                history, progress, attempt)  # fmt: skip
