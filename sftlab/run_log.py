@@ -47,6 +47,23 @@ def begin(folder: Path) -> None:
     files.write_json(folder / PROGRESS, {"process": identify(), "started": time.time()})
 
 
+def end(folder: Path, status: str, said: str) -> None:
+    """Say that this process, which lives on in a notebook, trains in a folder no more; one that trains there now is left alone.
+
+    On a disk without room progress.json goes instead.
+    """
+    path = folder / PROGRESS
+    progress = files.read_json(path)
+    process, own = progress.get("process", {}), identify()
+    if (process.get("pid"), process.get("host")) != (own["pid"], own["host"]):
+        return
+    with contextlib.suppress(OSError):
+        try:
+            files.write_json(path, progress | {"ended": time.time(), "status": status, "said": said})
+        except OSError:
+            path.unlink()
+
+
 def keep(folder: Path, history: list[dict]) -> None:
     """Make the log of a run that goes on end where its checkpoint does: what came after is trained again.
 

@@ -7,6 +7,7 @@ was asked for; run.log has all that it wrote.
 """
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -16,8 +17,13 @@ from sftlab import files, run_log
 
 ABOUT, LOG = "background.json", "run.log"
 SAME = 0.05  # seconds by which two readings of a process's start may differ
-STALE = 120  # seconds after which a run on another machine that says nothing counts as ended
 LAST_BYTES = 20_000  # of a log are read to show its end
+LAST_LINES = 12  # that may follow the error a process ended with: the rest of its text, warnings of what is cleaned up
+TRACEBACK = "Traceback (most recent call last):"
+NO_REFUSAL = re.compile(
+    r"sftlab: ((rank \d+: )?another process of this run is gone|rank \d+ on |interrupted|stopped;|a launcher failed)"
+)
+LAUNCHER = re.compile(r"sftlab: (?P<who>rank \d+ on .*?|a launcher failed.*?); (the others were ended|its last lines)")
 
 
 def find_logs(folder: Path) -> Path:
@@ -46,23 +52,32 @@ def start(command: list[str], logs: Path, about: dict, cwd: str) -> None:
     files.write_json(logs / ABOUT, about)
 
 
-def is_alive(process: dict, heard: float = 0) -> bool:
-    """Whether a process, as `run_log.identify` told it, is at work. heard: when it last wrote, in seconds since the epoch.
+def is_same(process: dict, other: dict) -> bool:
+    """Whether `run_log.identify` told the same process twice."""
+    return (process["pid"], process["host"]) == (other["pid"], other["host"]) and abs(
+        process["since_boot"] - other["since_boot"]
+    ) < SAME
 
-    One of another machine can't be asked, and counts as alive for two minutes after it was heard.
-    """
+
+def is_elsewhere(process: dict) -> bool:
+    """Whether a process is one of another machine."""
+    return process["host"] != run_log.identify()["host"]
+
+
+def is_alive(process: dict) -> bool:
+    """Whether a process, as `run_log.identify` told it, is at work. One of another machine can't be asked, and counts as alive."""
     import psutil
 
     if not process:
         return False
-    if process["host"] != run_log.identify()["host"]:
-        return time.time() - heard < STALE
+    if is_elsewhere(process):
+        return True
     try:
         now = run_log.identify(process["pid"])
         ended = psutil.Process(process["pid"]).status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
-    return not ended and abs(now["since_boot"] - process["since_boot"]) < SAME
+    return not ended and is_same(now, process)
 
 
 def read_output(logs: Path, offset: int = 0, last_bytes: int = LAST_BYTES) -> str:
@@ -77,9 +92,28 @@ def read_output(logs: Path, offset: int = 0, last_bytes: int = LAST_BYTES) -> st
 
 
 def explain_end(output: str) -> str:
-    """Why a process ended that left no result, as its last words have it; empty where it has none."""
-    for line in reversed(output.splitlines()):
-        if line.startswith("sftlab: "):
+    """Why a process ended that left no result, as its last words have it; empty where it has none.
+
+    A refusal of the lab begins with "refused: ". What is told of a process of a launch is what the launcher saw.
+    """
+    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("sftlab doctor ")]
+    for line in map(str.strip, reversed(lines)):  # a launcher indents the words of its processes
+        if line.startswith("sftlab: ") and not NO_REFUSAL.match(line):
             return "refused: " + line.removeprefix("sftlab: ")
-    lines = [line for line in output.splitlines() if not line.startswith("sftlab doctor ")]
-    return lines[-1] if "Traceback (most recent call last):" in output else ""
+    for line in reversed(lines):
+        if seen := LAUNCHER.match(line):
+            failed = line != lines[-1] and "killed" not in seen["who"]
+            return seen["who"] + (f": {lines[-1].strip()}" if failed else "")
+    return find_error(lines)
+
+
+def find_error(lines: list[str]) -> str:
+    """The error of the last traceback, if it's what a process ended with; empty if the process went on after it."""
+    last = max((number for number, line in enumerate(lines) if TRACEBACK in line), default=None)
+    if last is None:
+        return ""
+    before, after = lines[last].partition(TRACEBACK)[0], lines[last + 1 :]
+    frames = (before + " ", before + "\t")
+    at = next((number for number, line in enumerate(after) if not line.startswith(frames)), len(after))
+    went_on = any(line.lstrip().startswith("{'") for line in after[at:])  # an entry of the Trainer's log
+    return "" if at == len(after) or went_on or len(after) - at > LAST_LINES else after[at].removeprefix(before)

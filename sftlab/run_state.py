@@ -7,6 +7,7 @@ Whatever trains into a run folder is found: what `runs.start` began, `sftlab tra
 
 import dataclasses
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sftlab.options import Options
 
 ACTIVE = ("starting", "running")
 DEPTH = 5  # folders deep that runs are looked for
+SILENT = 120  # seconds after which it is told that nothing was heard of a run on another machine
 KILLED = "ended without a word: killed from outside, most often for want of memory, or the machine went down"
 
 
@@ -25,7 +27,8 @@ class Run:
 
     status: starting, running, completed, interrupted, failed, killed (it left no word of its end), or none (nothing is
     there); `said`: why it ended so. `history` holds the entries of its log, `progress` the last progress.json, `attempt`
-    what was started in the background. `started` is in seconds since the epoch.
+    what was started in the background. `started` is in seconds since the epoch. A start that ended before its training began
+    leaves the run that was there as it is, and is told in `said` alone.
     """
 
     folder: Path
@@ -63,17 +66,28 @@ class Run:
 def read(folder: str | Path) -> Run:
     """The run of a folder, from its files and from whether its process is alive."""
     folder = Path(folder).absolute()
-    attempt = files.read_json(run_process.find_logs(folder) / run_process.ABOUT)
     about, progress = files.read_json(folder / "run.json"), files.read_json(folder / run_log.PROGRESS)
     result, history = files.read_json(folder / "result.json"), run_log.read(folder)
-    waiting = bool(attempt) and progress.get("started", 0) < attempt["started"]  # its training hasn't begun
-    if waiting and attempt["result_before"] == stamp(folder):
-        result = {}  # of an earlier run, which the attempt has left as it is
-    alive = find_process(attempt, progress) is not None
-    if waiting:
+    attempt = read_attempt(folder, progress)
+    waiting = "process" in attempt and progress.get("started", 0) < attempt["started"]  # its training hasn't begun
+    left = waiting and attempt["result_before"] == stamp(folder)  # the result, of an earlier run, is as it was
+    process, silence, note = find_process(attempt, progress), "", ""
+    if process and run_process.is_elsewhere(process):
+        process, silence = listen(folder, process, attempt, progress)
+    alive = process is not None
+    if process and process != attempt.get("process"):
+        attempt.pop("asked", None)  # who was asked to stop isn't who is at work
+    if waiting and process == attempt["process"]:
         about, progress = {"config": attempt["config"]}, {}
-        if attempt["config"]["overwrite"] and alive:
+        result = {} if left else result
+        if attempt["config"]["overwrite"]:
             history = []  # about to be deleted
+    elif waiting and about and (progress or result):
+        note = tell_start(folder, attempt) if left else ""
+        if not attempt["config"]["resume"]:  # then how it was started says nothing of the run
+            attempt = {name: attempt[name] for name in ("process", "started", "offset")}
+    elif waiting:
+        about, result = about or {"config": attempt["config"]}, {} if left else result
     config = TrainConfig(**keep_known(TrainConfig, about["config"])) if about.get("config") else None
     logged = next((entry for entry in reversed(history) if "max_steps" in entry), {})
     if result:
@@ -81,9 +95,10 @@ def read(folder: str | Path) -> Run:
         if status == "interrupted" and not said:
             said = f"a checkpoint is saved ({result.get('signal')})"
     elif alive:
-        status, said = "running" if "step" in progress else "starting", ""
+        status, said = "running" if "step" in progress else "starting", silence
     else:
-        status, said = tell_end(folder, attempt, progress)
+        status, said = tell_end(folder, {} if note else attempt, progress)
+    said = "; ".join(filter(None, (said, note)))
     step = result.get("metrics", {}).get("steps", progress.get("step", logged.get("step", 0)))
     if not result and not alive and (last := checkpoints.find_last(folder)):
         step = max(step, checkpoints.get_step(last))  # it's saved before progress.json tells of its step
@@ -100,6 +115,32 @@ def stamp(folder: Path) -> int | None:
         return None
 
 
+def read_attempt(folder: Path, progress: dict) -> dict:
+    """What was started last in the background; of one that another process has trained after (a terminal's) where it was."""
+    logs = run_process.find_logs(folder)
+    attempt = files.read_json(logs / run_process.ABOUT)
+    if not attempt or attempt["launch"] or progress.get("started", 0) < attempt["started"]:
+        return attempt
+    if run_process.is_same(attempt["process"], progress["process"]):
+        return attempt
+    log = logs / run_process.LOG
+    return {"cwd": attempt["cwd"], "offset": log.stat().st_size if log.is_file() else 0}
+
+
+def listen(folder: Path, process: dict, attempt: dict, progress: dict) -> tuple[dict | None, str]:
+    """(process, what is told) of a run on another machine: None where its log says that it has ended."""
+    heard = max(progress.get("time", progress.get("started", 0)), attempt.get("started", 0))
+    if time.time() - heard < SILENT:
+        return process, ""
+    if "process" in attempt and explain_attempt(folder, attempt):
+        return None, ""
+    return process, f"not heard of since {time.strftime('%m-%d %H:%M', time.localtime(heard))}, on {process['host']}"
+
+
+def explain_attempt(folder: Path, attempt: dict) -> str:
+    return run_process.explain_end(run_process.read_output(run_process.find_logs(folder), attempt["offset"]))
+
+
 def keep_known(options: type[Options], values: dict) -> dict:
     """Of the options that a file holds those that this version of the lab has."""
     names = {option.name for option in dataclasses.fields(options)}
@@ -109,7 +150,7 @@ def keep_known(options: type[Options], values: dict) -> dict:
 def find_process(attempt: dict, progress: dict) -> dict | None:
     """The process of a run that is at work: the one that was started in the background, else the one that trains."""
     for about in (attempt, progress):
-        if about and run_process.is_alive(about["process"], progress.get("time", about["started"])):
+        if "process" in about and "ended" not in about and run_process.is_alive(about["process"]):
             return about["process"]
     return None
 
@@ -120,11 +161,19 @@ def tell_end(folder: Path, attempt: dict, progress: dict) -> tuple[str, str]:
         return "none", "there is no run"
     if attempt.get("asked") and not progress.get("step"):
         return "interrupted", "before its first step"
-    if attempt and (not progress or attempt["launch"] or attempt["process"] == progress["process"]):
-        words = run_process.explain_end(run_process.read_output(run_process.find_logs(folder), attempt["offset"]))
-        if words:
-            return "failed", words
+    if "ended" in progress:
+        return progress["status"], progress["said"]
+    if "process" in attempt and (words := explain_attempt(folder, attempt)):
+        return "failed", words
     return "killed", KILLED
+
+
+def tell_start(folder: Path, attempt: dict) -> str:
+    """How a start ended that has left the run of before as it was."""
+    if attempt.get("asked"):
+        return "the last start was stopped before it began"
+    words = explain_attempt(folder, attempt)
+    return f"the last start {'was ' if words.startswith('refused: ') else 'failed: ' if words else ''}{words or KILLED}"
 
 
 def find_place() -> Path:
@@ -140,8 +189,9 @@ def find(folder: str | Path | None = None) -> list[Run]:
         place = Path(place)
         if "run.json" in own and "config_hash" in files.read_json(place / "run.json"):
             found.add(place)
-        if run_process.ABOUT in own and place.name.endswith("-logs"):
-            found.add(place.with_name(place.name.removesuffix("-logs")))
+        name = place.name.removesuffix("-logs")
+        if run_process.ABOUT in own and place != top and name not in ("", place.name):
+            found.add(place.with_name(name))
         deep = len(place.relative_to(top).parts) >= DEPTH
         names[:] = (
             [] if deep or place in found else [name for name in names if not name.startswith((".", "checkpoint-"))]

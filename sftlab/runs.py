@@ -27,8 +27,7 @@ def start(config: TrainConfig, launch: LaunchConfig | None = None) -> Run:
     What it refuses before it begins is raised here where that is cheap to know (UserError), else it is the run's `said`.
     """
     folder = Path(config.output_dir).absolute()
-    if read(folder).status in ACTIVE:
-        raise UserError(f"output_dir: a run is at work in {config.output_dir}. Stop it first, or name another.")
+    check_idle(read(folder), f"output_dir: a run is at work in {config.output_dir}. Stop it first, or name another.")
     processes = 1
     if launch:
         from sftlab.launch import count_gpus
@@ -40,6 +39,18 @@ def start(config: TrainConfig, launch: LaunchConfig | None = None) -> Run:
         processes = launch.nodes * (launch.gpus_per_node or count_gpus())
     run_folder.claim_folder(config, processes)
     return spawn(config, launch, folder, os.getcwd())
+
+
+def check_idle(run: Run, words: str) -> None:
+    """Raises UserError, with these words, for a run that is at work; one of another machine is until its files say otherwise."""
+    if run.status not in ACTIVE:
+        return
+    process = find_process(run.attempt, run.progress)
+    if process and run_process.is_elsewhere(process):
+        notes = (run.folder / run_log.PROGRESS, run_process.find_logs(run.folder) / run_process.ABOUT)
+        told = " and ".join(str(path) for path in notes if path.is_file())
+        raise UserError(f"{run.folder.name}: the run is at work on {process['host']}. Stop it there; if that machine is gone, delete {told}.")  # fmt: skip
+    raise UserError(words)
 
 
 def spawn(config: TrainConfig, launch: LaunchConfig | None, folder: Path, cwd: str) -> Run:
@@ -62,13 +73,18 @@ def stop(run: Run) -> None:
     process = find_process(run.attempt, run.progress)
     if run.status not in ACTIVE or process is None:
         raise UserError(f"{run.folder.name}: the run is {run.status}; there is nothing to stop.")
-    if process["host"] != run_log.identify()["host"]:
+    if run_process.is_elsewhere(process):
         raise UserError(f"{run.folder.name}: the run is at work on {process['host']}; stop it there.")
-    ours = process == run.attempt.get("process")
+    ours, about = process == run.attempt.get("process"), run_process.find_logs(run.folder) / run_process.ABOUT
     if ours:
-        files.write_json(run_process.find_logs(run.folder) / run_process.ABOUT, run.attempt | {"asked": time.time()})
+        files.write_json(about, run.attempt | {"asked": time.time()})
     # a notebook's kernel or a terminal's command takes SIGINT for a stop in every state; a background process may ignore it
-    os.kill(process["pid"], signal.SIGTERM if ours else signal.SIGINT)
+    try:
+        os.kill(process["pid"], signal.SIGTERM if ours else signal.SIGINT)
+    except ProcessLookupError:
+        if ours:
+            files.write_json(about, run.attempt)
+        raise UserError(f"{run.folder.name}: the run has just ended; there is nothing to stop.") from None
 
 
 def resume(run: Run) -> Run:
@@ -77,8 +93,7 @@ def resume(run: Run) -> Run:
     Raises UserError where there is nothing to go on from.
     """
     run = read(run.folder)
-    if run.status in ACTIVE:
-        raise UserError(f"{run.folder.name}: the run is at work already.")
+    check_idle(run, f"{run.folder.name}: the run is at work already.")
     if run.status == "completed":
         raise UserError(f"{run.folder.name}: the run is complete. Raise --max-steps or --num-epochs to train on.")
     if run.config is None or checkpoints.find_last(run.folder) is None:

@@ -23,6 +23,7 @@ from sftlab import (
     new_tokens,
     quantise,
     run_folder,
+    run_log,
     run_memory,
     run_time,
     zero,
@@ -197,13 +198,14 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
     folder = Path(config.output_dir)
     about = {"config": dataclasses.asdict(config), "config_hash": config.hash(), "processes": world.size,
              "choices": trainer.choices}  # fmt: skip
-    distributed.from_main(run_folder.begin, config, about)
-    trainer.add_callback(held := Held())
-    if checkpoint:
-        trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
-    trainer.add_callback(LiveLog(trainer))
-    started = time.time()
+    started, begun = time.time(), False
     try:
+        distributed.from_main(run_folder.begin, config, about)
+        begun = True
+        trainer.add_callback(held := Held())
+        if checkpoint:
+            trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
+        trainer.add_callback(LiveLog(trainer))
         with StopOnSignal() as stop, run_memory.advising(config, trainer.expected["memory"]):
             trainer.add_callback(stop)
             ended = checkpoint and run_folder.is_at_end(checkpoint, config)
@@ -235,9 +237,11 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
         if world.size > 1:
             status["rank"] = world.rank
         first = not (folder / "result.json").exists()  # the first process that fails says why
-        if first and not isinstance(error, SystemExit):
+        if first and begun and not isinstance(error, SystemExit):  # else the folder may hold an earlier run as it was
             with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
                 run_folder.write_result(folder, status | about, trainer, started)
+        if not isinstance(error, SystemExit):
+            run_log.end(folder, status["status"], status["error"])  # the process may be a notebook's, which lives on
         raise
 
 
