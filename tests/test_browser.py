@@ -3,10 +3,9 @@
 import json
 import re
 
+import browser
 import nbformat
 import pytest
-
-from tests import browser
 
 CHROMIUM = browser.find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `make browser` installs one")
