@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import browser
 import nbformat
@@ -13,6 +14,7 @@ CHART = """
 from sftlab import plots
 plots.show(plots.loss_curve([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0, "eval_loss": 2.0}], title="損失 </script>"))
 """
+SLOW = 120_000  # milliseconds, for a machine that is busy with other tests
 DRAWN = ".js-plotly-plot .main-svg .scatterlayer path.js-line"  # the lines themselves, not an empty frame
 
 
@@ -38,7 +40,7 @@ def test_charts_everywhere(chromium, tmp_path):
     with browser.serve_lab(notebook.parent, tmp_path / "settings") as address:
         page = chromium.new_page()
         browser.open_notebook(page, address, notebook.name)
-        page.wait_for_selector(DRAWN, timeout=30_000)
+        page.wait_for_selector(DRAWN, timeout=SLOW)
         page.close()
     assert course.run_notebooks([notebook], {}, tmp_path / "out")[0]["status"] == "completed"
     address = (tmp_path / "out" / "chart.html").as_uri()
@@ -48,7 +50,7 @@ def test_charts_everywhere(chromium, tmp_path):
         page.on("request", lambda request, asked=asked: asked.append(request.url))
         page.goto(address)
         if scripts:
-            page.wait_for_selector(DRAWN, timeout=30_000)
+            page.wait_for_selector(DRAWN, timeout=SLOW)
         else:
             picture = page.locator(".jp-OutputArea img[src^='data:image/png']").first
             assert picture.is_visible() and "損失" in (picture.get_attribute("alt") or "")
@@ -86,7 +88,7 @@ def read_figure(page, name: str) -> str:
     return page.locator(f".sftlab-form .figures dt:text-is('{name}') + dd b").inner_text()
 
 
-def wait_for_status(panel, words: str, seconds: float = 90) -> None:
+def wait_for_status(panel, words: str, seconds: float = 120) -> None:
     panel.locator("[role=status]", has_text=words).first.wait_for(timeout=1000 * seconds)
 
 
@@ -118,6 +120,7 @@ def test_a_learner_tunes_by_hand(chromium, tmp_path):
     environment = {"SFTLAB_PROFILE": "smoke", "SFTLAB_RUN_DIR": str(tmp_path / "work")}
     with browser.serve_lab(lab, tmp_path / "settings", **environment) as address:
         page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+        page.set_default_timeout(SLOW)
         browser.open_notebook(page, address, "08.ipynb")
         form = page.locator(".sftlab-form")
         before = read_figure(page, "trained parameters")
@@ -130,7 +133,7 @@ def test_a_learner_tunes_by_hand(chromium, tmp_path):
             "old => document.querySelector('.sftlab-form .figures dd b')?.textContent !== old", arg=before
         )
         assert int(read_figure(page, "trained parameters").replace(",", "")) * 4 == int(before.replace(",", ""))
-        type_into(page, "num_epochs", "60")
+        type_into(page, "num_epochs", "600")  # longer than the test looks on, on any machine
         type_into(page, "output_dir", str(work / "by-hand"))
         page.wait_for_timeout(1000)
         read_figure(page, "memory")
@@ -149,15 +152,20 @@ def test_a_learner_tunes_by_hand(chromium, tmp_path):
         panel = page.locator(".jp-Cell", has=page.locator(".cm-content", has_text="runs.attach(work)"))
         panel.get_by_label("run", exact=True).select_option("by-hand")
         wait_for_status(panel, "by-hand is running")
-        panel.locator(DRAWN).first.wait_for(timeout=30_000)
+        panel.locator(DRAWN).first.wait_for(timeout=SLOW)
         panel.get_by_role("button", name="Stop").click()
         wait_for_status(panel, "by-hand was stopped")
         stopped = runs.read(work / "by-hand")
         assert stopped.status == "interrupted" and 0 < stopped.step < stopped.max_steps
         look(page, tmp_path, "panel", panel.locator(".jp-OutputArea"))
         panel.get_by_role("button", name="Resume").click()
-        wait_for_status(panel, "by-hand is complete", 180)
+        wait_for_status(panel, "by-hand is running")
+        end = time.monotonic() + 120
+        while runs.read(work / "by-hand").step < stopped.step + 3 and time.monotonic() < end:
+            time.sleep(0.2)
+        panel.get_by_role("button", name="Stop").click()
+        wait_for_status(panel, "by-hand was stopped")
         page.close()
     ended = runs.read(work / "by-hand")
     steps = [entry["step"] for entry in ended.history if "loss" in entry]
-    assert ended.status == "completed" and ended.config.lora_r == 4 and steps == list(range(1, ended.max_steps + 1))
+    assert ended.config.lora_r == 4 and ended.step >= stopped.step + 3 and steps == list(range(1, ended.step + 1))
