@@ -43,7 +43,7 @@ def check_all(names: list[str] | None = None) -> list[Access]:
 
 def is_here(name: str) -> bool:
     """Whether a name needs no Hub: the bundled model, random weights, a folder."""
-    return name == "tiny-base" or name.startswith(("random:", "random-tiny:")) or Path(name).is_dir()
+    return name == "tiny-base" or name.startswith(catalog.RANDOM) or Path(name).is_dir()
 
 
 def _check(name: str, reached: bool) -> Access:

@@ -7,6 +7,7 @@ Any other Hub id or local folder works too; what stands here is what the lab can
 
 from dataclasses import dataclass
 
+RANDOM = ("random:", "random-tiny:")  # before a name: its shape with random weights, whole or shrunk
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
 

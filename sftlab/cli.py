@@ -70,6 +70,11 @@ def add_config_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", default=None, help=help)
 
 
+def add_place(parser: argparse.ArgumentParser, name: str, metavar: str, help: str, nargs: str = "?") -> None:
+    """An option that may be given without its flag."""
+    parser.add_argument(name, nargs=nargs, default=argparse.SUPPRESS, metavar=metavar, help=help)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sftlab", description="Learn, run and measure supervised fine-tuning.")
     parser.add_argument("--version", action="version", version=f"sftlab {__version__}")
@@ -92,18 +97,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(train, TrainConfig)
     evaluate = add("evaluate", commands.evaluate_command, "Prove it: a run's tuned model against its base on held-out rows, with intervals.",
                    "sftlab evaluate runs/first")  # fmt: skip
-    evaluate.add_argument("run_dir", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the run folder")
+    add_place(evaluate, "run_dir", "RUN", "the run folder")
     add_options(evaluate, EvaluateConfig)
     export = add("export", commands.export_command, "Make of a run a model that others can load, checked; on request, push it to the Hub.",
                  "sftlab export runs/first --kind merged --dtype bfloat16")  # fmt: skip
-    export.add_argument("run_dir", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the run folder")
+    add_place(export, "run_dir", "RUN", "the run folder")
     add_options(export, ExportConfig)
     chat = add(
         "chat", commands.chat_command, "Talk to a run, an export or a model in the terminal.", "sftlab chat runs/first"
     )
-    chat.add_argument(
-        "model_name", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="a run, an export, a model"
-    )
+    add_place(chat, "model_name", "MODEL", "a run, an export, a model")
     add_options(chat, ChatConfig)
     estimate = add("memory", commands.memory_command, "Estimate what a training run takes, in parts; what fits, and what to do if it doesn't.",
                    "sftlab memory --model meta-llama/Llama-2-7b-hf --device gpu --room 24 --use-lora --batch-size 4")  # fmt: skip
@@ -127,13 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(sweep, SweepConfig, but=("notebook", "grid", "parameters"))
     watched = add("metrics", commands.metrics_command, "Watch the machine, a process or a command: processor, memory and GPUs, each second, into a folder.",
                   "sftlab metrics results/current/ -- sftlab train --use-lora")  # fmt: skip
-    watched.add_argument("output_dir", nargs="?", default=argparse.SUPPRESS, metavar="DIR", help="the folder")
+    add_place(watched, "output_dir", "DIR", "the folder")
     watched.set_defaults(command=[])
     add_options(watched, MetricsConfig)
     bench = add("benchmark", commands.benchmark_command, "Measure throughput and scaling: data sets of some sizes, on 1, 2, 4, … nodes.",
                 "sftlab benchmark tiny-base 2 --sizes 1000 --use-lora")  # fmt: skip
-    bench.add_argument("model_name", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="as --model-name")
-    bench.add_argument("max_nodes", nargs="?", default=argparse.SUPPRESS, metavar="NODES", help="as --max-nodes")
+    add_place(bench, "model_name", "MODEL", "as --model-name")
+    add_place(bench, "max_nodes", "NODES", "as --max-nodes")
     add_options(bench, BenchmarkConfig)
     add_options(bench, DataConfig, only=benchmark_plan.FROM_DATA)
     add_options(bench, TrainConfig, but=benchmark_plan.SET_HERE)
@@ -144,30 +147,30 @@ def build_parser() -> argparse.ArgumentParser:
     launch.add_argument("training", nargs=argparse.REMAINDER, metavar="train …", help="`train` and its options")
     listed = add("runs", commands.runs_command, "List the runs in a folder, at work or ended; stop, resume or follow one of them.",
                  "sftlab runs --follow runs/first")  # fmt: skip
-    listed.add_argument("folder", nargs="?", default=argparse.SUPPRESS, metavar="DIR", help="the folder")
+    add_place(listed, "folder", "DIR", "the folder")
     add_options(listed, RunsConfig)
     pages = add("report", commands.report_command, "Make a page of results: speed, scaling, memory, loss, use, cost; several folders are compared.",
                 "sftlab report results/ --price 2.5 --currency EUR")  # fmt: skip
-    pages.add_argument("folders", nargs="*", default=argparse.SUPPRESS, metavar="DIR", help="folders with results")
+    add_place(pages, "folders", "DIR", "folders with results", nargs="*")
     add_options(pages, ReportConfig)
     token = add("token", commands.token_command, "Store a Hugging Face token, asked for without echo or read from standard input; exit code 1: there's none, or "
                 "the Hub doesn't take it.", "sftlab token --status")  # fmt: skip
     add_options(token, TokenConfig)
     asked = add("access", commands.access_command, "Where models stand for you, and what to do; exit code 1: not all can be used.",
                 "sftlab access meta-llama/Llama-2-7b-hf google/gemma-7b")  # fmt: skip
-    asked.add_argument("models", nargs="*", default=argparse.SUPPRESS, metavar="MODEL", help="as --models")
+    add_place(asked, "models", "MODEL", "as --models", nargs="*")
     add_options(asked, AccessConfig)
     known = add("models", commands.models_command, "The models that the lab knows: size, gate, licence, memory, and what fits here.",
                 "sftlab models gpt2")  # fmt: skip
-    known.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="as --model")
+    add_place(known, "model", "MODEL", "as --model")
     add_options(known, ModelsConfig)
     fetched = add("download", commands.download_command, "Fetch a model into the cache: its size first, room on the disk, then a progress bar.",
                   "sftlab download EleutherAI/gpt-neo-125M")  # fmt: skip
-    fetched.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="as --model")
+    add_place(fetched, "model", "MODEL", "as --model")
     add_options(fetched, DownloadConfig)
     examined = add("doctor", commands.doctor_command, "Is this machine fit for the course; or, of a run that failed, what happened, why, and what to do. Exit "
                    "code 1: something is wrong.", "sftlab doctor runs/first")  # fmt: skip
-    examined.add_argument("target", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="as --target")
+    add_place(examined, "target", "RUN", "as --target")
     add_options(examined, DoctorConfig)
     return parser
 

@@ -36,8 +36,7 @@ MENDED = (UserError, FileExistsError, NotADirectoryError, PermissionError)  # wh
 
 
 def build_options(options: type[Options], args: argparse.Namespace) -> Options:
-    names = {field.name for field in dataclasses.fields(options)}
-    return options.build(**{name: value for name, value in vars(args).items() if name in names})
+    return options.build(**options.keep_known(vars(args)))
 
 
 def build_training(args: argparse.Namespace) -> TrainConfig:
@@ -46,9 +45,7 @@ def build_training(args: argparse.Namespace) -> TrainConfig:
         return build_options(TrainConfig, args)
     from sftlab import config_file
 
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    given = {name: value for name, value in vars(args).items() if name in names}
-    return TrainConfig.build(**config_file.read(Path(args.config)) | given)
+    return TrainConfig.build(**config_file.read(Path(args.config)) | TrainConfig.keep_known(vars(args)))
 
 
 def prepare_command(args: argparse.Namespace) -> int:

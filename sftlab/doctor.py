@@ -15,7 +15,7 @@ import time
 import warnings
 from dataclasses import dataclass
 
-from sftlab import known_errors
+from sftlab import __version__, known_errors
 from sftlab.config import DoctorConfig
 
 
@@ -53,7 +53,7 @@ def examine() -> list[Line]:
 
 def format_report(lines: list[Line]) -> str:
     """The report for a terminal, 110 columns wide."""
-    out = [f"SFT Lab {known_version()} on {platform.system()} {platform.release()}, {platform.machine()}"]
+    out = [f"SFT Lab {__version__} on {platform.system()} {platform.release()}, {platform.machine()}"]
     for line in lines:
         lead = f"{line.state:6} {line.name:13} "
         out += textwrap.wrap(line.found, 110, initial_indent=lead, subsequent_indent=" " * len(lead),
@@ -63,12 +63,6 @@ def format_report(lines: list[Line]) -> str:
     failing = [line.name for line in lines if line.state == "fails"]
     out.append(f"\n{len(failing)} of {len(lines)} fail: {', '.join(failing)}" if failing else "\nnothing fails")
     return "\n".join(out)
-
-
-def known_version() -> str:
-    from sftlab import __version__
-
-    return __version__
 
 
 def run(config: DoctorConfig) -> int:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from sftlab import hub, machine, models, tokens
+from sftlab import files, hub, machine, models, tokens
 from sftlab.distributed import find_port
 
 OK, NOTE, FAILS = "ok", "note", "fails"
@@ -21,19 +21,13 @@ def check_disk() -> Outcome:
     from huggingface_hub import constants
 
     places = {"downloads": Path(constants.HF_HUB_CACHE), "runs": Path("runs"), "temporary": Path(tempfile.gettempdir())}
-    free = {name: shutil.disk_usage(find_existing(place)).free for name, place in places.items()}
+    free = {name: shutil.disk_usage(files.find_existing(place)).free for name, place in places.items()}
     told = ", ".join(f"{name} {size / GB:.0f} GB free" for name, size in free.items())
     if min(free.values()) < GB:
         return FAILS, told, "df -h, then make room; HF_HOME, --output-dir and TMPDIR name other places"
     if free["downloads"] < 20 * GB:
         return NOTE, f"{told}; a 7B model takes 14 GB", "HF_HOME on a larger disk, for large models"
     return OK, told, ""
-
-
-def find_existing(place: Path) -> Path:
-    """The place, or the nearest folder above it that is there."""
-    place = place.absolute()
-    return next(folder for folder in (place, *place.parents) if folder.exists())
 
 
 def check_memory() -> Outcome:

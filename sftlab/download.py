@@ -124,8 +124,7 @@ def find_blobs(hub_id: str) -> Path:
 
 def check_room(wanted: Download) -> None:
     """Raises UserError, with what is missing, if the disk of the cache has no room for it."""
-    there = next(folder for folder in (wanted.cache, *wanted.cache.absolute().parents) if folder.exists())
-    free, need = shutil.disk_usage(there).free, round(wanted.missing * (1 + SPARE))
+    free, need = shutil.disk_usage(files.find_existing(wanted.cache)).free, round(wanted.missing * (1 + SPARE))
     if need > free:
         raise UserError(
             f"model {wanted.hub_id}: {show(wanted.missing)} are to be fetched into {wanted.cache}, whose disk has {show(free)} free: "

@@ -28,3 +28,9 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def find_existing(place: Path) -> Path:
+    """The place, or the nearest folder above it that is there."""
+    place = place.absolute()
+    return next(folder for folder in (place, *place.parents) if folder.exists())

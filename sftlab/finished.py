@@ -47,8 +47,7 @@ def open_run(path: str | Path, trust_remote_code: bool = False) -> Run:
     if status != "completed":
         raise UserError(f"run_dir: the run in {folder} is {status}, so what it holds is no finished model. Go on with "
                         "`sftlab train … --resume`.")  # fmt: skip
-    known = {field.name for field in dataclasses.fields(TrainConfig)} - WRITING
-    values = {name: value for name, value in result["config"].items() if name in known}
+    values = {name: value for name, value in TrainConfig.keep_known(result["config"]).items() if name not in WRITING}
     values["bf16"] = result.get("choices", {}).get("precision", "").startswith("bfloat16")
     config = TrainConfig.build(**values, trust_remote_code=trust_remote_code)
     return Run(folder, config, result, files.read_json(Path(config.dataset_path) / FACTS))

@@ -9,11 +9,10 @@ import warnings
 from pathlib import Path
 
 from sftlab import download, hub, quantise, remote_code, zero
-from sftlab.catalog import MODELS, find_model
+from sftlab.catalog import MODELS, RANDOM, find_model
 from sftlab.config import TrainConfig
 from sftlab.options import UserError, near_match
 
-RANDOM = ("random:", "random-tiny:")
 TINY_BASE = Path(__file__).resolve().parent.parent / "data_samples" / "tiny-base"
 # random-tiny:NAME: the architecture of NAME with these sizes, and tiny-base's tokenizer and vocabulary.
 TINY_SHAPES = {

@@ -100,6 +100,12 @@ class Options:
                 raise UserError(f"{cls.__name__} has no option {name!r}.{near_match(name, fields)}")
         return cls(**values)
 
+    @classmethod
+    def keep_known(cls, values: dict) -> dict:
+        """Of some values by name those that are options here: a file of another version, a parser's result may hold more."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return {name: value for name, value in values.items() if name in names}
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             setattr(self, field.name, check_value(field, getattr(self, field.name)))

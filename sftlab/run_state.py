@@ -5,7 +5,6 @@ Whatever trains into a run folder is found: what `runs.start` began, `sftlab tra
     python -c "from sftlab import run_state; print(*run_state.find('runs'), sep='\\n')"
 """
 
-import dataclasses
 import os
 import time
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from sftlab import checkpoints, files, run_log, run_process
 from sftlab.config import TrainConfig
-from sftlab.options import Options
 
 ACTIVE = ("starting", "running")
 DEPTH = 5  # folders deep that runs are looked for
@@ -88,7 +86,7 @@ def read(folder: str | Path) -> Run:
             attempt = {name: attempt[name] for name in ("process", "started", "offset")}
     elif waiting:
         about, result = about or {"config": attempt["config"]}, {} if left else result
-    config = TrainConfig(**keep_known(TrainConfig, about["config"])) if about.get("config") else None
+    config = TrainConfig(**TrainConfig.keep_known(about["config"])) if about.get("config") else None
     logged = next((entry for entry in reversed(history) if "max_steps" in entry), {})
     if result:
         status, said = result["status"], result.get("error", "")
@@ -139,12 +137,6 @@ def listen(folder: Path, process: dict, attempt: dict, progress: dict) -> tuple[
 
 def explain_attempt(folder: Path, attempt: dict) -> str:
     return run_process.explain_end(run_process.read_output(run_process.find_logs(folder), attempt["offset"]))
-
-
-def keep_known(options: type[Options], values: dict) -> dict:
-    """Of the options that a file holds those that this version of the lab has."""
-    names = {option.name for option in dataclasses.fields(options)}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def find_process(attempt: dict, progress: dict) -> dict | None:

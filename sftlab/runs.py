@@ -16,7 +16,7 @@ from pathlib import Path
 from sftlab import checkpoints, files, form_commands, run_folder, run_log, run_process
 from sftlab.config import LaunchConfig, TrainConfig
 from sftlab.options import UserError
-from sftlab.run_state import ACTIVE, Run, find, find_place, find_process, keep_known, read, stamp
+from sftlab.run_state import ACTIVE, Run, find, find_place, find_process, read, stamp
 
 __all__ = ["ACTIVE", "Run", "attach", "find", "read", "resume", "start", "stop", "wait"]
 
@@ -107,7 +107,7 @@ def resume(run: Run) -> Run:
     base = find_base(run)
     place = run.config.output_dir if base else str(run.folder)
     config = dataclasses.replace(run.config, output_dir=place, resume=True, overwrite=False)
-    launch = LaunchConfig(**keep_known(LaunchConfig, launch)) if launch else None
+    launch = LaunchConfig(**LaunchConfig.keep_known(launch)) if launch else None
     return spawn(config, launch, run.folder, base or os.getcwd())
 
 

@@ -3,7 +3,6 @@
 python -c "from sftlab import results, scaling_series as s; print(*s.list_series(results.read_results('results')[0]), sep='\\n')"
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass, replace
 
@@ -116,8 +115,7 @@ def read_job(result: Result) -> Job:
 
     DDP sends float32. DeepSpeed sends bfloat16 where that is computed in.
     """
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig.build(**{name: value for name, value in result.config.items() if name in known})
+    config = TrainConfig.build(**TrainConfig.keep_known(result.config))
     bf16, stage = result.choices.get("precision", "").startswith("bfloat16"), zero.find_stage(config.deepspeed)
     with dry_run.counting(config):
         settings = dry_run.read_settings(config.model_name, config.trust_remote_code)
