@@ -16,8 +16,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-ALIKE = "TRL, and rows of like length"  # the lab's settings, and what TRL has against padding without flash-attn
-VARIANTS = ("lab", "TRL, settings of the lab", "TRL, defaults", ALIKE)
+ALIKE = "TRL bfloat16, rows of like length"  # what TRL has against padding without flash-attn
+# Each precision is compared with itself. TRL without gradient checkpointing; "TRL, defaults" is its own choice: bfloat16 and checkpointing.
+ON_CPU = ("lab float32", "TRL float32", "lab bfloat16", "TRL bfloat16", "TRL, defaults")
+ON_GPU = ("lab bfloat16", "TRL bfloat16", "TRL, defaults", ALIKE)
 WARM = {"cpu": 1, "cuda": 4}  # steps that are left out: kernels are made, and memory is asked for, in the first ones
 
 
@@ -25,7 +27,7 @@ WARM = {"cpu": 1, "cuda": 4}  # steps that are left out: kernels are made, and m
 class Case:
     """A model, rows and a way to train: `shape` of a Llama with random weights, or the name of a model.
 
-    `default_steps`: with TRL's defaults, which compute in bfloat16; CPUs without it take minutes for a step. 0: left out.
+    `few_steps`: of what a CPU takes minutes for: TRL's defaults, and bfloat16 where it has no instructions for it. 0: left out.
     """
 
     name: str
@@ -35,7 +37,7 @@ class Case:
     batch_size: int
     max_length: int
     steps: int
-    default_steps: int = 3
+    few_steps: int = 3
     gpu: bool = False
 
 
@@ -97,9 +99,9 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
         model_name=name, dataset_path=str(folder / "data"), output_dir=str(folder / "run"), use_lora=case.lora, lora_dropout=0,
         lora_target_modules="all-linear" if case.lora else "auto", max_steps=steps, batch_size=case.batch_size,
         learning_rate=2e-4, max_length=case.max_length, logging_steps=1, save_steps=10**6, eval_steps=10**6,
-        lr_scheduler_type="constant",  # the same rate for those that run fewer steps
+        lr_scheduler_type="constant", bf16="float32" not in variant,  # the same rate for those that run fewer steps
     )  # fmt: skip
-    if variant == "lab":
+    if variant.startswith("lab"):
         return train.make_trainer(config)
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -108,9 +110,9 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
 
     gpu, options, loading = torch.cuda.is_available(), {}, {}
     if variant != "TRL, defaults":
-        options = {"bf16": gpu, "gradient_checkpointing": False}
+        options = {"bf16": config.bf16, "gradient_checkpointing": False}
         options |= {"train_sampling_strategy": "group_by_length"} if variant == ALIKE else {}
-        loading = {"dtype": torch.bfloat16 if gpu and case.lora else torch.float32}
+        loading = {"dtype": torch.bfloat16 if config.bf16 and case.lora else torch.float32}
     splits, _ = data.load_prepared(folder / "data")
     args = SFTConfig(
         output_dir=str(folder / "run"), max_steps=steps, per_device_train_batch_size=case.batch_size, learning_rate=2e-4,
@@ -162,7 +164,7 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
     files.write_json(output, {
         "seconds": seconds, "losses": losses, "tokens": [sum(part) for part in lengths[: len(seconds)]],
         "flops": [flops.count_step(trainer.model, part) for part in lengths[: len(seconds)]],
-        "rate": flops.measure_rate(), "data_sheet": flops.find_peak(torch.cuda.get_device_name()) if gpu else None,
+        "rate": flops.measure_rate(torch.bfloat16 if "float32" not in variant else torch.float32), "data_sheet": flops.find_peak(torch.cuda.get_device_name()) if gpu else None,
         "peak_bytes": peak, "choices": getattr(trainer, "choices", {}),
     })  # fmt: skip
 
@@ -170,35 +172,41 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
 def compare(case: Case, folder: Path, repeats: int) -> dict:
     """Run all variants in turns and return their medians and ratios; losses must agree before times are told."""
     env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    variants = VARIANTS if case.gpu else VARIANTS[:3]
-    runs: dict[str, list[dict]] = {variant: [] for variant in variants}
+    runs: dict[str, list[dict]] = {}
     failed, warm = {}, WARM["cuda" if case.gpu else "cpu"]
     for turn in range(repeats):
-        for variant in variants:
-            few = variant == "TRL, defaults" and case.default_steps < case.steps
-            if variant in failed or few and (turn or not case.default_steps):
+        for variant in ON_GPU if case.gpu else ON_CPU:
+            slow = variant == "TRL, defaults" or "bfloat16" in variant and not machine.has_bf16()
+            few = slow and not case.gpu and case.few_steps < case.steps
+            if variant in failed or few and (turn or not case.few_steps):
                 continue  # once says enough, where a step takes half a minute
-            steps = (case.default_steps if variant == "TRL, defaults" else case.steps) + warm
+            steps = (case.few_steps if few else case.steps) + warm
             output = folder / f"{variant}{turn}.json"
             command = [sys.executable, __file__, "--one", case.name, variant, str(folder), str(steps), str(output)]
             start = time.perf_counter()
             done = subprocess.run(command, env=env, capture_output=True, text=True)
-            if done.returncode and variant != "lab" and "out of memory" in done.stderr:
+            if done.returncode and not variant.startswith("lab") and "out of memory" in done.stderr:
                 failed[variant] = "out of memory"
                 print(f"{case.name}: {variant:28} {failed[variant]}", flush=True)
                 continue
             if done.returncode:
                 raise SystemExit(f"{case.name}, {variant}: {done.stderr[-3000:]}")
-            runs[variant].append(json.loads(output.read_text()) | {"whole": time.perf_counter() - start})
+            runs.setdefault(variant, []).append(
+                json.loads(output.read_text()) | {"whole": time.perf_counter() - start}
+            )
             timed = sum(runs[variant][-1]["seconds"][warm:])
             print(f"{case.name}: {variant:28} {timed:8.2f} s for {steps - warm} steps", flush=True)
-    runs = {variant: made for variant, made in runs.items() if made}
     return {
         "case": case.name,
         "losses_differ_by": compare_losses(case, runs),
         **summarise(runs, warm),
         "failed": failed,
     }
+
+
+def find_lab(variant: str) -> str:
+    """The lab's variant in the precision of another one."""
+    return "lab float32" if "float32" in variant else "lab bfloat16"
 
 
 def compare_losses(case: Case, runs: dict[str, list[dict]]) -> dict[str, float]:
@@ -208,25 +216,29 @@ def compare_losses(case: Case, runs: dict[str, list[dict]]) -> dict[str, float]:
     """
     found = {}
     for variant, made in runs.items():
-        if variant not in ("lab", ALIKE):
-            pairs = list(zip(runs["lab"][0]["losses"], made[0]["losses"], strict=False))
-            found[variant] = max(abs(mine - other) / abs(other) for mine, other in pairs)
-            tolerance = 5e-2 if case.gpu or variant == "TRL, defaults" else 1e-4
-            assert found[variant] <= tolerance, f"{case.name}: losses of the lab and of {variant}: {pairs}"
+        if find_lab(variant) not in (variant, *runs) or variant in (find_lab(variant), ALIKE):
+            continue
+        pairs = list(zip(runs[find_lab(variant)][0]["losses"], made[0]["losses"], strict=False))
+        found[variant] = max(abs(mine - other) / abs(other) for mine, other in pairs)
+        tolerance = 1e-4 if "float32" in variant else 5e-2
+        assert found[variant] <= tolerance, f"{case.name}: losses of the lab and of {variant}: {pairs}"
     return found
 
 
 def summarise(runs: dict[str, list[dict]], warm: int) -> dict:
-    """Median seconds, tokens per second, and in each pair of runs how many times the lab's tokens per second those of
-    the variant are, over the steps that both made; `warm` first steps are left out.
+    """Median seconds, tokens per second, and in each pair of runs how many times those of the variant the tokens per second
+    of the lab in the same precision are, over the steps that both made; `warm` first steps are left out.
     """
-    summary = {"last_loss": runs["lab"][0]["losses"][-1], "choices": runs["lab"][0]["choices"], "variants": {}}
+    last = {variant: made[0]["losses"][-1] for variant, made in runs.items() if variant.startswith("lab")}
+    summary = {"last_loss": last, "choices": next(iter(runs.values()))[0]["choices"], "variants": {}}
     for variant, made in runs.items():
-        steps = len(made[0]["seconds"])
+        ours = runs.get(find_lab(variant), [])
+        steps = min(len(made[0]["seconds"]), *(len(run["seconds"]) for run in ours))
 
         def speed(run, steps=steps):
             return sum(run["tokens"][warm:steps]) / sum(run["seconds"][warm:steps])
 
+        steps = len(made[0]["seconds"])
         took = statistics.median(sum(run["seconds"][warm:]) for run in made)
         rate = statistics.median(run["rate"] for run in made)
         summary["variants"][variant] = {
@@ -234,7 +246,7 @@ def summarise(runs: dict[str, list[dict]], warm: int) -> dict:
             "tokens_per_second": sum(made[0]["tokens"][warm:]) / took,
             "of_measured_matrix_rate": sum(made[0]["flops"][warm:]) / took / rate,
             "of_data_sheet": sum(made[0]["flops"][warm:]) / took / (made[0]["data_sheet"] or float("inf")),
-            "times_slower_than_lab": [speed(ours) / speed(run) for ours, run in zip(runs["lab"], made, strict=False)],
+            "times_slower_than_lab": [speed(mine) / speed(run) for mine, run in zip(ours, made, strict=False)],
             "peak_gigabytes": max(run["peak_bytes"] for run in made) / 1e9,
         }  # fmt: skip
     return summary
@@ -242,7 +254,7 @@ def summarise(runs: dict[str, list[dict]], warm: int) -> dict:
 
 def tell(result: dict) -> None:
     apart = ", ".join(f"{part:.0e}" for part in result["losses_differ_by"].values())
-    print(f"\n{result['case']}: last loss {result['last_loss']:.4f}; step by step they differ by {apart} at most")
+    print(f"\n{result['case']}: last losses {result['last_loss']}; step by step they differ by {apart} at most")
     print(
         f"{'':29}{'steps':>6}{'seconds':>9}{'process':>9}{'tokens/s':>10}{'of rate':>9}{'of sheet':>9}{'GB':>7}   the lab is x times as fast"
     )

@@ -3,6 +3,7 @@
 python -c "from sftlab import models; print(models.load_model('random-tiny:gpt2'))"
 """
 
+import functools
 import logging
 import os
 import warnings
@@ -222,16 +223,25 @@ def lora_config(config: TrainConfig):
 
 
 def skip_input_casts(model) -> None:
-    """Let adapters take their input as it comes; for models that compute under bfloat16 autocast.
+    """Let adapters take their input as it comes under autocast, and in their own precision outside of it.
 
-    PEFT casts each adapter's input to the adapter's float32, autocast casts it back for the product, and the copy is kept
-    for the backward pass where dropout keeps its input (on a CPU). The numbers are the same without it.
+    PEFT 0.21 casts each adapter's input to the adapter's float32, autocast casts it back for the product, and the copy is
+    kept for the backward pass where dropout keeps its input (on a CPU). The numbers are the same without it. Outside
+    autocast, where a model is asked after a run, the cast is needed.
     """
     from peft.tuners.lora import LoraLayer
 
     for part in model.modules():
         if isinstance(part, LoraLayer):
-            part.cast_input_dtype_enabled = False
+            part._cast_input_dtype = functools.partial(cast_outside_autocast, part)
+
+
+def cast_outside_autocast(part, x, dtype):
+    import torch
+
+    if x is not None and torch.is_autocast_enabled(x.device.type):
+        return x
+    return type(part)._cast_input_dtype(part, x, dtype)
 
 
 def check_targets(model, targets: list[str] | str) -> None:
