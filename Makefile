@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lab browser lint notebooks-clean constraints
+.PHONY: help run test test-precision lab browser lint notebooks-clean constraints
 
 # Python 3.11 is tried before its followers because the versions in constraints.txt were tested on it.
 CHECK_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -32,8 +32,18 @@ test: export HF_HUB_OFFLINE = 1
 test: export OMP_NUM_THREADS = 1
 test: lint  ## lint, unit tests, and every notebook at its smallest size
 	$(IN_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder
-	$(IN_VENV) SFTLAB_PROFILE=smoke PYTHONPATH="$(CURDIR)/tests/no_network" \
-		pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/
+	$(RUN_NOTEBOOKS)
+
+# Float32 in `test`, bfloat16 in `test-precision`, so that both run on any CPU. A CPU without instructions for bfloat16
+# emulates it, which takes longer. The unit tests name the precision that they are about, and run in both.
+RUN_NOTEBOOKS = $(IN_VENV) SFTLAB_BF16=$(BF16) SFTLAB_PROFILE=smoke PYTHONPATH="$(CURDIR)/tests/no_network" \
+	pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/
+test: BF16 = 0
+test-precision: BF16 = 1
+test-precision: export HF_HUB_OFFLINE = 1
+test-precision: export OMP_NUM_THREADS = 1
+test-precision: .venv/installed  ## every notebook at its smallest size, in the precision that `make test` leaves out
+	$(RUN_NOTEBOOKS)
 
 lab: .venv/installed  ## open the course in JupyterLab
 	$(IN_VENV) jupyter lab notebooks/00_start_here.ipynb

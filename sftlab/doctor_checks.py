@@ -101,8 +101,8 @@ def check_device() -> Outcome:
 
 
 def check_precision() -> Outcome:
-    faster, why = machine.choose_precision(256, 512, tokens=64)  # small: some CPUs are very slow in bfloat16
-    return OK, f"{'bfloat16' if faster else 'float32'} is taken: {why}", ""
+    bf16, why = machine.choose_precision()
+    return OK, f"{'bfloat16' if bf16 else 'float32'} is taken: {why}", ""
 
 
 def check_quantisation() -> Outcome:

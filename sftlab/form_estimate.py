@@ -37,19 +37,6 @@ def find_lengths(config: TrainConfig) -> tuple[list[int], list[int], float]:
     return train, test[: config.eval_samples or len(test)], share
 
 
-@functools.lru_cache(maxsize=8)
-def choose_precision(model_name: str, trust_remote_code: bool) -> bool:
-    """Whether a run that leaves it open computes in bfloat16 here, as measured; on a CPU not, for a model that isn't here."""
-    import torch
-
-    from sftlab import models
-
-    try:
-        return models.choose_precision(TrainConfig(model_name=model_name, trust_remote_code=trust_remote_code))[0]
-    except UserError:
-        return torch.cuda.is_available()
-
-
 @functools.lru_cache(maxsize=32)
 def build_empty(**options: object):
     from sftlab import dry_run
@@ -137,7 +124,10 @@ def weigh(config: TrainConfig, lengths) -> typing.Iterator[dict]:
 
 
 def wants_bf16(config: TrainConfig) -> bool:
-    return choose_precision(config.model_name, config.trust_remote_code) if config.bf16 is None else config.bf16
+    """Whether the run computes in bfloat16, here."""
+    from sftlab import models
+
+    return models.choose_precision(config)[0]
 
 
 @functools.lru_cache(maxsize=2)

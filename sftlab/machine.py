@@ -1,46 +1,55 @@
-"""What suits this machine: the precision that it is fast in, measured, and how its memory is handed out.
+"""What suits this machine: the precision that it is fast in, and how its memory is handed out.
 
-python -c "from sftlab import machine; print(machine.choose_precision(1024, 4096))"
+python -c "from sftlab import machine; print(machine.choose_precision())"
 """
 
 import contextlib
 import ctypes
 import gc
-import statistics
+import os
 import sys
-import time
 from pathlib import Path
 
-CLEARLY = 1.15  # bfloat16 must be this many times as fast to be chosen, so that the choice doesn't waver
+from sftlab.options import UserError
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
-def choose_precision(hidden: int, inner: int, tokens: int = 512) -> tuple[bool, str]:
-    """Whether to compute in bfloat16 here, and why. hidden, inner: the widths of the model's MLP; tokens: in a batch.
+def choose_precision() -> tuple[bool, str]:
+    """Whether to compute in bfloat16 here, where the configuration leaves it open, and why.
 
-    A GPU that has bfloat16 is fast in it. Some CPUs have instructions for it (AVX512-BF16, AMX) and gain; others
-    emulate it and lose a lot: there both are timed on one MLP of the model, forward and backward, in a second or less.
+    The environment variable SFTLAB_BF16 (1 or 0) decides, where it is set. Otherwise bfloat16 is taken where the GPU, or the
+    CPU, has instructions for it. Nothing is timed: the choice takes no time and is the same in every run on a machine.
+    Raises UserError for another value of SFTLAB_BF16, and for bfloat16 on a GPU that doesn't have it.
     """
     import torch
 
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return True, "this GPU computes in bfloat16"
-        return False, "this GPU has no bfloat16"
-    tokens = max(16, min(tokens, 2**31 // (hidden * inner)))  # half a second each on a slow machine, for large models
-    layers = torch.nn.Sequential(torch.nn.Linear(hidden, inner), torch.nn.SiLU(), torch.nn.Linear(inner, hidden))
-    data = torch.randn(tokens, hidden, requires_grad=True)
-    seconds = {False: [], True: []}
-    for _ in range(4):
-        for low in seconds:
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                loss = layers(data).float().sum()
-            loss.backward()
-            seconds[low].append(time.perf_counter() - start)
-    ratio = statistics.median(seconds[False][1:]) / statistics.median(seconds[True][1:])  # the first ones warm up
-    measured = f"{ratio:.1f} times as fast" if ratio >= 1 else f"{1 / ratio:.1f} times slower"
-    return ratio >= CLEARLY, f"bfloat16 measured {measured} here"
+    asked = os.environ.get("SFTLAB_BF16", "")
+    if asked not in ("", "0", "1"):
+        raise UserError(
+            f"SFTLAB_BF16: {asked!r} is neither 1 (bfloat16) nor 0 (float32). Set one of them, or unset it."
+        )
+    gpu = torch.cuda.is_available()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else has_bf16()
+    if asked == "1" and gpu and not fast:
+        raise UserError("SFTLAB_BF16: this GPU does not compute in bfloat16. Set it to 0, or unset it.")
+    if asked:
+        return asked == "1", f"as asked for (SFTLAB_BF16={asked})"
+    return fast, f"this {'GPU' if gpu else 'CPU'} has {'' if fast else 'no '}instructions for bfloat16"
+
+
+def has_bf16() -> bool:
+    """Whether this CPU has instructions that multiply in bfloat16: AVX512-BF16 or AMX-BF16, and on ARM BF16.
+
+    Other CPUs emulate it, and are several times slower in it than in float32. torch says what the CPU has; on ARM its
+    kernels for bfloat16 are those of oneDNN, which not every build holds.
+    """
+    import torch
+
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 is the first that has it
+    if found.get("avx512_bf16") or found.get("amx_bf16"):
+        return True
+    return bool(found.get("bf16")) and torch.backends.mkldnn.is_available()
 
 
 def set_allocator(keep: bool) -> None:

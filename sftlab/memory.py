@@ -44,8 +44,10 @@ class Estimate:
 
 
 def chooses_bf16(config: TrainConfig, plan: MemoryConfig) -> bool:
-    """Whether the run would compute in bfloat16: as asked for, else on a GPU only."""
-    return config.bf16 if config.bf16 is not None else plan.device == "gpu"
+    """Whether the run would compute in bfloat16: as asked for, else on a GPU, and on a CPU as this machine chooses."""
+    if config.bf16 is not None:
+        return config.bf16
+    return plan.device == "gpu" or machine.choose_precision()[0]
 
 
 def estimate(

@@ -155,16 +155,12 @@ def build_random(name: str, dtype=None, device: str | None = None):
 
 
 def choose_precision(config: TrainConfig) -> tuple[bool, str]:
-    """Whether a run computes in bfloat16, and why: as asked for, or what the machine is faster in."""
+    """Whether a run computes in bfloat16, and why: as the configuration says, else as `machine.choose_precision` does."""
     from sftlab import machine
 
     if config.bf16 is not None:
         return config.bf16, "as asked for (--bf16)" if config.bf16 else "as asked for (--no-bf16)"
-    settings = read_settings(config.model_name, config.trust_remote_code)
-    hidden = settings.get_text_config().hidden_size
-    inner = next((size for name in ("intermediate_size", "n_inner", "ffn_hidden_size")
-                  if (size := getattr(settings.get_text_config(), name, None))), 4 * hidden)  # fmt: skip
-    return machine.choose_precision(hidden, inner)
+    return machine.choose_precision()
 
 
 def load_model(name: str, config: TrainConfig | None = None):

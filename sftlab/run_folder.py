@@ -114,7 +114,7 @@ def is_at_end(checkpoint: Path, config: TrainConfig) -> bool:
 
 
 def read_precision(config: TrainConfig) -> tuple[bool, str] | None:
-    """What was measured when the run began holds to its end: (bfloat16 or not, why), or None for a new run."""
+    """What was chosen when the run began holds to its end: (bfloat16 or not, why), or None for a new run."""
     if not config.resume or config.bf16 is not None:
         return None
     before = files.read_json(Path(config.output_dir) / "run.json").get("choices", {}).get("precision", "")

@@ -1,38 +1,77 @@
-"""What suits a machine is measured, and FLOPs are those of the formula."""
+"""The precision that suits a machine, whatever machine that is; and FLOPs are those of the formula."""
 
 import pytest
 import torch
 
-from sftlab import files, flops, machine, models, train
+from sftlab import flops, machine, models, train
 from sftlab.config import TrainConfig
+from sftlab.options import UserError
 
 
-def test_the_precision_is_measured_on_a_cpu_and_said():
-    bf16, why = machine.choose_precision(64, 128, tokens=32)
-    assert isinstance(bf16, bool) and "bfloat16 measured" in why and (not bf16 or "times as fast" in why)
+@pytest.fixture
+def left_open(monkeypatch):
+    """Nobody forces a precision, whatever these tests run under."""
+    monkeypatch.delenv("SFTLAB_BF16", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "onednn", "expected"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True, False),  # emulates bfloat16
+        ({"avx512_bf16": True}, True, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True, True),
+        ({"neon": True, "bf16": False}, True, False),
+        ({"neon": True, "bf16": True}, True, True),
+        ({"neon": True, "bf16": True}, False, False),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(found, onednn, expected, left_open, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    assert machine.has_bf16() is expected
+    chosen, why = machine.choose_precision()
+    assert chosen is expected and why == f"this CPU has {'' if expected else 'no '}instructions for bfloat16"
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, True), (False, False)])
-def test_a_gpu_is_asked_not_measured(supported, expected, monkeypatch):
+def test_a_gpu_is_asked(supported, expected, left_open, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert machine.choose_precision(64, 128)[0] is expected
+    assert machine.choose_precision()[0] is expected
+    monkeypatch.setenv("SFTLAB_BF16", "1")
+    if not supported:
+        with pytest.raises(UserError, match="SFTLAB_BF16: this GPU does not compute in bfloat16"):
+            machine.choose_precision()
+    monkeypatch.setenv("SFTLAB_BF16", "0")
+    assert machine.choose_precision()[0] is False
 
 
-@pytest.mark.parametrize(("asked", "chosen"), [(True, True), (False, False)])
-def test_what_was_asked_for_is_not_measured(asked, chosen, monkeypatch):
-    monkeypatch.delattr(machine, "choose_precision")
-    assert models.choose_precision(TrainConfig(bf16=asked, use_lora=True))[0] is chosen
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_the_environment_decides_what_the_configuration_leaves_open(value, monkeypatch):
+    monkeypatch.setenv("SFTLAB_BF16", value)
+    assert models.choose_precision(TrainConfig()) == (value == "1", f"as asked for (SFTLAB_BF16={value})")
+    assert models.choose_precision(TrainConfig(bf16=value == "0")) == (
+        value == "0",
+        "as asked for (--bf16)" if value == "0" else "as asked for (--no-bf16)",
+    )
 
 
-def test_a_resumed_run_keeps_the_precision_that_it_began_with(dataset, tmp_path, monkeypatch):
+def test_another_value_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("SFTLAB_BF16", "yes")
+    with pytest.raises(UserError, match="SFTLAB_BF16: 'yes' is neither 1 .* nor 0"):
+        models.choose_precision(TrainConfig())
+    assert models.choose_precision(TrainConfig(bf16=False))[0] is False
+
+
+@pytest.mark.parametrize("began", ["0", "1"], ids=["float32", "bfloat16"])
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(began, dataset, tmp_path, monkeypatch):
     options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "batch_size": 2}
-    assert train.train(TrainConfig(**options))["choices"]["precision"].startswith(("float32", "bfloat16"))
-    began = files.read_json(tmp_path / "run" / "run.json")["choices"]["precision"].split(":")[0]
-    other = began == "float32"
-    monkeypatch.setattr(machine, "choose_precision", lambda *_: (other, "measured otherwise this time"))
+    monkeypatch.setenv("SFTLAB_BF16", began)
+    name = "bfloat16" if began == "1" else "float32"
+    assert train.train(TrainConfig(**options))["choices"]["precision"].startswith(name)
+    monkeypatch.setenv("SFTLAB_BF16", "0" if began == "1" else "1")
     trainer = train.make_trainer(TrainConfig(**options, resume=True))
-    assert trainer.choices["precision"] == f"{began}: as when the run began"
+    assert trainer.choices["precision"] == f"{name}: as when the run began"
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "4-bit"])
