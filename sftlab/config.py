@@ -139,7 +139,7 @@ class TrainConfig(Options):
         False, "recompute activations in the backward pass: less memory, more time", group="hardware"
     )
     bf16: bool | None = option(
-        None, "compute in bfloat16; neither said: where this machine is faster in it", group="model"
+        None, "compute in bfloat16; neither said: where this machine has instructions for it", group="model"
     )
     use_flash_attention: bool | None = option(
         None,
@@ -490,6 +490,10 @@ class SweepConfig(Options):
     profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
     timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
+    isolate: bool = option(
+        False, "give each point a kernel of its own, which must load the libraries first; else a point runs in the kernel of "
+        "the last one if that completed, unless the metric is a time or a memory",
+    )  # fmt: skip
     dry_run: bool = option(False, "check, and say what would run, but start nothing")
     overwrite: bool = option(False, "run points anew that --output-dir holds as completed")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab.report import export_html
+from sftlab.shared_kernel import SharedKernel
 
 MARKER = "papermill-error-cell-tag"  # the headings that papermill adds to a notebook with an error
 ADDED_CELLS = {MARKER, "injected-parameters"}
@@ -24,13 +25,21 @@ CUT_SHORT = ("dead kernel", "timed out", "interrupted")  # papermill marks the r
 
 
 def run_notebook(
-    path: Path, job: dict, output_dir: Path, timeout: float | None, label: str, bar=True, plotly="plotly.min.js"
+    path: Path,
+    job: dict,
+    output_dir: Path,
+    timeout: float | None,
+    label: str,
+    bar=True,
+    plotly="plotly.min.js",
+    kernel: SharedKernel | None = None,
 ) -> dict:
     """Runs one notebook, writes NAME.ipynb, NAME.html and last NAME.json into `output_dir`, and returns its content.
 
     `job` holds what NAME.json says about the input: notebook, parameters, profile, source_sha256. `timeout` is in
     seconds for the whole notebook. Whatever goes wrong in the notebook is a status, and no exception. `bar`: show
-    papermill's progress bar; `plotly`: where the page finds plotly.js, as for `report.export_html`.
+    papermill's progress bar; `plotly`: where the page finds plotly.js, as for `report.export_html`; `kernel`: run in this
+    one, which is left to the next notebook if this one completes; else in a kernel of its own.
     """
     output, start = output_dir / f"{path.stem}.ipynb", time.monotonic()
     page, facts = output.with_suffix(".html"), output.with_suffix(".json")
@@ -38,7 +47,7 @@ def run_notebook(
         stale.unlink(missing_ok=True)
     bundled = job["parameters"].get("model_name", "tiny-base") == "tiny-base"
     with _environment(output_dir, job["profile"], offline=bundled and job["profile"] != "gpu"):
-        status, error = _execute(path, output, job["parameters"], timeout, label, bar)
+        status, error = _execute(path, output, job["parameters"], timeout, label, bar, kernel)
     cell, source = None, ""
     if output.exists():
         status, error, cell, source = _inspect_output(output, status, error)
@@ -46,6 +55,8 @@ def run_notebook(
             export_html(output, page, plotly)
         except Exception as problem:  # any of nbconvert's many parts: a page that is missing shall not lose the status
             print(f"{path.stem}: no HTML page: {type(problem).__name__}: {problem}")
+    if kernel:
+        kernel.release() if status == "completed" else kernel.close()
     result = {**job, "status": status, "seconds": round(time.monotonic() - start, 1)}
     result |= {"cell": cell, "cell_source": source, "error": error}
     files.write_json(facts, result)
@@ -61,7 +72,9 @@ def papermill_path(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _execute(path: Path, output: Path, parameters: dict, timeout, label: str, bar: bool) -> tuple[str, str]:
+def _execute(
+    path: Path, output: Path, parameters: dict, timeout, label: str, bar: bool, kernel: SharedKernel | None
+) -> tuple[str, str]:
     """Papermill's run as a status and an error's text. A completed one is still to be looked at."""
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
@@ -74,6 +87,8 @@ def _execute(path: Path, output: Path, parameters: dict, timeout, label: str, ba
         end = time.monotonic() + timeout
         options["timeout_func"] = lambda cell: max(1, math.ceil(end - time.monotonic()))
     try:
+        if kernel:
+            options["km"] = kernel.prepare(path.parent)
         execute_notebook(papermill_path(path), papermill_path(output), parameters, **options)
     except PapermillExecutionError as problem:
         return "failed", "\n".join(problem.traceback) or str(problem)

@@ -5,6 +5,7 @@ What completed stays when a sweep is stopped or killed, and the same command goe
     sftlab sweep notebooks/08_hyperparameters.ipynb --grid learning_rate=1e-3,3e-3 --seeds 1,2,3 -p seeds 0
 """
 
+import contextlib
 import math
 import shutil
 import sys
@@ -15,10 +16,12 @@ from sftlab import course, files, run_time, sweep_page, sweep_points
 from sftlab.config import SweepConfig
 from sftlab.execute import run_notebook
 from sftlab.options import UserError, near_match
+from sftlab.shared_kernel import SharedKernel
 from sftlab.sweep_points import Point
 
 LOWER = ("loss", "perplexity", "error", "seconds", "bytes", "memory")
 HIGHER = ("match", "accuracy", "score", "f1", "per_second", "right", "gain")
+COSTS = ("second", "bytes", "memory")  # what a process does first costs more, and what it did before leaves traces
 PLOTLY = "../../plotly.min.js"  # the points' pages share the one of the sweep
 
 
@@ -41,11 +44,21 @@ def run_sweep(config: SweepConfig) -> int:
         print("\n".join(f"{point.status:10} {point.name}" for point in points))
         return 0
     sweep_page.write_all(folder, config, direction, points)
+    isolate = config.isolate or any(word in config.metric for word in COSTS)
+    with contextlib.closing(SharedKernel()) as kernel:
+        run_points(path, points, folder, config, direction, None if isolate else kernel)
+    return tell_end(folder, points, sweep_page.write_all(folder, config, direction, points), config.metric)
+
+
+def run_points(
+    path: Path, points: list[Point], folder: Path, config: SweepConfig, direction: str, kernel: SharedKernel | None
+) -> None:
+    """Run the points that have not completed, one after the other, until one is interrupted."""
     taken = [point.seconds for point in points if point.status == "completed"]
     for number, point in enumerate(points, 1):
         if point.status == "completed":
             continue
-        run_point(path, point, folder, config.timeout, f"{number}/{len(points)} {point.name}")
+        run_point(path, point, folder, config.timeout, f"{number}/{len(points)} {point.name}", kernel)
         sweep_page.write_all(folder, config, direction, points)
         check_metric(points, config.metric)
         if point.status == "interrupted":
@@ -56,7 +69,6 @@ def run_sweep(config: SweepConfig) -> int:
         value = point.metrics.get(config.metric)
         found = point.status if value is None else f"{config.metric} {value:.4g}"
         print(f"{number}/{len(points)} {point.name}: {found}, {run_time.say(point.seconds)}{wait}", flush=True)
-    return tell_end(folder, points, sweep_page.write_all(folder, config, direction, points), config.metric)
 
 
 def choose_direction(metric: str, direction: str) -> str:
@@ -105,7 +117,9 @@ def check_metric(points: list[Point], metric: str) -> None:
         )
 
 
-def run_point(path: Path, point: Point, folder: Path, timeout: float | None, label: str) -> None:
+def run_point(
+    path: Path, point: Point, folder: Path, timeout: float | None, label: str, kernel: SharedKernel | None
+) -> None:
     """Run one point from the start, in a folder of its own, and take over what came of it."""
     place = folder / "points" / point.name
     if place.exists():
@@ -114,7 +128,7 @@ def run_point(path: Path, point: Point, folder: Path, timeout: float | None, lab
     bar = sys.stderr.isatty()
     if not bar:
         print(f"{time.strftime('%H:%M:%S')} {label} …", flush=True)
-    run_notebook(path, point.job, place, timeout, label, bar, PLOTLY)
+    run_notebook(path, point.job, place, timeout, label, bar, PLOTLY, kernel)
     sweep_points.read_point(point, place)
 
 

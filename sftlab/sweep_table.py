@@ -18,7 +18,7 @@ python -c "from sftlab import sweep_table; print(sweep_table.__doc__)"
 
 import math
 from dataclasses import dataclass, field
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 from sftlab.sweep_points import Point, name_values, write_value
 
@@ -54,8 +54,9 @@ class Setting:
 
     @property
     def seconds(self) -> float | None:
+        """The median of the points' times: a point in a new kernel has also waited for the libraries."""
         times = [point.seconds for point in self.points if point.status == "completed"]
-        return mean(times) if times else None
+        return median(times) if times else None
 
     def average(self, metric: str) -> float | None:
         """The mean of any metric over the points that recorded it."""

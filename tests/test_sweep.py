@@ -161,6 +161,66 @@ def test_a_stop_leaves_the_table_and_the_same_command_goes_on(toy, tmp_path):
     assert len(counter.read_text()) <= 5 and "over 2 seeds: lora_r=1, learning_rate=1e-3 with" in done.stdout
 
 
+TRACES = """import os, random, time
+from sftlab import course
+assert "trace" not in globals() and os.environ.get("TRACE") is None and not os.path.exists("moved")
+trace = os.environ["TRACE"] = "left"
+os.makedirs(os.path.join(os.environ["SFTLAB_RUN_DIR"], "moved"))
+os.chdir(os.environ["SFTLAB_RUN_DIR"])
+assert word != "fails"
+os.kill(os.getpid(), 9) if word == "dies" else time.sleep(600 if word == "hangs" else 0)
+course.record("toy", metrics={"loss": random.random(), "pid": os.getpid()})"""
+
+
+def run_traces(toy, out, **given):
+    """The points of a sweep of a notebook that leaves traces and looks for them."""
+    book = nbformat.read(toy, 4)
+    book.cells[1:] = [nbformat.v4.new_code_cell(TRACES)]
+    nbformat.write(book, toy)
+    sweep.run_sweep(SweepConfig.build(notebook=str(toy), output_dir=str(out), timeout=20, **{"metric": "loss"} | given))
+    return sweep_points.read_points(out)
+
+
+def test_points_share_a_kernel_without_traces_until_one_does_not_complete(toy, tmp_path):
+    points = run_traces(toy, tmp_path / "out", grid=["word=a,b,fails,c,dies,d,hangs,e"])
+    assert [point.status for point in points] == ["completed", "completed", "failed", "completed", "dead kernel",
+                                                  "completed", "timed out", "completed"]  # fmt: skip
+    a, b, *others = [point.metrics for point in points if point.status == "completed"]
+    assert a["pid"] == b["pid"] and a["loss"] != b["loss"]
+    assert len({one["pid"] for one in (a, *others)}) == 4
+    books = [nbformat.read(tmp_path / "out" / "points" / f"word={word}" / "toy.ipynb", 4) for word in "ab"]
+    assert len({str([(cell.cell_type, cell.get("execution_count")) for cell in book.cells]) for book in books}) == 1
+
+
+@pytest.mark.parametrize("given", [{"isolate": True}, {"metric": "pid_seconds", "direction": "min"}])
+def test_points_have_kernels_of_their_own_where_it_matters(toy, tmp_path, monkeypatch, given):
+    monkeypatch.setattr("test_sweep.TRACES", TRACES.replace('"pid"', '"pid_seconds"'))
+    points = run_traces(toy, tmp_path / "out", grid=["word=a,b"], **given)
+    assert len({point.metrics["pid_seconds"] for point in points}) == 2
+
+
+TRAINING = """from sftlab import course, train
+from sftlab.config import TrainConfig
+profile, work = course.start("toy")
+config = TrainConfig.build(dataset_path=word, output_dir=str(work / "run"), use_lora=True, max_steps=3, batch_size=4,
+                           lora_r=lora_r, lora_dropout=0.1, seed=seed, max_length=128, eval_samples=8)
+metrics = train.train(config)["metrics"]
+course.record("toy", metrics={name: metrics[name] for name in ("eval_loss", "steps")})"""
+
+
+def test_a_training_has_the_loss_that_it_has_in_a_kernel_of_its_own(toy, tmp_path, dataset):
+    book = nbformat.read(toy, 4)
+    book.cells[1:] = [nbformat.v4.new_code_cell(TRAINING)]
+    nbformat.write(book, toy)
+    given = {"notebook": str(toy), "grid": ["lora_r=4,8"], "seeds": "1", "parameters": [["word", str(dataset)]]}
+    losses = []
+    for isolate in (False, True):
+        out = tmp_path / f"out-{isolate}"
+        assert sweep.run_sweep(SweepConfig.build(output_dir=str(out), isolate=isolate, **given)) == 0
+        losses.append([point.metrics["eval_loss"] for point in sweep_points.read_points(out)])
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][1]
+
+
 def test_intervals_are_those_of_paired_t_tests_corrected_for_the_choice():
     table = {"x": [1.0, 1.1, 1.25, 0.9], "y": [1.5, 1.65, 1.7, 1.45], "z": [1.1, 1.0, 1.4, 0.9]}
     found = sweep_table.summarise(make_points(table), "loss", "min")
