@@ -6,10 +6,11 @@ python -c "from sftlab import models; print(models.load_model('random-tiny:gpt2'
 import functools
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 
-from sftlab import download, hub, quantise, remote_code, zero
+from sftlab import download, hub, machine, quantise, remote_code, zero
 from sftlab.catalog import MODELS, RANDOM, find_model
 from sftlab.config import TrainConfig
 from sftlab.options import UserError, near_match
@@ -44,6 +45,7 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says aloud that it found none
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    machine.freeze_libraries("trl" in sys.modules)
 
 
 def locate(name: str, weights: bool = False) -> str:
@@ -156,8 +158,6 @@ def build_random(name: str, dtype=None, device: str | None = None):
 
 def choose_precision(config: TrainConfig) -> tuple[bool, str]:
     """Whether a run computes in bfloat16, and why: as the configuration says, else as `machine.choose_precision` does."""
-    from sftlab import machine
-
     if config.bf16 is not None:
         return config.bf16, "as asked for (--bf16)" if config.bf16 else "as asked for (--no-bf16)"
     return machine.choose_precision()

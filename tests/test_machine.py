@@ -101,3 +101,15 @@ def test_flops_are_those_that_torch_counts(method, dataset, tmp_path):
 def test_a_data_sheet_is_known_for_the_gpus_that_are_named():
     assert flops.find_peak("NVIDIA H100 PCIe") == 756e12 and flops.find_peak("NVIDIA H200") == 989e12
     assert flops.find_peak("GeForce") is None and flops.measure_rate(size=256) > 1e8
+
+
+def test_what_is_there_is_frozen_only_where_no_model_is(monkeypatch):
+    frozen = []
+    monkeypatch.setattr(machine.gc, "freeze", lambda: frozen.append(True))
+    layer, found = torch.nn.Linear(2, 2), [torch.nn.GELU()]
+    monkeypatch.setattr(machine.gc, "get_objects", lambda: [*found, "text"])
+    machine.freeze_libraries.__wrapped__(True)
+    assert frozen == [True]
+    found.append(layer)
+    machine.freeze_libraries.__wrapped__(True)
+    assert frozen == [True]
