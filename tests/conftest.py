@@ -1,5 +1,6 @@
 """What every test stands on: no network but loopback, one thread, a small prepared data set."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -36,16 +37,38 @@ def dataset(tmp_path_factory) -> Path:
     return data.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
 
 
+@pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])
+def bf16(request) -> bool:
+    """Both precisions, whatever the lab would choose here. Keep such tests small: many CPUs emulate bfloat16, slowly."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def tuned_run(dataset, tmp_path_factory) -> Path:
-    """A run folder: LoRA on tiny-base, three steps large enough to change it a lot, with a checkpoint."""
+def make_tuned_run(dataset, tmp_path_factory):
+    """The folder of a run in a precision, made once: LoRA on tiny-base, three large steps, with a checkpoint."""
     from sftlab import train
     from sftlab.config import TrainConfig
 
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
-                            learning_rate=2e-2, max_length=128, bf16=False, eval_samples=8, save_steps=2))  # fmt: skip
-    return folder
+    @functools.cache
+    def make(bf16: bool) -> Path:
+        folder = tmp_path_factory.mktemp("runs") / "first"
+        train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
+                                learning_rate=2e-2, max_length=128, bf16=bf16, eval_samples=8, save_steps=2))  # fmt: skip
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tuned_run(make_tuned_run) -> Path:
+    """The run in float32."""
+    return make_tuned_run(False)
+
+
+@pytest.fixture
+def tuned_run_each(make_tuned_run, bf16) -> Path:
+    """The run in float32, and the one in bfloat16."""
+    return make_tuned_run(bf16)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from sftlab.options import UserError
 JAPANESE = [{"role": "user", "content": "日本の首都は？"}]
 
 
-@pytest.fixture(scope="module")
-def run(dataset, tmp_path_factory):
-    """A run on a quantised base."""
+@pytest.fixture
+def run(dataset, tmp_path_factory, bf16):
+    """A run on a quantised base, in both precisions."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, use_4bit=True, max_steps=3,
-                            batch_size=16, learning_rate=3e-3, lora_dropout=0.0, max_length=128, bf16=False))  # fmt: skip
+                            batch_size=16, learning_rate=3e-3, lora_dropout=0.0, max_length=128, bf16=bf16))  # fmt: skip
     return folder
 
 

@@ -61,8 +61,8 @@ def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned, cap
      {"use_lora": True, "model_name": "random-tiny:gpt2"}, {"use_lora": True, "gradient_checkpointing": True}],
     ids=["full", "4-bit", "8-bit", "DoRA", "random", "checkpointing"],
 )  # fmt: skip
-def test_the_tuned_loss_is_the_trainers(options, dataset, tmp_path):
-    run = train_run(dataset, tmp_path / "run", max_steps=2, **options)
+def test_the_tuned_loss_is_the_trainers(options, bf16, dataset, tmp_path):
+    run = train_run(dataset, tmp_path / "run", max_steps=2, bf16=bf16, **options)
     found = proof.evaluate_run(EvaluateConfig(run_dir=str(run), max_new_tokens=2, **QUICK))
     trained = files.read_json(run / "result.json")["metrics"]["eval_loss"]
     tolerance = 0.02 if "use_8bit" in options else 1e-4  # LLM.int8 looks at a batch for the values that it keeps whole
@@ -72,12 +72,12 @@ def test_the_tuned_loss_is_the_trainers(options, dataset, tmp_path):
     assert found["forgetting"]["texts"] == 20 and ("completed" in found["forgetting"]) == tiny_base
 
 
-def test_a_run_with_new_tokens_is_measured_as_it_was_trained(tmp_path):
+def test_a_run_with_new_tokens_is_measured_as_it_was_trained(bf16, tmp_path):
     rows = evaluate.read_facts("train", 40)
     (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     folder = data.prepare(DataConfig(source="json", source_path=[str(tmp_path / "rows.json")], format="chatml",
                                      output_dir=str(tmp_path), test_size=0.4))  # fmt: skip
-    run = train_run(folder, tmp_path / "run", use_lora=True, max_steps=2)
+    run = train_run(folder, tmp_path / "run", use_lora=True, max_steps=2, bf16=bf16)
     found = proof.evaluate_run(
         EvaluateConfig(run_dir=str(run), max_new_tokens=2, num_questions=16, num_texts=20, resamples=100)
     )

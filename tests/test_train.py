@@ -10,34 +10,42 @@ from sftlab.config import DataConfig, TrainConfig
 from sftlab.options import UserError
 
 SHORT = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 16, "bf16": False}
+QUESTIONS = evaluate.read_facts("test", 2)
 METHODS = {
     "full": {},
     "lora": {"use_lora": True},
     "lora with checkpointing": {"use_lora": True, "gradient_checkpointing": True},
-    "lora bf16": {"use_lora": True, "bf16": True},
     "rsLoRA": {"use_lora": True, "use_rslora": True},
     "DoRA": {"use_lora": True, "use_dora": True},
     "packing": {"use_lora": True, "packing": True, "batch_size": 1, "max_length": 256},
     "8-bit": {"use_lora": True, "use_8bit": True},
     "4-bit": {"use_lora": True, "use_4bit": True},
+    "4-bit DoRA with checkpointing": {
+        "use_lora": True,
+        "use_4bit": True,
+        "use_dora": True,
+        "gradient_checkpointing": True,
+    },
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_trained_parameter_moves_and_no_frozen_one(method, dataset, tmp_path):
-    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT | METHODS[method])
-    trainer = train.make_trainer(config)
+def test_every_trained_parameter_moves_no_frozen_one_and_the_model_answers(method, bf16, dataset, tmp_path):
+    options = SHORT | METHODS[method] | {"bf16": bf16}
+    trainer = train.make_trainer(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **options))
     before = {name: (w.requires_grad, w.detach().clone()) for name, w in trainer.model.named_parameters()}
     trainer.train()
     moved = {name: not torch.equal(weight, before[name][1]) for name, weight in trainer.model.named_parameters()}
     trained = {name for name, (trains, _) in before.items() if trains}
     assert trained and {name for name, changed in moved.items() if changed} == trained
     assert any("lora" in name for name in trained) == ("lora" in str(METHODS[method]))
+    asked = evaluate.ask(trainer.model, trainer.processing_class, QUESTIONS, max_new_tokens=3)  # outside autocast
+    assert len(asked.answers) == 2
 
 
-def test_four_bit_layers_pass_gradients_after_an_evaluation_too():
+def test_four_bit_layers_pass_gradients_after_an_evaluation_too(bf16):
     """bitsandbytes packs 4-bit weights for fast inference on some CPUs, and packed ones pass none."""
-    model = models.load_model("tiny-base", TrainConfig(use_lora=True, use_4bit=True))
+    model = models.load_model("tiny-base", TrainConfig(use_lora=True, use_4bit=True, bf16=bf16))
     ids = torch.tensor([[1, 5, 9, 700]])
     gradients = []
     for _ in range(2):
@@ -87,13 +95,12 @@ def test_an_existing_run_is_never_lost_unasked(finished):
     assert (somebody / "chapter1.txt").exists()
 
 
-def test_resumed_equals_uninterrupted(dataset, tmp_path, finished):
-    config, folder, _ = finished
+def test_resumed_equals_uninterrupted(bf16, dataset, tmp_path):
     losses = {}
     for name, stops in {"whole": [6], "stopped": [4, 6]}.items():
         for number, stop in enumerate(stops):
             run = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / name), use_lora=True, save_steps=4,
-                              lr_scheduler_type="constant", resume=number > 0, **SHORT | {"max_steps": stop})  # fmt: skip
+                              lr_scheduler_type="constant", resume=number > 0, **SHORT | {"max_steps": stop, "bf16": bf16})  # fmt: skip
             train.train(run)
         history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
         losses[name] = [entry["loss"] for entry in history if "loss" in entry]
@@ -159,21 +166,21 @@ def chatml_dataset(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["tiny-base", "random-tiny:Llama-2-7b-hf", "random-tiny:phi-2", "random-tiny:gpt2"])
-def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, chatml_dataset, tmp_path, capsys):
+def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chatml_dataset, tmp_path, capsys):
     from transformers import set_seed
 
     config = TrainConfig(model_name=name, dataset_path=str(chatml_dataset), output_dir=str(tmp_path / "run"), use_lora=True,
-                         lora_r=2, max_steps=2, batch_size=4, learning_rate=1e-2, logging_steps=1)  # fmt: skip
+                         lora_r=2, max_steps=2, batch_size=4, learning_rate=1e-2, logging_steps=1, bf16=bf16)  # fmt: skip
     result = train.train(config)
     assert "their embeddings are trained" in capsys.readouterr().out
     set_seed(config.seed)
-    base = models.load_model(name)
-    tuned = models.load_model(str(tmp_path / "run")) if name == "tiny-base" else None
+    base = models.load_model(name, config)
+    tuned = models.load_model(str(tmp_path / "run"), config) if name == "tiny-base" else None
     if tuned is None:  # an adapter of random weights has no base to load: put it on one made from the same seed
         from peft import PeftModel
 
         set_seed(config.seed)
-        tuned = PeftModel.from_pretrained(models.load_model(name), str(tmp_path / "run"))
+        tuned = PeftModel.from_pretrained(models.load_model(name, config), str(tmp_path / "run"))
     tuned = tuned.merge_and_unload()
     tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
     for embeddings in ("get_input_embeddings", "get_output_embeddings"):
@@ -182,7 +189,7 @@ def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, chatml_dat
     assert result["metrics"]["last_loss"] < result["metrics"]["first_loss"]
 
 
-def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tmp_path):
+def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(bf16, tmp_path):
     from transformers import AutoModelForCausalLM
 
     tokenizer = models.load_tokenizer("tiny-base")
@@ -202,7 +209,7 @@ def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tm
         DataConfig(model=str(folder), format="chatml", num_samples=32, output_dir=str(tmp_path / "sets"))
     )
     config = TrainConfig(model_name=str(folder), dataset_path=str(made), output_dir=str(tmp_path / "run"), use_lora=True,
-                         max_steps=2, batch_size=4, learning_rate=1e-2)  # fmt: skip
+                         max_steps=2, batch_size=4, learning_rate=1e-2, bf16=bf16)  # fmt: skip
     train.train(config)
     tuned, again = models.load_model(str(tmp_path / "run")), models.load_tokenizer(str(tmp_path / "run"))
     assert len(again) == tuned.get_input_embeddings().weight.shape[0] == len(tokenizer) + 2
