@@ -179,7 +179,7 @@ def load_model(name: str, config: TrainConfig | None = None):
         if not quantization:
             return build_random(name, dtype, device)
         model = quantise.build_random(build_config(name), dtype, quantization, device)
-        return quantise.keep_gradients(model) if config.use_4bit else model
+        return quantise.keep_scales(quantise.keep_gradients(model))
     path = locate(name, weights=True)
     options = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     if quantization := quantise.quantization_config(config):
@@ -198,7 +198,7 @@ def load_model(name: str, config: TrainConfig | None = None):
         raise UserError(
             f"model {name}: none of its layers is of a kind that bitsandbytes quantises; leave that option out."
         )
-    return quantise.keep_gradients(model) if config.use_4bit else model
+    return quantise.keep_scales(quantise.keep_gradients(model)) if quantization else model
 
 
 def lora_config(config: TrainConfig):
@@ -223,12 +223,13 @@ def skip_input_casts(model) -> None:
 
     PEFT 0.21 casts each adapter's input to the adapter's float32, autocast casts it back for the product, and the copy is
     kept for the backward pass where dropout keeps its input (on a CPU). The numbers are the same without it. Outside
-    autocast, where a model is asked after a run, the cast is needed.
+    autocast, where a model is asked after a run, the cast is needed. So it is with DoRA, which computes the lengths of its
+    weights in the precision of the input.
     """
     from peft.tuners.lora import LoraLayer
 
     for part in model.modules():
-        if isinstance(part, LoraLayer):
+        if isinstance(part, LoraLayer) and not part.lora_variant:
             part._cast_input_dtype = functools.partial(cast_outside_autocast, part)
 
 

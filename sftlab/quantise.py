@@ -4,6 +4,7 @@ python -c "from sftlab import quantise; print(quantise.quantization_config)"
 """
 
 import contextlib
+import functools
 import os
 
 from sftlab import remote_code
@@ -60,6 +61,26 @@ def keep_gradients(model):
         if isinstance(part, Linear4bit):
             part.support_avx512bf16_for_cpu = False
     return model
+
+
+def keep_scales(model):
+    """Keep the scales of 8-bit layers where PEFT reads their weights for DoRA on a CPU, and return the model.
+
+    PEFT 0.21 (`dequantize_module_weight`) puts a copy of the weight in its place that has no scales, and bitsandbytes 0.50
+    takes the weight's scales over at the next call, whatever they are: the layer would be left without any.
+    """
+    from bitsandbytes.nn import Linear8bitLt
+
+    for part in model.modules():
+        if isinstance(part, Linear8bitLt):
+            part.init_8bit_state = functools.partial(take_state, part)
+    return model
+
+
+def take_state(layer) -> None:
+    scales = layer.state.SCB
+    type(layer).init_8bit_state(layer)
+    layer.state.SCB = scales if layer.state.SCB is None else layer.state.SCB
 
 
 def prepare_quantised(model, config: TrainConfig) -> None:

@@ -58,8 +58,9 @@ def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned, cap
 @pytest.mark.parametrize(
     "options",
     [{}, {"use_lora": True, "use_4bit": True}, {"use_lora": True, "use_8bit": True}, {"use_lora": True, "use_dora": True},
-     {"use_lora": True, "model_name": "random-tiny:gpt2"}, {"use_lora": True, "gradient_checkpointing": True}],
-    ids=["full", "4-bit", "8-bit", "DoRA", "random", "checkpointing"],
+     {"use_lora": True, "use_dora": True, "use_8bit": True}, {"use_lora": True, "model_name": "random-tiny:gpt2"},
+     {"use_lora": True, "gradient_checkpointing": True}],
+    ids=["full", "4-bit", "8-bit", "DoRA", "8-bit DoRA", "random", "checkpointing"],
 )  # fmt: skip
 def test_the_tuned_loss_is_the_trainers(options, bf16, dataset, tmp_path):
     run = train_run(dataset, tmp_path / "run", max_steps=2, bf16=bf16, **options)

@@ -20,6 +20,7 @@ METHODS = {
     "packing": {"use_lora": True, "packing": True, "batch_size": 1, "max_length": 256},
     "8-bit": {"use_lora": True, "use_8bit": True},
     "4-bit": {"use_lora": True, "use_4bit": True},
+    "8-bit DoRA": {"use_lora": True, "use_8bit": True, "use_dora": True},
     "4-bit DoRA with checkpointing": {
         "use_lora": True,
         "use_4bit": True,
