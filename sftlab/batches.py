@@ -12,6 +12,7 @@ from functools import partial
 from torch.utils.data import Sampler
 
 WINDOW = 50  # batches among whose rows those of like length are looked for
+LEAST = 8  # tokens that must be the same in all rows, for a batch to hold them once
 
 
 class LikeLengths(Sampler):
@@ -66,3 +67,50 @@ def cut_rows(split, max_length: int, whole: bool = False):
 def cut_columns(rows: dict, max_length: int) -> dict:
     """A function of its own because the data loader's processes must be able to import it."""
     return {name: [row[:max_length] for row in column] for name, column in rows.items()}
+
+
+def find_shared(config, *splits) -> int:
+    """How many tokens a run's batches may hold once: those that all rows begin with, if they are enough to be worth it."""
+    shared = 0 if config.packing or config.batch_size < 2 else count_shared(*splits)
+    return shared if shared >= LEAST else 0
+
+
+def count_shared(*splits) -> int:
+    """How many tokens all rows of some datasets.Datasets begin with, none of them trained or followed by a trained one.
+
+    A chat format often begins with the same sentences. In a row without padding they may stand once for a whole batch.
+    """
+    import numpy
+
+    from sftlab.masking import IGNORED
+
+    columns, limits = [], []
+    for split in splits:
+        table = split.with_format("arrow")[:]
+        ids, labels = (table[name].combine_chunks() for name in ("input_ids", "labels"))
+        starts = ids.offsets.to_numpy()[:-1] - ids.offsets.to_numpy()[0]
+        lengths = numpy.diff(ids.offsets.to_numpy())
+        places = numpy.arange(len(ids.flatten())) - numpy.repeat(starts, lengths)
+        trained = places[labels.flatten().to_numpy() != IGNORED]
+        limits.append(int(min(lengths.min(), trained.min())) - 1 if len(trained) else 0)
+        columns.append((ids.flatten().to_numpy(), starts))
+    for at in range(min(limits)):
+        if len({int(token) for ids, starts in columns for token in numpy.unique(ids[starts + at])}) > 1:
+            return at
+    return max(0, min(limits))
+
+
+class SharedPrefix:
+    """TRL's collator for rows without padding, with the `shared` tokens that all rows begin with once, before them all."""
+
+    def __init__(self, collate, shared: int):
+        self.collate, self.shared = collate, shared
+
+    def __call__(self, rows: list[dict]) -> dict:
+        if len(rows) < 2:
+            return self.collate(rows)
+        first = {name: rows[0][name][: self.shared] for name in ("input_ids", "labels")}
+        rests = [{name: row[name][self.shared :] for name in first} for row in rows]
+        batch = self.collate([first, *rests])
+        batch["position_ids"][0, self.shared :] += self.shared
+        return batch | {"shared_prefix": self.shared}

@@ -69,7 +69,7 @@ class StopOnSignal(TrainerCallback):
 class Divergence(TrainerCallback):
     """Ends a run whose loss is no number any more, or worse than guessing for some steps in a row.
 
-    Gradients are looked at before they move the weights, so that no checkpoint holds what they would have done.
+    The gradients' norm is looked at before they move the weights, so that no checkpoint holds what they would have done.
     `vocabulary`: its size; who guesses blindly has a loss of log(vocabulary).
     """
 
@@ -86,18 +86,17 @@ class Divergence(TrainerCallback):
             raise UserError(f"the loss was above {1.5 * self.guessing:.1f} for {PATIENCE} batches, up to step {state.global_step + 1}; "
                             f"guessing blindly has {self.guessing:.1f}. {self.advise(args)}")  # fmt: skip
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        sums = [weight.grad.sum() for weight in model.parameters() if weight.grad is not None]
-        if sums and not math.isfinite(sum(value.float() for value in sums)):
-            raise UserError(f"a gradient is no number at step {state.global_step + 1}, and was not applied: "
-                            f"{self.diagnose(args, state, model)}")  # fmt: skip
-
-    def check_gradient(self, norm: float | None, args, state) -> None:
-        """Called with the gradient's norm of a step that DeepSpeed has made already. Raises UserError."""
-        if norm is not None and not math.isfinite(norm):
-            raise UserError(
-                f"a gradient was no number at step {state.global_step + 1}, and DeepSpeed has applied it. {self.advise(args)}"
-            )
+    def check_gradient(self, norm, args, state, model, applied: bool = False) -> None:
+        """Called with the norm of a step's gradients. applied: whether the step is made already, as DeepSpeed does. Raises UserError."""
+        if norm is None or math.isfinite(norm):
+            return
+        said = (
+            "was no number at step {}, and DeepSpeed has applied it"
+            if applied
+            else "is no number at step {}, and was not applied"
+        )
+        why = self.advise(args) if applied else self.diagnose(args, state, model)
+        raise UserError(f"a gradient {said.format(state.global_step + 1)}: {why}")
 
     def diagnose(self, args, state, model) -> str:
         """Why, as far as can be seen: weights that were broken to begin with, or a training that broke them."""

@@ -76,9 +76,11 @@ def name_doctor(output_dir: str) -> str:
 
 def train_command(args: argparse.Namespace) -> int:
     config = build_training(args)
-    from sftlab import distributed, models, train
+    from sftlab import models
 
     models.quiet_libraries()
+    from sftlab import distributed, train
+
     try:
         result = train.train(config)
     except MENDED:

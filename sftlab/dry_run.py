@@ -142,8 +142,6 @@ def build(config: TrainConfig, settings, layers: int):
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-        if config.bf16:
-            models.skip_input_casts(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if lora:
@@ -157,13 +155,14 @@ def _step(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from sftlab import attention, fake_layers, weights
+    from sftlab import adapters, attention, fake_layers, weights
 
     if gpu:  # whose attention kernels have dropout without a matrix of scores, which the ones for CPUs would make
         settings = copy.deepcopy(settings)
         dropouts = {"attention_dropout", "attn_pdrop"} & set(vars(settings.get_text_config()))
         settings.get_text_config().update(dict.fromkeys(dropouts, 0.0))
     model = build(config, settings, layers)
+    adapters.prepare(model, config.bf16, cpu=not gpu)
     in_rows = not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN
     if in_rows:
         attention.set_attention(model, None)

@@ -113,6 +113,18 @@ def read_held() -> int:
     return torch.cuda.memory_reserved() if torch.cuda.is_available() else psutil.Process().memory_info().rss
 
 
+@contextlib.contextmanager
+def importing():
+    """Leaves garbage collection out while libraries are imported: they make half a million objects, and all of them stay."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 @functools.cache
 def freeze_libraries(all_loaded: bool) -> None:
     """Take what is there out of garbage collection, if that is only what libraries made when they were imported.

@@ -3,7 +3,6 @@
 python -c "from sftlab import models; print(models.load_model('random-tiny:gpt2'))"
 """
 
-import functools
 import logging
 import os
 import sys
@@ -37,10 +36,12 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft|torch\.distributed")
-    import datasets
-    import torch
-    import transformers
+    with machine.importing():
+        import datasets
+        import torch
+        import transformers
 
+        quantise.import_bitsandbytes()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says aloud that it found none
     transformers.logging.disable_progress_bar()
@@ -216,29 +217,6 @@ def lora_config(config: TrainConfig):
         targets = [part.strip() for part in config.lora_target_modules.split(",") if part.strip()]
     return LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                       target_modules=targets, use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM")  # fmt: skip
-
-
-def skip_input_casts(model) -> None:
-    """Let adapters take their input as it comes under autocast, and in their own precision outside of it.
-
-    PEFT 0.21 casts each adapter's input to the adapter's float32, autocast casts it back for the product, and the copy is
-    kept for the backward pass where dropout keeps its input (on a CPU). The numbers are the same without it. Outside
-    autocast, where a model is asked after a run, the cast is needed. So it is with DoRA, which computes the lengths of its
-    weights in the precision of the input.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    for part in model.modules():
-        if isinstance(part, LoraLayer) and not part.lora_variant:
-            part._cast_input_dtype = functools.partial(cast_outside_autocast, part)
-
-
-def cast_outside_autocast(part, x, dtype):
-    import torch
-
-    if x is not None and torch.is_autocast_enabled(x.device.type):
-        return x
-    return type(part)._cast_input_dtype(part, x, dtype)
 
 
 def check_targets(model, targets: list[str] | str) -> None:

@@ -4,11 +4,26 @@ python -c "from sftlab import quantise; print(quantise.quantization_config)"
 """
 
 import contextlib
-import functools
+import importlib.util
 import os
+from unittest import mock
 
 from sftlab import remote_code
 from sftlab.config import TrainConfig
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes where it is installed, without torch's compiler, which takes as long to import as torch itself.
+
+    bitsandbytes 0.50 compiles fallbacks for devices that it has no kernels for; a CPU and an NVIDIA GPU have theirs. PEFT
+    imports it whether a model is quantised or not.
+    """
+    import torch
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return
+    with mock.patch.object(torch, "compile", lambda function, **options: function):
+        import bitsandbytes  # noqa: F401
 
 
 def quantization_config(config: TrainConfig):

@@ -30,8 +30,12 @@ def find_fullest(lengths: list[int], batch_size: int, batches: int, in_rows: boo
     return max(sum(rng.sample(lengths, count)) for _ in range(max(1, min(batches, 500))))
 
 
-def fill_batch(config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool) -> tuple[int, float]:
-    """(tokens of the fullest batch, padding included, the share of them that is trained). lengths: tokens of each row."""
+def fill_batch(
+    config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool, shared: int = 0
+) -> tuple[int, float]:
+    """(tokens of the fullest batch, padding included, the share of them that is trained). lengths: tokens of each row, of
+    which `shared` ones at the beginning stand once in a batch without padding, on a CPU.
+    """
     from sftlab import dry_run
 
     if config.packing:
@@ -43,16 +47,21 @@ def fill_batch(config: TrainConfig, lengths: list[int], trained_share: float, bf
         in_rows = dry_run.lies_in_rows(config, bf16)
     except dry_run.CantCount:
         in_rows = False
-    trained_share *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't trained
-    return find_fullest(lengths, config.batch_size, batches, in_rows), trained_share
+    if not in_rows:  # padding isn't trained
+        trained_share *= sum(lengths) / len(lengths) / max(lengths)
+        return find_fullest(lengths, config.batch_size, batches, in_rows), trained_share
+    tokens = find_fullest(lengths, config.batch_size, batches, in_rows)
+    once = tokens - shared * (min(config.batch_size, len(lengths)) - 1)
+    return once, trained_share * tokens / once
 
 
 def expect(
-    config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool, new_tokens: bool
+    config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool, new_tokens: bool, shared: int = 0
 ) -> tuple[dict, str]:
     """What the run is expected to take, as `result.json` tells it, and the line that says so; sets the allocator.
 
-    lengths: tokens of each row; new_tokens: whether rows of the embedding are trained beside the adapters.
+    lengths: tokens of each row, the first `shared` ones the same in all; new_tokens: whether rows of the embedding are trained
+    beside the adapters.
 
     Raises UserError on a CPU where it won't fit, unless --no-check-memory: there the system would kill the process,
     without a word. On a GPU running out is an error that can be explained, so there it's only said.
@@ -63,7 +72,7 @@ def expect(
 
     gpu = torch.cuda.is_available()
     world, plan = distributed.read_world(), make_plan(config, gpu)
-    tokens, trained_share = fill_batch(config, lengths, trained_share, bf16)
+    tokens, trained_share = fill_batch(config, lengths, trained_share, bf16, 0 if gpu else shared)
     run, room = replace(config, bf16=bf16), machine.free_memory(gpu)
     if not gpu:
         room //= world.local_size  # main memory is for all processes of this node

@@ -18,6 +18,7 @@ from sftlab import (
     data,
     distributed,
     formats,
+    machine,
     masking,
     models,
     new_tokens,
@@ -69,12 +70,13 @@ def make_trainer(config: TrainConfig):
 
     `trainer.choices` says what was chosen for this machine and why: precision, attention, batches, loss.
     """
-    import torch
-    from transformers import EarlyStoppingCallback, set_seed
+    with machine.importing():
+        import torch
+        from transformers import EarlyStoppingCallback, set_seed
 
-    from sftlab import attention, callbacks
-    from sftlab.batches import cut_rows
-    from sftlab.trainer import LabTrainer
+        from sftlab import attention, callbacks
+        from sftlab.batches import SharedPrefix, cut_rows, find_shared
+        from sftlab.trainer import LabTrainer
 
     check_machine(config)
     splits, report = data.load_prepared(config.dataset_path)
@@ -89,6 +91,11 @@ def make_trainer(config: TrainConfig):
     train_split, lengths = cut_rows(splits["train"], config.max_length, whole=config.packing)
     if not lengths:
         raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
+    held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
+    held_out, left = cut_rows(held_out, config.max_length, whole=config.packing)
+    if not left:
+        raise UserError(f"max_length: within {config.max_length} tokens no held-out row has an answer left; raise it.")
+    shared = find_shared(config, train_split, held_out)
     bf16, why = distributed.from_main(lambda: run_folder.read_precision(config) or models.choose_precision(config))
     choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
     counts = report["splits"]["train"]
@@ -98,6 +105,7 @@ def make_trainer(config: TrainConfig):
         counts["trained_tokens"] / counts["tokens"],
         bf16,
         bool(unseen and config.use_lora and config.train_new_tokens),
+        shared,
     )
     pieces = zero.find_stage(config.deepspeed) == 3  # then a whole model is on no device
     small = models.build_small(config.model_name, config.trust_remote_code) if pieces else None
@@ -122,15 +130,16 @@ def make_trainer(config: TrainConfig):
     if pieces:
         attention.set_attention(small, config.use_flash_attention, bf16)
     check_bounds(small or model, config, in_rows, bf16)
-    held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
-    held_out, left = cut_rows(held_out, config.max_length, whole=config.packing)
-    if not left:
-        raise UserError(f"max_length: within {config.max_length} tokens no held-out row has an answer left; raise it.")
-    choices["batches"] = ("packed into rows of max_length" if config.packing else
-                          "in one row each, without padding" if in_rows else "of like length, padded")  # fmt: skip
     trainer = LabTrainer(model=model, args=args, train_dataset=train_split,
                          eval_dataset=held_out, processing_class=tokenizer, peft_config=lora,
                          lengths=None if in_rows else lengths)  # fmt: skip
+    shared = shared if in_rows and trainer.uses_answer_head and attention.shares_prefix(small or model, bf16) else 0
+    if shared:
+        trainer.data_collator = SharedPrefix(trainer.data_collator, shared)
+    choices["batches"] = ("packed into rows of max_length" if config.packing else
+                          "in one row each, without padding" if in_rows else "of like length, padded")  # fmt: skip
+    if shared:
+        choices["batches"] += f"; the {shared} tokens that all rows begin with are computed once a batch"
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     if config.load_best_model_at_end:

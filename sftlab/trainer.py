@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from trl import SFTTrainer
 
-from sftlab import checkpoints, distributed
+from sftlab import adapters, checkpoints, distributed
 from sftlab.answer_head import add_answer_head, has_plain_head
 from sftlab.batches import LikeLengths
 from sftlab.callbacks import Divergence
-from sftlab.models import skip_input_casts
 from sftlab.options import UserError
 from sftlab.zero import find_stage
 
@@ -37,9 +36,10 @@ class LabTrainer(SFTTrainer):
         for weight in self.model.parameters() if whole else ():
             if weight.requires_grad:  # TRL puts adapters beside a quantised base in bfloat16, which loses small steps
                 weight.data = weight.data.float()
-        if self.args.bf16 and whole:
-            skip_input_casts(self.model)
-        self.uses_answer_head = plain and whole and self.args.device.type == "cpu"
+        cpu = self.args.device.type == "cpu"
+        if whole:
+            adapters.prepare(self.model, self.args.bf16, cpu)
+        self.uses_answer_head = plain and whole and cpu
         if self.uses_answer_head:
             add_answer_head(causal)
         self.divergence = Divergence(self.model.config.get_text_config().vocab_size)
@@ -61,6 +61,8 @@ class LabTrainer(SFTTrainer):
         """What TRL logs beside the loss, summed over the processes in one exchange."""
         mode = "train" if self.model.training else "eval"
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        if shared := inputs.get("shared_prefix", 0):  # it stands once for all rows, and is their first one
+            seen += shared * (len(inputs["cu_seq_lens_q"]) - 3)
         sums = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (tokens, right, entropy, seen)])
         tokens, right, entropy, seen = self.accelerator.reduce(sums, "sum").tolist()
         self._metrics[mode]["entropy"].append(entropy / max(1, tokens))
@@ -75,13 +77,19 @@ class LabTrainer(SFTTrainer):
         self.check_step(loss.item() * share)
         return loss
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.is_deepspeed_enabled:
+            self.divergence.check_gradient(norm, self.args, self.state, self.model)
+        return norm
+
     def check_step(self, loss: float) -> None:
         """Raises UserError for a loss or gradient that is no number or diverges, in all processes at the same step."""
         try:
             self.divergence.check_loss(loss, self.args, self.state, self.model)
             if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # whose step is over by now
                 norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
-                self.divergence.check_gradient(norm, self.args, self.state)
+                self.divergence.check_gradient(norm, self.args, self.state, self.model, applied=True)
         except UserError as error:
             self.problem = self.problem or error  # told to the others when all have come to the end of the step
         if self.accelerator.sync_gradients or self.accelerator.num_processes == 1:

@@ -49,7 +49,31 @@ def test_a_packed_row_has_the_losses_of_its_samples_alone(name):
         packed, alone = losses(model, samples, packed_inputs(samples)), losses(model, samples)
         assert packed.sum().item() == pytest.approx(alone.sum().item(), rel=1e-5)
         assert torch.allclose(packed, alone, rtol=1e-4, atol=1e-4)
-    assert not attention.leaks(model)
+    assert not attention.leaks(model) and attention.shares_prefix(model)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shared", [0, 4])
+@pytest.mark.parametrize("rows", [SAMPLES, ALIKE], ids=["unlike", "alike"])
+def test_gradients_are_those_of_the_samples_alone(rows, shared, bf16):
+    """In bfloat16 the backward pass of attention is the lab's own: as near to float32's as that of SDPA."""
+    rows = [rows[0][:shared] + row for row in rows]
+
+    def find_gradients(alone: bool, low: bool):
+        model = make_model("Mistral-7B-v0.1", "sdpa" if alone else None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            if alone:
+                ends = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows]
+            else:
+                inputs = packed_inputs(rows, shared=shared)
+                logits = model(**inputs, use_cache=False).logits[0]
+                ends = [logits[end - 1] for end in inputs["cu_seq_lens_q"].tolist()[1 + bool(shared) :]]
+        sum(end.float().logsumexp(-1) for end in ends).backward()
+        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+    exact = find_gradients(alone=True, low=False)
+    allowed = 1.5 * (find_gradients(alone=True, low=True) - exact).norm() if bf16 else 1e-5 * exact.norm()
+    assert (find_gradients(alone=False, low=bf16) - exact).norm() <= allowed
 
 
 @pytest.mark.parametrize("backend", [None, "sdpa", "eager"])

@@ -2,11 +2,14 @@
 
 import random
 
+import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftlab.batches import LikeLengths, cut_rows
+from sftlab import batches, train
+from sftlab.batches import LikeLengths, count_shared, cut_rows
+from sftlab.config import TrainConfig
 
 
 @given(st.lists(st.integers(1, 500), max_size=300), st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
@@ -53,3 +56,38 @@ def test_a_split_that_is_a_selection_keeps_to_it():
     split = Dataset.from_dict({"input_ids": labels, "labels": labels}).select([8, 2, 5])
     cut, lengths = cut_rows(split, 6)
     assert lengths == [6, 3, 6] and [len(row) for row in cut["labels"]] == lengths
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=6), st.integers(0, 3)), min_size=1, max_size=8),
+    st.lists(st.integers(0, 2), max_size=4),
+)
+def test_shared_tokens_are_the_same_in_all_rows_and_none_of_them_is_trained_or_before_a_trained_one(rows, start):
+    ids = [start + rest + [5, 5] for rest, _ in rows]
+    labels = [[-100] * (len(row) - 1 - at % len(row)) + row[len(row) - 1 - at % len(row) :] for row, (_, at) in zip(ids, rows, strict=True)]  # fmt: skip
+    split = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    half = len(ids) // 2
+    splits = [split.select(range(half)), split.select(range(half, len(ids)))] if half else [split]
+    shared = count_shared(*splits)
+    limit = min(row.index(next(label for label in row if label != -100)) for row in labels) - 1
+    alike = next((at for at in range(min(map(len, ids))) if len({row[at] for row in ids}) > 1), min(map(len, ids)))
+    assert shared == max(0, min(limit, alike))
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(bf16, dataset, tmp_path, monkeypatch):
+    logs = []
+    for number in range(2):
+        config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / str(number)), max_steps=3, batch_size=8, use_lora=True,
+                             learning_rate=2e-3, lora_dropout=0, bf16=bf16, logging_steps=1, eval_samples=20)  # fmt: skip
+        trainer = train.make_trainer(config)
+        assert ("computed once" in trainer.choices["batches"]) == (number == 0)
+        places = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])["input_ids"].numel()
+        trainer.train()
+        logs.append((places, [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]))
+        monkeypatch.setattr(batches, "LEAST", 10**6)
+    (fewer, ours), (places, theirs) = logs
+    assert fewer < 0.7 * places
+    for one, other in zip(ours, theirs, strict=True):
+        for name in {"loss", "eval_loss", "grad_norm", "mean_token_accuracy", "num_tokens"} & set(one):
+            assert one[name] == pytest.approx(other[name], rel=0.03 if bf16 else 1e-4), name
