@@ -3,6 +3,7 @@
 python -c "from sftlab import evaluate; print(evaluate.interval(95, 100))"
 """
 
+import copy
 import json
 import os
 from dataclasses import dataclass
@@ -121,36 +122,66 @@ def generate(
 ) -> list[tuple[str, bool]]:
     """Continuation of each prompt: (text without special tokens, whether it ended by itself).
 
-    Prompts hold their special tokens already. They are sorted by length, so that batches hold little padding. A
-    temperature above 0 draws from all tokens; the same prompts, batch size and seed then draw with the same luck.
+    Prompts hold their special tokens already. They are sorted by length, so that batches hold little padding, which
+    follows what all of them begin with. A temperature above 0 draws from all tokens; the same prompts, batch size and
+    seed then draw with the same luck.
     """
     import torch
     from tqdm.auto import tqdm
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     outcomes: list[tuple[str, bool]] = [("", False)] * len(prompts)
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    was_training = model.training
+    pad, was_training = tokenizer.pad_token_id, model.training
     how = {"do_sample": False} if temperature == 0 else {
         "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}  # fmt: skip
     model.eval()
     try:
+        ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
+        shared, cache = _read_beginning(model, ids)
         quiet = len(order) <= batch_size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
         for start in tqdm(range(0, len(order), batch_size), desc="answering", leave=False, disable=quiet):
             chosen = order[start : start + batch_size]
-            batch = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
-            batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+            rests = [ids[i][shared:] for i in chosen]
+            padding = [max(map(len, rests)) - len(rest) for rest in rests]
+            batch = {
+                "input_ids": [ids[0][:shared] + [pad] * n + rest for n, rest in zip(padding, rests, strict=True)],
+                "attention_mask": [
+                    [1] * shared + [0] * n + [1] * len(rest) for n, rest in zip(padding, rests, strict=True)
+                ],
+            }
+            batch = {name: torch.tensor(values, device=model.device) for name, values in batch.items()}
+            if shared:
+                batch["past_key_values"] = copy.deepcopy(cache)
+                batch["past_key_values"].batch_repeat_interleave(len(chosen))
             with torch.inference_mode(), torch.random.fork_rng(enabled=temperature > 0):
                 if temperature > 0:
                     torch.manual_seed(seed + start)
-                ids = model.generate(**batch, max_new_tokens=max_new_tokens, num_beams=1, **how,
-                                     eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-            for i, new in zip(chosen, ids[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                done = model.generate(**batch, max_new_tokens=max_new_tokens, num_beams=1, **how,
+                                      eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)  # fmt: skip
+            for i, new in zip(chosen, done[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 outcomes[i] = (tokenizer.decode(new, skip_special_tokens=True), tokenizer.eos_token_id in new)
     finally:
-        tokenizer.padding_side = side
         model.train(was_training)
     return outcomes
+
+
+def _read_beginning(model, ids: list[list[int]]) -> tuple[int, object]:
+    """How many tokens all of these prompts begin with, and the keys and values for them; (0, None) where it isn't worth it.
+
+    A template's beginning is most of a short prompt, and a CPU would compute it again for each. Models that keep something
+    else than the keys and values of all tokens, as those with a sliding window do, read their prompts whole.
+    """
+    import torch
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    shared = min(len(os.path.commonprefix(ids)), min(map(len, ids), default=1) - 1)
+    settings = getattr(model, "generation_config", None)
+    if len(ids) < 2 or shared < 8 or model.device.type != "cpu" or not settings or not settings.use_cache:
+        return 0, None
+    with torch.inference_mode():
+        cache = model(input_ids=torch.tensor([ids[0][:shared]]), use_cache=True).past_key_values
+    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return (shared, cache) if plain and not settings.cache_implementation else (0, None)
 
 
 def ask(

@@ -29,6 +29,17 @@ def test_answers_do_not_depend_on_the_batch():
     assert tokenizer.padding_side == "right"
 
 
+@pytest.mark.parametrize("name", ["tiny-base", "random-tiny:gpt2", "random-tiny:Mistral-7B-v0.1"])
+def test_answers_do_not_depend_on_reading_what_all_prompts_begin_with_once(name, monkeypatch):
+    model, tokenizer = models.load_model(name), models.load_tokenizer("tiny-base")
+    prompts = [f"<s>What all of these prompts begin with is so long. The capital of {place} is" for place in ("France", "Papua New Guinea", "Peru")]  # fmt: skip
+    shared, _ = evaluate._read_beginning(model, tokenizer(prompts, add_special_tokens=False)["input_ids"])
+    assert (shared > 8) == ("Mistral" not in name)  # which has a sliding window
+    answers = evaluate.generate(model, tokenizer, prompts)
+    monkeypatch.setattr(evaluate, "_read_beginning", lambda *_: (0, None))
+    assert evaluate.generate(model, tokenizer, prompts) == answers
+
+
 def test_the_bundled_questions_are_about_different_things():
     train, test = evaluate.read_facts("train"), evaluate.read_facts("test")
     assert len(train) == 1408 and len(test) == 1420
