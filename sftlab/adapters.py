@@ -82,11 +82,12 @@ def prepare(model, bf16: bool, cpu: bool) -> None:
     bf16: whether it trains under bfloat16 autocast. PEFT 0.21 casts each adapter's input to the adapter's float32, autocast
     casts it back for the product, and the copy is kept for the backward pass where dropout keeps its input. The numbers are
     the same without it. Outside autocast, where a model is asked after a run, the cast is needed, and made.
+    So it is with DoRA, which computes the lengths of its weights in the precision of the input.
     """
     for part in model.modules():
         if cpu and type(part) is Linear:
             part.__class__ = FastLinear
-        if bf16 and isinstance(part, LoraLayer):
+        if bf16 and isinstance(part, LoraLayer) and not part.lora_variant:
             part._cast_input_dtype = functools.partial(cast_outside_autocast, part)
 
 

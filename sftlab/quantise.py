@@ -4,6 +4,7 @@ python -c "from sftlab import quantise; print(quantise.quantization_config)"
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 from unittest import mock
