@@ -93,10 +93,13 @@ def describe_machine() -> list[str]:
             out += subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
         except (OSError, subprocess.SubprocessError) as error:
             out.append(f"GPUs unknown: {error}")
-    installed = {}
-    for found in importlib.metadata.distributions():  # the first of two is the one that is imported
-        installed.setdefault(found.metadata["Name"], found.version)
-    return out + [", ".join(f"{name} {installed.get(name, 'not installed')}" for name in PACKAGES)]
+    versions = []
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} not installed")
+    return [*out, ", ".join(versions)]
 
 
 def _status_row(output_dir: Path, status: dict) -> str:

@@ -59,7 +59,7 @@ def run_points(
         if point.status == "completed":
             continue
         run_point(path, point, folder, config.timeout, f"{number}/{len(points)} {point.name}", kernel)
-        sweep_page.write_all(folder, config, direction, points)
+        sweep_page.write_all(folder, config, direction, points, page=False)
         check_metric(points, config.metric)
         if point.status == "interrupted":
             break

@@ -1,6 +1,7 @@
 """What a sweep leaves beside its points: sweep.json, sweep.csv and index.html, which opens offline.
 
-All three are written after each point, whole, so that a sweep can be looked at while it runs and after it was killed.
+All three are written whole while a sweep runs, so that it can be looked at, also after it was killed: the tables after each
+point, the page, whose charts take a second, every few seconds.
 
 python -c "from sftlab import sweep_page; help(sweep_page.write_all)"
 """
@@ -19,11 +20,12 @@ from sftlab.sweep_table import Setting, Summary, tell, write_number
 
 SHOWN = ("steps", "trained_parameters")  # the cost of a setting stands beside its score
 STYLE = "<style>.settings td{white-space:nowrap}</style>"
+FRESH = 15  # seconds for which a page is left as it is between two points
 CUT = 200  # letters of an error in the list of points
 
 
-def write_all(folder: Path, config: SweepConfig, direction: str, points: list[Point]) -> Summary:
-    """Write the table as JSON and CSV, and the page; returns what the points come to."""
+def write_all(folder: Path, config: SweepConfig, direction: str, points: list[Point], page: bool = True) -> Summary:
+    """Write the table as JSON and CSV, and the page, unless it shall wait; returns what the points come to."""
     summary = sweep_table.summarise(points, config.metric, direction)
     first = points[0].job
     about = {"notebook": first["notebook"], "source_sha256": first["source_sha256"], "profile": first["profile"],
@@ -39,10 +41,17 @@ def write_all(folder: Path, config: SweepConfig, direction: str, points: list[Po
     ]  # fmt: skip
     files.write_json(folder / "sweep.json", about)
     files.write_text(folder / "sweep.csv", make_csv(points))
-    report.write_plotly(folder)
-    pages.write(folder / "index.html", f"Sweep of {first['notebook']}", make_page(config, direction, points, summary, folder),
-                script="plotly.min.js")  # fmt: skip
+    index = folder / "index.html"
+    if page or not index.exists() or time.time() - index.stat().st_mtime > FRESH:
+        write_page(folder, config, direction, points, summary)
     return summary
+
+
+def write_page(folder: Path, config: SweepConfig, direction: str, points: list[Point], summary: Summary) -> None:
+    """Write index.html, and the plotly.js that it shares with the points' pages."""
+    report.write_plotly(folder)
+    pages.write(folder / "index.html", f"Sweep of {points[0].job['notebook']}", make_page(config, direction, points, summary, folder),
+                script="plotly.min.js")  # fmt: skip
 
 
 def make_csv(points: list[Point]) -> str:
