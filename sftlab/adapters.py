@@ -67,9 +67,9 @@ class FastLinear(Linear):
         ):  # fmt: skip
             return super().forward(x, *args, **kwargs)
         a, b = self.lora_A[active[0]], self.lora_B[active[0]]
-        result = self.base_layer(x)
-        if result.dtype != a.weight.dtype and not torch.is_autocast_enabled("cpu") or b.bias is not None:
+        if x.dtype != a.weight.dtype and not torch.is_autocast_enabled("cpu") or b.bias is not None:
             return super().forward(x)
+        result = self.base_layer(x)
         dropout = self.lora_dropout[active[0]]
         p = dropout.p if isinstance(dropout, torch.nn.Dropout) and dropout.training else 0.0
         flat, inputs = result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1])

@@ -211,14 +211,14 @@ class ShortAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         samples, heads, length, _ = grad.shape
-        whole = ctx.saved_tensors[1].shape[2]
-        mask = ctx.mask
+        saved, mask = ctx.saved_tensors, ctx.mask  # once: gradient checkpointing allows no second reading
+        whole = saved[1].shape[2]
         if mask is None:
             mask = torch.ones(length, whole, dtype=torch.bool, device=grad.device).tril()
         hidden = torch.zeros(mask.shape, dtype=grad.dtype, device=grad.device).masked_fill_(~mask, float("-inf"))
         each = max(1, SCORES // (heads * length * whole))
         found = []
-        for parts in zip(*(part.split(each) for part in (*ctx.saved_tensors, grad)), strict=True):
+        for parts in zip(*(part.split(each) for part in (*saved, grad)), strict=True):
             query, key, value, out, slope = parts
             probs = torch.add(hidden, query @ key.transpose(-1, -2), alpha=ctx.scale).softmax(-1)
             grad_probs = slope @ value.transpose(-1, -2)

@@ -75,13 +75,13 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(began, dataset, tm
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "4-bit"])
-def test_flops_are_those_that_torch_counts(method, dataset, tmp_path):
+def test_flops_are_those_that_torch_counts(method, bf16, dataset, tmp_path):
     """torch's own counter, on one sample without recomputation; attention on a CPU is counted whole, not its causal half."""
     from torch.utils.flop_counter import FlopCounterMode
 
     options = {"full": {}, "lora": {"use_lora": True}, "4-bit": {"use_lora": True, "use_4bit": True}}[method]
     config = TrainConfig(
-        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_flash_attention=False, **options
+        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_flash_attention=False, bf16=bf16, **options
     )
     trainer = train.make_trainer(config)
     model = trainer.model.train()
