@@ -11,6 +11,8 @@ from sftlab.config import DataConfig, EvaluateConfig, TrainConfig
 from sftlab.options import UserError
 
 SHORT = {"batch_size": 32, "learning_rate": 3e-3, "bf16": False, "eval_samples": 0, "logging_steps": 1}
+# The trainer lays rows out in another way than an evaluation does, so that sums are rounded otherwise; bfloat16 keeps 8 bits.
+ROUNDING = {False: 1e-4, True: 2e-2}
 QUICK = {"num_questions": 0, "num_texts": 20, "resamples": 500, "batch_size": 64}
 
 
@@ -66,7 +68,7 @@ def test_the_tuned_loss_is_the_trainers(options, bf16, dataset, tmp_path):
     run = train_run(dataset, tmp_path / "run", max_steps=2, bf16=bf16, **options)
     found = proof.evaluate_run(EvaluateConfig(run_dir=str(run), max_new_tokens=2, **QUICK))
     trained = files.read_json(run / "result.json")["metrics"]["eval_loss"]
-    tolerance = 0.02 if "use_8bit" in options else 1e-4  # LLM.int8 looks at a batch for the values that it keeps whole
+    tolerance = 0.02 if "use_8bit" in options else ROUNDING[bf16]  # LLM.int8 looks at a batch for what it keeps whole
     assert found["held_out_loss"]["tuned"] == pytest.approx(trained, abs=tolerance)
     assert found["held_out_loss"]["base"] != pytest.approx(trained, abs=0.05)
     tiny_base = "model_name" not in options
@@ -83,7 +85,7 @@ def test_a_run_with_new_tokens_is_measured_as_it_was_trained(bf16, tmp_path):
         EvaluateConfig(run_dir=str(run), max_new_tokens=2, num_questions=16, num_texts=20, resamples=100)
     )
     trained = files.read_json(run / "result.json")["metrics"]["eval_loss"]
-    assert found["held_out_loss"]["tuned"] == pytest.approx(trained, abs=1e-4)
+    assert found["held_out_loss"]["tuned"] == pytest.approx(trained, abs=ROUNDING[bf16])
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing(unchanged):
