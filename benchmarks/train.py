@@ -171,6 +171,8 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
 
 def compare(case: Case, folder: Path, repeats: int) -> dict:
     """Run all variants in turns and return their medians and ratios; losses must agree before times are told."""
+    from sftlab import machine
+
     env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     runs: dict[str, list[dict]] = {}
     failed, warm = {}, WARM["cuda" if case.gpu else "cpu"]
@@ -191,9 +193,7 @@ def compare(case: Case, folder: Path, repeats: int) -> dict:
                 continue
             if done.returncode:
                 raise SystemExit(f"{case.name}, {variant}: {done.stderr[-3000:]}")
-            runs.setdefault(variant, []).append(
-                json.loads(output.read_text()) | {"whole": time.perf_counter() - start}
-            )
+            runs.setdefault(variant, []).append(json.loads(output.read_text()) | {"whole": time.perf_counter() - start})
             timed = sum(runs[variant][-1]["seconds"][warm:])
             print(f"{case.name}: {variant:28} {timed:8.2f} s for {steps - warm} steps", flush=True)
     return {

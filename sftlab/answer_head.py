@@ -18,6 +18,11 @@ from sftlab.masking import IGNORED
 NUMBERS = 2**23  # logits computed at once: 32 MiB of float32, which is where it was fastest on CPUs
 
 
+SIXTEEN = (
+    16  # rows of a product in bfloat16 are a multiple of it, because oneDNN makes a kernel for each new number of them
+)
+
+
 class AnswerLoss(torch.autograd.Function):
     """Cross-entropy summed over positions, from hidden states and the output layer's weight.
 
@@ -38,12 +43,13 @@ class AnswerLoss(torch.autograd.Function):
         loss, right, entropy = (torch.zeros((), dtype=torch.float32) for _ in range(3))
         for start in range(0, count, rows):
             states = hidden[start : start + rows].to(dtype)
+            odd = -len(states) % SIXTEEN if dtype != torch.float32 else 0
             aims = targets[start : start + rows, None]
             logits, shares = buffer[: len(aims)], spare[: len(aims)]
             if dtype == torch.float32:
                 torch.mm(states, table.t(), out=logits)
             else:
-                logits.copy_(states @ table.t())
+                logits.copy_((add_rows(states, odd) @ table.t())[: len(aims)])
             if bias is not None:
                 logits += bias
             top = logits.amax(-1, keepdim=True)
@@ -60,7 +66,7 @@ class AnswerLoss(torch.autograd.Function):
                 shares.scatter_add_(1, aims, shares.new_full(aims.shape, -1.0))
                 slope = shares.to(dtype)
                 if slopes[0] is not None:
-                    slopes[0][start : start + rows] = slope @ table
+                    slopes[0][start : start + rows] = (add_rows(slope, odd) @ table)[: len(aims)]
                 if slopes[1] is not None:
                     slopes[1] += slope.t() @ states
                 if slopes[2] is not None:
@@ -74,6 +80,11 @@ class AnswerLoss(torch.autograd.Function):
     def backward(ctx, scale, *_):
         parts = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *(None if slope is None else (slope * scale).to(dtype) for slope, dtype in parts), None
+
+
+def add_rows(matrix, count: int):
+    """The matrix with so many rows of zeros below."""
+    return torch.nn.functional.pad(matrix, (0, 0, 0, count)) if count else matrix
 
 
 def has_plain_head(model) -> bool:

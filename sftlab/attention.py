@@ -18,6 +18,7 @@ VARLEN = "sftlab_varlen"  # the name under which transformers finds `attend`
 PADDING = 1.5  # times the work of attention up to which one padded call is faster than one for each sample
 ROUNDING = 0.05  # of the largest logit: what bfloat16 and 8-bit layers may differ by between two orders of computing
 SCORES = 2**22  # numbers that the backward pass of attention in bfloat16 holds at a time: 8 MiB each of a few
+EIGHT = 8  # samples are padded to a multiple of it, so that few kernels are made for many batches
 CALL = 64  # tokens that a call of SDPA costs beside its own
 
 
@@ -167,7 +168,7 @@ class Layout:
         ends = cu_seq_lens.tolist()
         bounds = [pair for pair in itertools.pairwise(ends) if pair[0] >= prefix]
         lengths = [end - start for start, end in bounds]
-        longest, places = max(lengths), None
+        longest, places = -(-max(lengths) // EIGHT) * EIGHT, None
         costs = [(length + CALL) * (prefix + length + CALL) for length in lengths]
         if len(lengths) > 1 and len(lengths) * max(costs) <= PADDING * sum(costs):
             lines = [torch.arange(length) + number * longest for number, length in enumerate(lengths)]

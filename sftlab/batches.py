@@ -11,7 +11,10 @@ from functools import partial
 
 from torch.utils.data import Sampler
 
+from sftlab.masking import IGNORED
+
 WINDOW = 50  # batches among whose rows those of like length are looked for
+MULTIPLE = {True: 16, False: 1}  # of tokens in a row, in bfloat16 and in float32, whose products are MKL's
 LEAST = 8  # tokens that must be the same in all rows, for a batch to hold them once
 
 
@@ -48,8 +51,6 @@ def cut_rows(split, max_length: int, whole: bool = False):
     """
     import numpy
 
-    from sftlab.masking import IGNORED
-
     column = split.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
     lengths = numpy.diff(column.offsets.to_numpy())
     rows = numpy.repeat(numpy.arange(len(lengths)), lengths)
@@ -82,8 +83,6 @@ def count_shared(*splits) -> int:
     """
     import numpy
 
-    from sftlab.masking import IGNORED
-
     columns, limits = [], []
     for split in splits:
         table = split.with_format("arrow")[:]
@@ -100,17 +99,26 @@ def count_shared(*splits) -> int:
     return max(0, min(limits))
 
 
-class SharedPrefix:
-    """TRL's collator for rows without padding, with the `shared` tokens that all rows begin with once, before them all."""
+class InRows:
+    """TRL's collator for rows without padding, for a CPU: a batch as one row of few different lengths.
 
-    def __init__(self, collate, shared: int):
-        self.collate, self.shared = collate, shared
+    shared: tokens that all rows begin with; a batch of several holds them once, before all others. multiple: the row's length
+    is a multiple of it, by tokens of a sample of their own that nobody sees, because oneDNN makes a kernel for each new
+    length, which takes time and memory. `tokens` of a batch: those of its rows.
+    """
+
+    def __init__(self, collate, shared: int, multiple: int):
+        self.collate, self.shared, self.multiple = collate, shared, multiple
 
     def __call__(self, rows: list[dict]) -> dict:
-        if len(rows) < 2:
-            return self.collate(rows)
-        first = {name: rows[0][name][: self.shared] for name in ("input_ids", "labels")}
-        rests = [{name: row[name][self.shared :] for name in first} for row in rows]
-        batch = self.collate([first, *rests])
-        batch["position_ids"][0, self.shared :] += self.shared
-        return batch | {"shared_prefix": self.shared}
+        rows = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+        tokens, shared = sum(len(row["input_ids"]) for row in rows), self.shared if len(rows) > 1 else 0
+        parts = rows
+        if shared:
+            first = {name: column[:shared] for name, column in rows[0].items()}
+            parts = [first, *({name: column[shared:] for name, column in row.items()} for row in rows)]
+        if left := -sum(len(part["input_ids"]) for part in parts) % self.multiple:
+            parts = [*parts, {"input_ids": [self.collate.pad_token_id] * left, "labels": [IGNORED] * left}]
+        batch = self.collate(parts)
+        batch["position_ids"][0, shared:] += shared
+        return batch | {"shared_prefix": shared, "tokens": tokens}

@@ -55,17 +55,18 @@ class Held:
 
 
 def run(config: TrainConfig, batch_size: int, length: int, bf16: bool = False, gpu: bool = False,
-        trained_share: float = 1.0) -> Held:  # fmt: skip
+        trained_share: float = 1.0, shared: int = 0) -> Held:  # fmt: skip
     """What one optimizer step holds, of gradient_accumulation_steps batches of (batch_size, length) tokens.
 
-    bf16: compute in bfloat16. gpu: the way the loss is computed there, on `trained_share` of the positions. Raises UserError for a model that can't be had.
+    bf16: compute in bfloat16. gpu: the way the loss is computed there, on `trained_share` of the positions. shared: tokens that
+    all rows begin with, which a row without padding holds once on a CPU. Raises UserError for a model that can't be had.
     """
     names = ("model_name", "use_lora", "lora_r", "lora_target_modules", "use_dora", "lora_dropout", "use_4bit", "use_8bit",
              "gradient_checkpointing", "use_flash_attention", "trust_remote_code")  # fmt: skip
     options = {name: getattr(config, name) for name in names} | {"bf16": bf16}
     options["gradient_accumulation_steps"] = min(2, config.gradient_accumulation_steps)  # more hold no more
     with counting(config):
-        return _run(tuple(options.items()), batch_size, length, gpu, trained_share)
+        return _run(tuple(options.items()), batch_size, length, gpu, trained_share, shared)
 
 
 @contextlib.contextmanager
@@ -150,7 +151,14 @@ def build(config: TrainConfig, settings, layers: int):
 
 
 def _step(
-    config: TrainConfig, settings, layers: int, batch_size: int, length: int, gpu: bool, trained_share: float
+    config: TrainConfig,
+    settings,
+    layers: int,
+    batch_size: int,
+    length: int,
+    gpu: bool,
+    trained_share: float,
+    shared: int,
 ) -> Held:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -167,7 +175,7 @@ def _step(
     if in_rows:
         attention.set_attention(model, None)
     inputs = (
-        attention.packed_inputs([[0] * length] * batch_size)
+        attention.packed_inputs([[0] * length] * batch_size, shared=min(shared, length - 1) if batch_size > 1 else 0)
         if in_rows
         else {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
     )
@@ -183,7 +191,7 @@ def _step(
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                     hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state
                     counter.enter_head()
-                    loss = fake_layers.head_loss(causal, hidden, gpu, trained_share)
+                    loss = fake_layers.head_loss(causal, hidden, gpu, round(trained_share * batch_size * length))
                 hidden.register_hook(counter.leave_head)
                 kept = counter.before_head - counter.gradients
                 loss.backward(torch.ones_like(loss))

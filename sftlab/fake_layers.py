@@ -75,11 +75,11 @@ def as_on(gpu: bool):
         functional.dropout, torch.pow = dropout, power
 
 
-def head_loss(causal, hidden, gpu: bool, trained_share: float):
-    """The loss of a share of the positions, as it is computed on a GPU or on a CPU. hidden: (batch, length, width)."""
+def head_loss(causal, hidden, gpu: bool, trained: int):
+    """The loss of so many of the positions, as it is computed on a GPU or on a CPU. hidden: (batch, length, width)."""
     head = causal.get_output_embeddings()
     flat = hidden.reshape(-1, hidden.shape[-1])
-    flat = flat[torch.arange(max(1, round(trained_share * len(flat))))]
+    flat = flat[torch.arange(max(1, min(trained, len(flat))))]
     if gpu:
         return TiledHead.apply(flat, head.weight)
     targets = torch.zeros(len(flat), dtype=torch.long)

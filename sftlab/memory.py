@@ -18,6 +18,8 @@ SIZES = (8, 16, 24, 40, 80, 141)  # GB of the GPUs that are about: RTX, T4, 4090
 RUNTIME = {"cpu": 620_000_000, "gpu": 800_000_000}
 LIVE = 1_000_000_000  # weights that DeepSpeed keeps gathered at most (stage3_max_live_parameters in sftlab/configs)
 DATA = 45_000_000  # tokenizer, data set, batches and the Trainer's own, measured on a CPU
+# What oneDNN keeps on a CPU in bfloat16: a kernel for each shape of a product. 33 MB with rows of one length, 77 with many.
+KERNELS = 75_000_000
 # Bytes of state per trained weight. The 8-bit ones keep a scale of 4 bytes for 256 numbers; Adafactor sums of rows and
 # columns only, next to nothing.
 STATE = {"adamw_torch_fused": 8, "adamw_torch": 8, "adafactor": 0.02, "sgd": 0, "adamw_8bit": 2 + 2 * 4 / 256,
@@ -51,18 +53,18 @@ def chooses_bf16(config: TrainConfig, plan: MemoryConfig) -> bool:
 
 
 def estimate(
-    config: TrainConfig, plan: MemoryConfig, length: int | None = None, trained_share: float = 1.0
+    config: TrainConfig, plan: MemoryConfig, length: int | None = None, trained_share: float = 1.0, shared: int = 0
 ) -> Estimate:
     """The peak of a run on each device of a plan, in parts.
 
     Every sequence is taken to be `length` tokens long (max_length, if not given), of which `trained_share` are trained:
-    a real batch is rarely as full. Over several devices, ZeRO's shares are those of Rajbhandari et al. 2020
+    a real batch is rarely as full; on a CPU a batch holds the first `shared` ones once. Over several devices, ZeRO's shares are those of Rajbhandari et al. 2020
     (arXiv:1910.02054, section 5): stage 1 divides the optimizer's state, 2 the gradients, too, 3 the weights, too.
     Raises UserError for a model that can't be had.
     """
     bf16 = chooses_bf16(config, plan)
     held = dry_run.run(
-        config, config.batch_size, length or config.max_length, bf16, plan.device == "gpu", trained_share
+        config, config.batch_size, length or config.max_length, bf16, plan.device == "gpu", trained_share, shared
     )
     weights, trained, gradients = dict(held.weights), held.trained, held.gradients
     state = STATE[config.optim] * held.trained_count
@@ -84,7 +86,8 @@ def estimate(
     parts = {f"weights, {dtype}": size // share[2] for dtype, size in weights.items()}
     parts |= {"quantisation constants": held.constants // share[2], "trained weights": trained // share[2],
               "gradients": during, "optimizer": 0 if plan.offload else round(state / share[0]), "activations": passes,
-              "output layer's loss": head, "gathered blocks": extra, "data and tokenizer": DATA if plan.device == "cpu" else 0, "runtime": RUNTIME[plan.device]}  # fmt: skip
+              "output layer's loss": head, "gathered blocks": extra, "data and tokenizer": DATA if plan.device == "cpu" else 0,
+              "kernels in bfloat16": KERNELS if plan.device == "cpu" and bf16 else 0, "runtime": RUNTIME[plan.device]}  # fmt: skip
     return Estimate({name: size for name, size in parts.items() if size}, held.trained_count)
 
 

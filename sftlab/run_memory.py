@@ -30,12 +30,8 @@ def find_fullest(lengths: list[int], batch_size: int, batches: int, in_rows: boo
     return max(sum(rng.sample(lengths, count)) for _ in range(max(1, min(batches, 500))))
 
 
-def fill_batch(
-    config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool, shared: int = 0
-) -> tuple[int, float]:
-    """(tokens of the fullest batch, padding included, the share of them that is trained). lengths: tokens of each row, of
-    which `shared` ones at the beginning stand once in a batch without padding, on a CPU.
-    """
+def fill_batch(config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool) -> tuple[int, float]:
+    """(tokens of the fullest batch, padding included, the share of them that is trained). lengths: tokens of each row."""
     from sftlab import dry_run
 
     if config.packing:
@@ -47,12 +43,8 @@ def fill_batch(
         in_rows = dry_run.lies_in_rows(config, bf16)
     except dry_run.CantCount:
         in_rows = False
-    if not in_rows:  # padding isn't trained
-        trained_share *= sum(lengths) / len(lengths) / max(lengths)
-        return find_fullest(lengths, config.batch_size, batches, in_rows), trained_share
-    tokens = find_fullest(lengths, config.batch_size, batches, in_rows)
-    once = tokens - shared * (min(config.batch_size, len(lengths)) - 1)
-    return once, trained_share * tokens / once
+    trained_share *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't trained
+    return find_fullest(lengths, config.batch_size, batches, in_rows), trained_share
 
 
 def expect(
@@ -72,14 +64,14 @@ def expect(
 
     gpu = torch.cuda.is_available()
     world, plan = distributed.read_world(), make_plan(config, gpu)
-    tokens, trained_share = fill_batch(config, lengths, trained_share, bf16, 0 if gpu else shared)
+    tokens, trained_share = fill_batch(config, lengths, trained_share, bf16)
     run, room = replace(config, bf16=bf16), machine.free_memory(gpu)
     if not gpu:
         room //= world.local_size  # main memory is for all processes of this node
     length = -(-tokens // config.batch_size)
     expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "kept": False}
     try:
-        whole = memory.estimate(run, plan, length, trained_share)
+        whole = memory.estimate(run, plan, length, trained_share, shared)
         if new_tokens:  # PEFT puts the trained rows into copies of the whole embedding, in each pass
             whole.parts["trained token rows"] = 3 * 4 * dry_run.count_embedding(config)
     except dry_run.CantCount as error:

@@ -75,7 +75,7 @@ def make_trainer(config: TrainConfig):
         from transformers import EarlyStoppingCallback, set_seed
 
         from sftlab import attention, callbacks
-        from sftlab.batches import SharedPrefix, cut_rows, find_shared
+        from sftlab.batches import MULTIPLE, InRows, cut_rows, find_shared
         from sftlab.trainer import LabTrainer
 
     check_machine(config)
@@ -133,9 +133,10 @@ def make_trainer(config: TrainConfig):
     trainer = LabTrainer(model=model, args=args, train_dataset=train_split,
                          eval_dataset=held_out, processing_class=tokenizer, peft_config=lora,
                          lengths=None if in_rows else lengths)  # fmt: skip
-    shared = shared if in_rows and trainer.uses_answer_head and attention.shares_prefix(small or model, bf16) else 0
-    if shared:
-        trainer.data_collator = SharedPrefix(trainer.data_collator, shared)
+    in_short_rows = in_rows and trainer.uses_answer_head and not config.packing
+    shared = shared if in_short_rows and attention.shares_prefix(small or model, bf16) else 0
+    if in_short_rows:
+        trainer.data_collator = InRows(trainer.data_collator, shared, MULTIPLE[bf16])
     choices["batches"] = ("packed into rows of max_length" if config.packing else
                           "in one row each, without padding" if in_rows else "of like length, padded")  # fmt: skip
     if shared:
