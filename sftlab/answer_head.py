@@ -9,6 +9,7 @@ taken there.
     python benchmarks/train.py
 """
 
+import inspect
 import types
 
 import torch
@@ -116,4 +117,6 @@ def add_answer_head(model) -> None:
         loss, right, entropy = AnswerLoss.apply(hidden[:, :-1][trained], head.weight, bias, targets[trained])
         return loss, trained.sum(), right, entropy
 
+    # generate() passes position_ids only to a forward that names them, and padding shifts positions without them
+    answer_forward.__signature__ = inspect.signature(type(model).forward)
     model.forward = types.MethodType(answer_forward, model)

@@ -1,10 +1,12 @@
 """The trainer's own way to the loss: the same loss, gradients and metrics as TRL's, and TRL's way where it must be."""
 
+import inspect
+
 import pytest
 import torch
 
 from sftlab import models, train
-from sftlab.answer_head import has_plain_head
+from sftlab.answer_head import add_answer_head, has_plain_head
 from sftlab.catalog import MODELS
 from sftlab.config import TrainConfig
 from sftlab.trainer import LabTrainer
@@ -81,3 +83,10 @@ def test_a_batch_without_a_trained_token_gives_zero_and_a_gradient(dataset, tmp_
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     assert loss.item() == 0 and all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
+def test_generation_finds_the_inputs_that_the_model_knows_by_name():
+    model = models.load_model("tiny-base")
+    names = set(inspect.signature(model.forward).parameters)
+    add_answer_head(model)
+    assert "position_ids" in names and set(inspect.signature(model.forward).parameters) == names
