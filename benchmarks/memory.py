@@ -130,7 +130,9 @@ def run_one(options: dict, output: Path) -> None:
     took = run_memory.measure(trainer.expected["memory"])
     tensors = torch.cuda.max_memory_allocated() if gpu else hold(trainer.model) + counter.peak
     parts = took["parts"]
-    expected = sum(size for name, size in parts.items() if name not in ("runtime", "data and tokenizer", "kernels in bfloat16"))
+    expected = sum(
+        size for name, size in parts.items() if name not in ("runtime", "data and tokenizer", "kernels in bfloat16")
+    )
     found = {"expected": expected, "tensors": tensors, "expected_process": took["expected_bytes"],
              "process": took["peak_bytes"], "parts": parts}  # fmt: skip
     if gpu:

@@ -11,7 +11,15 @@ from sftlab.catalog import MODELS
 from sftlab.config import TrainConfig
 from sftlab.trainer import LabTrainer
 
-SHORT = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False, "lora_dropout": 0}
+SHORT = {
+    "max_steps": 4,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "eval_samples": 8,
+    "bf16": False,
+    "lora_dropout": 0,
+}
 
 
 def run(dataset, folder, plain: bool, **options):
