@@ -72,8 +72,13 @@ def cut_columns(rows: dict, max_length: int) -> dict:
 
 def find_shared(config, *splits) -> int:
     """How many tokens a run's batches may hold once: those that all rows begin with, if they are enough to be worth it."""
-    shared = 0 if config.packing or config.batch_size < 2 else count_shared(*splits)
-    return shared if shared >= LEAST else 0
+    return limit_shared(config, count_shared(*splits)) if limit_shared(config, LEAST) else 0
+
+
+def limit_shared(config, shared: int) -> int:
+    """`shared`, or 0 where a run's batches are made in another way, or so few tokens aren't worth it."""
+    alone = config.packing or config.batch_size < 2 or config.use_flash_attention is False
+    return 0 if alone or shared < LEAST else shared
 
 
 def count_shared(*splits) -> int:

@@ -14,27 +14,34 @@ from sftlab.prepared import FACTS
 
 
 @functools.lru_cache(maxsize=4)
-def read_lengths(path: str, changed: int, max_length: int, packing: bool) -> tuple[list[int], list[int], float]:
-    """(tokens of each training row, of each held-out row, share of tokens that is trained) of a prepared set.
+def read_lengths(path: str, changed: int, max_length: int, packing: bool) -> tuple[list[int], list[int], float, int]:
+    """(tokens of each training row, of each held-out row, share of tokens that is trained, tokens that all rows begin with)
+    of a prepared set.
 
     changed: when the set was made, so that one made anew is read anew.
     """
     from sftlab import batches, data
 
     splits, report = data.load_prepared(path)
-    train, test = (batches.cut_rows(splits[name], max_length, whole=packing)[1] for name in ("train", "test"))
+    train, test = (batches.cut_rows(splits[name], max_length, whole=packing) for name in ("train", "test"))
     counts = report["splits"]["train"]
-    return train, test, counts["trained_tokens"] / counts["tokens"]
+    shared = batches.count_shared(train[0], test[0])
+    return train[1], test[1], counts["trained_tokens"] / counts["tokens"], shared
 
 
-def find_lengths(config: TrainConfig) -> tuple[list[int], list[int], float]:
-    """`read_lengths` of a configuration's set, the held-out rows as many as are looked at. Raises UserError without a set."""
+def find_lengths(config: TrainConfig) -> tuple[list[int], list[int], float, int]:
+    """`read_lengths` of a configuration's set, the held-out rows as many as are looked at, and only the tokens that its batches
+    hold once. Raises UserError without a set.
+    """
+    from sftlab import batches
+
     facts = Path(config.dataset_path) / FACTS
     changed = facts.stat().st_mtime_ns if facts.is_file() else 0
-    train, test, share = read_lengths(config.dataset_path, changed, config.max_length, config.packing)
+    train, test, share, shared = read_lengths(config.dataset_path, changed, config.max_length, config.packing)
     if not train:
         raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
-    return train, test[: config.eval_samples or len(test)], share
+    shared = batches.limit_shared(config, shared)
+    return train, test[: config.eval_samples or len(test)], share, shared
 
 
 @functools.lru_cache(maxsize=32)
@@ -104,12 +111,12 @@ def weigh(config: TrainConfig, lengths) -> typing.Iterator[dict]:
 
     gpu = torch.cuda.is_available()
     plan, bf16 = run_memory.make_plan(config, gpu), wants_bf16(config)
-    run, length, share = dataclasses.replace(config, bf16=bf16), None, 1.0
+    run, length, share, shared = dataclasses.replace(config, bf16=bf16), None, 1.0, 0
     try:
         if lengths:
             tokens, share = run_memory.fill_batch(config, lengths[0], lengths[2], bf16)
-            length = -(-tokens // config.batch_size)
-        total = memory.estimate(run, plan, length, share).total
+            length, shared = -(-tokens // config.batch_size), lengths[3]
+        total = memory.estimate(run, plan, length, share, shared).total
     except dry_run.CantCount as error:
         yield figure("memory", "not estimated", error)
         return
@@ -145,6 +152,6 @@ def time_run(config: TrainConfig, lengths) -> dict:
 
     gpu, bf16 = torch.cuda.is_available(), wants_bf16(config)
     rate, device = measure_rate(bf16, gpu), "cuda" if gpu else "cpu"
-    expected, _ = run_time.expect(config, build_model(config), lengths[0], lengths[1], bf16, device, rate)
+    expected, _ = run_time.expect(config, build_model(config), lengths[0], lengths[1], bf16, device, rate, lengths[3])
     note = "on this machine as it is now, a third less to half as much again; beside it some seconds to load"
     return figure("time", f"about {run_time.say(expected['expected_seconds'])}", note)

@@ -101,21 +101,24 @@ def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[
     def total(batch_size: int, length: int) -> int:
         return estimate(replace(config, batch_size=batch_size, max_length=length), plan).total
 
-    def find(at, most: int) -> int:
-        """The largest number up to `most` whose total fits: doubled until it doesn't, then halved in between."""
-        fits, tried = 0, 1
-        while tried <= most and at(tried) <= room:
-            fits, tried = tried, 2 * tried
-        too_many = min(tried, most + 1)
-        while too_many - fits > max(1, fits // 64):  # to one part in 64, which says enough of long sequences
-            middle = (fits + too_many) // 2
-            fits, too_many = (middle, too_many) if at(middle) <= room else (fits, middle)
+    def find(at, most: int, tried: int) -> int:
+        """The largest number up to `most` whose total fits, to one part in 64, from `tried` on along a straight line."""
+        sizes, fits, too_many = {}, 0, most + 1
+        while too_many - fits > (least := max(1, fits // 64)):
+            tried = min(max(tried, fits + least), too_many - 1)
+            sizes[tried] = at(tried)
+            fits, too_many = (tried, too_many) if sizes[tried] <= room else (fits, tried)
+            near = sorted(sizes, key=lambda number: abs(sizes[number] - room))[:2]
+            if len(near) == 2 and len(sizes) < 8 and (rise := sizes[near[1]] - sizes[near[0]]):
+                tried = near[0] + int((room - sizes[near[0]]) * (near[1] - near[0]) / rise)
+            else:  # no line yet, or it doesn't lead there
+                tried = 2 * fits if too_many > most else (fits + too_many) // 2
         return fits
 
     settings = dry_run.read_settings(config.model_name, config.trust_remote_code).get_text_config()
     longest = getattr(settings, "max_position_embeddings", None) or LONGEST
-    batch = find(lambda count: total(count, config.max_length), LARGEST)
-    eights = find(lambda count: total(config.batch_size, 8 * count), longest // 8)
+    batch = find(lambda count: total(count, config.max_length), LARGEST, config.batch_size)
+    eights = find(lambda count: total(config.batch_size, 8 * count), longest // 8, config.max_length // 8)
     return batch, 8 * eights
 
 

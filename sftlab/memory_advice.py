@@ -91,31 +91,36 @@ LEVERS = (
 )  # fmt: skip
 
 
-def find_path(config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS) -> list[tuple[Lever, int]] | None:
+def find_path(
+    config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS, shared: int = 0
+) -> list[tuple[Lever, int]] | None:
     """The cheapest levers that together make a run fit, each with the bytes after it; None where none do.
+
+    shared: tokens that all rows begin with, as in `memory.estimate`.
 
     They are pulled in their order until the run fits, each as often as it helps; then those that turn out not to be needed are taken back.
     """
+
+    def total(state: tuple[TrainConfig, MemoryConfig]) -> int:
+        return memory.estimate(*state, shared=shared).total
+
     pulled: list[Lever] = []
     state = (config, plan)
     for lever in levers:
-        while memory.estimate(*state).total > room and (changed := lever.change(*state)):
-            if memory.estimate(*changed).total >= memory.estimate(*state).total:
+        while total(state) > room and (changed := lever.change(*state)):
+            if total(changed) >= total(state):
                 break
             state, pulled = changed, [*pulled, lever]
-    if memory.estimate(*state).total > room:
+    if total(state) > room:
         return None
     for lever in dict.fromkeys(pulled):  # the cheap ones may not be needed once a strong one was pulled
         while lever in pulled:
             fewer = list(pulled)
             fewer.remove(lever)
-            if apply(fewer, config, plan) is None or memory.estimate(*apply(fewer, config, plan)).total > room:
+            if apply(fewer, config, plan) is None or total(apply(fewer, config, plan)) > room:
                 break
             pulled = fewer
-    path = []
-    for number, lever in enumerate(pulled, 1):
-        path.append((lever, memory.estimate(*apply(pulled[:number], config, plan)).total))
-    return path
+    return [(lever, total(apply(pulled[:number], config, plan))) for number, lever in enumerate(pulled, 1)]
 
 
 def apply(levers: list[Lever], config: TrainConfig, plan: MemoryConfig) -> tuple[TrainConfig, MemoryConfig] | None:
@@ -139,15 +144,15 @@ def write_flags(before: TrainConfig, after: TrainConfig) -> str:
     return " ".join(words)
 
 
-def advise(config: TrainConfig, plan: MemoryConfig, room: float, length: int | None = None) -> str:
+def advise(config: TrainConfig, plan: MemoryConfig, room: float, length: int | None = None, shared: int = 0) -> str:
     """The cheapest change that makes a run fit, in a sentence. length: of its sequences, where that is known."""
     levers = LEVERS[:-1] if length else LEVERS
-    return tell_path(replace(config, max_length=max(8, length or config.max_length)), plan, room, levers)[0]
+    return tell_path(replace(config, max_length=max(8, length or config.max_length)), plan, room, levers, shared)[0]
 
 
-def tell_path(config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS) -> list[str]:
+def tell_path(config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS, shared: int = 0) -> list[str]:
     """What to add so that a run fits, in a line, then each lever of it with its cost."""
-    path = find_path(config, plan, room, levers)
+    path = find_path(config, plan, room, levers, shared)
     if path is None:
         return [f"nothing makes it fit in {room / 1e9:.1f} GB on {plan.devices} device(s). Take larger ones, more of them (--devices), "
                  "or a smaller model."]  # fmt: skip

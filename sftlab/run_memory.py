@@ -69,7 +69,7 @@ def expect(
     if not gpu:
         room //= world.local_size  # main memory is for all processes of this node
     length = -(-tokens // config.batch_size)
-    expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "kept": False}
+    expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "shared": shared, "kept": False}
     try:
         whole = memory.estimate(run, plan, length, trained_share, shared)
         if new_tokens:  # PEFT puts the trained rows into copies of the whole embedding, in each pass
@@ -81,7 +81,7 @@ def expect(
         expected["expected_bytes"] = own = whole.total - libraries  # which are there already
         line = f"{own / 1e9:.2f} GB expected beside {libraries / 1e9:.1f} for the libraries; {room / 1e9:.1f} are free"
         if own > room:
-            mend = memory_advice.advise(run, plan, room + libraries, length)
+            mend = memory_advice.advise(run, plan, room + libraries, length, shared)
             if config.check_memory and not gpu:
                 raise UserError(
                     f"memory: {line}, so the run would not fit; {mend}. (--no-check-memory tries it all the same.)"
@@ -145,8 +145,10 @@ def mend(config: TrainConfig, expected: dict | None) -> str:
     run = replace(config, bf16=memory.chooses_bf16(config, plan))
     try:
         length = -(-expected["tokens"] // config.batch_size) if expected else None
-        room = min(machine.find_limit(plan.device == "gpu"), 0.95 * memory.estimate(run, plan, length).total)
-        advice = memory_advice.advise(run, plan, room, length)
+        shared = expected["shared"] if expected else 0
+        total = memory.estimate(run, plan, length, shared=shared).total
+        room = min(machine.find_limit(plan.device == "gpu"), 0.95 * total)
+        advice = memory_advice.advise(run, plan, room, length, shared)
     except (MemoryError, RuntimeError, SystemError):  # not even enough for that
         return "Add --gradient-checkpointing, or halve --batch-size and double --gradient-accumulation-steps."
     return f"{advice[0].upper()}{advice[1:]}."

@@ -147,7 +147,7 @@ def make_trainer(config: TrainConfig):
         trainer.add_callback(callbacks.SaveBest())
     new_tokens.expose_bias(trainer.model)
     choices["loss"] = "the answers' positions alone" if trainer.uses_answer_head else "TRL's fused head"
-    expected_time, choices["time"] = run_time.expect(config, trainer.model, lengths, left, bf16)
+    expected_time, choices["time"] = run_time.expect(config, trainer.model, lengths, left, bf16, shared=shared)
     trainer.choices, trainer.expected = choices, {"memory": expected, "time": expected_time}
     return trainer
 

@@ -1,6 +1,7 @@
 """The time estimate counts the steps that are made, and compares like with like."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,18 @@ def test_steps_and_operations_are_those_of_the_run():
     assert plain["flops"] == pytest.approx(2 * 64 * flops.count_step(model, [16]))
     packed, _ = run_time.expect(TrainConfig(**vars(config) | {"packing": True}), model, [16] * 64, [16], False)
     assert packed["steps"] == 2 * 16 / 8 and packed["flops"] == pytest.approx(plain["flops"])
+
+
+def test_a_tiny_step_is_expected_to_take_its_calls_and_a_shared_beginning_is_computed_once():
+    model, fast = models.load_model("tiny-base"), 1e18
+    config = TrainConfig(max_steps=100, batch_size=4)
+    calls, _ = run_time.expect(config, model, [16] * 64, [16], False, rate=fast)
+    least = 100 * run_time.count_layers(model) * run_time.CALLS * run_time.measure_call()
+    assert least < calls["expected_seconds"] < 1.5 * least + 2 * run_time.SAVING
+    again, _ = run_time.expect(replace(config, gradient_checkpointing=True), model, [16] * 64, [16], False, rate=fast)
+    assert again["expected_seconds"] > 1.5 * calls["expected_seconds"]
+    once, _ = run_time.expect(config, model, [16] * 64, [16], False, rate=fast, shared=8)
+    assert once["flops"] == pytest.approx(calls["flops"] * 10 / 16, rel=0.02)  # (8 + 4 · 8) / (4 · 16)
 
 
 def test_a_run_that_stopped_early_is_compared_with_its_share():
