@@ -16,12 +16,8 @@ import torch
 
 from sftlab.masking import IGNORED
 
+SIXTEEN = 16  # rows of a product in bfloat16 are a multiple of it: oneDNN makes a kernel for each new number of them
 NUMBERS = 2**23  # logits computed at once: 32 MiB of float32, which is where it was fastest on CPUs
-
-
-SIXTEEN = (
-    16  # rows of a product in bfloat16 are a multiple of it, because oneDNN makes a kernel for each new number of them
-)
 
 
 class AnswerLoss(torch.autograd.Function):

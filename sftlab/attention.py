@@ -197,7 +197,7 @@ class ShortAttention(torch.autograd.Function):
 
     query: (samples, heads, length, width), key and value: (samples, heads, all lengths, width), mask: (length, all lengths),
     true where a token looks, or None for the causal one. The forward pass is SDPA's own; the scores are computed again in the
-    backward pass, as many samples at a time as make SCORES numbers (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
+    backward pass, as many heads at a time as make SCORES numbers (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
     """
 
     @staticmethod
@@ -211,22 +211,22 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        samples, heads, length, _ = grad.shape
         saved, mask = ctx.saved_tensors, ctx.mask  # once: gradient checkpointing allows no second reading
-        whole = saved[1].shape[2]
+        length, whole = grad.shape[2], saved[1].shape[2]
         if mask is None:
             mask = torch.ones(length, whole, dtype=torch.bool, device=grad.device).tril()
         hidden = torch.zeros(mask.shape, dtype=grad.dtype, device=grad.device).masked_fill_(~mask, float("-inf"))
-        each = max(1, SCORES // (heads * length * whole))
+        each = max(1, SCORES // (length * whole))
         found = []
-        for parts in zip(*(part.split(each) for part in (*saved, grad)), strict=True):
+        for parts in zip(*(part.flatten(0, 1).split(each) for part in (*saved, grad)), strict=True):
             query, key, value, out, slope = parts
             probs = torch.add(hidden, query @ key.transpose(-1, -2), alpha=ctx.scale).softmax(-1)
             grad_probs = slope @ value.transpose(-1, -2)
             grad_probs -= (slope.float() * out).sum(-1, keepdim=True).to(grad.dtype)
             grad_scores = grad_probs.mul_(probs).mul_(ctx.scale)
             found.append((grad_scores @ key, grad_scores.transpose(-1, -2) @ query, probs.transpose(-1, -2) @ slope))
-        return *(torch.cat(part) if len(found) > 1 else part[0] for part in zip(*found, strict=True)), None, None
+        grads = (torch.cat(part) if len(found) > 1 else part[0] for part in zip(*found, strict=True))
+        return *(part.unflatten(0, grad.shape[:2]) for part in grads), None, None
 
 
 def attend_batch(module, query, key, value, before=(), dropout=0.0, scaling=None, window=None):
@@ -248,10 +248,8 @@ def attend_batch(module, query, key, value, before=(), dropout=0.0, scaling=None
             mask = mask.triu(whole - length + 1 - window)
     scale = scaling or query.shape[-1] ** -0.5
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not dropout and torch.is_grad_enabled():
-        groups = query.shape[1] // key.shape[1]
-        return ShortAttention.apply(query, repeat_kv(key, groups), repeat_kv(value, groups), mask, scale).transpose(
-            1, 2
-        )
+        key, value = (repeat_kv(part, query.shape[1] // key.shape[1]) for part in (key, value))
+        return ShortAttention.apply(query, key, value, mask, scale).transpose(1, 2)
     return sdpa_attention_forward(
         module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=mask is None
     )[0]
