@@ -9,6 +9,7 @@ length go into a batch, in an order that depends on the seed and the epoch alone
 import random
 from functools import partial
 
+import torch
 from torch.utils.data import Sampler
 
 from sftlab.masking import IGNORED
@@ -109,7 +110,7 @@ class InRows:
 
     shared: tokens that all rows begin with; a batch of several holds them once, before all others. multiple: the row's length
     is a multiple of it, by tokens of a sample of their own that nobody sees, because oneDNN makes a kernel for each new
-    length, which takes time and memory. `tokens` of a batch: those of its rows.
+    length, which takes time and memory. `lengths` of a batch: tokens of each of its rows.
     """
 
     def __init__(self, collate, shared: int, multiple: int):
@@ -117,7 +118,7 @@ class InRows:
 
     def __call__(self, rows: list[dict]) -> dict:
         rows = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
-        tokens, shared = sum(len(row["input_ids"]) for row in rows), self.shared if len(rows) > 1 else 0
+        lengths, shared = torch.tensor([len(row["input_ids"]) for row in rows]), self.shared if len(rows) > 1 else 0
         parts = rows
         if shared:
             first = {name: column[:shared] for name, column in rows[0].items()}
@@ -126,4 +127,4 @@ class InRows:
             parts = [*parts, {"input_ids": [self.collate.pad_token_id] * left, "labels": [IGNORED] * left}]
         batch = self.collate(parts)
         batch["position_ids"][0, shared:] += shared
-        return batch | {"shared_prefix": shared, "tokens": tokens}
+        return batch | {"shared_prefix": shared, "lengths": lengths}

@@ -55,27 +55,27 @@ def llama(
 
 
 MODELS = (
-    Model("tiny-base", 4_000_000, False, "mit", "llama", LLAMA_LINEAR, {}, "bfloat16", (1106, 1117, 880, 869)),
-    Model("gpt2", 124_439_808, False, "mit", "gpt2", ("c_attn", "c_proj", "c_fc"), {}, "float32", (1585, 1676, 2589, 2293)),
+    Model("tiny-base", 4_000_000, False, "mit", "llama", LLAMA_LINEAR, {}, "bfloat16", (1106, 1117, 840, 856)),
+    Model("gpt2", 124_439_808, False, "mit", "gpt2", ("c_attn", "c_proj", "c_fc"), {}, "float32", (1585, 1676, 2473, 2255)),
     Model("EleutherAI/gpt-neo-125M", 125_198_592, False, "mit", "gpt_neo",
           ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),
           {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]]},
-          "float32", (1703, 2006, 2189, 1893)),
+          "float32", (1703, 2006, 2104, 1893)),
     Model("microsoft/phi-2", 2_779_683_840, False, "mit", "phi", ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
           {"vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32,
            "num_attention_heads": 32, "partial_rotary_factor": 0.4, "max_position_embeddings": 2048},
-          "float16", (8745, 6396, 15551, 6783)),
+          "float16", (8745, 6396, 15142, 6658)),
     Model("mistralai/Mistral-7B-v0.1", 7_241_732_096, False, "apache-2.0", "mistral", LLAMA_LINEAR,
-          {"sliding_window": 4096, "max_position_embeddings": 32768}, "bfloat16", (18295, 10275, 35175, 10858)),
+          {"sliding_window": 4096, "max_position_embeddings": 32768}, "bfloat16", (18295, 10275, 34596, 10758)),
     Model("tiiuae/falcon-7b", 6_921_720_704, False, "apache-2.0", "falcon",
           ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
           {"vocab_size": 65024, "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71,
-           "multi_query": True, "parallel_attn": True, "bias": False}, "bfloat16", (20123, 12184, 35227, 12141)),
-    llama("meta-llama/Llama-2-7b-hf", 6_738_415_616, 4096, 11008, 32, 32, 32, (17115, 9678, 33012, 10449)),
-    llama("meta-llama/Llama-2-13b-hf", 13_015_864_320, 5120, 13824, 40, 40, 40, (30866, 15092, 60298, 16092)),
-    llama("meta-llama/Llama-2-70b-hf", 68_976_648_192, 8192, 28672, 80, 64, 8, (149463, 55770, 295506, 57083)),
+           "multi_query": True, "parallel_attn": True, "bias": False}, "bfloat16", (20123, 12184, 35171, 12141)),
+    llama("meta-llama/Llama-2-7b-hf", 6_738_415_616, 4096, 11008, 32, 32, 32, (17115, 9678, 32374, 10248)),
+    llama("meta-llama/Llama-2-13b-hf", 13_015_864_320, 5120, 13824, 40, 40, 40, (30866, 15092, 59499, 15841)),
+    llama("meta-llama/Llama-2-70b-hf", 68_976_648_192, 8192, 28672, 80, 64, 8, (149463, 55770, 294381, 56915)),
     Model("google/gemma-7b", 8_537_680_896, True, "gemma", "gemma", LLAMA_LINEAR, {}, "bfloat16",
-          (20932, 12939, 40661, 13655)),
+          (20932, 12939, 40071, 13454)),
 )  # fmt: skip
 
 

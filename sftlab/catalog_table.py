@@ -37,7 +37,7 @@ def estimate_all(name: str) -> tuple[int, ...]:
 
 
 def estimate(memory, name: str, device: str, bits: bool) -> int:
-    config = TrainConfig(model_name=name, use_4bit=bits, **RUN)
+    config = TrainConfig(model_name=name, use_4bit=bits, bf16=device == "gpu", **RUN)  # the same on every machine
     return memory.estimate(config, MemoryConfig(device=device)).total
 
 

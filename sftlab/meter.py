@@ -17,13 +17,27 @@ from sftlab import distributed, metrics
 from sftlab.masking import IGNORED
 from sftlab.options import UserError
 
-KEPT = ("labels", "attention_mask", "position_ids", "cu_seq_lens_q")  # what tells of a batch how long its samples are
+KEPT = (
+    "labels",
+    "attention_mask",
+    "position_ids",
+    "cu_seq_lens_q",
+    "lengths",
+    "shared_prefix",
+)  # what tells of a batch how long its samples are
 EVERY = 0.2  # seconds between looks at a GPU's use
 
 
 def count_batch(inputs: dict) -> tuple[list[int], int, int]:
-    """(tokens of each sample without padding, trained tokens, positions with padding) of a batch as the model gets it."""
+    """(tokens of each sample without padding, trained tokens, positions with padding) of a batch as the model gets it.
+
+    A beginning that samples share counts for each of them, as in a batch that doesn't hold it once.
+    """
     labels = inputs["labels"]
+    if "lengths" in inputs:
+        lengths = inputs["lengths"].tolist()
+        again = inputs["shared_prefix"] * (len(lengths) - 1)
+        return lengths, int((labels != IGNORED).sum()), labels.numel() + again
     if "cu_seq_lens_q" in inputs:
         lengths = inputs["cu_seq_lens_q"].diff().tolist()
     elif "attention_mask" in inputs:

@@ -46,7 +46,7 @@ class LabTrainer(SFTTrainer):
         self.add_callback(self.divergence)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        seen, inputs = inputs.get("tokens"), {name: value for name, value in inputs.items() if name != "tokens"}
+        lengths, inputs = inputs.get("lengths"), {name: value for name, value in inputs.items() if name != "lengths"}
         if return_outputs or not self.uses_answer_head or self.label_smoother or self.compute_loss_func:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
@@ -55,14 +55,15 @@ class LabTrainer(SFTTrainer):
         loss = loss / torch.as_tensor(tokens if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is of all processes, and gradients are averaged
-        self.keep_metrics(inputs, seen, tokens, right, entropy)
+        self.keep_metrics(inputs, lengths, tokens, right, entropy)
         return loss
 
-    def keep_metrics(self, inputs, seen, tokens, right, entropy) -> None:
-        """What TRL logs beside the loss, summed over the processes in one exchange. seen: tokens of the batch, if it is known."""
+    def keep_metrics(self, inputs, lengths, tokens, right, entropy) -> None:
+        """What TRL logs beside the loss, summed over the processes in one exchange. lengths: tokens of each row, if known."""
         mode = "train" if self.model.training else "eval"
-        if seen is None:
-            seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        if lengths is None:
+            lengths = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
+        seen = lengths.sum()
         sums = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (tokens, right, entropy, seen)])
         tokens, right, entropy, seen = self.accelerator.reduce(sums, "sum").tolist()
         self._metrics[mode]["entropy"].append(entropy / max(1, tokens))

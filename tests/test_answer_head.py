@@ -72,7 +72,7 @@ def test_every_catalogue_model_has_a_plain_head_and_the_same_loss(name, dataset,
     with torch.no_grad():
         ours = trainer.compute_loss(trainer.model, dict(batch))
         whole = (
-            trainer.model(**{k: v for k, v in batch.items() if k not in ("labels", "tokens")})
+            trainer.model(**{k: v for k, v in batch.items() if k not in ("labels", "lengths")})
             .logits[:, :-1]
             .transpose(1, 2)
         )
