@@ -252,7 +252,14 @@ def test_a_healthy_run_a_flat_one_and_a_slow_one(dataset, tmp_path, capsys):
     [found] = diagnose.diagnose(tmp_path / "flat", slow=False)
     assert not found.healthy and [finding.name for finding in found.findings] == ["loss-flat"]
     train.train(
-        config(dataset, tmp_path / "slow", gradient_checkpointing=True, eval_steps=1, **options | {"max_steps": 3})
+        config(
+            dataset,
+            tmp_path / "slow",
+            gradient_checkpointing=True,
+            eval_steps=1,
+            eval_samples=0,
+            **options | {"max_steps": 3, "batch_size": 1},
+        )
     )
     [found] = diagnose.diagnose(tmp_path / "slow")
     assert found.healthy and {"slow-checkpointing", "slow-evaluation"} <= {one.name for one in found.findings}

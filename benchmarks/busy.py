@@ -1,0 +1,115 @@
+"""Time the same training alone, and beside as many busy programs as there are cores, with threads that spin as long as they
+like and as the lab lets them (sftlab/threads.py); in turns, each run in a process of its own, with equal losses.
+
+python benchmarks/busy.py              # about 5 minutes on 2 cores, most of it the threads that spin as they like
+python benchmarks/busy.py --steps 10 --repeats 1
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# GCC's OpenMP library spins 300,000 times where nothing is set. None: what the lab chooses when the process starts.
+SPINS = {"as the library does": "300000", "as the lab chooses": None}
+
+
+def run_one(folder: Path, precision: str, steps: int, output: Path) -> None:
+    """One training in this process: seconds of each step but the first, and the last loss, to a JSON file."""
+    from sftlab import files, models, train
+    from sftlab.config import TrainConfig
+
+    models.quiet_libraries()
+    from transformers import TrainerCallback
+
+    marks = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            marks.append(time.perf_counter())
+
+    trainer = train.make_trainer(
+        TrainConfig(dataset_path=str(folder / "data"), output_dir=str(folder / "run"), overwrite=True, use_lora=True, batch_size=16,
+                    max_steps=steps + 1, learning_rate=2e-4, max_length=128, logging_steps=1, save_steps=10**6, eval_steps=10**6,
+                    bf16=precision == "bfloat16")
+    )  # fmt: skip
+    trainer.add_callback(Clock())
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    files.write_json(
+        output, {"seconds": marks[-1] - marks[0], "loss": losses[-1], "spins": os.environ["GOMP_SPINCOUNT"]}
+    )
+
+
+@contextlib.contextmanager
+def keep_busy(count: int):
+    """So many programs that compute without end, until the block does."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--one", nargs=4, metavar=("FOLDER", "PRECISION", "STEPS", "OUTPUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        folder, precision, steps, output = args.one
+        return run_one(Path(folder), precision, int(steps), Path(output))
+    from sftlab import data, report
+    from sftlab.config import DataConfig
+
+    print("\n".join(report.describe_machine()))
+    taken: dict[tuple, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with contextlib.redirect_stdout(None):
+            data.prepare(DataConfig(output_dir=name)).rename(folder / "data")
+        for precision in ("float32", "bfloat16"):
+            losses = set()
+            for busy, _, (spinning, count) in (
+                (busy, turn, spins) for busy in (0, os.cpu_count()) for turn in range(args.repeats) for spins in SPINS.items()
+            ):  # fmt: skip
+                environment = {name: value for name, value in os.environ.items() if not name.startswith("GOMP_")}
+                environment |= {"TQDM_DISABLE": "1"} | ({"GOMP_SPINCOUNT": count} if count else {})
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--one",
+                    name,
+                    precision,
+                    str(args.steps),
+                    str(folder / "out.json"),
+                ]
+                with keep_busy(busy):
+                    subprocess.run(command, env=environment, check=True, capture_output=True)
+                found = json.loads((folder / "out.json").read_text())
+                losses.add(round(found["loss"], 3))
+                taken.setdefault((precision, busy, spinning), []).append(found["seconds"])
+                print(
+                    f"{precision:9} beside {busy} busy programs, threads spin {spinning} ({found['spins']}): {found['seconds']:.2f} s",
+                    flush=True,
+                )
+            assert len(losses) == 1, losses
+    print(f"\nseconds for {args.steps} steps, medians")
+    for precision, spinning in ((precision, spinning) for precision in ("float32", "bfloat16") for spinning in SPINS):
+        alone, beside = (statistics.median(taken[precision, busy, spinning]) for busy in (0, os.cpu_count()))
+        print(
+            f"{precision:9} {spinning:20} alone {alone:6.2f}  beside busy programs {beside:6.2f}  {beside / alone:5.1f} times as long"
+        )
+
+
+if __name__ == "__main__":
+    main()
