@@ -7,6 +7,7 @@ python benchmarks/busy.py --steps 10 --repeats 1
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -77,38 +78,25 @@ def main() -> None:
         folder = Path(name)
         with contextlib.redirect_stdout(None):
             data.prepare(DataConfig(output_dir=name)).rename(folder / "data")
-        for precision in ("float32", "bfloat16"):
-            losses = set()
-            for busy, _, (spinning, count) in (
-                (busy, turn, spins) for busy in (0, os.cpu_count()) for turn in range(args.repeats) for spins in SPINS.items()
-            ):  # fmt: skip
-                environment = {name: value for name, value in os.environ.items() if not name.startswith("GOMP_")}
-                environment |= {"TQDM_DISABLE": "1"} | ({"GOMP_SPINCOUNT": count} if count else {})
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--one",
-                    name,
-                    precision,
-                    str(args.steps),
-                    str(folder / "out.json"),
-                ]
-                with keep_busy(busy):
-                    subprocess.run(command, env=environment, check=True, capture_output=True)
-                found = json.loads((folder / "out.json").read_text())
-                losses.add(round(found["loss"], 3))
-                taken.setdefault((precision, busy, spinning), []).append(found["seconds"])
-                print(
-                    f"{precision:9} beside {busy} busy programs, threads spin {spinning} ({found['spins']}): {found['seconds']:.2f} s",
-                    flush=True,
-                )
-            assert len(losses) == 1, losses
+        losses: dict[str, set] = {"float32": set(), "bfloat16": set()}
+        turns = itertools.product(losses, (0, os.cpu_count()), range(args.repeats), SPINS.items())
+        for precision, busy, _, (spinning, count) in turns:
+            environment = {key: value for key, value in os.environ.items() if not key.startswith("GOMP_")}
+            environment |= {"TQDM_DISABLE": "1"} | ({"GOMP_SPINCOUNT": count} if count else {})
+            command = [sys.executable, __file__, "--one", name, precision, str(args.steps), str(folder / "out.json")]
+            with keep_busy(busy):
+                subprocess.run(command, env=environment, check=True, capture_output=True)
+            found = json.loads((folder / "out.json").read_text())
+            losses[precision].add(round(found["loss"], 3))
+            taken.setdefault((precision, busy, spinning), []).append(found["seconds"])
+            print(f"{precision:9} beside {busy} busy programs, threads spin {spinning} ({found['spins']}): "
+                  f"{found['seconds']:.2f} s", flush=True)  # fmt: skip
+    assert all(len(found) == 1 for found in losses.values()), losses
     print(f"\nseconds for {args.steps} steps, medians")
-    for precision, spinning in ((precision, spinning) for precision in ("float32", "bfloat16") for spinning in SPINS):
+    for precision, spinning in itertools.product(losses, SPINS):
         alone, beside = (statistics.median(taken[precision, busy, spinning]) for busy in (0, os.cpu_count()))
-        print(
-            f"{precision:9} {spinning:20} alone {alone:6.2f}  beside busy programs {beside:6.2f}  {beside / alone:5.1f} times as long"
-        )
+        print(f"{precision:9} {spinning:20} alone {alone:6.2f}, beside busy programs {beside:6.2f}, "
+              f"{beside / alone:.1f} times as long")  # fmt: skip
 
 
 if __name__ == "__main__":
