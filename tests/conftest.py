@@ -1,6 +1,5 @@
 """What every test stands on: no network but loopback, one thread, a small prepared data set."""
 
-import functools
 import importlib.util
 import json
 import os
@@ -44,31 +43,15 @@ def bf16(request) -> bool:
 
 
 @pytest.fixture(scope="session")
-def make_tuned_run(dataset, tmp_path_factory):
-    """The folder of a run in a precision, made once: LoRA on tiny-base, three large steps, with a checkpoint."""
+def tuned_run(dataset, tmp_path_factory) -> Path:
+    """A run folder: LoRA on tiny-base in float32, three steps large enough to change it a lot, with a checkpoint."""
     from sftlab import train
     from sftlab.config import TrainConfig
 
-    @functools.cache
-    def make(bf16: bool) -> Path:
-        folder = tmp_path_factory.mktemp("runs") / "first"
-        train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
-                                learning_rate=2e-2, max_length=128, bf16=bf16, eval_samples=8, save_steps=2))  # fmt: skip
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tuned_run(make_tuned_run) -> Path:
-    """The run in float32."""
-    return make_tuned_run(False)
-
-
-@pytest.fixture
-def tuned_run_each(make_tuned_run, bf16) -> Path:
-    """The run in float32, and the one in bfloat16."""
-    return make_tuned_run(bf16)
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
+                            learning_rate=2e-2, max_length=128, bf16=False, eval_samples=8, save_steps=2))  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope="module")
