@@ -164,6 +164,7 @@ def _step(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from sftlab import adapters, attention, fake_layers, weights
+    from sftlab.answer_head import has_plain_head
 
     if gpu:  # whose attention kernels have dropout without a matrix of scores, which the ones for CPUs would make
         settings = copy.deepcopy(settings)
@@ -174,12 +175,13 @@ def _step(
     in_rows = not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN
     if in_rows:
         attention.set_attention(model, None)
+    causal = model.get_base_model() if config.use_lora else model
+    shared = min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0  # as `train.make_trainer` shares
     inputs = (
-        attention.packed_inputs([[0] * length] * batch_size, shared=min(shared, length - 1) if batch_size > 1 else 0)
+        attention.packed_inputs([[0] * length] * batch_size, shared=shared)
         if in_rows
         else {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
     )
-    causal = model.get_base_model() if config.use_lora else model
     held, constants = weights.count(model)
     block = max((weights.count_block(part) for part in weights.find_blocks(causal)), default=0)
     with FakeTensorMode(allow_non_fake_inputs=True):
