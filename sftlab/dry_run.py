@@ -176,7 +176,9 @@ def _step(
     if in_rows:
         attention.set_attention(model, None)
     causal = model.get_base_model() if config.use_lora else model
-    shared = min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0  # as `train.make_trainer` shares
+    shared = (
+        min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0
+    )  # as `train.make_trainer` shares
     inputs = (
         attention.packed_inputs([[0] * length] * batch_size, shared=shared)
         if in_rows
