@@ -7,6 +7,7 @@ python benchmarks/busy.py --steps 10 --repeats 1
 
 import argparse
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -76,7 +77,7 @@ def main() -> None:
     taken: dict[tuple, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(io.StringIO()):
             data.prepare(DataConfig(output_dir=name)).rename(folder / "data")
         losses: dict[str, set] = {"float32": set(), "bfloat16": set()}
         turns = itertools.product(losses, (0, os.cpu_count()), range(args.repeats), SPINS.items())
