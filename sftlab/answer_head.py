@@ -32,43 +32,42 @@ class AnswerLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets):
         count, vocabulary = len(targets), weight.shape[0]
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-        table, wanted = weight.detach().to(dtype), any(ctx.needs_input_grad[:3])
+        matrix, needs_grad = weight.detach().to(dtype), any(ctx.needs_input_grad[:3])
         rows = max(1, min(count, NUMBERS // vocabulary))
         buffer, spare = (torch.empty(rows, vocabulary, dtype=torch.float32) for _ in range(2))
-        slopes = [torch.zeros_like(part, dtype=torch.float32) if wanted and needed else None
-                  for part, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)]  # fmt: skip
+        grads = [
+            torch.zeros_like(part, dtype=torch.float32) if needs_grad and needed else None
+            for part, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        ]
         loss, right, entropy = (torch.zeros((), dtype=torch.float32) for _ in range(3))
         for start in range(0, count, rows):
             states = hidden[start : start + rows].to(dtype)
             odd = -len(states) % SIXTEEN if dtype != torch.float32 else 0
-            aims = targets[start : start + rows, None]
-            logits, shares = buffer[: len(aims)], spare[: len(aims)]
+            wanted = targets[start : start + rows, None]
+            logits, probs = buffer[: len(wanted)], spare[: len(wanted)]
             if dtype == torch.float32:
-                torch.mm(states, table.t(), out=logits)
+                torch.mm(states, matrix.t(), out=logits)
             else:
-                logits.copy_((add_rows(states, odd) @ table.t())[: len(aims)])
+                logits.copy_((add_rows(states, odd) @ matrix.t())[: len(wanted)])
             if bias is not None:
                 logits += bias
             top = logits.amax(-1, keepdim=True)
-            aimed = logits.gather(1, aims)
-            logits -= top
-            torch.exp(logits, out=shares)
-            total = shares.sum(-1, keepdim=True)
-            loss = loss + (total.log() + top - aimed).sum()
-            right = right + (aimed == top).sum()
-            logits *= shares
-            entropy = entropy + (total.log() - logits.sum(-1, keepdim=True) / total).sum()
-            if wanted:
-                shares /= total
-                shares.scatter_add_(1, aims, shares.new_full(aims.shape, -1.0))
-                slope = shares.to(dtype)
-                if slopes[0] is not None:
-                    slopes[0][start : start + rows] = (add_rows(slope, odd) @ table)[: len(aims)]
-                if slopes[1] is not None:
-                    slopes[1] += slope.t() @ states
-                if slopes[2] is not None:
-                    slopes[2] += shares.sum(0)
-        ctx.save_for_backward(*slopes)
+            chosen = logits.gather(1, wanted)
+            torch.softmax(logits, -1, out=probs)
+            log_total = top - probs.amax(-1, keepdim=True).log()
+            loss = loss + (log_total - chosen).sum()
+            right = right + (chosen == top).sum()
+            entropy = entropy + (log_total - logits.mul_(probs).sum(-1, keepdim=True)).sum()
+            if needs_grad:
+                probs.scatter_add_(1, wanted, probs.new_full(wanted.shape, -1.0))
+                grad = probs.to(dtype)
+                if grads[0] is not None:
+                    grads[0][start : start + rows] = (add_rows(grad, odd) @ matrix)[: len(wanted)]
+                if grads[1] is not None:
+                    grads[1] += grad.t() @ states
+                if grads[2] is not None:
+                    grads[2] += probs.sum(0)
+        ctx.save_for_backward(*grads)
         ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
         ctx.mark_non_differentiable(right, entropy)
         return loss, right, entropy
@@ -76,7 +75,7 @@ class AnswerLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale, *_):
         parts = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *(None if slope is None else (slope * scale).to(dtype) for slope, dtype in parts), None
+        return *(None if grad is None else (grad * scale).to(dtype) for grad, dtype in parts), None
 
 
 def add_rows(matrix, count: int):
@@ -87,8 +86,14 @@ def add_rows(matrix, count: int):
 def has_plain_head(model) -> bool:
     """Whether logits are the output layer times the last hidden state and nothing more: no scale, no cap."""
     config = model.config.get_text_config()
-    extras = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
-              "logits_soft_cap")  # fmt: skip
+    extras = (
+        "final_logit_softcapping",
+        "logit_scale",
+        "output_multiplier",
+        "lm_head_multiplier",
+        "logits_scaling",
+        "logits_soft_cap",
+    )
     plain = all(getattr(config, name, None) in (None, 1.0) for name in extras)
     head = model.get_output_embeddings()
     return plain and head is not None and head.weight.is_floating_point() and model.base_model is not model
