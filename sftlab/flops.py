@@ -35,8 +35,11 @@ def count_matrix(model) -> tuple[int, int]:
     return frozen, adapters
 
 
-def count_step(model, lengths: list[int]) -> float:
-    """FLOPs of forward and backward over samples of these lengths (tokens), without recomputation."""
+def count_step(model, lengths: list[int], shared: int = 0, rows: int = 1) -> float:
+    """FLOPs of forward and backward over samples of these lengths (tokens), without recomputation.
+
+    shared: tokens at the beginning of every sample that a batch of `rows` samples computes once.
+    """
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -44,6 +47,7 @@ def count_step(model, lengths: list[int]) -> float:
     trains_all = not adapters
     per_token = 6 * frozen if trains_all else 4 * frozen + 6 * adapters
     attention = 6 * config.num_hidden_layers * width  # times s for each token: 12·…·s, halved by causality
+    lengths = [length - shared * (1 - 1 / rows) for length in lengths]
     return sum(length * (per_token + attention * length) for length in lengths)
 
 

@@ -47,10 +47,8 @@ def expect(
     passes = steps / epoch if config.max_steps > 0 else config.num_epochs
     evaluations = steps // config.eval_steps if config.eval_steps else math.ceil(passes)
     rows = config.batch_size
-    lengths, held_out = (
-        [length - shared * (1 - 1 / n) for length in part] for part, n in ((lengths, rows), (held_out, 2 * rows))
-    )
-    work = passes * flops.count_step(model, lengths) + evaluations * flops.count_step(model, held_out) / 3
+    work = passes * flops.count_step(model, lengths, shared, rows)
+    work += evaluations * flops.count_step(model, held_out, shared, 2 * rows) / 3
     device = device or model.device.type
     gpu = device == "cuda"
     rate = rate or measure_rate(bf16, gpu)

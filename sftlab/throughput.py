@@ -52,9 +52,9 @@ def measure(plan: dict) -> dict | None:
         parts = distributed.gather(mine)
         if world.rank:
             return None
-        shared = getattr(trainer.data_collator, "shared", 0)  # which a batch computes once, and not for each row
-        saved = shared * (1 - 1 / config.batch_size)
-        work = flops.count_step(trainer.model, [length - saved for part in parts for length in part["lengths"]])
+        lengths = [length for part in parts for length in part["lengths"]]
+        shared = getattr(trainer.data_collator, "shared", 0)
+        work = flops.count_step(trainer.model, lengths, shared, config.batch_size)
         run = summarise(parts, point, work, watch.started, plan | {"bf16": config.bf16, "local_size": world.local_size})
         choices = {name: why for name, why in trainer.choices.items() if name != "time"}
         choices["precision"] = plan["precision"] or choices["precision"]
