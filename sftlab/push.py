@@ -1,4 +1,4 @@
-"""An export onto the Hub: everything that can stand in its way is looked at before the work begins.
+"""An export onto the Hub, by huggingface_hub's own client, which says what stands in the way.
 
 Nothing is uploaded unless `--push OWNER/NAME` asks for it. A repository that is made is private unless `--public`.
 
@@ -11,63 +11,34 @@ from sftlab import hub
 from sftlab.config import ExportConfig
 from sftlab.options import UserError
 
-BY_ITSELF = {".gitattributes"}  # what the Hub puts into a new repository
+TOKEN = "Make a token with the role `write` at huggingface.co/settings/tokens, and store it with `sftlab token`."
 
 
 def check_push(config: ExportConfig) -> None:
-    """Raises UserError where the Hub can't be reached, the token is missing or may not write, or the repository is in use."""
-    from huggingface_hub import HfApi, errors, get_token
+    """Raises UserError without a network or a token that the Hub knows, and where the repository is in use or not as asked for."""
+    from huggingface_hub import HfApi, errors
 
-    owner = config.push.split("/")[0]
     if not hub.reach():
         raise UserError("push: the Hub can't be reached. Connect, or leave --push out and upload the folder later.")
-    if get_token() is None:
-        raise UserError("push: there is no token. Make one with the role `write` at huggingface.co/settings/tokens, and set "
-                        "HF_TOKEN to it, or store it with `sftlab token`.")  # fmt: skip
     api = HfApi()
     try:
-        person = api.whoami()
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        why = "the Hub doesn't know the token" if status == 401 else f"the Hub answered {status}"
-        raise UserError(f"push: {why}. Make one with the role `write` at huggingface.co/settings/tokens.") from error
-    owners = {person["name"], *(group["name"] for group in person.get("orgs", ()))}
-    if owner not in owners:
-        raise UserError(
-            f"push: the token is {person['name']}'s, who is not in {owner}. Write one of: {', '.join(sorted(owners))}."
-        )
-    if not may_write(person, config.push):
-        raise UserError(f"push: the token may read but not write to {owner}. Make one with the role `write` at "
-                        "huggingface.co/settings/tokens.")  # fmt: skip
-    try:
+        api.whoami()
         found = api.model_info(config.push)
     except errors.RepositoryNotFoundError:
         return
-    except errors.HfHubHTTPError as error:
-        raise hub.explain(config.push, "model", error) from error
-    if not found.private and not config.public:
-        raise UserError(f"push: {config.push} exists and is public. Add --public if that is meant, or name another.")
-    if found.private and config.public:
-        raise UserError(
-            f"push: {config.push} exists and is private. Make it public on its page, or leave --public out."
+    except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError) as error:
+        raise UserError(f"push: {' '.join(str(error).split())[:200]} {TOKEN}") from error
+    if bool(found.private) == config.public:
+        state, flag = (
+            ("private", "leave --public out") if found.private else ("public", "add --public if that is meant")
         )
-    held = {file.rfilename for file in found.siblings or ()} - BY_ITSELF
-    if held and not config.overwrite:
-        raise UserError(f"push: {config.push} holds {len(held)} files, {sorted(held)[0]} first. Add --overwrite to replace those of the "
-                        "same names, or name another.")  # fmt: skip
-
-
-def may_write(person: dict, repository: str) -> bool:
-    """Whether whoami's answer gives its token the right to write to a repository, or to all of its owner's."""
-    token = person.get("auth", {}).get("accessToken", {})
-    if token.get("role") != "fineGrained":
-        return token.get("role") in ("write", "admin")
-    scopes = token.get("fineGrained", {}).get("scoped", ())
-    return any(
-        scope.get("entity", {}).get("name") in (repository, repository.split("/")[0])
-        and "repo.write" in scope.get("permissions", ())
-        for scope in scopes
-    )
+        raise UserError(f"push: {config.push} exists and is {state}. Name another, or {flag}.")
+    if not config.overwrite and (
+        held := [file.rfilename for file in found.siblings or () if file.rfilename != ".gitattributes"]
+    ):
+        raise UserError(
+            f"push: {config.push} holds {len(held)} files. Add --overwrite to replace those of the same names."
+        )
 
 
 def push_folder(folder: Path, config: ExportConfig) -> str:
