@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sftlab import distributed, files, hostfile, launch, node_check, rank_logs
+from sftlab import distributed, files, hostfile, launch, run_process
 from sftlab.config import BenchmarkConfig, LaunchConfig, TrainConfig
 from sftlab.results import Point
 
@@ -69,12 +69,11 @@ def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> 
     files.write_json(plan, {
         "point": asdict(point), "config": config, "untimed": grid.bench.untimed_steps, "steps": grid.bench.steps,
         "seconds": grid.bench.seconds, "threads": threads, "precision": precision, "started": time.time()})  # fmt: skip
-    passed_on = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", rank_logs.VARIABLE: str(work.resolve())}
+    passed_on = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+    passed_on |= launch.pass_on(passed_on, work)
     own = {} if grid.gpus else {"DS_ACCELERATOR": "cpu"}  # of this machine; what other nodes have they see themselves
     try:
-        code = run_all(
-            build_commands(grid, point, plan, out, passed_on), work / "launchers.txt", os.environ | passed_on | own
-        )
+        code = run_command(build_command(grid, point, plan, out), work, os.environ | passed_on | own)
         if code or not out.is_file():
             raise explain(work, code)
         return json.loads(out.read_text(encoding="utf-8"))
@@ -84,51 +83,46 @@ def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> 
             work.parent.rmdir()
 
 
-def run_all(commands: list[list[str]], output: Path, environment: dict) -> int:
-    """Run a command for each node, all at once, until all have ended; the first that fails ends the others: its exit code."""
-    with open(output, "wb") as log:
-        started = []
+def run_command(command: list[str], work: Path, environment: dict) -> int:
+    """Run the command of a point until it has ended; its exit code. What it started ends with it, whatever happens."""
+    place = work / "ranks-0"
+    place.mkdir()
+    with (place / "launcher.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                                   start_new_session=True)  # fmt: skip
         try:
-            for command in commands:
-                started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                                start_new_session=True))  # fmt: skip
-            while True:
-                codes = [process.poll() for process in started]
-                failed = next((code for code in codes if code), 0)
-                if failed or None not in codes:
-                    return failed
-                time.sleep(0.1)
+            return process.wait()
         finally:
-            for process in started:
-                end(process)
+            end(process)
 
 
-def build_commands(grid: Grid, point: Point, plan: Path, out: Path, environment: dict) -> list[list[str]]:
-    """What starts the processes of a point, a command for each node: directly, by torchrun, or by the deepspeed launcher."""
+def build_command(grid: Grid, point: Point, plan: Path, out: Path) -> list[str]:
+    """What starts the processes of a point: directly, by torchrun, or, with DeepSpeed or a hostfile, by its launcher."""
     bench, worker = grid.bench, ["sftlab.throughput", str(plan.resolve()), str(out.resolve())]
     if point.devices == 1 and grid.gpus < 2 and not grid.config.deepspeed and not bench.hostfile:
-        return [[sys.executable, "-m", *worker]]
+        return [sys.executable, "-m", *worker]
     hosts = (
         hostfile.choose_hosts(bench.hostfile, point.nodes, bench.devices_per_node) if bench.hostfile else ["localhost"]
     )
+    far = len(hosts) > 1 or not hostfile.is_here(hosts[0])
+    if far:
+        launch.check_remote()
     config = LaunchConfig(
         nodes=len(hosts), gpus_per_node=point.devices // len(hosts), hostfile=bench.hostfile,
-        launcher="deepspeed" if grid.config.deepspeed else "torchrun", master_port=distributed.find_port(),
+        launcher="deepspeed" if grid.config.deepspeed or far else "torchrun", master_port=distributed.find_port(),
     )  # fmt: skip
-    return [node_check.wrap(host, launch.build_command(config, worker, rank, hosts[0]), environment, terminal=True)
-            for rank, host in enumerate(hosts)]  # fmt: skip
+    return launch.build_command(config, worker, None if far else 0, hosts[0], plan.resolve().with_name("ranks-0"))
 
 
 def explain(work: Path, code: int) -> PointFailed:
     """What went wrong with a point: which process failed first, and its last words; else what the launcher said."""
-    failed = rank_logs.find_failed(work)
-    if failed is None:
-        text = (work / "launchers.txt").read_text(encoding="utf-8", errors="replace")
-        lines = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
-        return PointFailed(f"exit code {code}: {lines[-1] if lines else 'without a word'}", lines)
-    lines = rank_logs.read_last(work, failed.rank)
-    said = next((line.removeprefix("sftlab: ") for line in reversed(lines) if line.startswith("sftlab: ")), None)
-    return PointFailed(said or f"{failed}: {lines[-1] if lines else 'without a word'}", lines)
+    failed = run_process.find_failed(work)
+    lines = [line for line in run_process.read_end(failed.log).splitlines() if line.strip()][-LAST_LINES:]
+    words = failed.words or run_process.explain_end("\n".join(lines))  # without a launcher there is one log
+    if words:
+        return PointFailed(words.removeprefix("refused: "), lines)
+    who = failed if failed.signal else f"exit code {code}"
+    return PointFailed(f"{who}: {lines[-1] if lines else 'without a word'}", lines)
 
 
 def end(process: subprocess.Popen) -> None:

@@ -175,16 +175,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 something the user can mend, said in one line, 130 interrupted."""
+def run_command(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code; errors are raised."""
+    for argument in sys.argv[1:] if argv is None else argv:
+        refuse_token(argument, "an argument")
+    args = build_parser().parse_args(argv)
+    return args.run(args)
+
+
+def main(argv: list[str] | None = None, run=run_command) -> int:
+    """Run a command and return its exit code: 0 done, 2 something the user can fix, said in one line, 130 interrupted.
+
+    run: what runs it; `python -m sftlab.train` has torch note its errors.
+    """
     for stream in (sys.stdout, sys.stderr):  # a log file in a narrow encoding must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        for argument in sys.argv[1:] if argv is None else argv:
-            refuse_token(argument, "an argument")
-        args = build_parser().parse_args(argv)
-        return args.run(args)
+        return run(argv)
     except UserError as error:
         message = str(error)
     except commands.MENDED as error:

@@ -384,22 +384,21 @@ class LaunchConfig(Options):
     gpus_per_node: int | None = option(
         None, "processes on each node, one per GPU; all GPUs of this one if not given", low=1
     )
-    hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node; they are reached by ssh")
+    hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node")
     slurm: bool = option(False, "write a batch file for Slurm's sbatch instead of starting")
     slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
     batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
     launcher: str = option(
-        "torchrun", "what starts the processes of a node; both do for --deepspeed", choices=("torchrun", "deepspeed")
-    )  # fmt: skip
-    node_rank: int | None = option(None, "without ssh, start on each node by hand: this one's number, from 0", low=0)
+        "torchrun",
+        "what starts the processes, with or without --deepspeed; deepspeed also reaches the hostfile's other nodes, by ssh",
+        choices=("torchrun", "deepspeed"),
+    )
+    node_rank: int | None = option(None, "start on each node by hand: this one's number, from 0", low=0)
     master_addr: str | None = option(
         None, "address of the first node, where all meet; the hostfile's first if not given"
     )
     master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
     log_dir: str | None = option(None, "folder for each rank's output (default: OUTPUT_DIR-logs)")
-    check_nodes: bool = option(
-        False, "with --hostfile, ask every node for its versions, GPUs and data first, and refuse differences"
-    )
     dry_run: bool = option(False, "check, and print the commands, but start nothing")
 
     def check(self) -> None:
@@ -412,10 +411,6 @@ class LaunchConfig(Options):
         if self.node_rank is not None and self.node_rank >= self.nodes:
             raise UserError(
                 f"node_rank: {self.node_rank} of {self.nodes} nodes; they count from 0 to {self.nodes - 1}."
-            )
-        if self.check_nodes and not self.hostfile:
-            raise UserError(
-                "check_nodes: nodes are asked by ssh, from a --hostfile; leave it out for this machine alone."
             )
 
 

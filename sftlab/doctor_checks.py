@@ -13,7 +13,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from sftlab import course, gpus, hardware, machine, node_check
+from sftlab import course, gpus, hardware, machine
 from sftlab.doctor_places import (
     FAILS,
     GB,
@@ -144,7 +144,7 @@ def check_compiler() -> Outcome:
             "deepspeed is not installed: several devices train by DDP",
             "" if sys.platform != "linux" else REINSTALL,
         )
-    path = f"{node_check.TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     missing = [tool for tool in ("ninja", "g++") if not shutil.which(tool, path=path)]
     about = f"deepspeed {metadata.version('deepspeed')}"
     if missing:

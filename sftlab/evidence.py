@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftlab import checkpoints, files, rank_logs, run_log, run_process, runs
+from sftlab import checkpoints, files, run_log, run_process, runs
 from sftlab.options import UserError
 
 MOST = 2_000_000  # bytes of a log that are read, from its end
@@ -120,14 +120,13 @@ def read_run(folder: Path) -> Case:
 
 def list_logs(logs: Path, run: runs.Run) -> list[Text]:
     """The logs beside a run: first that of the process that failed first, then the others, last the launchers'."""
-    found = []
-    ranks = {int(path.stem.removeprefix("rank-")): path for path in logs.glob("rank-*.log")}
+    found, ranks = [], run_process.list_rank_logs(logs)
     if ranks:
-        dead = {rank: 0.0 for rank in rank_logs.find_killed(logs, list(ranks))}
-        if failed := rank_logs.find_failed(logs, None, dead):
-            found.append(Text(str(logs / f"rank-{failed.rank}.json"), f"sftlab saw: {failed}"))
-            ranks = {failed.rank: ranks.pop(failed.rank), **ranks} if failed.rank in ranks else ranks
-    paths = [*ranks.values(), *sorted(logs.glob("launcher-*.log"))]
+        failed = run_process.find_failed(logs)
+        if failed.words or failed.signal:
+            found.append(Text(str(failed.log), f"sftlab saw: {failed}", NO_LINE))
+        ranks = {failed.rank: ranks.pop(failed.rank), **ranks} if failed.rank in ranks else ranks
+    paths = [*(log for own in ranks.values() for log in reversed(own)), *sorted(logs.glob("ranks-*/launcher.log"))]
     if (logs / run_process.LOG).is_file():
         found.append(read_log(logs / run_process.LOG, run.attempt.get("offset", 0)))
     return found + [read_log(path) for path in paths]

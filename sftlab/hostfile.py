@@ -8,9 +8,15 @@ python -c "from sftlab import hostfile; print(hostfile.read_hosts('hostfile'))"
 """
 
 import re
+import socket
 from pathlib import Path
 
 from sftlab.options import UserError
+
+
+def is_here(host: str) -> bool:
+    """Whether a name is one of this machine's."""
+    return host in ("localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn())
 
 
 def read_hosts(path: str | Path) -> dict[str, int]:

@@ -1,17 +1,23 @@
-"""`sftlab launch`: one training over several devices and nodes, checked first, started, and watched.
+"""`sftlab launch`: one training over several devices and nodes: checked first, written as commands, started on this machine.
 
-It starts torchrun or the deepspeed launcher once for each node, here or by ssh, and those start the processes. What it
-does is printed as commands that do the same by hand.
+torchrun or the deepspeed launcher start the processes and keep what each of them prints, in OUTPUT_DIR-logs/ranks-NODE.
+Other nodes are started by hand, by Slurm, or by the deepspeed launcher's own ssh.
 
     sftlab launch --nodes 2 --gpus-per-node 8 --hostfile hostfile train --deepspeed zero2 --model-name …
 """
 
+import contextlib
 import os
+import platform
 import shlex
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-from sftlab import distributed, files, hostfile, node_check, rank_logs, run_folder, run_nodes, slurm, zero
+from sftlab import distributed, files, hostfile, run_folder, run_log, run_process, slurm, zero
 from sftlab.config import LaunchConfig, TrainConfig
 from sftlab.options import UserError
 
@@ -26,6 +32,7 @@ PASSED_ON = (
     "TORCH_DISTRIBUTED_DEBUG",
 )
 PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
+LAST_LINES = 15  # of a failed rank's log are shown
 
 
 def count_gpus() -> int:
@@ -53,10 +60,13 @@ def check_batch(train: TrainConfig, devices: int) -> str:
     return f"{line}, {-(-rows // (each * devices))} steps in an epoch of {rows} rows{uneven}"
 
 
-def build_command(config: LaunchConfig, module: list[str], rank: int | str, address: str) -> list[str]:
+def build_command(
+    config: LaunchConfig, module: list[str], rank: int | str | None, address: str, logs: Path
+) -> list[str]:
     """The command that starts one node's processes.
 
-    module: what each of them runs (python -m), with its arguments; rank: the node's; address: where the first node is met.
+    module: what each of them runs (python -m), with its arguments; rank: the node's, or None for deepspeed to start all
+    nodes of the hostfile; address: where the first node is met; logs: the folder for what each process prints.
     """
     folder, each, port = Path(sys.executable).parent, str(config.gpus_per_node), str(config.master_port)
     nodes = str(config.nodes)
@@ -65,12 +75,13 @@ def build_command(config: LaunchConfig, module: list[str], rank: int | str, addr
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: config.gpus_per_node]
         here = visible != [""] and config.nodes == 1
         gpus = ["--include", f"localhost:{','.join(visible)}"] if here else ["--num_gpus", each]
-        command = [str(folder / "deepspeed"), *gpus, "--master_port", port]
-        if config.nodes > 1:
-            command += ["--hostfile", config.hostfile, "--num_nodes", nodes, "--no_ssh", "--node_rank", str(rank),
-                        "--master_addr", address]  # fmt: skip
+        command = [str(folder / "deepspeed"), *gpus, "--master_port", port, "--enable_each_rank_log", str(logs)]
+        if rank is None or config.nodes > 1:
+            own = ["--force_multi"] if rank is None else ["--no_ssh", "--node_rank", str(rank)]
+            command += ["--hostfile", config.hostfile, "--num_nodes", nodes, "--master_addr", address, *own]
         return [*command, "--module", *module]
     command = [str(folder / "torchrun"), "--nproc-per-node", each]
+    command += ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:1"]  # 3: stdout and stderr, 1: stdout alone
     if config.nodes == 1 and rank == 0:
         return [*command, "--standalone", "-m", *module]
     meeting = ["--nnodes", nodes, "--node-rank", str(rank), "--master-addr", address, "--master-port", port]
@@ -109,18 +120,15 @@ def check_port(port: int) -> None:
                             f"--master-port {distributed.find_port()}.") from None  # fmt: skip
 
 
-def check_nodes(config: LaunchConfig, hosts: list[str], dataset_path: str, environment: dict) -> None:
-    """Raises UserError for a node that can't be reached or, with --check-nodes, is not like this one."""
-    for host in hosts:
-        node_check.reach(host)
-    if config.check_nodes:
-        differences = node_check.compare_nodes(hosts, config.gpus_per_node, dataset_path, environment)
-        if differences:
-            raise UserError("check_nodes: the nodes are not alike. " + "; ".join(differences) + ".")
+def check_remote() -> None:
+    """Raises UserError without the program by which the deepspeed launcher reaches other nodes."""
+    if not shutil.which("pdsh"):
+        raise UserError("launcher: pdsh is not installed, by which deepspeed starts other nodes over ssh. Install it (apt install "
+                        "pdsh), or start each node by hand: --node-rank 0 … with --master-addr.")  # fmt: skip
 
 
 def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
-    """Check, say, and start a run; return its exit code. Raises UserError for what the user can mend."""
+    """Check, say, and start a run; return its exit code. Raises UserError for what the user can fix."""
     if config.slurm and not config.gpus_per_node:
         raise UserError(
             "gpus_per_node: with --slurm say how many GPUs a node of the cluster has; this machine may be another kind."
@@ -132,14 +140,12 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
     if config.node_rank in (None, 0):  # later nodes may find that the first one has begun
         run_folder.claim_folder(train, config.nodes * config.gpus_per_node)
         meets = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
-        if meets and not config.slurm and not config.dry_run and node_check.is_here(hosts[0]):
+        if meets and not config.slurm and not config.dry_run and hostfile.is_here(hosts[0]):
             check_port(config.master_port)
     print(check_batch(train, config.nodes * config.gpus_per_node))
     if train.deepspeed:
         print(f"ZeRO-{zero.find_stage(train.deepspeed)}, from {zero.find_config(train.deepspeed)}")
-    if config.hostfile and config.node_rank is None and (config.check_nodes or not config.dry_run):
-        check_nodes(config, hosts, train.dataset_path, choose_environment(config, log_dir))
-    environment = choose_environment(config, log_dir)
+    environment = choose_environment(config.gpus_per_node)
     if config.slurm:
         return write_batch_file(config, train_flags, log_dir, environment)
     if config.nodes > 1 and config.launcher == "deepspeed" and not config.hostfile:
@@ -149,27 +155,39 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
                 Path(config.hostfile),
                 "".join(f"node-{node} slots={config.gpus_per_node}\n" for node in range(config.nodes)),
             )
-    own = range(config.nodes) if config.node_rank is None else [config.node_rank]
     address = config.master_addr or ("127.0.0.1" if config.nodes == 1 else hosts[0])
     check_address(address)
     module = ["sftlab.train", *train_flags]
-    commands = [node_check.wrap(hosts[node], build_command(config, module, node, address), environment, terminal=True)
-                for node in own]  # fmt: skip
-    print(" ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()), "\\")
-    print("\n".join(shlex.join(command) for command in commands), flush=True)
-    each = config.gpus_per_node
+    by_ssh = config.launcher == "deepspeed" and config.hostfile and config.node_rank is None
+    by_ssh = by_ssh and (config.nodes > 1 or not hostfile.is_here(hosts[0]))
+    own = [None] if by_ssh else range(config.nodes) if config.node_rank is None else [config.node_rank]
+    commands = {
+        node or 0: build_command(config, module, node, address, log_dir.absolute() / f"ranks-{node or 0}")
+        for node in own
+    }
+    print("export", " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()))
+    for node, command in commands.items():
+        print(f"# on {hosts[node]}\n" * (len(commands) > 1) + shlex.join(command), flush=True)
     if config.dry_run:
         return 0
-    return run_nodes.run(
-        {node: (hosts[node], command) for node, command in zip(own, commands, strict=True)}, each, log_dir, environment
-    )
+    if by_ssh:
+        check_remote()
+        environment |= pass_on(environment, log_dir)
+    elif config.node_rank is None:
+        commands = {node: command for node, command in commands.items() if hostfile.is_here(hosts[node])}
+        if not commands:
+            raise UserError(f"hostfile: this machine is not among {', '.join(hosts)}. Start each node there with --node-rank, or "
+                            "add --launcher deepspeed, which starts them by ssh.")  # fmt: skip
+        if far := [host for host in hosts if not hostfile.is_here(host)]:
+            print(f"started here; start the commands of {', '.join(far)} there, in {Path.cwd()}", flush=True)
+    return run(commands, log_dir, environment, Path(train.output_dir))
 
 
 def find_hosts(config: LaunchConfig) -> list[str]:
     """The host of each node. Started by hand or by Slurm, a node is this machine, and the first one is at --master-addr."""
     if config.hostfile:
         hosts = hostfile.choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
-        far = [host for host in hosts if not node_check.is_here(host)]
+        far = [host for host in hosts if not hostfile.is_here(host)]
         if far and hosts[0] in ("localhost", "127.0.0.1") and not config.master_addr:
             raise UserError(f"hostfile: {far[0]} can't meet the others at {hosts[0]}, which is itself to it. Write this machine's name or address in "
                             f"{config.hostfile}, or give --master-addr.")  # fmt: skip
@@ -180,17 +198,104 @@ def find_hosts(config: LaunchConfig) -> list[str]:
     return ["localhost"] * config.nodes
 
 
-def choose_environment(config: LaunchConfig, log_dir: Path) -> dict:
-    """Variables that all processes get: threads for each, the folder of their logs, and what is set here of the network."""
+def choose_environment(gpus_per_node: int) -> dict:
+    """Variables that all processes get: threads for each, and what is set here of the network."""
     found = {
         name: value for name, value in sorted(os.environ.items()) if name in PASSED_ON or name.startswith(PREFIXES)
     }
-    threads = max(1, (os.cpu_count() or 1) // config.gpus_per_node)
-    return {"OMP_NUM_THREADS": str(threads)} | found | {rank_logs.VARIABLE: str(log_dir.absolute())}
+    threads = max(1, (os.cpu_count() or 1) // gpus_per_node)
+    return {"OMP_NUM_THREADS": str(threads)} | found
+
+
+def pass_on(environment: dict, folder: Path) -> dict:
+    """Write the variables where the deepspeed launcher reads those of other nodes; return the one that names the file."""
+    path = folder.absolute() / "deepspeed_env"
+    named = {name: value for name, value in environment.items() if name != "PYTHONPATH"}  # which it passes on itself
+    files.write_text(path, "".join(f"{name}={value}\n" for name, value in named.items()))
+    return {"DS_ENV_FILE": str(path)}
+
+
+def run(commands: dict[int, list[str]], log_dir: Path, environment: dict, folder: Path) -> int:
+    """Start the launchers of this machine, show what the first rank prints, and wait; when one fails, end the others.
+
+    commands: by the node's rank; folder: of the run. Ctrl-C asks rank 0 to stop, which tells all others, so that they save a
+    checkpoint at the same step; where it isn't here or hasn't begun, and at the second Ctrl-C, the launchers end their
+    processes. Returns 0, 130 for a run that was stopped, or an exit code that says how it failed.
+    """
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # with what DeepSpeed compiles
+    environment, started, asked = os.environ | environment | {"PATH": tools}, [], []
+    places = [log_dir.absolute() / f"ranks-{node}" for node in commands]
+    for place in places if 0 not in commands else log_dir.glob("ranks-*"):
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier start
+    for place, command in zip(places, commands.values(), strict=True):
+        place.mkdir(parents=True)
+        with (place / "launcher.log").open("wb") as output:
+            # a session of its own, so that Ctrl-C comes here alone, and a whole launcher can be ended at once
+            started.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                            start_new_session=True))  # fmt: skip
+
+    def end_all() -> None:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def stop(number, frame) -> None:
+        asked.append(number)
+        first = files.read_json(folder / run_log.PROGRESS).get("process", {})
+        if len(asked) == 1 and first.get("host") == platform.node() and run_process.is_alive(first):
+            os.kill(first["pid"], signal.SIGTERM)
+        else:
+            end_all()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    shown, ended = {}, False
+    try:
+        while any(process.poll() is None or run_process.has_members(process.pid) for process in started):
+            show_more(log_dir, min(commands), shown)
+            if not ended and any(process.poll() for process in started):
+                end_all()
+                ended = True
+            time.sleep(0.2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    show_more(log_dir, min(commands), shown)
+    if not any(process.returncode for process in started):
+        print(f"all processes have ended well; their logs: {log_dir}")
+        return 0
+    return report_failure(log_dir, bool(asked))
+
+
+def show_more(log_dir: Path, node: int, shown: dict[Path, int]) -> None:
+    """Copy to the screen what the logs of a node's first rank have grown by. shown: bytes by log, which is updated."""
+    logs = run_process.list_rank_logs(log_dir, f"ranks-{node}")
+    for log in logs[min(logs)] if logs else ():
+        with log.open("rb") as file:
+            file.seek(shown.get(log, 0))
+            text = file.read()
+        shown[log] = shown.get(log, 0) + len(text)
+        sys.stdout.write(text.decode("utf-8", "replace"))
+        sys.stdout.flush()
+
+
+def report_failure(log_dir: Path, asked: bool) -> int:
+    """Say why a run ended, and return its exit code. asked: whether it was told to stop."""
+    failed = run_process.find_failed(log_dir)
+    if asked and not failed.words:
+        print(f"sftlab: stopped; go on with --resume. Logs: {log_dir}", file=sys.stderr)
+        return 130
+    lines = [line for line in run_process.read_end(failed.log).splitlines() if line.strip()][-LAST_LINES:]
+    last = f"Its last lines ({failed.log}):" if lines else f"It wrote no error ({failed.log})."
+    print(
+        "\n".join([f"\nsftlab: {failed}; the others were ended. {last}", *(f"  {line}" for line in lines)]),
+        file=sys.stderr,
+    )
+    return failed.code
 
 
 def write_batch_file(config: LaunchConfig, train_flags: list[str], log_dir: Path, environment: dict) -> int:
-    command = build_command(config, ["sftlab.train", *train_flags], slurm.NODE, slurm.FIRST)
+    logs = log_dir.absolute() / f"ranks-{slurm.NODE}"
+    command = build_command(config, ["sftlab.train", *train_flags], slurm.NODE, slurm.FIRST, logs)
     text = slurm.write_script(command, config, log_dir.absolute(), environment)
     if config.dry_run:
         print(text, end="")
@@ -198,7 +303,6 @@ def write_batch_file(config: LaunchConfig, train_flags: list[str], log_dir: Path
     path = Path(config.batch_file)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(f"batch_file: {path} exists and says other things; it stays. Name another --batch-file.")
-    log_dir.mkdir(parents=True, exist_ok=True)  # Slurm makes none, and its own log goes there
     files.write_text(path, text)
-    print(f"wrote {path}; start it with `sbatch {path}`, and follow {log_dir}/rank-0.log")
+    print(f"wrote {path}; start it with `sbatch {path}`; the logs of each rank: {log_dir}")
     return 0

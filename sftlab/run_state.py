@@ -6,7 +6,6 @@ Whatever trains into a run folder is found: what `runs.start` began, `sftlab tra
 """
 
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from sftlab.config import TrainConfig
 
 ACTIVE = ("starting", "running")
 DEPTH = 5  # folders deep that runs are looked for
-SILENT = 120  # seconds after which it is told that nothing was heard of a run on another machine
 KILLED = "ended without a word: killed from outside, most often for want of memory, or the machine went down"
 
 
@@ -69,9 +67,7 @@ def read(folder: str | Path) -> Run:
     attempt = read_attempt(folder, progress)
     waiting = "process" in attempt and progress.get("started", 0) < attempt["started"]  # its training hasn't begun
     left = waiting and attempt["result_before"] == stamp(folder)  # the result, of an earlier run, is as it was
-    process, silence, note = find_process(attempt, progress), "", ""
-    if process and run_process.is_elsewhere(process):
-        process, silence = listen(folder, process, attempt, progress)
+    process, note = find_process(attempt, progress), ""
     alive = process is not None
     if process and process != attempt.get("process"):
         attempt.pop("asked", None)  # who was asked to stop isn't who is at work
@@ -93,7 +89,7 @@ def read(folder: str | Path) -> Run:
         if status == "interrupted" and not said:
             said = f"a checkpoint is saved ({result.get('signal')})"
     elif alive:
-        status, said = "running" if "step" in progress else "starting", silence
+        status, said = "running" if "step" in progress else "starting", ""
     else:
         status, said = tell_end(folder, {} if note else attempt, progress)
     said = "; ".join(filter(None, (said, note)))
@@ -123,16 +119,6 @@ def read_attempt(folder: Path, progress: dict) -> dict:
         return attempt
     log = logs / run_process.LOG
     return {"cwd": attempt["cwd"], "offset": log.stat().st_size if log.is_file() else 0}
-
-
-def listen(folder: Path, process: dict, attempt: dict, progress: dict) -> tuple[dict | None, str]:
-    """(process, what is told) of a run on another machine: None where its log says that it has ended."""
-    heard = max(progress.get("time", progress.get("started", 0)), attempt.get("started", 0))
-    if time.time() - heard < SILENT:
-        return process, ""
-    if "process" in attempt and explain_attempt(folder, attempt):
-        return None, ""
-    return process, f"not heard of since {time.strftime('%m-%d %H:%M', time.localtime(heard))}, on {process['host']}"
 
 
 def explain_attempt(folder: Path, attempt: dict) -> str:

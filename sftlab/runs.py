@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from sftlab import checkpoints, files, form_commands, run_folder, run_log, run_process
+from sftlab import checkpoints, files, form_commands, run_folder, run_process
 from sftlab.config import LaunchConfig, TrainConfig
 from sftlab.options import UserError
 from sftlab.run_state import ACTIVE, Run, find, find_place, find_process, read, stamp
@@ -42,15 +42,9 @@ def start(config: TrainConfig, launch: LaunchConfig | None = None) -> Run:
 
 
 def check_idle(run: Run, words: str) -> None:
-    """Raises UserError, with these words, for a run that is at work; one of another machine is until its files say otherwise."""
-    if run.status not in ACTIVE:
-        return
-    process = find_process(run.attempt, run.progress)
-    if process and run_process.is_elsewhere(process):
-        notes = (run.folder / run_log.PROGRESS, run_process.find_logs(run.folder) / run_process.ABOUT)
-        told = " and ".join(str(path) for path in notes if path.is_file())
-        raise UserError(f"{run.folder.name}: the run is at work on {process['host']}. Stop it there; if that machine is gone, delete {told}.")  # fmt: skip
-    raise UserError(words)
+    """Raises UserError, with these words, for a run that is at work."""
+    if run.status in ACTIVE:
+        raise UserError(words)
 
 
 def spawn(config: TrainConfig, launch: LaunchConfig | None, folder: Path, cwd: str) -> Run:

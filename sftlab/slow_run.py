@@ -1,147 +1,115 @@
-"""Where the time of a complete run went: data, padding, precision, checkpointing, threads, small steps, held-out loss, GPU.
+"""Where the time of a complete run went: checks, each a measurement and a threshold.
 
-Each is measured, by the run itself or now on this machine; what can't be known is left out. The lines are found in the table
-of known errors, which has what to do.
+What a check finds is a line that the table of known errors has a row for (`slow-NAME`), with the advice.
 
     python -c "from sftlab import runs, slow_run; print(*slow_run.find_slow(runs.read('runs/first')), sep='\\n')"
 """
 
 import contextlib
-import random
-import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from sftlab import files, hardware, machine, run_process
+from sftlab import files, machine, run_process
 from sftlab.batches import LikeLengths
 from sftlab.config import MemoryConfig, TrainConfig
 from sftlab.options import UserError
 
-MUCH = 0.15  # a share of the time, or of the tokens, from which it is worth telling
-FASTER = 1.5  # times as fast as during the run that matrix products must be now
-SMALL = 0.12  # share of the matrix rate below which steps are too small for the machine
+
+@dataclass(frozen=True)
+class Check:
+    """measure: a run and its result.json -> a number, or None where it can't be known; worth telling beyond the threshold."""
+
+    name: str
+    measure: Callable
+    threshold: float
+    sentence: str
+    below: bool = False
 
 
 def find_slow(run) -> list[str]:
     """A line for each thing that took time; empty where none did. run: a complete `runs.Run`."""
-    result = files.read_json(run.folder / "result.json")
-    config, choices = run.config, result.get("choices", {})
-    seconds = result.get("time", {}).get("seconds") or result.get("metrics", {}).get("seconds")
-    if config is None or not seconds:
+    result, found = files.read_json(run.folder / "result.json"), []
+    if run.config is None:
         return []
-    lengths, loading = read_lengths(config), None
-    with contextlib.suppress(UserError):
-        loading = time_loading(config, run.step * config.batch_size * config.gradient_accumulation_steps)
-    found = [look_at_loading(loading, seconds), look_at_padding(lengths, config, choices),
-             look_at_precision(config, choices), look_at_checkpointing(config, result),
-             look_at_evaluation(run.history, seconds), *look_at_rate(result), *look_at_gpus(run.folder)]  # fmt: skip
-    return [line for line in found if line]
-
-
-def read_lengths(config: TrainConfig) -> list[int]:
-    """Tokens of each training row within max_length; empty where the data set isn't there."""
-    from datasets import load_from_disk
-
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        rows = load_from_disk(config.dataset_path)["train"].select_columns("input_ids").with_format("arrow")
-        return [min(len(ids), config.max_length) for ids in rows[:]["input_ids"]]
-    return []
-
-
-def time_loading(config: TrainConfig, rows: int) -> float | None:
-    """Seconds that reading so many rows takes now, by a sample of 200 in random order; None without the data set."""
-    from datasets import load_from_disk
-
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        split = load_from_disk(config.dataset_path)["train"].select_columns(["input_ids", "labels"])
-        places = random.Random(0).choices(range(len(split)), k=200)
-        started = time.perf_counter()
-        for at in range(0, len(places), config.batch_size):
-            split[places[at : at + config.batch_size]]
-        return (time.perf_counter() - started) * rows / len(places) / max(1, config.dataloader_num_workers)
-    return None
-
-
-def look_at_loading(loading: float | None, seconds: float) -> str | None:
-    if loading is not None and loading > MUCH * seconds:
-        return f"slow: loading: reading the rows takes {loading:.1f} s on this disk, of {seconds:.0f} s"
-
-
-def share_padding(lengths: list[int], config: TrainConfig) -> float:
-    """The share of padding in padded batches of like length, in the order of the first epoch."""
-    order = list(LikeLengths(lengths, config.batch_size, config.seed))
-    size = config.batch_size
-    longest = [max(lengths[row] for row in order[at : at + size]) for at in range(0, len(order), size)]
-    held = sum(most * len(order[at : at + size]) for most, at in zip(longest, range(0, len(order), size), strict=True))
-    return 1 - sum(lengths) / held
-
-
-def look_at_padding(lengths: list[int], config: TrainConfig, choices: dict) -> str | None:
-    if lengths and "padded" in choices.get("batches", "") and (share := share_padding(lengths, config)) > MUCH:
-        return f"slow: padding: {share:.0%} of the tokens in its batches were padding"
-
-
-def look_at_precision(config: TrainConfig, choices: dict) -> str | None:
-    if config.bf16 is False and choices.get("precision", "").startswith("float32"):
-        from sftlab import models
-
-        faster, why = models.choose_precision(replace(config, bf16=None))
-        if faster:
-            return f"slow: precision: float32 was asked for (--no-bf16), and {why}"
-
-
-def look_at_checkpointing(config: TrainConfig, result: dict) -> str | None:
-    """Without recomputation a run takes what the estimate says; it must fit twice to be called needless."""
-    if not config.gradient_checkpointing:
-        return None
-    from sftlab import dry_run, memory
-
-    gpu = result.get("time", {}).get("device") == "cuda"
-    bf16 = result.get("choices", {}).get("precision", "").startswith("bfloat16")
-    tokens = result.get("memory", {}).get("tokens", config.batch_size * config.max_length)
-    with contextlib.suppress(UserError, dry_run.CantCount):
-        plain = replace(config, gradient_checkpointing=False, bf16=bf16)
-        needs = memory.estimate(
-            plain, MemoryConfig(device="gpu" if gpu else "cpu"), -(-tokens // config.batch_size)
-        ).total
-        if 2 * needs < (limit := machine.find_limit(gpu)):
-            return f"slow: checkpointing: without it the run needs {needs / 1e9:.1f} GB, and this machine has {limit / 1e9:.1f}"
-    return None
-
-
-def look_at_evaluation(history: list[dict], seconds: float) -> str | None:
-    spent = sum(entry.get("eval_runtime", 0) for entry in history)
-    if spent > MUCH * seconds:
-        count = sum("eval_runtime" in entry for entry in history)
-        return f"slow: evaluation: {spent:.1f} s of {seconds:.0f} s, in {count} evaluations"
-
-
-def look_at_rate(result: dict) -> list[str]:
-    """Matrix products then and now, and the share of their rate that the run reached."""
-    about = result.get("time", {})
-    if about.get("device") != "cpu" or not about.get("matrix_rate"):
-        return []
-    import torch
-
-    from sftlab import flops
-
-    threads, found = torch.get_num_threads(), []
-    torch.set_num_threads(hardware.count_cores())
-    try:
-        bf16 = result["choices"]["precision"].startswith("bfloat16")
-        now = flops.measure_rate(torch.bfloat16 if bf16 else torch.float32, 768)
-    finally:
-        torch.set_num_threads(threads)
-    if now > FASTER * about["matrix_rate"]:
-        found.append(f"slow: threads: matrix products reached {about['matrix_rate'] / 1e9:.0f} GFLOP/s then, "
-                     f"{now / 1e9:.0f} now with {hardware.count_cores()} threads")  # fmt: skip
-    if about.get("share") is not None and about["share"] < SMALL:
-        found.append(f"slow: small steps: the run reached {about['share']:.0%} of the rate of matrix products")
+    for check in CHECKS:
+        value = check.measure(run, result)
+        if value is not None and (value < check.threshold if check.below else value > check.threshold):
+            found.append(f"slow: {check.name}: {check.sentence.format(value=value)}")
     return found
 
 
-def look_at_gpus(folder: Path) -> list[str]:
-    """GPU use by `sftlab metrics`, from the summary.json in the run's folder of logs."""
-    found = files.read_json(run_process.find_logs(folder) / "summary.json").get("gpus", [])
-    means = [(gpu["index"], gpu["use_percent"]["mean"]) for gpu in found if gpu.get("use_percent")]
-    return [f"slow: idle GPU: GPU {index} was at {mean:.0f} % on average" for index, mean in means if mean < 60]
+def measure_padding(run, result: dict) -> float | None:
+    """The share of padding in the first epoch's batches."""
+    from datasets import load_from_disk
+
+    if "padded" not in result.get("choices", {}).get("batches", ""):
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        rows = load_from_disk(run.config.dataset_path)["train"].select_columns("input_ids").with_format("arrow")
+        return share_padding([min(len(ids), run.config.max_length) for ids in rows[:]["input_ids"]], run.config)
+    return None
+
+
+def share_padding(lengths: list[int], config: TrainConfig) -> float:
+    """The share of padding in padded batches of like length, in the order of the first epoch. lengths: tokens of each row."""
+    order, size = list(LikeLengths(lengths, config.batch_size, config.seed)), config.batch_size
+    batches = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def measure_precision(run, result: dict) -> float | None:
+    """1 where float32 was asked for and bfloat16 is faster on this machine, else 0."""
+    from sftlab import models
+
+    if run.config.bf16 is not False or not result.get("choices", {}).get("precision", "").startswith("float32"):
+        return None
+    return float(models.choose_precision(replace(run.config, bf16=None))[0])
+
+
+def measure_checkpointing(run, result: dict) -> float | None:
+    """The share of this machine's memory that the run would need without gradient checkpointing, by the estimate."""
+    from sftlab import dry_run, memory
+
+    if not run.config.gradient_checkpointing:
+        return None
+    gpu = result.get("time", {}).get("device") == "cuda"
+    tokens = result.get("memory", {}).get("tokens", run.config.batch_size * run.config.max_length)
+    bf16 = result.get("choices", {}).get("precision", "").startswith("bfloat16")
+    plain = replace(run.config, gradient_checkpointing=False, bf16=bf16)
+    with contextlib.suppress(UserError, dry_run.CantCount):
+        plan = MemoryConfig(device="gpu" if gpu else "cpu")
+        return memory.estimate(plain, plan, -(-tokens // run.config.batch_size)).total / machine.find_limit(gpu)
+    return None
+
+
+def measure_evaluation(run, result: dict) -> float | None:
+    """The share of the time that went into the validation loss."""
+    seconds = result.get("time", {}).get("seconds") or result.get("metrics", {}).get("seconds")
+    return sum(entry.get("eval_runtime", 0) for entry in run.history) / seconds if seconds else None
+
+
+def measure_steps(run, result: dict) -> float | None:
+    """The share of the rate of matrix products that the run reached, on a CPU."""
+    return result["time"].get("share") if result.get("time", {}).get("device") == "cpu" else None
+
+
+def measure_gpus(run, result: dict) -> float | None:
+    """The lowest mean use of a GPU, from what `sftlab metrics` has left in the run's folder of logs."""
+    gpus = files.read_json(run_process.find_logs(run.folder) / "summary.json").get("gpus", [])
+    return min((gpu["use_percent"]["mean"] / 100 for gpu in gpus if gpu.get("use_percent")), default=None)
+
+
+CHECKS = (
+    Check("padding", measure_padding, 0.15, "{value:.0%} of the tokens in its batches were padding"),
+    Check("precision", measure_precision, 0.5, "float32 was asked for (--no-bf16), and bfloat16 is faster here"),
+    Check(
+        "checkpointing",
+        measure_checkpointing,
+        0.5,
+        "without it the run needs {value:.0%} of this machine's memory",
+        below=True,
+    ),
+    Check("evaluation", measure_evaluation, 0.15, "{value:.0%} of the time went into the validation loss"),
+    Check("small steps", measure_steps, 0.12, "the run reached {value:.0%} of the rate of matrix products", below=True),
+    Check("idle GPU", measure_gpus, 0.6, "a GPU was at {value:.0%} on average", below=True),
+)

@@ -18,12 +18,19 @@ def list_options(text: str | None) -> list[str]:
     return [f"--{part.strip().lstrip('-')}" for part in parts if part.strip()]
 
 
+def quote(part: str) -> str:
+    """A word for the shell; NODE or FIRST at its end is left for the node's shell to fill in."""
+    name = next((name for name in (NODE, FIRST) if part.endswith(name)), "")
+    word = part.removesuffix(name)
+    return (shlex.quote(word) if word or not name else "") + name
+
+
 def write_script(command: list[str], config, log_dir: Path, environment: dict) -> str:
     """The text of the batch file.
 
     command: of one node, with NODE and FIRST in it; config: the LaunchConfig; environment: variables that every node gets.
     """
-    inner = " ".join(part if part in (NODE, FIRST) else shlex.quote(part) for part in command)
+    inner = " ".join(map(quote, command))
     options = list_options(config.slurm_options)
     if not any(option.startswith(("--exclusive", "--cpus-per")) for option in options):
         options.append("--exclusive")  # or the processes of a node share one core
@@ -39,14 +46,11 @@ def write_script(command: list[str], config, log_dir: Path, environment: dict) -
         f"cd {shlex.quote(str(Path.cwd()))}",
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items() if name not in HERE),
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
-        f"rm -f {logs}/rank-*.json {logs}/rank-*.log",
+        f"rm -rf {logs}/ranks-*",
         "# the first node coordinates; every node can reach it by this name",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "# one task on each node starts that node's processes; when one fails, Slurm ends the others",
         f"threads='export OMP_NUM_THREADS=$(( $(nproc) / {config.gpus_per_node} > 0 ? $(nproc) / {config.gpus_per_node} : 1 ))'",
         f'srun --kill-on-bad-exit=1 bash -c "$threads; "{shlex.quote("exec " + inner)}',
-        "code=$?",
-        f'[ "$code" = 0 ] || {shlex.quote(sys.executable)} -m sftlab.rank_logs {logs}',
-        'exit "$code"',
     ]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from sftlab import distributed, files, flops, hardware, rank_logs
+from sftlab import distributed, files, flops, hardware
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 from sftlab.results import Point, Run
@@ -118,5 +118,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    with rank_logs.logging_rank():
-        sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -256,13 +256,13 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
 
 
 def main() -> None:
-    """`python -m sftlab.train`: what `sftlab train` does, as launchers start it."""
-    from sftlab import rank_logs
-    from sftlab.cli import main as cli
+    """`python -m sftlab.train`: what `sftlab train` does, as launchers start it; torchrun is told of an error by `record`."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from sftlab import cli
 
     arguments = [text for text in sys.argv[1:] if not text.startswith("--local_rank=")]  # the deepspeed launcher's
-    with rank_logs.logging_rank():
-        sys.exit(cli(["train", *arguments]))
+    sys.exit(cli.main(["train", *arguments], record(cli.run_command)))
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def test_a_share_of_steps_is_refused_where_their_number_is_not_known():
     assert benchmark_plan.list_points(replace(timed, seconds=None), TrainConfig(warmup_steps=0.1))
 
 
-def test_hosts_are_started_by_torchrun_whatever_the_head_node_has(tmp_path):
+def test_hosts_are_started_by_the_deepspeed_launcher_whatever_the_head_node_has(tmp_path, monkeypatch):
     """One process on a host of eight GPUs must see that it is one of a group, or it would take all eight."""
     hosts = tmp_path / "hostfile"
     hosts.write_text("far slots=8\nother slots=8\n")
@@ -237,11 +237,13 @@ def test_hosts_are_started_by_torchrun_whatever_the_head_node_has(tmp_path):
     def build(**options):
         bench = BenchmarkConfig(nodes=["1"], sizes=["40"], **options)
         grid = benchmark_point.Grid(bench, TrainConfig(model_name=TINY), {}, 0)
-        return benchmark_point.build_commands(grid, point, tmp_path / "plan", tmp_path / "out", {"A": "1"})
+        return benchmark_point.build_command(grid, point, tmp_path / "plan", tmp_path / "out")
 
-    [command] = build(hostfile=str(hosts))
-    assert command[0] == "ssh" and "torchrun --nproc-per-node 1" in command[-1] and "DS_ACCELERATOR" not in command[-1]
-    assert build()[0][:2] == [sys.executable, "-m"]
+    monkeypatch.setattr(benchmark_point.launch, "check_remote", lambda: None)
+    command = build(hostfile=str(hosts))
+    assert command[0].endswith("deepspeed") and "--force_multi" in command and str(hosts) in command
+    assert command[command.index("--num_nodes") + 1] == command[command.index("--num_gpus") + 1] == "1"
+    assert build()[:2] == [sys.executable, "-m"]
 
 
 def test_a_run_is_counted_up_from_its_ranks_by_hand(monkeypatch):
@@ -327,7 +329,7 @@ def test_a_grid_that_is_ended_takes_its_processes_along_and_a_worker_that_dies_i
         start(tmp_path, rows, "--nodes", "2", "--seconds", "600", "--repeats", "1"), stdout=subprocess.PIPE, text=True
     )
     family, limit = [], time.monotonic() + 120
-    while len(list(tmp_path.glob(".work/*/rank-*.json"))) < 2 and time.monotonic() < limit:
+    while len(list(tmp_path.glob(".work/*/ranks-0/*/attempt_0/*/stderr.log"))) < 2 and time.monotonic() < limit:
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 3

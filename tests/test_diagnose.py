@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sftlab import diagnose, evidence, known_errors, models, runs, slow_run, train
+from sftlab import diagnose, evidence, files, known_errors, models, runs, slow_run, train
 from sftlab.cli import main
 from sftlab.config import TrainConfig
 
@@ -265,18 +265,18 @@ def test_a_healthy_run_a_flat_one_and_a_slow_one(dataset, tmp_path, capsys):
     assert found.healthy and {"slow-checkpointing", "slow-evaluation"} <= {one.name for one in found.findings}
 
 
-def test_slowness_is_told_from_numbers():
-    padded = {"batches": "of like length, padded"}
-    assert "45%" in slow_run.look_at_padding([10, 1, 10, 1], TrainConfig(batch_size=4), padded)
-    assert slow_run.look_at_padding([10, 1, 10, 1], TrainConfig(batch_size=2), padded) is None  # like with like
-    assert (
-        slow_run.look_at_padding([10, 1], TrainConfig(batch_size=4), {"batches": "in one row each, without padding"})
-        is None
-    )
-    assert slow_run.look_at_loading(0.5, 10) is None and "2.0 s" in slow_run.look_at_loading(2.0, 10)
-    about = {"time": {"device": "cpu", "matrix_rate": 1.0, "share": 0.02}, "choices": {"precision": "float32"}}
-    threads, small = slow_run.look_at_rate(about)
-    assert threads.startswith("slow: threads") and small.startswith("slow: small steps: the run reached 2%")
+def test_slowness_is_told_from_numbers(tmp_path):
+    assert slow_run.share_padding([10, 1, 10, 1], TrainConfig(batch_size=4)) == pytest.approx(0.45)
+    assert slow_run.share_padding([10, 1, 10, 1], TrainConfig(batch_size=2)) == 0  # like with like
+    run = runs.Run(tmp_path / "run", "completed", config=TrainConfig(), history=[{"eval_runtime": 3}, {"loss": 1}])
+    files.write_json(run.folder / "result.json", {"time": {"device": "cpu", "share": 0.02, "seconds": 10}})
+    gpus = [{"index": 0, "use_percent": {"mean": 95}}, {"index": 1, "use_percent": {"mean": 31}}]
+    files.write_json(tmp_path / "run-logs" / "summary.json", {"gpus": gpus})
+    assert slow_run.find_slow(run) == [
+        "slow: evaluation: 30% of the time went into the validation loss",
+        "slow: small steps: the run reached 2% of the rate of matrix products",
+        "slow: idle GPU: a GPU was at 31% on average",
+    ]
 
 
 def test_curves_are_judged():
@@ -363,17 +363,14 @@ def test_a_dead_kernel_and_a_failed_cell(tmp_path, monkeypatch):
 
 
 def test_the_rank_that_failed_first_comes_first(tmp_path):
-    logs = tmp_path / "two-logs"
-    logs.mkdir()
-    for rank, (code, words) in enumerate(
-        [(1, "RuntimeError: Connection closed by peer [127.0.0.1]:1"), (1, "KeyError: 'text'")]
-    ):
-        about = {"rank": rank, "host": "a", "pid": 1, "started": 1.0, "exit": code, "ended": 9.0 - rank}
-        (logs / f"rank-{rank}.json").write_text(json.dumps(about), encoding="utf-8")
-        (logs / f"rank-{rank}.log").write_text(f"begins\n{words}\n", encoding="utf-8")
+    logs = tmp_path / "two-logs" / "ranks-0"
+    logs.mkdir(parents=True)
+    for rank, words in enumerate(["RuntimeError: Connection closed by peer [127.0.0.1]:1", "KeyError: 'text'"]):
+        traced = f"Traceback (most recent call last):\n  File x\n{words}\n"
+        (logs / f"20260101_rank{rank}.log").write_text(traced, encoding="utf-8")
     [found] = diagnose.diagnose(tmp_path / "two")
-    assert found.findings[0].name == "missing-column" and found.findings[0].file.endswith("rank-1.log")
-    assert found.findings[0].line == 2 and [one.name for one in found.findings] == ["missing-column"]
+    assert found.findings[0].name == "missing-column" and found.findings[0].file.endswith("rank1.log")
+    assert found.findings[0].line == 3 and [one.name for one in found.findings] == ["missing-column"]
 
 
 def test_several_errors_are_ranked_and_the_last_failure_counts():

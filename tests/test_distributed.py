@@ -7,33 +7,37 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from sftlab import checkpoints, distributed, files, rank_logs
+from sftlab import checkpoints, distributed, files
 
 STEPS = 8
 OPTIONS = ("--lora-dropout", "0", "--learning-rate", "2e-3", "--max-steps", STEPS, "--logging-steps", "1", "--no-bf16",
            "--eval-samples", "8", "--max-length", "128", "--no-keep-memory", "--save-steps", "2")  # fmt: skip
-# ssh that goes no further than this machine: it checks that it would not ask for a password, and runs the command here.
-SSH = """#!/bin/sh
-case "$*" in "-o BatchMode=yes "*) ;; *) exit 9 ;; esac
-while [ "${1#-}" != "$1" ]; do [ "$1" = "-o" ] && shift; shift; done
-host=$1; shift
-[ "$host" = node-3 ] && { echo "ssh: connect to host node-3 port 22: No route to host" >&2; exit 255; }
-echo "$host" >> "$SSH_LOG"
-exec sh -c "$*"
+# Stand-ins for ssh and pdsh, by which the deepspeed launcher reaches other nodes; they go no further than this machine.
+PDSH = """#!/bin/sh
+shift 4; hosts=$(echo "$1" | tr , ' '); shift; node=0
+for host in $hosts; do
+  echo "$host" >> "$SSH_LOG"
+  sh -c "$(echo "$*" | sed "s/%n/$node/")" &
+  node=$((node + 1)); all="$all $!"
+done
+for one in $all; do wait "$one" || exit 1; done
 """
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> dict:
-    """Environment and hostfile of a cluster of two nodes that are both this machine, reached by a stand-in for ssh."""
+    """Environment and hostfiles of a cluster of two nodes that are both this machine, under names of its own and foreign ones."""
     root = tmp_path_factory.mktemp("cluster")
-    (root / "ssh").write_text(SSH)
-    (root / "ssh").chmod(0o755)
-    (root / "hosts").write_text("# two of them\nnode-1 slots=1\nnode-2 slots=1\n")
-    return {"hostfile": str(root / "hosts"), "log": root / "log",
+    for name, script in (("ssh", "#!/bin/sh\n"), ("pdsh", PDSH)):
+        (root / name).write_text(script)
+        (root / name).chmod(0o755)
+    (root / "here").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    (root / "far").write_text("# two of them\nnode-1 slots=1\nnode-2 slots=1\n")
+    return {"root": root, "log": root / "log",
             "environment": {"PATH": f"{root}{os.pathsep}{os.environ['PATH']}", "SSH_LOG": str(root / "log")}}  # fmt: skip
 
 
@@ -91,21 +95,19 @@ def answer(folder: Path) -> torch.Tensor:
 def test_two_processes_learn_as_one_does(train, cluster, stage, tmp_path):
     """Same rows in a step, so the same losses; and what is saved is whole, and is the same model.
 
-    Two of them as two nodes, each with a launcher of its own: torchrun and deepspeed.
+    Two of them as two nodes: each with a torchrun of its own, and started by deepspeed over a stand-in for ssh.
     """
     alone = train("--use-lora", processes=1)
-    nodes = (
-        ("--nodes", 2, "--gpus-per-node", 1, "--master-addr", "127.0.0.1", "--hostfile", cluster["hostfile"])
-        if stage in ("none", "zero1")
-        else ()
-    )
-    nodes += ("--launcher", "deepspeed") if stage == "zero1" else ()
+    nodes = ("--nodes", 2, "--gpus-per-node", 1, "--master-addr", "127.0.0.1", "--hostfile")
+    by_stage = {"none": (cluster["root"] / "here",), "zero1": (cluster["root"] / "far", "--launcher", "deepspeed")}
+    nodes = (*nodes, *by_stage[stage]) if stage in by_stage else ()
     zero = ["--deepspeed", stage] if stage != "none" else []
     fresh = {"TORCH_EXTENSIONS_DIR": str(tmp_path)} if stage == "zero2" else {}  # nothing compiled yet
     shared = train("--use-lora", *zero, launch=nodes, environment=cluster["environment"] | fresh)
     if fresh:
-        assert "DeepSpeed compiles" in (shared.parent / f"{shared.name}-logs" / "rank-0.log").read_text()
-    if nodes:
+        [log] = shared.with_name(f"{shared.name}-logs").glob("ranks-0/*/attempt_0/0/stdout.log")
+        assert "DeepSpeed compiles" in log.read_text()
+    if stage == "zero1":
         assert {"node-1", "node-2"} <= set(cluster["log"].read_text().split())
     assert read_losses(shared) == pytest.approx(read_losses(alone), abs=2e-5)
     assert len(read_losses(alone)) == STEPS and read_losses(alone)[-1] < read_losses(alone)[0]
@@ -125,16 +127,25 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+def find_ranks(process: subprocess.Popen) -> dict[int, psutil.Process]:
+    """The processes that a launch has started, by rank."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return {
+        int(one.environ()["RANK"]): one for one in family if "sftlab.train" in one.cmdline() and "RANK" in one.environ()
+    }
+
+
 def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(train, dataset, tmp_path):
     options, folder = ("--use-lora", "--deepspeed", "zero3"), tmp_path / "run"
     launch = ("--gpus-per-node", 2, "--launcher", "deepspeed")
     process = start(folder, dataset, *options, launch=launch)
     wait_for(folder / "checkpoint-4" / checkpoints.LAST_FILE, process)
-    os.kill(files.read_json(tmp_path / "run-logs" / "rank-1.json")["pid"], signal.SIGKILL)
+    ranks = find_ranks(process)
+    ranks[1].kill()
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == rank_logs.KILLED
-    assert "rank 1 on " in errors and "was killed from outside" in errors
-    assert not any(rank_logs.is_alive(rank["pid"]) for rank in rank_logs.read_ranks(tmp_path / "run-logs"))
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "rank 1 was killed from outside" in errors and "rank1.log" in errors
+    assert not any(rank.is_running() for rank in ranks.values())
     assert files.read_json(folder / "result.json").get("status") != "completed"
     for _ in range(2):  # the second time as if it had been killed between its last checkpoint and the saving
         process = start(folder, dataset, *options, "--resume", launch=launch)
@@ -152,12 +163,13 @@ def test_a_stopped_run_saves_a_checkpoint_in_all_processes(dataset, tmp_path, la
     options = ("--use-lora", "--max-steps", "500", *(("--deepspeed", "zero2") if launcher == "deepspeed" else ()))
     process = start(tmp_path / "run", dataset, *options, launch=("--gpus-per-node", 2, "--launcher", launcher))
     wait_for(tmp_path / "run" / "checkpoint-2" / checkpoints.LAST_FILE, process)
+    ranks = find_ranks(process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "go on with --resume" in errors
     result = files.read_json(tmp_path / "run" / "result.json")
     assert result["status"] == "interrupted"
-    assert not any(rank_logs.is_alive(rank["pid"]) for rank in rank_logs.read_ranks(tmp_path / "run-logs"))
+    assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks.values())
     assert checkpoints.find_last(tmp_path / "run").name == f"checkpoint-{result['metrics']['steps']}"
 
 

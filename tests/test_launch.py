@@ -1,4 +1,4 @@
-"""Starting on several devices: hostfiles, checks, the commands, the batch file, and who failed first."""
+"""Starting on several devices: hostfiles, checks, the commands, the batch file, and which rank failed first."""
 
 import os
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftlab import distributed, files, hostfile, launch, node_check, rank_logs
+from sftlab import distributed, files, hostfile, launch, run_process
 from sftlab.config import LaunchConfig, TrainConfig
 from sftlab.options import UserError
 
@@ -84,10 +84,14 @@ def test_the_commands_by_launcher(capsys, dataset, tmp_path):
 
 def test_deepspeed_gets_as_many_of_the_visible_gpus_as_are_asked_for(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
-    command = launch.build_command(LaunchConfig(gpus_per_node=2, launcher="deepspeed"), ["a.module"], 0, "127.0.0.1")
+    command = launch.build_command(
+        LaunchConfig(gpus_per_node=2, launcher="deepspeed"), ["a.module"], 0, "127.0.0.1", Path("logs")
+    )
     assert command[1:3] == ["--include", "localhost:2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    command = launch.build_command(LaunchConfig(gpus_per_node=2, launcher="deepspeed"), ["a.module"], 0, "127.0.0.1")
+    command = launch.build_command(
+        LaunchConfig(gpus_per_node=2, launcher="deepspeed"), ["a.module"], 0, "127.0.0.1", Path("logs")
+    )
     assert command[1:3] == ["--num_gpus", "2"]
 
 
@@ -99,7 +103,6 @@ def test_deepspeed_gets_as_many_of_the_visible_gpus_as_are_asked_for(monkeypatch
         ({"nodes": 2, "node_rank": 2}, "count from 0 to 1"),
         ({"slurm": True, "hostfile": "hosts"}, "Slurm gives the nodes"),
         ({"slurm": True, "launcher": "deepspeed"}, "starts torchrun"),
-        ({"check_nodes": True}, "from a --hostfile"),
     ],
 )
 def test_what_can_not_start_is_refused(capsys, dataset, tmp_path, options, message):
@@ -149,56 +152,59 @@ def test_the_slurm_file_trains(dataset, tmp_path, sftlab_command):
     done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     assert files.read_json(run / "result.json")["status"] == "completed"
-    assert "saved" in (tmp_path / "a run-logs" / "rank-0.log").read_text()
+    [log] = (tmp_path / "a run-logs").glob("ranks-0/*/attempt_0/0/stdout.log")
+    assert "saved" in log.read_text() and "saved" in done.stdout
     script.write_text("mine")
     code, _, errors = sftlab_command(*[str(part).replace("a run", "b run") for part in arguments])
     assert code == 2 and "it stays" in errors and script.read_text() == "mine"
 
 
-def note(folder: Path, rank: int, log: str, **facts) -> None:
-    files.write_json(folder / f"rank-{rank}.json", {"rank": rank, "host": "elsewhere", "pid": 1, "started": 0} | facts)
-    (folder / f"rank-{rank}.log").write_text(log)
+def test_other_nodes_are_reached_by_the_deepspeed_launcher_or_by_hand(capsys, dataset, tmp_path, monkeypatch):
+    (tmp_path / "hosts").write_text("far slots=2\nother slots=2\n")
+    train = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"))
+    options = {"nodes": 2, "gpus_per_node": 2, "hostfile": str(tmp_path / "hosts"), "master_addr": "127.0.0.1"}
+    said = dry_run(capsys, train, [], launcher="deepspeed", **options).splitlines()
+    assert "--num_nodes 2" in said[-1] and "--no_ssh" not in said[-1] and said[-2].startswith("export OMP_NUM_THREADS")
+    said = dry_run(capsys, train, [], **options)
+    assert said.count("torchrun") == 2 and "# on other\n" in said and "--node-rank 1" in said
+    monkeypatch.setenv("PATH", "")
+    for launcher, message in (
+        ("torchrun", "this machine is not among far, other"),
+        ("deepspeed", "pdsh is not installed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            launch.launch(LaunchConfig(launcher=launcher, **options), [], train)
 
 
-def test_who_failed_first(tmp_path):
-    """Not who only lost its partner, not who was asked to stop; one that left no word was killed."""
-    assert rank_logs.find_failed(tmp_path) is None
-    note(tmp_path, 0, "sftlab: another process of this run is gone", exit=2, ended=10)
-    note(tmp_path, 1, "step 3\rstep 4\n", exit=143, ended=11)
-    assert rank_logs.find_failed(tmp_path) is None
-    note(tmp_path, 2, "working\n")
-    assert rank_logs.find_failed(tmp_path).rank == 2
-    note(tmp_path, 3, "sftlab: the loss is nan", exit=2, ended=12)
-    assert rank_logs.find_failed(tmp_path).rank == 3
-    assert "exit code 2" in str(rank_logs.find_failed(tmp_path))
-    assert rank_logs.find_failed(tmp_path, killed={2: 13.0}).rank == 3  # ended by the launcher, because of it
-    assert rank_logs.find_failed(tmp_path, killed={2: 11.5}).code == rank_logs.KILLED
-    assert rank_logs.find_failed(tmp_path, ranks=[0, 1]) is None
-    rank_logs.forget(tmp_path, [3])
-    assert [about["rank"] for about in rank_logs.read_ranks(tmp_path)] == [0, 1, 2]
-    assert rank_logs.read_last(tmp_path, 1) == ["step 4"]
+def put_log(logs: Path, text: str, rank: int | None = None, launcher: str = "torchrun") -> None:
+    """A log as a launcher keeps it, of a rank or its own."""
+    place = logs / "ranks-0"
+    path = place / f"run/attempt_0/{rank}/stderr.log" if launcher == "torchrun" else place / f"20260101_rank{rank}.log"
+    path = place / "launcher.log" if rank is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
-def test_nodes_that_differ_are_named(monkeypatch, dataset):
-    here = node_check.describe_node(str(dataset)) | {"gpus": 8}
-    other = here | {"versions": here["versions"] | {"torch": "1.0"}, "gpus": 1, "dataset": False}
-    monkeypatch.setattr(node_check, "ask_node", lambda host, path, environment: other if host == "node-2" else here)
-    told = node_check.compare_nodes(["node-1", "node-2"], 8, str(dataset), {})
-    assert [line.split(":")[0] for line in told] == ["node-2"] * 3
-    assert "torch 1.0" in told[0] and "1 GPUs" in told[1] and "no folder" in told[2]
-
-
-def test_a_node_is_asked_by_a_process_there(dataset):
-    assert node_check.ask_node("localhost", str(dataset), {}) == node_check.describe_node(str(dataset))
-
-
-def test_a_node_that_can_not_be_reached_is_named(monkeypatch, tmp_path):
-    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'ssh: connect to host far: No route to host' >&2\nexit 255\n")
-    (tmp_path / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(UserError, match="far: ssh can't log in.*No route to host"):
-        node_check.reach("far")
-    node_check.reach("localhost")
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_which_rank_failed_first(tmp_path, launcher):
+    """Not one that only lost its partner; one that left no word was killed where the launcher says so."""
+    assert run_process.find_failed(tmp_path).rank is None
+    put_log(tmp_path, "step 3\nsftlab: another process of this run is gone (Connection closed by peer)", 0, launcher)
+    put_log(tmp_path, "step 3\rstep 4\n", 1, launcher)
+    failed = run_process.find_failed(tmp_path)
+    assert (failed.rank, failed.code, str(failed)) == (None, 1, "a launcher failed")
+    ended = (
+        "  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)"
+        if launcher == "torchrun"
+        else "[x] exits with return code = -9"
+    )
+    put_log(tmp_path, ended)
+    failed = run_process.find_failed(tmp_path)
+    assert (failed.rank, failed.code) == (1, 137) and str(failed).startswith("rank 1 was killed from outside")
+    assert run_process.read_end(failed.log) == "step 4"
+    put_log(tmp_path, "sftlab: rank 2: the loss is nan", 2, launcher)
+    failed = run_process.find_failed(tmp_path)
+    assert (failed.rank, failed.code, str(failed)) == (2, 2, "rank 2 failed") and "the loss is nan" in failed.words
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):
