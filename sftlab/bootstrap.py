@@ -30,13 +30,25 @@ def compare_rows(before, after, sizes=None, level: float = LEVEL, resamples: int
     sizes = numpy.ones(len(before)) if sizes is None else numpy.asarray(sizes, dtype=numpy.float64)
     if not len(before) == len(after) == len(sizes) or not sizes.sum() > 0:
         raise ValueError(f"{len(before)} and {len(after)} rows with {len(sizes)} sizes can't be paired")
-    change, count, weighted = after - before, len(before), not (sizes == 1).all()
-    rng, chunk, drawn = numpy.random.default_rng(seed), max(1, NUMBERS // len(before)), []
-    for start in range(0, resamples, chunk):
-        picks = rng.integers(count, size=(min(chunk, resamples - start), count))
-        drawn.append(change[picks].sum(1) / (numpy.maximum(sizes[picks].sum(1), 1e-9) if weighted else count))
-    low, high = numpy.quantile(numpy.concatenate(drawn), ((1 - level) / 2, (1 + level) / 2))
-    return float(change.sum() / sizes.sum()), float(low), float(high)
+    change, value = after - before, float((after - before).sum() / sizes.sum())
+    if len(change) == 1:
+        return value, value, value
+    from scipy import stats
+
+    def resample(*drawn, axis=-1):
+        return drawn[0].sum(axis) / (numpy.maximum(drawn[1].sum(axis), 1e-9) if drawn[1:] else len(change))
+
+    found = stats.bootstrap(
+        (change,) if (sizes == 1).all() else (change, sizes),
+        resample,
+        n_resamples=resamples,
+        batch=max(1, NUMBERS // len(change)),
+        paired=True,
+        confidence_level=level,
+        method="percentile",
+        rng=seed,
+    )
+    return value, *map(float, found.confidence_interval)
 
 
 def smallest_share(rows: int, uneven: float, level: float = LEVEL, power: float = POWER) -> float:

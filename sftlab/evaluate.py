@@ -7,9 +7,7 @@ import copy
 import json
 import os
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
-from statistics import NormalDist
 
 from sftlab import bootstrap, formats
 from sftlab.sources import SAMPLES
@@ -52,11 +50,10 @@ def interval(hits: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share, in 0..1 (Wilson 1927, JASA 22, p. 209); sound at 0 % and 100 % too."""
     if total == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share = hits / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(hits, total).proportion_ci(level, method="wilson")
+    return float(low), float(high)
 
 
 def compare(one: Score, other: Score) -> tuple[int, int, float]:
@@ -76,43 +73,27 @@ def count_uneven(one: list[bool], other: list[bool]) -> tuple[int, int, float]:
     """
     pairs = list(zip(one, other, strict=True))
     first, second = pairs.count((True, False)), pairs.count((False, True))
-    tail = sum(comb(first + second, k) for k in range(min(first, second) + 1))
-    return first, second, min(1.0, 2 * tail / 2 ** (first + second))
+    if not first + second:
+        return 0, 0, 1.0
+    from scipy.stats import binomtest
 
-
-def score_difference(base: list[bool], tuned: list[bool], level: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference of two paired shares, from Wilson's of each: Newcombe 1998, Statistics in Medicine 17, p. 2635.
-
-    The correlation phi of the two models' answers is taken as it is, and as 0 where one of them never varies.
-    """
-    count = len(base)
-    one, other = sum(base), sum(tuned)
-    both = sum(b and t for b, t in zip(base, tuned, strict=True))
-    spread = (one * (count - one) * other * (count - other)) ** 0.5
-    phi = (both * (count - one - other + both) - (one - both) * (other - both)) / spread if spread else 0.0
-    (low_1, high_1), (low_2, high_2) = interval(one, count, level), interval(other, count, level)
-    p, q = one / count, other / count
-    down = (q - low_2) ** 2 - 2 * phi * (q - low_2) * (high_1 - p) + (high_1 - p) ** 2
-    up = (high_2 - q) ** 2 - 2 * phi * (high_2 - q) * (p - low_1) + (p - low_1) ** 2
-    return max(-1.0, q - p - max(0.0, down) ** 0.5), min(1.0, q - p + max(0.0, up) ** 0.5)
+    return first, second, float(binomtest(first, first + second).pvalue)
 
 
 def compare_flags(base: list[bool], tuned: list[bool], level: float = 0.95, **how) -> dict:
     """Two models' right and wrong on the same rows: shares and their difference, each [value, low, high], and McNemar's test.
 
     Shares have Wilson's interval, the difference that of `bootstrap.compare_rows`, which takes the rest (resamples, seed).
-    Where all rows changed alike every resample is the same: there Newcombe's interval takes its place; where none did,
-    Wilson's for 0 of so many rows, either way.
+    Where all rows changed alike, or none did, every resample is the same: then as many rows might have changed otherwise as
+    Wilson's interval allows for 0 of them.
     """
     first, second, chance = count_uneven(base, tuned)
     shares = {name: [sum(flags) / len(flags), *interval(sum(flags), len(flags), level)]
               for name, flags in (("base", base), ("tuned", tuned))}  # fmt: skip
     difference = bootstrap.compare_rows(base, tuned, level=level, **how)
-    if not first + second:  # nothing changed: as many rows might have, either way, as Wilson allows for 0 of them
-        roof = interval(0, len(base), level)[1]
-        difference = (0.0, -roof, roof)
-    elif difference[1] == difference[2]:
-        difference = (difference[0], *score_difference(base, tuned, level))
+    if difference[1] == difference[2]:
+        change, roof = difference[0], interval(0, len(base), level)[1]
+        difference = (change, max(-1.0, change - roof), min(1.0, change + roof))
     mcnemar = {"only_base": first, "only_tuned": second, "p": chance}
     return shares | {"difference": list(difference), "mcnemar": mcnemar}
 

@@ -74,7 +74,7 @@ def show_scores(found: dict) -> list[str]:
     words = (f"{found['questions']} of {found['held_out_rows']} held-out questions, asked of both models. Only the base is right on "
              f"{uneven['only_base']}, only the tuned model on {uneven['only_tuned']}; a fair coin falls so unevenly in "
              f"{chance} of cases (McNemar's exact test). Intervals of {level:.0%}: Wilson's of scores, the paired bootstrap's of "
-             f"differences (where all rows changed alike, Newcombe's; where none did, Wilson's for 0 of so many). The verdict rests on {found['judged_by'].replace('_', ' ')}{smallest}.")  # fmt: skip
+             f"differences (where all rows changed alike, or none did, Wilson's for 0 of so many). The verdict rests on {found['judged_by'].replace('_', ' ')}{smallest}.")  # fmt: skip
     chart = pages.picture(plots.score_bars(bars, title="Exact match on held-out questions"))
     return section("Is it better?", chart, table(("", "base", "tuned", "difference"), rows), paragraph(words),
                    paragraph(f"{loss['tokens']} answer tokens were scored." if loss else ""))  # fmt: skip

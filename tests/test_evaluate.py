@@ -2,7 +2,6 @@
 
 import json
 
-import numpy
 import pytest
 import torch
 
@@ -96,22 +95,11 @@ def test_rows_of_conversations_are_asked_for_their_last_answer():
     assert (score.questions, score.expected) == (["最後？"], ["wanted"])
 
 
-def test_a_difference_that_no_resample_varies_has_newcombes_interval():
-    # from 20 rows: wrong before and right after on all, and never right at all
-    found = evaluate.compare_flags([False] * 20, [True] * 20, resamples=100)
-    assert found["difference"] == pytest.approx([1.0, 0.772, 1.0], abs=1e-3)  # 1 - sqrt(2) * 0.1611
-    none = evaluate.compare_flags([False] * 20, [False] * 20, resamples=100)["difference"]
-    assert none == pytest.approx([0.0, -0.161, 0.161], abs=1e-3)
-    base, tuned = [True] * 30 + [False] * 20, [True] * 20 + [False] * 5 + [True] * 15 + [False] * 10
-    low, high = evaluate.score_difference(base, tuned)
-    assert evaluate.score_difference(tuned, base) == pytest.approx((-high, -low)) and low < 0.1 < high
-
-
-def test_newcombes_intervals_hold_the_true_difference_too():
-    rng, inside = numpy.random.default_rng(3), 0
-    for _ in range(500):  # of 40 rows 2 % become wrong and 12 % right: the difference is 10 points
-        base, dice = rng.random(40) < 0.7, rng.random(40)
-        tuned = numpy.where(base, dice > 0.02 / 0.7, dice < 0.12 / 0.3)
-        low, high = evaluate.score_difference(base.tolist(), tuned.tolist())
-        inside += low <= 0.1 <= high
-    assert 0.92 < inside / 500 <= 1
+def test_a_difference_that_no_resample_varies_has_wilsons_interval():
+    for base, tuned, expected in (
+        (False, True, [1.0, 0.839, 1.0]),  # wrong before and right after, on all of 20 rows
+        (True, False, [-1.0, -1.0, -0.839]),
+        (False, False, [0.0, -0.161, 0.161]),
+    ):
+        found = evaluate.compare_flags([base] * 20, [tuned] * 20, resamples=100)["difference"]
+        assert found == pytest.approx(expected, abs=1e-3)
