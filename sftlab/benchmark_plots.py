@@ -88,18 +88,6 @@ def loss_over_steps(losses: dict[str, list[float]]):
     return plots.lines(list(range(1, longest + 1)), series, "step", "loss, nats per token", "Loss")
 
 
-def ratios(found: dict[str, tuple], title: str):
-    """Ratios with their intervals, beside a line at 1. found: label -> (ratio, low, high); low and high may be None."""
-    labels = [clean(label).replace("_", "<br>") for label in found]
-    values = [ratio for ratio, _, _ in found.values()]
-    fig = plots.lines(labels, {"ratio": values, "equal": [1.0] * len(labels)}, "", "ratio", title)
-    ups = [0 if high is None else high - ratio for ratio, _, high in found.values()]
-    downs = [0 if low is None else ratio - low for ratio, low, _ in found.values()]
-    fig.data[0].error_y = {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "color": plots.GREY}
-    fig.data[0].mode, fig.data[1].line.dash, fig.data[1].mode = "markers", "dot", "lines"
-    return fig.update_layout(showlegend=False)
-
-
 def clean(label: str) -> str:
     """A label without what plotly would take for markup, in lines that leave room for the chart."""
     return "<br>".join(textwrap.wrap(label.replace("<", "‹").replace(">", "›"), 48))

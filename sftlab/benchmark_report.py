@@ -1,6 +1,6 @@
-"""`sftlab report`: the results of benchmarks as one page that opens offline and prints, and as Markdown.
+"""`sftlab report`: the results of benchmarks as one page that opens offline and prints.
 
-    sftlab report results/ --price 2.5 --currency EUR
+    sftlab report results/ --bandwidth 50               # with two modelled bounds for more nodes, at 50 GB/s a device
     sftlab report results/before results/after          # the same points side by side
 
 What is measured and what is modelled stand in tables of their own. A file that is missing something or broken is named and
@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 from sftlab import (
-    benchmark_compare,
     benchmark_plots,
     benchmark_scaling,
     benchmark_tables,
     metrics,
     report_forms,
     results,
-    scaling_series,
+    scaling,
 )
 from sftlab.benchmark_tables import Entry, Section, Table
 from sftlab.config import ReportConfig
@@ -34,13 +33,11 @@ LABELS = {"memory_bytes": "memory", "gpu": "GPU", "gpu_bytes": "memory of a GPU"
 FEW = 30  # timed steps; with fewer, p10 and p90 are hardly known
 
 
-def write_report(config: ReportConfig) -> list[Path]:
-    """Write the report of one or more folders and return the files. Raises UserError where there is nothing to report."""
+def write_report(config: ReportConfig) -> Path:
+    """Write the report of one or more folders and return its path. Raises UserError where there is nothing to report."""
     folders = [Path(folder) for folder in config.folders]
     page = Path(config.output) if config.output else folders[0] / "report.html"
-    places = [page, *([page.with_suffix(".md")] if config.markdown else [])]
-    for place in places:
-        report_forms.check_place(place, config.overwrite)
+    report_forms.check_place(page, config.overwrite)
     entries, problems = read_folders(folders)
     watched, more = read_metrics(folders)
     if not entries and not watched:
@@ -49,9 +46,7 @@ def write_report(config: ReportConfig) -> list[Path]:
     title = "Benchmark: " + ", ".join(map(str, folders))
     sections = make_sections(config, folders, entries, problems + more) + show_metrics(watched)
     report_forms.write_html(page, title, sections)
-    if config.markdown:
-        report_forms.write_markdown(places[1], title, sections)
-    return places
+    return page
 
 
 def read_folders(folders: list[Path]) -> tuple[list[Entry], list[str]]:
@@ -91,7 +86,7 @@ def check_entry(entry: Entry) -> None:
             report_forms.html_block(block) if isinstance(block, Table) else None
     for run in entry.result.runs:
         math.fsum([*run.losses, *run.peak_bytes])
-    scaling_series.list_series([entry.result])
+    scaling.list_series([entry.result])
     show_setups([entry])
 
 
@@ -121,19 +116,18 @@ def make_sections(
     """The sections on the points, with what matters most at the top."""
     names = [name_folder(folder, folders) for folder in folders]
     groups = {name: [entry.result for entry in entries if entry.folder == name] for name in names}
-    compared = [benchmark_compare.show((names[0], name), groups[names[0]], groups[name]) for name in names[1:]]
+    compared = [benchmark_tables.show_ratios((names[0], name), groups[names[0]], groups[name]) for name in names[1:]]
     told = [line for _, lines in compared for line in lines]
     top = [f"Made {time.strftime('%Y-%m-%d %H:%M')} from {len(entries)} points in {', '.join(map(str, folders))}."]
     if not entries:
         return [Section("What this is", top), *show_problems(problems)]
-    scaling, facts = benchmark_scaling.show_scaling(config, entries)
+    growth, facts = benchmark_scaling.show_scaling(config, entries)
     facts += find_disturbed(entries) + find_few(entries)
     top += [facts + told] if facts + told else []
     top += [f"Files that were left out, or need a word: {len(problems)}, named under Left out."] if problems else []
     tables = benchmark_tables
-    return [Section("In short", top), show_setups(entries), *show_problems(problems), tables.show_points(entries), tables.show_speed(entries), scaling,
-            *(section for section, _ in compared), tables.show_memory(entries), tables.show_loss(entries), tables.show_use(entries),
-            tables.show_cost(entries, config.price, config.currency or "USD")]  # fmt: skip
+    return [Section("In short", top), show_setups(entries), *show_problems(problems), tables.show_points(entries), tables.show_speed(entries), growth,
+            *(section for section, _ in compared), tables.show_memory(entries), tables.show_loss(entries), tables.show_use(entries)]  # fmt: skip
 
 
 def find_disturbed(entries: list[Entry]) -> list[str]:

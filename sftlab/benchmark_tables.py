@@ -1,16 +1,22 @@
-"""The numbers of a benchmark's points as sections of a report: speed, memory, loss, use, cost. All of it is measured.
+"""The numbers of a benchmark's points as sections of a report: speed, memory, loss, use, two folders. All of it is measured.
 
-python -c "from sftlab import benchmark_tables as t; print(t.count_cost(2.5, 8, 100_000))"
+python -c "from sftlab import benchmark_tables as t; print(t.compare_rates([100., 102., 98.], [110., 113., 111.]))"
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 
 from sftlab import benchmark_plots
 from sftlab.report_forms import Chart, Section, Table
 from sftlab.results import Result
+from sftlab.scaling import LEVEL
 
 LINES = 12  # of a chart; more can't be told apart
+NONE = "no measurable difference"
+# Options that say where, and choices whose words are of the run and not of the work.
+NOT_THE_WORK = ("output_dir", "dataset_path", "overwrite", "resume", "memory", "time")
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,6 @@ class Entry:
     def take(self, name: str) -> list:
         """A number of each repeat."""
         return [getattr(run, name) for run in self.result.runs]
-
-
-def count_cost(price: float, devices: int, tokens_per_second: float) -> float:
-    """What a million tokens cost at a price per device and hour: price · devices / 3600 / (tokens per second) · 10^6."""
-    return price * devices / 3600 / tokens_per_second * 1e6
-
-
-def count_paid(result: Result) -> int:
-    """What the price is for: GPUs; without them machines, since the processes of one share its price."""
-    return result.point.devices if result.machine.get("gpu") else result.machine.get("machines") or 1
 
 
 def number(value: float) -> str:
@@ -202,17 +198,62 @@ def show_use(entries: list[Entry]) -> Section:
     return Section("Utilisation", [Table(heads, rows, "Utilisation, measured"), words], page=True)
 
 
-def show_cost(entries: list[Entry], price: float | None, currency: str) -> Section:
-    if price is None:
-        return Section(
-            "Cost",
-            ["Give the price of a device for an hour, and the cost of a million tokens stands here: --price 2.5."],
+def compare_rates(first: list[float], second: list[float]) -> tuple[float, float | None, float | None]:
+    """(second over first, as the ratio of the geometric means, low, high): Welch's interval of 95 % on the logarithms.
+
+    The repeats of two folders were made at different times and are not pairs. None where the repeats of one don't differ.
+    """
+    from scipy.stats import ttest_ind
+
+    ones, twos = ([math.log(rate) for rate in rates] for rates in (first, second))
+    ends = None, None
+    if len({*ones}) > 1 and len({*twos}) > 1:
+        ends = map(math.exp, ttest_ind(twos, ones, equal_var=False).confidence_interval(LEVEL))
+    return math.exp(mean(twos) - mean(ones)), *ends
+
+
+def list_differences(pairs: list[tuple[Result, Result]]) -> list[str]:
+    """In which hardware, versions, options, data and choices of the trainer the pairs differ, a line each."""
+    found = {}
+    for pair in pairs:
+        sides = []
+        for one in pair:
+            choices = {name: str(words).split(":")[0] for name, words in one.choices.items()}  # without why
+            kinds = {"hardware": one.machine, "version": one.versions, "option": one.config, "data": one.data}
+            kinds |= {"choice of": choices, "used": {"attention": one.attention}}
+            sides.append({(kind, name): value for kind, values in kinds.items() for name, value in values.items()})
+        for kind, name in sorted({*sides[0], *sides[1]}):
+            mine, other = (side.get((kind, name)) for side in sides)
+            if mine != other and name not in NOT_THE_WORK:
+                line = f"{kind} {name.replace('_', ' ')}: {mine} against {other}"
+                found.setdefault(line, []).append(pair[0].point.name)
+    return [line + (f" (at {', '.join(at)})" if len(at) < len(pairs) else "") for line, at in found.items()]
+
+
+def show_ratios(names: tuple[str, str], first: list[Result], second: list[Result]) -> tuple[Section, list[str]]:
+    """The section on the points that two folders have in common, and the lines that belong to the top of the report."""
+    ones, twos = ({(one.point.name, one.point.global_batch): one for one in each} for each in (first, second))
+    title, rows = f"{names[1]} against {names[0]}", []
+    pairs = [(ones[key], twos[key]) for key in ones if key in twos]
+    for pair in pairs:
+        rates = [[run.tokens_per_second for run in one.runs] for one in pair]
+        ratio, low, high = compare_rates(*rates)
+        clear = (
+            "can't be said with one repeat" if low is None else "faster" if low > 1 else "slower" if high < 1 else NONE
         )
-    rows = [(entry.name, *(spread([count_cost(price, count_paid(entry.result), rate) for rate in entry.take(name)], lambda cost: f"{cost:.4g}")
-                           for name in ("tokens_per_second", "trained_tokens_per_second"))) for entry in entries]  # fmt: skip
-    words = f"At {price:g} {currency} for a device and hour, while it trains: price × devices / 3600 / (tokens per second) × 10^6."
-    if not all(entry.result.machine.get("gpu") for entry in entries):
-        words += " Where no GPU computes, a device is a machine, however many processes share it."
-    words += " What a device and a node were is said under Hardware and versions."
-    heads = ("point", f"{currency} per million tokens", f"{currency} per million trained tokens")
-    return Section("Cost", [Table(heads, rows, f"Cost at {price:g} {currency} per device and hour"), words])
+        interval = "" if low is None else f" ({low:.3f} to {high:.3f})"
+        losses = (f"{median(run.last_loss for run in one.runs):.4f}" for one in pair)
+        rows.append(
+            (pair[0].point.name, *(number(median(one)) for one in rates), f"{ratio:.3f}{interval}", clear, *losses)
+        )
+    heads = ("point", "tokens/s, first", "second", "ratio (95 % interval)", "second is", "last loss, first", "second")
+    words = f"The first is {names[0]}, the second {names[1]}. The interval knows how much the repeats vary, and nothing else."
+    differences = list_differences(pairs)
+    blocks = [Table(heads, rows, "The same points in both", (4,)), words] if rows else ["No point is in both."]
+    blocks += [["They also differ in " + line for line in differences]] if differences else []
+    for name, mine, other in ((names[0], ones, twos), (names[1], twos, ones)):
+        alone = [one.point.name for key, one in mine.items() if key not in other]
+        blocks += [f"Only in {name}: {', '.join(alone)}."] if alone else []
+    counts = ", ".join(f"{clear} at {count}" for clear, count in Counter(row[4] for row in rows).items())
+    top = [f"{title}: {counts} of {len(rows)} points" if rows else f"{title}: no point is in both"]
+    return Section(title, blocks, page=True), [f"{title}: NOT THE SAME {line}" for line in differences] + top

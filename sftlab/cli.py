@@ -149,8 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
                  "sftlab runs --follow runs/first")  # fmt: skip
     add_place(listed, "folder", "DIR", "the folder")
     add_options(listed, RunsConfig)
-    pages = add("report", commands.report_command, "Make a page of results: speed, scaling, memory, loss, use, cost; several folders are compared.",
-                "sftlab report results/ --price 2.5 --currency EUR")  # fmt: skip
+    pages = add("report", commands.report_command, "Make a page of results: speed, scaling, memory, loss, use; several folders are compared.",
+                "sftlab report results/ --bandwidth 50")  # fmt: skip
     add_place(pages, "folders", "DIR", "folders with results", nargs="*")
     add_options(pages, ReportConfig)
     token = add("token", commands.token_command, "Store a Hugging Face token, asked for without echo or read from standard input; exit code 1: there's none, or "

@@ -184,7 +184,7 @@ def report_command(args: argparse.Namespace) -> int:
     from sftlab import benchmark_report, models
 
     models.quiet_libraries()
-    print("saved " + ", ".join(map(str, benchmark_report.write_report(config))))
+    print(f"saved {benchmark_report.write_report(config)}")
     return 0
 
 

@@ -439,13 +439,11 @@ class ReportConfig(Options):
         None, "folders with results, the first against each other (default: results)", paths=True
     )
     output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
-    markdown: bool = option(False, "make the Markdown form, too, beside the page")
-    price: float | None = option(
-        None, "price of a GPU for an hour, without GPUs of a machine: the cost of a million tokens is told", low=0
+    bandwidth: float | None = option(
+        None,
+        "GB/s that each device can send to other nodes, for two bounds of the speed on 2, 4 and 8 nodes, marked as modelled",
+        low=0.001,
     )
-    currency: str | None = option(None, "the currency of --price; USD if not given")
-    modelled: bool = option(True, "fit the model of scaling, where the points allow, and show where it leads")
-    network: str | None = option(None, "what `python -m sftlab.network_speed` measured, for the model of scaling")
     overwrite: bool = option(False, "replace a file at --output that is no report")
 
     def check(self) -> None:
@@ -453,10 +451,6 @@ class ReportConfig(Options):
         places = [Path(folder).resolve() for folder in self.folders]
         if len(set(places)) < len(places):
             raise UserError("folders: one is named twice; comparing it with itself says nothing.")
-        if self.network and not self.modelled:
-            raise UserError("network: it is for the model of scaling, and --no-modelled leaves that out; choose one.")
-        if self.currency and self.price is None:
-            raise UserError("currency: it is that of a price; add --price.")
         if self.output and Path(self.output).suffix != ".html":
             raise UserError(f"output: {self.output} is no name of a page; write it like report.html.")
 

@@ -86,16 +86,20 @@ def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
 def scaling(curves: dict[str, list], title="Efficiency of scaling"):
     """Efficiency in percent over the number of devices. `curves`: label -> list of `scaling.Gain`.
 
-    What is measured has filled markers on a solid line; what is modelled hollow, larger ones on a dashed line, so that
-    both are seen where they agree. The legend says which is which, and each label has its own symbol.
+    What is measured has filled markers on a solid line; what is modelled hollow, larger ones on a dashed or, for a second
+    kind of model, dotted line, so that both are seen where they agree. The legend names the kind, and each label has its
+    own symbol.
     """
     traces = []
     for number, (label, gains) in enumerate(curves.items()):
-        for kind, dash, hollow, size in (("modelled", "dash", "-open", 13), ("measured", "solid", "", 8)):  # on top
-            points = [(gain.devices, *gain.efficiency) for gain in gains if gain.kind == kind]
-            if not points:
-                continue
-            devices, values, lows, highs = zip(*points, strict=True)
+        kinds = dict.fromkeys(gain.kind for gain in gains)
+        modelled = [kind for kind in kinds if kind != "measured"]
+        for kind in (*modelled, *(kind for kind in kinds if kind == "measured")):  # which is drawn last, on top
+            dash = "solid" if kind == "measured" else ("dash", "dot")[modelled.index(kind) % 2]
+            hollow, size = ("", 8) if kind == "measured" else ("-open", 13)
+            devices, values, lows, highs = zip(
+                *((gain.devices, *gain.efficiency) for gain in gains if gain.kind == kind), strict=True
+            )
             values = [100 * value for value in values]
             trace = _line(f"{label}, {kind}", devices, values, number, dash)
             symbol = list(SYMBOLS)[number % len(SYMBOLS)] + hollow

@@ -1,17 +1,16 @@
-"""A report of sections, tables and charts, as one HTML file and as Markdown: written down once, shown in two forms.
+"""A report of sections, tables and charts as one HTML file.
 
 The page is alone: plotly.js is inside, once, and nothing is loaded. On paper, and without JavaScript, each chart is a
 picture; the tables beside it hold its numbers.
 
-    python -c "from sftlab.report_forms import *; print(to_markdown('T', [Section('S', [Table(('a', 'b'), [('x', '1')])])]))"
+    python -c "from sftlab.report_forms import *; print(html_table(Table(('a', 'b'), [('x', '1')])))"
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftlab import files, pages
+from sftlab import pages
 from sftlab.options import UserError
 from sftlab.pages import text
 
@@ -113,33 +112,6 @@ def html_table(table: Table) -> str:
     return f'<div class="{kind}" tabindex="0"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def to_markdown(title: str, sections: list[Section]) -> str:
-    """The same as Markdown; charts are left out, their numbers stand in the tables."""
-    lines = [f"<!-- {MARK} -->", f"# {escape(title)}", ""]
-    for section in sections:
-        lines += [f"## {escape(section.title)}", ""]
-        for block in section.blocks:
-            if isinstance(block, Table):
-                lines += [f"**{escape(block.caption)}**", ""] if block.caption else []
-                lines += [row(block.heads), "|" + " --- |" + " ---: |" * (len(block.heads) - 1)]
-                lines += [*map(row, block.rows), ""]
-            elif isinstance(block, list):
-                lines += [*(f"- {escape(line)}" for line in block), ""]
-            elif not isinstance(block, Chart):
-                lines += [escape(block), ""]
-    return "\n".join(lines)
-
-
-def row(cells) -> str:
-    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
-
-
-def escape(words) -> str:
-    """Text that Markdown shows as it is: no markup, on one line."""
-    words = " ".join(str(words).split())
-    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", words)
-
-
 def check_place(path: Path, overwrite: bool) -> None:
     """Raises UserError where a file is in the way that no report is."""
     if path.is_dir():
@@ -154,7 +126,3 @@ def write_html(path: Path, title: str, sections: list[Section]) -> None:
     """Write the page, whole."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     pages.write(path, title, to_html(title, sections), meta=policy)
-
-
-def write_markdown(path: Path, title: str, sections: list[Section]) -> None:
-    files.write_text(path, to_markdown(title, sections) + "\n")

@@ -1,174 +1,165 @@
-"""A model of how a training run's speed grows with devices: fitted to measured points, checked on points left out, projected.
+"""How fast a training run could be on more nodes: what devices send each other, and two bounds of the time of a step.
 
-A step takes
+Collectives go around a ring, as NCCL and Gloo do it for long messages: in a pass, which is a reduce-scatter or an
+all-gather, each of n devices sends (n-1)/n of the bytes; an all-reduce is both, one after the other (Patarasuk and Yuan
+2009, J. Parallel Distrib. Comput. 69, p. 117). No activations are sent.
 
-    fixed + work · tokens of a device (of a core, on CPUs) + communication (`communication.count_step`)
+A measured step is scaled to the work of a device; the exchange takes its bytes over a bandwidth that the user names. Without
+any overlap a step is the sum of the two, with full overlap the longer one. Nothing is fitted, and what is missing here
+makes both too fast: latency, slow devices that the others wait for, a network that others use, too.
 
-seconds, and the unknowns are fitted to the measured steps. What the model is worth is told by points that were left out.
-
-    python -c "from sftlab import scaling_model; help(scaling_model.fit)"
+    python -c "from sftlab.scaling_model import *; print(count_step(Job('zero3', 14e9, 14e9, 14e9), 16, 2))"
 """
 
-import contextlib
-import math
 from dataclasses import dataclass, replace
 
-from sftlab import communication
-from sftlab.communication import Job, Network
+from sftlab import dry_run, zero
+from sftlab.config import TrainConfig
 from sftlab.options import UserError
-from sftlab.scaling import LEVEL, Speed
+from sftlab.results import Result
+from sftlab.scaling import Series, Speed
 
-SAME_WORK = 1.25  # tokens of a device that vary by less can't tell fixed seconds from those that grow with the work
-LIKE = 1e5  # condition number beyond which two unknowns move the points in the same way
+METHODS = ("ddp", "zero1", "zero2", "zero3")
+NODES = (2, 4, 8)  # for which bounds are given, beside the nodes that were measured
+BOUNDS = ("modelled, no overlap", "modelled, full overlap")
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A model with its evidence. values: the unknowns, in seconds; errors: for each measured point, how far the model
-    fitted without it and its twins (the same devices and rows, measured in another grid) is off, as modelled over measured seconds, less 1; folds: the unknowns of those fits.
+class Traffic:
+    """Bytes that one device sends in a step, over the links inside a node and over those between nodes.
+
+    A ring that crosses nodes moves at the pace of the slower link: then all its bytes count as sent between nodes, divided
+    among the links of the node's devices, of which each has one to the network.
     """
 
-    job: Job
-    network: Network | None
-    speeds: tuple[Speed, ...]
-    values: dict[str, float]
-    errors: tuple[float, ...]
-    folds: tuple[dict[str, float], ...]
+    bytes_inside: float = 0
+    bytes_between: float = 0
 
-    @property
-    def error(self) -> float:
-        """The largest of the errors on points left out, without its sign."""
-        return max(abs(error) for error in self.errors)
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.bytes_inside + other.bytes_inside, self.bytes_between + other.bytes_between)
 
 
-def list_terms(speed: Speed, job: Job, network: Network | None) -> dict[str, float]:
-    """By what each unknown is multiplied in the seconds of a step."""
-    traffic = communication.count_step(job, speed.devices, speed.nodes, speed.micro_batches)
-    terms = {"fixed": 1.0, "work": speed.tokens / speed.units}
-    return terms | ({"exposed": network.count_seconds(traffic)} if network else vars(traffic))
+@dataclass(frozen=True)
+class Job:
+    """What a training run exchanges: its method (one of METHODS), and bytes.
 
-
-def predict(values: dict[str, float], speed: Speed, job: Job, network: Network | None = None) -> float:
-    """Seconds of a step by the model, of as much work as `speed` has; its rates play no part."""
-    terms = list_terms(speed, job, network)
-    return sum(value * terms[name] for name, value in values.items())
-
-
-def fit(speeds: list[Speed], job: Job, network: Network | None = None) -> Fit:
-    """The unknowns by non-negative least squares of relative errors (Lawson and Hanson 1974, chapter 23), and the error of
-    each point left out.
-
-    Without a network its alpha and beta are unknowns: seconds of a message and of a byte that computing does not hide. With
-    a network there is one, `exposed`: the share of its communication that isn't hidden behind computing; more than 1 means
-    that the network is slower than given. Fixed seconds are an unknown where the fit is then less wrong on points left out.
-    Raises UserError where the points are too few, or too alike to tell the unknowns apart, also with any one left out.
+    gradients: of all trained weights. trained: those weights, as they are sent. weights: all weights, frozen ones too, as
+    they are sent.
     """
-    speeds = tuple(speeds)
-    if any(speed.kind != "measured" for speed in speeds):
-        raise ValueError("a model is fitted to measured points alone")
-    works = [speed.tokens / speed.units for speed in speeds]
-    rows = [list_terms(speed, job, network) for speed in speeds]
-    names = [name for name in rows[0] if name != "fixed" and any(row[name] for row in rows)] if rows else []
-    count = len(set(map(tell_work, speeds)))
-    if count <= len(names):
-        raise UserError(f"{count} measured points can't settle {len(names)} unknowns ({', '.join(names)}) and show how wrong "
-                        f"the model is: it takes {len(names) + 1}; measure more numbers of devices, or batch sizes.")  # fmt: skip
-    plain = fit_terms(speeds, names, job, network)
-    if count > len(names) + 1 and max(works) / min(works) > SAME_WORK:
-        with contextlib.suppress(UserError):  # in strong scaling alone, fixed seconds look like seconds of bytes
-            return min(plain, fit_terms(speeds, ["fixed", *names], job, network), key=lambda fit: fit.error)
-    return plain
+
+    method: str
+    gradients: float
+    trained: float
+    weights: float
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is none of {', '.join(METHODS)}")
 
 
-def tell_work(speed: Speed) -> tuple[int, ...]:
-    """What twins have in common: the same work on the same devices, measured in more than one grid. They count once."""
-    return speed.devices, speed.nodes, speed.rows, speed.micro_batches
+def make_job(method: str, parameters: float, trained: float, weight_bytes: int = 2, gradient_bytes: int = 2) -> Job:
+    """The job of a model with so many parameters, so many of them trained, of so many bytes each."""
+    return Job(method, gradient_bytes * trained, weight_bytes * trained, weight_bytes * parameters)
 
 
-def fit_terms(speeds: tuple[Speed, ...], names: list[str], job: Job, network: Network | None) -> Fit:
-    """`fit`, of these unknowns."""
-    values = solve(speeds, names, job, network)
-    folds = tuple(
-        solve([speed for speed in speeds if tell_work(speed) != tell_work(left)], names, job, network)
-        for left in speeds
+def read_job(result: Result) -> Job:
+    """What a point's devices exchange in a step, by its configuration. Raises UserError for a model that can't be had.
+
+    DDP sends float32. DeepSpeed sends bfloat16 where that is computed in.
+    """
+    config = TrainConfig.build(**TrainConfig.keep_known(result.config))
+    bf16, stage = result.choices.get("precision", "").startswith("bfloat16"), zero.find_stage(config.deepspeed)
+    with dry_run.counting(config):
+        settings = dry_run.read_settings(config.model_name, config.trust_remote_code)
+        layers = settings.get_text_config().num_hidden_layers
+        model = dry_run.build(replace(config, bf16=bf16), settings, layers)
+    weights = list(model.parameters())
+    total = sum(weight.numel() for weight in weights)
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    size = 2 if config.deepspeed and bf16 else 4
+    return make_job(f"zero{stage}" if stage else "ddp", total, trained, size, size)
+
+
+def pass_ring(size: float, devices: int, nodes: int = 1) -> Traffic:
+    """What a device sends in one pass of a ring over `size` bytes: a reduce-scatter or an all-gather.
+
+    Raises ValueError where the nodes have not all as many devices.
+    """
+    if devices < 1 or nodes < 1 or devices % nodes:
+        raise ValueError(f"{devices} devices on {nodes} nodes: not as many on each")
+    sent = (devices - 1) / devices * size
+    return Traffic(bytes_inside=sent) if nodes == 1 else Traffic(bytes_between=sent / (devices // nodes))
+
+
+def count_step(job: Job, devices: int, nodes: int = 1, micro_batches: int = 1) -> Traffic:
+    """What a device sends in one optimizer step.
+
+    DDP reduces the gradients to all. ZeRO-1 and 2 reduce each device's share of them to it, and gather the new weights:
+    as many bytes. ZeRO-3 gathers all weights for the forward and again for the backward pass, and reduces the gradients:
+    1.5 times as many where all weights are trained (Rajbhandari et al. 2020, arXiv:1910.02054, section 7). With LoRA only
+    the adapters have gradients, but ZeRO-3 gathers the frozen weights all the same. Of several micro-batches of
+    gradient accumulation, DDP and ZeRO-1 send after the last one; ZeRO-2 and 3 reduce after each, and ZeRO-3 gathers in
+    each (deepspeed/runtime/zero/stage_1_and_2.py, stage3.py). A model so small that `stage3_max_live_parameters` lets
+    ZeRO-3 keep what it has gathered is gathered once, not twice; that isn't counted here.
+    """
+    if job.method == "ddp":
+        size = 2 * job.gradients
+    elif job.method == "zero3":
+        size = micro_batches * (2 * job.weights + job.gradients)
+    else:
+        size = job.gradients * (micro_batches if job.method == "zero2" else 1) + job.trained
+    return pass_ring(size, devices, nodes)
+
+
+def bound_step(base: Speed, speed: Speed, job: Job, bandwidth: float) -> tuple[float, float]:
+    """Seconds of a step: (without overlap, with full overlap) of exchange and computation. The rates of `speed` play no part.
+
+    base: measured. bandwidth: bytes per second that a device sends to other nodes. What the devices of a node send each
+    other takes no time of its own here; it's a part of the base's step. Raises UserError where the base's own exchange
+    would take longer than its whole step did.
+    """
+    own, exchange = (
+        count_step(job, one.devices, one.nodes, one.micro_batches).bytes_between / bandwidth for one in (base, speed)
     )
-    errors = tuple(
-        predict(fold, speed, job, network) / speed.seconds - 1 for fold, speed in zip(folds, speeds, strict=True)
-    )
-    return Fit(job, network, speeds, values, errors, folds)
-
-
-def make_matrix(speeds, names: list[str], job: Job, network: Network | None):
-    """(a row for each speed and a column for each unknown, over the seconds measured, columns scaled to 1; the scales)."""
-    import numpy
-
-    terms = [list_terms(speed, job, network) for speed in speeds]
-    matrix = numpy.array(
-        [[row[name] / speed.seconds for name in names] for row, speed in zip(terms, speeds, strict=True)]
-    )
-    scales = numpy.abs(matrix).max(axis=0)
-    if (scales == 0).any() or numpy.linalg.cond(matrix / scales) > LIKE:
-        raise UserError(f"the measured points can't tell these unknowns apart: {', '.join(names)}; measure more numbers of devices, "
-                        "or batch sizes.")  # fmt: skip
-    return matrix / scales, scales
-
-
-def solve(speeds, names: list[str], job: Job, network: Network | None) -> dict[str, float]:
-    """The unknowns that fit these speeds best. Raises UserError where they can't be told apart."""
-    import numpy
-    from scipy.optimize import nnls
-
-    matrix, scales = make_matrix(speeds, names, job, network)
-    found, _ = nnls(matrix, numpy.ones(len(matrix)))
-    return dict(zip(names, (found / scales).tolist(), strict=True))
-
-
-def find_spread(fit: Fit, speed: Speed) -> float:
-    """Half of Student's interval for the seconds of a step by a least-squares fit, as a share of the seconds modelled.
-
-    The scatter of the measured points around the model, through the covariance of the unknowns (Draper and Smith 1998,
-    section 5.2). With one point more than unknowns it is very wide: so little is known then.
-    """
-    import numpy
-    from scipy.stats import t
-
-    names = list(fit.values)
-    matrix, scales = make_matrix(fit.speeds, names, fit.job, fit.network)
-    rest = 1 - matrix @ (numpy.array([fit.values[name] for name in names]) * scales)
-    free = len(matrix) - len(names)
-    terms = list_terms(speed, fit.job, fit.network)
-    row = numpy.array([terms[name] for name in names]) / scales
-    variance = row @ numpy.linalg.inv(matrix.T @ matrix) @ row * (rest @ rest) / free
-    return float(t.ppf((1 + LEVEL) / 2, free) * variance**0.5 / predict(fit.values, speed, fit.job, fit.network))
-
-
-def project(fit: Fit, base: Speed, devices: list[int], per_node: int, scaling: str) -> list[Speed]:
-    """Modelled speeds on other numbers of devices: strong, of the base's step, or weak, of its work per device.
-
-    A number is passed over that does not fill its nodes, or into which a strong step's rows can't be divided. The interval
-    is the widest of Student's (`find_spread`) and of what the fits with a point left out say, with the largest error of
-    them beyond. It tells how firmly the measured points hold the model. That far devices behave as near ones did, it can't
-    tell.
-    """
-    out, off = [], max(max(1 + error, 1 / (1 + error)) for error in fit.errors)
-    for count in devices:
-        nodes = max(1, count // per_node)
-        if count % nodes or (count > per_node and count % per_node) or (scaling == "strong" and base.rows % count):
-            continue
-        grown = count / base.devices if scaling == "weak" else 1
-        micro = base.micro_batches if scaling == "weak" else max(1, base.micro_batches * base.devices // count)
-        speed = Speed(
-            count,
-            nodes,
-            round(base.rows * grown),
-            base.tokens * grown,
-            (),
-            micro,
-            base.cores * count // base.devices,
-            "modelled",
+    if own >= base.seconds:
+        raise UserError(
+            f"bandwidth: at {bandwidth / 1e9:g} GB/s the exchange of a step takes {own:.3g} s, but on {base.devices} devices "
+            f"the whole step took {base.seconds:.3g} s. Give a larger --bandwidth."
         )
-        guess, *others = (predict(values, speed, fit.job, fit.network) for values in (fit.values, *fit.folds))
-        spread = math.exp(min(100, find_spread(fit, speed)))  # where nothing is known, still a number
-        slow, fast = max(guess * spread, max(others) * off), min(guess / spread, min(others) / off)
-        out.append(replace(speed, rates=(speed.tokens / guess,), low=speed.tokens / slow, high=speed.tokens / fast))
-    return out
+    work = speed.tokens / speed.units * base.units / base.tokens  # of a device, over the base's
+    return (base.seconds - own) * work + exchange, max(base.seconds * work, exchange)
+
+
+def project(base: Speed, job: Job, bandwidth: float, nodes: int, devices_per_node: int, scaling: str) -> list[Speed]:
+    """Two modelled speeds, of no overlap and of full overlap, on `nodes` x `devices_per_node`.
+
+    strong: of the base's step; weak: of its work per device. Empty where a strong step's rows can't be divided among so
+    many devices. Raises UserError as `bound_step` does.
+    """
+    devices = nodes * devices_per_node
+    strong, grown = scaling == "strong", devices / base.devices
+    if strong and base.rows % devices:
+        return []
+    size = {} if strong else {"rows": round(base.rows * grown), "tokens": base.tokens * grown}
+    micro = max(1, round(base.micro_batches / grown)) if strong else base.micro_batches
+    place = {"devices": devices, "nodes": nodes, "cores": round(base.cores * grown), "micro_batches": micro}
+    blank = replace(base, **place, **size)
+    seconds = bound_step(base, blank, job, bandwidth)
+    return [replace(blank, rates=(blank.tokens / one,), kind=kind) for one, kind in zip(seconds, BOUNDS, strict=True)]
+
+
+def extend(series: Series, bandwidth: float) -> tuple[list[Speed], str]:
+    """(modelled speeds on the numbers of nodes that were measured and on NODES, what is missing there and why).
+
+    A node has as many devices as the base's. bandwidth: GB/s (10^9 bytes) that each device sends to other nodes.
+    """
+    base = series.speeds[0]
+    per_node, job = base.devices // base.nodes, read_job(series.results[0])
+    speeds, left = [], []
+    for nodes in sorted({*NODES, *(speed.nodes for speed in series.speeds)}):
+        if nodes > base.nodes:
+            found = project(base, job, 1e9 * bandwidth, nodes, per_node, series.scaling)
+            speeds += found
+            left += [] if found else [str(nodes * per_node)]
+    why = f"{', '.join(left)} devices: a step of {base.rows} rows can't be divided among so many" if left else ""
+    return speeds, why

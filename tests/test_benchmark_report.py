@@ -5,8 +5,9 @@ import json
 import re
 
 import pytest
+from bs4 import BeautifulSoup
 
-from sftlab import benchmark_compare, benchmark_report, benchmark_tables, metrics, report_forms, results
+from sftlab import benchmark_report, benchmark_tables, metrics, results
 from sftlab.config import ReportConfig, TrainConfig
 from sftlab.options import UserError
 from sftlab.results import Point, Result, Run
@@ -42,88 +43,88 @@ def make_result(devices=1, rates=(1000.0, 1010.0, 990.0), model="tiny-base", sca
     return dataclasses.replace(result, **changes)
 
 
-def write(folder, *found, **options) -> tuple[str, str]:
-    """The page and the Markdown of a folder with these results."""
+def write(folder, *found, **options) -> str:
+    """The page of a folder with these results."""
     for one in found:
         results.write_result(folder, one)
-    page, other = benchmark_report.write_report(ReportConfig(folders=[str(folder)], markdown=True, **options))
-    return page.read_text(encoding="utf-8"), other.read_text(encoding="utf-8")
+    return benchmark_report.write_report(ReportConfig(folders=[str(folder)], **options)).read_text(encoding="utf-8")
 
 
-def cells(markdown: str, table: str, point: str) -> list[str]:
+def find_rows(page: str, caption: str) -> list[list[str]]:
+    """The cells of each row of the table with this caption, the heads left out."""
+    [table] = [
+        one
+        for one in BeautifulSoup(page, "html.parser").find_all("table")
+        if one.caption and one.caption.text == caption
+    ]
+    return [[cell.text for cell in row.find_all(["th", "td"])] for row in table.tbody.find_all("tr")]
+
+
+def cells(page: str, caption: str, point: str) -> list[str]:
     """The cells of a point's row in the table with this caption."""
-    part = markdown.split(f"**{table}**\n\n")[1].split("\n\n")[0]
-    [row] = [line for line in part.splitlines() if line.startswith("| " + report_forms.escape(point) + " |")]
-    return [cell.strip().replace("\\", "") for cell in row.strip("|").split("|")][1:]
+    [row] = [row for row in find_rows(page, caption) if row[0] == point]
+    return row[1:]
 
 
 def test_the_tables_hold_the_numbers_of_the_files(tmp_path):
-    page, markdown = write(
-        tmp_path, make_result(), make_result(2, (1900.0, 1800.0, 1700.0)), price=2.5, currency="円", modelled=False
-    )
+    page = write(tmp_path, make_result(), make_result(2, (1900.0, 1800.0, 1700.0)))
     point = "tiny-base_1000_2x1_weak"
-    assert cells(markdown, "Throughput, measured", point) == [
+    assert cells(page, "Throughput, measured", point) == [
         "1,800 (1,700 to 1,900)",
         "450 (425 to 475)",
         "900 (850 to 950)",
         "36 (34 to 38)",
     ]
-    assert cells(markdown, "Seconds of a step, measured", point)[1:] == [
+    assert cells(page, "Seconds of a step, measured", point)[1:] == [
         "0.444 (0.421 to 0.471)",
         "0.533 (0.505 to 0.565)",
     ]
     # Two ranks: peaks of 2.0 and 2.1 GB; the one that took most is compared with the estimate.
-    assert cells(markdown, "Memory, measured and estimated", point) == [
+    assert cells(page, "Memory, measured and estimated", point) == [
         "2",
         "2.000 to 2.100",
         "1.000",
         "1.100",
         "+10.0 %",
     ]
-    assert cells(markdown, "Loss, measured", point) == ["35", "3.0000 (3.0000 to 3.0000)", "2.6600 (2.6600 to 2.6600)"]
-    assert [cell.split(" (")[0] for cell in cells(markdown, "Utilisation, measured", point)] == [
+    assert cells(page, "Loss, measured", point) == ["35", "3.0000 (3.0000 to 3.0000)", "2.6600 (2.6600 to 2.6600)"]
+    assert [cell.split(" (")[0] for cell in cells(page, "Utilisation, measured", point)] == [
         "2.5", "10", "25.0 %", "not known", "90.0 %", "12.5 %", "1.0 %"]  # fmt: skip
-    # One machine, whose two processes share its price of 2.50 an hour: 2.5 / 3600 * 1e6 / 1800 for a million tokens.
-    assert (
-        cells(markdown, "Cost at 2.5 円 per device and hour", point)[0] == "0.3858 (0.3655 to 0.4085)"
-        and "円 per million tokens" in markdown
-    )
     # The rounds' ratios are 1.9, 1.782 and 1.717; their geometric mean over the ideal of 2 devices.
-    row = next(line for line in markdown.splitlines() if line.startswith("| tiny-base, 1000 rows, weak | 2 |"))
-    assert "| 2 | 1,800 | 1.8 (" in row and "| 89.9 % (" in row
+    [_, row] = find_rows(page, "Scaling, measured")
+    assert row[1:4] == ["2", "2", "1,800"] and row[4].startswith("1.8 (") and row[5].startswith("89.9 % (")
     for number in (
         "1,800 (1,700 to 1,900)",
-        "0.3858 (0.3655 to 0.4085)",
-        "a device is a machine, however many processes share it",
         "Some CPU",
         "2.13.0",
         "a process of one machine",
     ):
         assert number in page, number
-    assert "MODELLED" not in page + markdown
+    assert "modelled" not in page.split("<h2>Scaling</h2>")[1].split("<table>")[1].lower()
 
 
-def test_the_cost_of_a_million_tokens():
-    assert benchmark_tables.count_cost(3.6, 10, 1000) == pytest.approx(10.0)  # 1000 s of 10 devices at 0.001 each
-    paid = [benchmark_tables.count_paid(make_result(4, machine=MACHINE | own))
-            for own in ({}, {"machines": 2}, {"machines": None}, {"gpu": "a GPU", "gpus": 4})]  # fmt: skip
-    assert paid == [1, 2, 1, 4]
-
-
-def test_modelled_points_stand_apart_and_are_called_so(tmp_path):
+def test_modelled_bounds_stand_apart_and_are_called_so(tmp_path):
     grid = [make_result(devices, (rate, 1.01 * rate, 0.99 * rate), scaling=scaling)
-            for scaling in ("weak", "strong") for devices, rate in ((1, 1000.0), (2, 1900.0), (4, 3500.0), (8, 6400.0))]  # fmt: skip
-    page, markdown = write(tmp_path, *grid)
-    measured, modelled, others = re.findall(
-        r"<table>.*?</table>", page.split("<h2>Scaling</h2>")[1].split("</section>")[0], re.S
-    )
-    assert "Scaling, measured" in measured and "MODELLED" in modelled and "512" in modelled and ">512<" not in measured
-    assert "MODELLED" in others and "Llama 3 70B, LoRA" in others and "90.2 %" in others
-    assert "strong: not projected: 64, 512: a step of 32 rows" in page
-    assert measured.count("<tr>") == 1 + 8 and '<div class="wide modelled"' in page
-    assert "off by up to" in page and "weak, modelled" in page  # the model's error, and the legend of the chart
-    alone = write(tmp_path / "one", make_result())[0]
-    assert "MODELLED" not in alone and "tokens/s on 1 device" in alone
+            for scaling in ("weak", "strong") for devices, rate in ((1, 1000.0), (2, 1900.0))]  # fmt: skip
+    page = write(tmp_path, *grid, bandwidth=1.0)
+    part = page.split("<h2>Scaling</h2>")[1].split("</section>")[0]
+    measured, modelled = re.findall(r"<table>.*?</table>", part, re.S)
+    assert "Scaling, measured" in measured and "modelled" not in measured and '<div class="wide modelled"' in part
+    rows = find_rows(page, "Scaling, MODELLED: two bounds, not runs")
+    assert {row[6] for row in rows} == {"modelled, no overlap", "modelled, full overlap"} and "1 GB/s" in part
+    assert [row[1] for row in rows if row[0].endswith("weak")] == ["2", "2", "4", "4", "8", "8"]
+    [spec] = re.findall(r'<script type="application/json">(.*?)</script>', part)
+    names = [trace["name"] for trace in json.loads(spec)["data"]]
+    assert len(names) == 6 and sum("weak, modelled, no overlap" in name.replace("<br>", " ") for name in names) == 1
+    with pytest.raises(ValueError):
+        find_rows(write(tmp_path), "Scaling, MODELLED: two bounds, not runs")
+
+
+def test_what_no_bound_can_be_given_for_is_said(tmp_path):
+    page = write(tmp_path, *(make_result(devices, scaling="strong") for devices in (1, 2)), bandwidth=1.0)
+    assert "not modelled" not in page
+    page = write(tmp_path / "slow", make_result(2), bandwidth=0.001)
+    assert "not modelled: bandwidth: at 0.001 GB/s the exchange of a step takes" in page
 
 
 def test_broken_files_are_named_and_left_out(tmp_path):
@@ -145,20 +146,20 @@ def test_broken_files_are_named_and_left_out(tmp_path):
     (tmp_path / "summary.json").write_text(
         "{}", encoding="utf-8"
     )  # of `sftlab metrics`, beside its lines: no broken point
-    page, markdown = write(tmp_path)
+    page = write(tmp_path)
     left_out = page.split("<h2>Left out</h2>")[1].split("</section>")[0]
     for name in broken:
         assert f"{name}.json: a value is missing or wrong" in left_out, name
     for words in ("half.json", "x.failed.json: failed: out of memory", "1 lines are no samples"):
         assert words in left_out, words
     assert f"{tmp_path / 'metrics.jsonl'}:" in left_out and "summary.json" not in left_out
-    assert markdown.count("tiny-base\\_1000\\_1x1\\_weak |") >= 5 and "Watched: " in page
+    assert page.count('<th scope="row">tiny-base_1000_1x1_weak</th>') >= 5 and "Watched: " in page
 
 
 def test_a_folder_of_metrics_alone_is_reported_and_an_empty_one_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(metrics.to_line(metrics.sample()) + "\n", encoding="utf-8")
-    page, markdown = write(tmp_path)
-    assert "machine: memory" in page and "machine: memory" in markdown and "Throughput" not in page
+    page = write(tmp_path)
+    assert "machine: memory" in page and "Throughput" not in page
     (tmp_path / "empty").mkdir()
     for folder, message in ((tmp_path / "empty", "no results of"), (tmp_path / "none", "no such folder")):
         with pytest.raises(UserError, match=message):
@@ -173,17 +174,11 @@ def test_text_of_models_is_no_markup_and_nothing_is_loaded(tmp_path):
     (tmp_path / "x.failed.json").write_text(json.dumps({"error": EVIL}), encoding="utf-8")
     path = results.write_result(tmp_path, evil)
     path.rename(tmp_path / "結果.json")
-    page, markdown = write(tmp_path, make_result(model="モデル/日本語"), price=1, currency=EVIL)
+    page = write(tmp_path, make_result(model="モデル/日本語"))
     without_plotly = re.sub(r"<script>[^<]*?plotly\.js v.*?</script>", "", page, count=1, flags=re.S)
     assert len(without_plotly) < len(page) - 10**6, "plotly.js is inside, once"
     assert "<script>alert" not in without_plotly and "&lt;script&gt;alert(&quot;日本&quot;)" in without_plotly
-    assert "<script>alert" not in markdown and "日本語" in markdown and "モデル" in page and "結果.json" not in markdown
-    widths = {
-        line.replace("\\|", "").count("|")
-        for line in markdown.split("**Throughput, measured**")[1].split("**")[0].splitlines()
-        if line.startswith("|")
-    }
-    assert len(widths) == 1, "a | in a name makes no column"
+    assert "日本語" in page and "モデル" in page and "結果.json" not in page
     assert not re.search(r"""(src|href)\s*=(?!\s*["']?data:)""", without_plotly)
     assert "default-src 'none'" in page.split("<title>")[0]  # nor does the browser let plotly load anything
     assert page.count("<figure") == page.count('role="img" aria-label="') == page.count("<img alt=")
@@ -200,12 +195,11 @@ def test_text_of_models_is_no_markup_and_nothing_is_loaded(tmp_path):
 
 def test_the_ratio_of_two_folders_and_its_interval(tmp_path):
     """Welch's interval by hand: logarithms of 100, 110, 121 are 0.0953 apart, so are those of 200, 220, 242."""
-    ratio, low, high = benchmark_compare.compare_rates([100.0, 110.0, 121.0], [200.0, 220.0, 242.0])
+    ratio, low, high = benchmark_tables.compare_rates([100.0, 110.0, 121.0], [200.0, 220.0, 242.0])
     assert ratio == pytest.approx(2.0)
     half = 2.7764 * (2 * 0.0953102**2 / 3) ** 0.5  # Student's t for 4 degrees of freedom
     assert (low, high) == pytest.approx((2 * 2.718281828**-half, 2 * 2.718281828**half), rel=1e-4)
-    assert benchmark_compare.compare_rates([100.0], [50.0, 50.0]) == (pytest.approx(0.5), None, None)
-    assert benchmark_compare.compare_rates([100.0] * 2, [50.0] * 2) == pytest.approx((0.5, 0.5, 0.5))
+    assert benchmark_tables.compare_rates([100.0], [50.0, 50.0]) == (pytest.approx(0.5), None, None)
 
 
 def test_what_the_trainer_chose_is_compared_without_its_reasons():
@@ -215,19 +209,11 @@ def test_what_the_trainer_chose_is_compared_without_its_reasons():
         )
 
     def compare(**choices):
-        return benchmark_compare.list_differences(benchmark_compare.match([choose()], [choose(**choices)])[0])
+        return benchmark_tables.list_differences([(choose(), choose(**choices))])
 
     assert compare(precision="float32: measured 1.3", memory="given back: why") == []
     assert compare(precision="bfloat16: measured 2.0") == ["choice of precision: float32 against bfloat16"]
     assert compare(padding="none: why") == ["choice of padding: None against none"]
-
-
-@pytest.mark.parametrize(("options", "words"), [({"network": "n.json", "modelled": False}, "network: it is for the model"),
-                                                ({"currency": "EUR"}, "currency: it is that of a price")])  # fmt: skip
-def test_options_of_a_report_that_say_nothing_are_refused(options, words):
-    with pytest.raises(UserError, match=words):
-        ReportConfig(**options)
-    assert ReportConfig(price=1.0, currency="EUR", network="n.json")
 
 
 def test_few_steps_are_marked_at_the_top(tmp_path):
@@ -235,10 +221,10 @@ def test_few_steps_are_marked_at_the_top(tmp_path):
     few = dataclasses.replace(
         few, runs=[dataclasses.replace(run, step_seconds=run.step_seconds | {"steps": 12}) for run in few.runs]
     )
-    page, _ = write(tmp_path, make_result(), few)
+    page = write(tmp_path, make_result(), few)
     top = page.split("<h2>In short</h2>")[1].split("</section>")[0]
     assert "FEW STEPS: 12 timed steps at least, at 1 of 2 points fewer than 30" in top
-    assert "FEW STEPS" not in write(tmp_path / "enough", make_result())[0]
+    assert "FEW STEPS" not in write(tmp_path / "enough", make_result())
 
 
 def test_two_folders_side_by_side(tmp_path):
@@ -249,11 +235,11 @@ def test_two_folders_side_by_side(tmp_path):
     for name, found in (("a", before), ("b", after)):
         for one in found:
             results.write_result(tmp_path / name, one)
-    config = ReportConfig(folders=[str(tmp_path / "a"), str(tmp_path / "b")], markdown=True, modelled=False)
-    page, markdown = (path.read_text(encoding="utf-8") for path in benchmark_report.write_report(config))
-    assert cells(markdown, "The same points in both", "tiny-base_1000_1x1_weak")[:2] == ["1,000", "1,500"]
-    assert cells(markdown, "The same points in both", "tiny-base_1000_1x1_weak")[3] == "faster"
-    assert cells(markdown, "The same points in both", "tiny-base_1000_2x1_weak")[3] == "no measurable difference"
+    config = ReportConfig(folders=[str(tmp_path / "a"), str(tmp_path / "b")])
+    page = benchmark_report.write_report(config).read_text(encoding="utf-8")
+    assert cells(page, "The same points in both", "tiny-base_1000_1x1_weak")[:2] == ["1,000", "1,500"]
+    assert cells(page, "The same points in both", "tiny-base_1000_1x1_weak")[3] == "faster"
+    assert cells(page, "The same points in both", "tiny-base_1000_2x1_weak")[3] == "no measurable difference"
     top = page.split("<h2>In short</h2>")[1].split("</section>")[0]
     for words in ("version torch: 2.13.0 against 2.14.0", "hardware cpu: Some CPU against Other",
                   "option learning rate: 0.0002 against 0.5 (at tiny-base_1000_2x1_weak)", "no measurable difference"):  # fmt: skip
@@ -269,8 +255,8 @@ def test_two_folders_side_by_side(tmp_path):
 def test_the_command_replaces_its_own_page_and_nothing_else(sftlab_command, tmp_path):
     results.write_result(tmp_path, make_result())
     for _ in range(2):
-        code, out, error = sftlab_command("report", tmp_path, "--markdown", "--price", "2.5")
-        assert code == 0 and "report.html" in out and "report.md" in out, error
+        code, out, error = sftlab_command("report", tmp_path)
+        assert code == 0 and "report.html" in out, error
     mine = tmp_path / "mine.html"
     mine.write_text("my own", encoding="utf-8")
     code, out, error = sftlab_command("report", tmp_path, "--output", mine)
@@ -281,8 +267,8 @@ def test_the_command_replaces_its_own_page_and_nothing_else(sftlab_command, tmp_
 def test_a_disturbed_machine_and_a_second_set_up_are_said(tmp_path):
     busy = make_result(2, versions={"torch": "9.9"})
     busy = dataclasses.replace(busy, runs=[dataclasses.replace(run, others_use=0.4) for run in busy.runs])
-    page, markdown = write(tmp_path, make_result(), busy)
+    page = write(tmp_path, make_result(), busy)
     assert "DISTURBED: other programs took up to 40% of the machine at 1 of 2 points" in page
-    assert "| torch | 2.13.0 | 9.9 |" in markdown
+    assert '<th scope="row">torch</th><td class="words">2.13.0</td><td class="words">9.9</td>' in page
     # Points of other versions are no series: neither is held against the other.
     assert "tiny-base, 1000 rows, weak, otherwise: 1,000 tokens/s on 2 devices" in page and "times as fast" not in page
