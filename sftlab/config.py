@@ -226,19 +226,8 @@ class EvaluateConfig(Options):
     resamples: int = option(10_000, "resamples of the bootstrap", low=100)
     prose: str | None = option(None, "text to look for forgetting in: a .txt of paragraphs, a .jsonl with `text`")
     num_texts: int = option(200, "only the first so many of these texts; 0: all of them", low=0)
-    tasks: list | None = option(None, "benchmarks of lm-eval for both models, as arc_easy,hellaswag; needs that extra")
-    tasks_path: str | None = option(None, "a folder with tasks of your own for lm-eval (YAML)")
-    tasks_limit: int | None = option(None, "only the first so many questions of each task, to try it out", low=1)
     trust_remote_code: bool = option(False, TRUST)
     seed: int = option(42, "seed of the sample, of drawn answers and of the bootstrap", low=0, high=2**32 - 1)
-
-    def check(self) -> None:
-        if self.tasks:
-            self.tasks = [name.strip() for text in self.tasks for name in str(text).split(",") if name.strip()]
-        if (self.tasks_path or self.tasks_limit) and not self.tasks:
-            raise UserError("tasks: --tasks-path and --tasks-limit go with --tasks NAME; name one, or leave them out.")
-        if self.tasks_path and not Path(self.tasks_path).is_dir():
-            raise UserError(f"tasks_path: no folder {self.tasks_path}. Name one that holds tasks as YAML files.")
 
 
 @dataclass

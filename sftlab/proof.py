@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab import bootstrap, cleaning, dry_run, evaluate, files, harness, leakage, prose, row_loss, run_report, verdict
+from sftlab import bootstrap, cleaning, dry_run, evaluate, files, leakage, prose, row_loss, run_report, verdict
 from sftlab.before_after import Subject, load_models, read_run
 from sftlab.config import EvaluateConfig
 from sftlab.masking import IGNORED
@@ -26,13 +26,12 @@ LONGEST = 512  # tokens
 
 @dataclass
 class Measured:
-    """What one model did: answers, summed losses and their tokens by row, the prose probe, lm-eval's tasks."""
+    """What one model did: answers, summed losses and their tokens by row, the prose probe."""
 
     score: evaluate.Score
     sums: object
     counts: object
     prose: dict
-    tasks: dict
 
 
 def choose_rows(run: Subject, config: EvaluateConfig) -> list[dict]:
@@ -85,7 +84,6 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     UserError for a folder that is no finished run, and for what is missing.
     """
     started = time.time()
-    harness.check(config)
     run = read_run(config.run_dir, config.dataset_path, config.trust_remote_code)
     rows = choose_rows(run, config)
     config = dataclasses.replace(config, max_new_tokens=config.max_new_tokens or find_room(run, rows))
@@ -111,7 +109,7 @@ def measure(model, run: Subject, rows: list[dict], probe: tuple, config: Evaluat
                          config.temperature, config.seed)  # fmt: skip
     sums, counts = row_loss.measure_rows(model, rows, run.tokenizer.pad_token_id, config.batch_size, run.config.bf16)
     text = prose.measure(model, run.tokenizer, *probe[1:], config.batch_size, run.config.bf16, run.config.max_length)
-    return Measured(score, sums, counts, text, harness.run_tasks(model, run.tokenizer, config))
+    return Measured(score, sums, counts, text)
 
 
 def how(config: EvaluateConfig) -> dict:
@@ -145,7 +143,6 @@ def compare(run: Subject, rows: list[dict], leaks: dict, measured: dict[str, Mea
                        "training_row": leak["train"], "training_prompt": get_prompt(train_rows[leak["train"]])}
                       for n, leak in leaks.items()],
         },
-        "tasks": harness.pair(base.tasks, tuned.tasks),
         "answers": [dict(zip(("question", "expected", "base", "tuned", "base_right", "tuned_right"), row, strict=True)) for row in
                     zip(base.score.questions, base.score.expected, base.score.answers, tuned.score.answers,
                         base.score.correct, tuned.score.correct, strict=True)],

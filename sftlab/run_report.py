@@ -23,9 +23,17 @@ def write(folder: str | Path) -> Path:
     result = files.read_json(folder / "result.json")
     history = files.read_json(folder / "trainer_state.json").get("log_history", [])
     found = result["evaluation"]
-    parts = [SIDE, f"<h1>Run {text(folder.resolve().name)}</h1>", f'<p class="verdict">{text(found["verdict"])}</p>',
-             *show_scores(found), *show_forgetting(found["forgetting"]), *show_leaks(found), *show_tasks(found["tasks"]),
-             *show_answers(found), *show_training(result, history), *show_options(result)]  # fmt: skip
+    parts = [
+        SIDE,
+        f"<h1>Run {text(folder.resolve().name)}</h1>",
+        f'<p class="verdict">{text(found["verdict"])}</p>',
+        *show_scores(found),
+        *show_forgetting(found["forgetting"]),
+        *show_leaks(found),
+        *show_answers(found),
+        *show_training(result, history),
+        *show_options(result),
+    ]
     path = folder / "report.html"
     pages.write(path, f"Run {folder.resolve().name}", parts)
     return path
@@ -117,25 +125,6 @@ def show_leaks(found: dict) -> list[str]:
         parts.append(table(("held-out row", "question", "why", "training row", "its prompt"), listed))
         parts.append(paragraph("The verdict leaves the leaked questions out."))
     return section("Did it see the questions?", *parts)
-
-
-def show_tasks(tasks: dict) -> list[str]:
-    """lm-eval's scores, where tasks were run."""
-
-    def score(pair: list) -> str:
-        return f"{pair[0]:.4f}" + ("" if pair[1] is None else f" ± {pair[1]:.4f}")
-
-    rows = [
-        (task, name, score(both["base"]), score(both["tuned"]))
-        for task, part in tasks.items()
-        for name, both in part.items()
-    ]
-    words = "By lm-eval, in the run's prompt format; ± is a standard error of the one score, not of the difference."
-    return (
-        section("Public benchmarks", table(("task", "measure", "base", "tuned"), rows), paragraph(words))
-        if rows
-        else []
-    )
 
 
 def show_answers(found: dict) -> list[str]:

@@ -67,7 +67,6 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["train", "--dataset-path", "nowhere"], "not a data set made by"),
         (["prepare", "--offline", "--model", "owner/none"], "can't be reached"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
-        (["evaluate", "--tasks-limit", "3"], "go with --tasks"),
         (["export", "nowhere"], "nowhere is not a run folder"),
         (["export", "--public"], "goes with --push"),
         (["export", "--push", "mine"], "Write OWNER/NAME"),

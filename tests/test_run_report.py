@@ -39,7 +39,7 @@ def make_result() -> dict:
         "leakage": {"rows": 1, "answers_seen": 1, "without": {"exact_match": exact, "held_out_loss": loss}, "found": [leak]},
         "forgetting": {"probe": EVIL, "texts": 3, "tokens": 30, "loss": loss, "bits_per_byte": {"base": 1.0, "tuned": 1.0},
                        "languages": {}, "forgot": False, "completed": exact, "verdict": EVIL},
-        "tasks": {EVIL: {"acc": {"base": [0.5, 0.1], "tuned": [0.6, None]}}}, "answers": answers, "config": {"prose": EVIL, "level": 0.95},
+        "answers": answers, "config": {"prose": EVIL, "level": 0.95},
     }  # fmt: skip
     return {"status": "completed", "config": {"model_name": EVIL}, "config_hash": "abc", "choices": {"attention": EVIL},
             "metrics": {"last_loss": 0.1, "eval_loss": None}, "versions": {"torch": "2"}, "evaluation": evaluation}  # fmt: skip
@@ -66,7 +66,7 @@ def test_the_page_stands_alone(page):
 def test_right_and_wrong_are_words(page):
     assert "✓ right" in page and "✗ not exact" in page
     for words in ("Is it better?", "What did it forget?", "Did it see the questions?", "Side by side", "The training",
-                  "33.3 % (6.1 to 79.2)", "0.6000", "0.5000 ± 0.1000", "without the leaked ones"):  # fmt: skip
+                  "33.3 % (6.1 to 79.2)", "without the leaked ones"):  # fmt: skip
         assert words in page, words
 
 
