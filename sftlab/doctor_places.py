@@ -79,11 +79,8 @@ def check_cache() -> Outcome:
     if not place.is_dir():
         return OK, f"{place}: nothing was downloaded yet", ""
     sizes = {path: path.stat().st_size for path in place.glob("*/blobs/*") if path.is_file()}
-    left, begun = ([path for path in sizes if path.suffix == kind] for kind in (".incomplete", ".part"))
+    left = [path for path in sizes if path.suffix == ".incomplete"]
     told = f"{place}: {sum(sizes.values()) / GB:.1f} GB in {len(list(place.glob('models--*')))} models"
-    if begun:
-        return NOTE, f"{told}, {len(begun)} downloads that were cut off ({sum(map(sizes.get, begun)) / GB:.1f} GB)", \
-            "sftlab download MODEL goes on with them"  # fmt: skip
     if left:  # huggingface_hub's own, which it doesn't take up again
         return (
             NOTE,

@@ -1,19 +1,22 @@
 """A model's files from the Hub: what is used, how large, whether the disk has room, then fetched with a progress bar.
 
-Weights come as safetensors only; pickles (.bin, .pt), other programs' files (.gguf, original/) are left there. What was
-fetched stays in huggingface_hub's cache, where every library finds it. After a broken line or a stop the next call goes on
-where this one ended (`resume`).
+Weights come as safetensors only; pickles (.bin, .pt), other programs' files (.gguf, original/) are left there.
+huggingface_hub does the work: its dry run says what is there already, and `snapshot_download` fetches into its cache, where
+every library finds it. A broken connection is taken up again within the call; after a stop the next call fetches the files
+that are not whole, each from its beginning.
 
     sftlab download EleutherAI/gpt-neo-125M
 """
 
+import errno
+import functools
 import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab import files, hub, resume
+from sftlab import files, hub
 from sftlab.options import UserError
 
 SMALL = 1e9  # bytes that are fetched without asking
@@ -22,35 +25,25 @@ SPARE = 0.05  # share of the size that shall stay free besides, for the cache's 
 SETTINGS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 NOT_SETTINGS = ("index.json", "requirements.txt", "license.txt", "tf_model", "flax_model", "onnx")
 CONVERT = "https://huggingface.co/spaces/safetensors/convert"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file on the Hub: bytes in all and here, and whether it is whole; sha256 where the Hub has one: of large files."""
-
-    name: str
-    size: int
-    here: int
-    whole: bool
-    sha256: str | None
+MAKE_ROOM = "Make room there, or set HF_HOME to a folder on a larger disk."
 
 
 @dataclass(frozen=True)
 class Download:
-    """What a model takes: its files that are used, and the cache that they go to."""
+    """What a model takes: its files that are used (huggingface_hub's `DryRunFileInfo`), and the cache that they go to."""
 
     hub_id: str
     commit: str
-    files: tuple[File, ...]
+    files: tuple
     cache: Path
 
     @property
     def size(self) -> int:
-        return sum(file.size for file in self.files)
+        return sum(file.file_size or 0 for file in self.files)
 
     @property
     def missing(self) -> int:
-        return sum(file.size - file.here for file in self.files)
+        return sum(file.file_size or 0 for file in self.files if file.will_download)
 
 
 def find_snapshot(hub_id: str) -> Path | None:
@@ -93,33 +86,20 @@ def plan(hub_id: str, revision: str | None = None) -> Download:
 
     Raises UserError where it can't be had.
     """
-    from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+    from huggingface_hub.utils import tqdm
 
     try:
-        page = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=15)
+        page = HfApi().model_info(hub_id, revision=revision, timeout=15)
+        try:
+            names = choose_files([file.rfilename for file in page.siblings or ()])
+        except UserError as error:
+            raise UserError(f"model {hub_id}: {error}") from error
+        silent = functools.partial(tqdm, disable=True)
+        found = snapshot_download(hub_id, revision=page.sha, allow_patterns=names, tqdm_class=silent, dry_run=True)
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         raise hub.explain(hub_id, "model", error) from error
-    found = {file.rfilename: file for file in page.siblings or ()}
-    try:
-        names = choose_files(list(found))
-    except UserError as error:
-        raise UserError(f"model {hub_id}: {error}") from error
-    told = []
-    for name in names:
-        sha256 = found[name].lfs.sha256 if found[name].lfs else None
-        size, here = found[name].size or 0, resume.count_part(find_blobs(hub_id), sha256) if sha256 else 0
-        whole = isinstance(try_to_load_from_cache(hub_id, name, revision=page.sha), str)
-        whole = whole or bool(sha256) and (find_blobs(hub_id) / sha256).exists()  # the same file of an older commit
-        told.append(File(name, size, size if whole else min(here, size), whole, sha256))
-    return Download(hub_id, page.sha, tuple(told), Path(constants.HF_HUB_CACHE))
-
-
-def find_blobs(hub_id: str) -> Path:
-    """The folder of a model's files in huggingface_hub's cache."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model") / "blobs"
+    return Download(hub_id, page.sha, tuple(found), Path(constants.HF_HUB_CACHE))
 
 
 def check_room(wanted: Download) -> None:
@@ -128,7 +108,7 @@ def check_room(wanted: Download) -> None:
     if need > free:
         raise UserError(
             f"model {wanted.hub_id}: {show(wanted.missing)} are to be fetched into {wanted.cache}, whose disk has {show(free)} free: "
-            f"{show(need - free)} more are needed. Make room there, or set HF_HOME to a folder on a larger disk."
+            f"{show(need - free)} more are needed. {MAKE_ROOM}"
         )
 
 
@@ -139,7 +119,7 @@ def show(size: int) -> str:
 
 def describe(wanted: Download) -> str:
     """What would be fetched and whereto, as one line."""
-    count, here = sum(not file.whole for file in wanted.files), wanted.size - wanted.missing
+    count, here = sum(file.will_download for file in wanted.files), wanted.size - wanted.missing
     if not count:
         return f"{wanted.hub_id}: all {show(wanted.size)} are here, in {wanted.cache}"
     rest = f" of {show(wanted.size)}; the rest is here" if here else ""
@@ -148,24 +128,22 @@ def describe(wanted: Download) -> str:
 
 def fetch(wanted: Download) -> Path:
     """Fetch what is missing, with a progress bar; the folder with the files. Raises UserError where it breaks off."""
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
+    names = [file.filename for file in wanted.files]
     try:
-        for file in wanted.files:
-            if file.sha256 and not file.whole and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
-                blobs = find_blobs(wanted.hub_id)
-                resume.fetch_file(wanted.hub_id, wanted.commit, file.name, file.size, file.sha256, blobs)
-        return Path(
-            snapshot_download(
-                wanted.hub_id, revision=wanted.commit, allow_patterns=[file.name for file in wanted.files]
-            )
-        )
+        folder = Path(snapshot_download(wanted.hub_id, revision=wanted.commit, allow_patterns=names))
+        if not is_whole(folder):  # without a network it returns what is there, with a warning alone
+            raise ConnectionError("the Hub can't be reached any more")
+        return folder
     except errors.HfHubHTTPError as error:
         raise hub.explain(wanted.hub_id, "model", error) from error
     except (errors.HTTPError, OSError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UserError(f"model {wanted.hub_id}: the download broke off ({why}). What has come is kept: the same command goes on.") \
-            from error  # fmt: skip
+        what_to_do = MAKE_ROOM if getattr(error, "errno", None) == errno.ENOSPC else "Start the same command again."
+        raise UserError(
+            f"model {wanted.hub_id}: the download broke off ({why}). Files that came whole are kept. {what_to_do}"
+        ) from error
 
 
 def fetch_asked(hub_id: str, yes: bool) -> Path:

@@ -1,19 +1,20 @@
-"""Downloads: safe files only, size and room before anything moves, and no byte fetched twice after a break."""
+"""Downloads: safe files only, size and room before anything moves, and no byte lost where a connection breaks once."""
 
+import errno
 import shutil
 
 import pytest
 
-from sftlab import download, models, resume, stand_in_hub
+from sftlab import download, models, stand_in_hub
 from sftlab.options import UserError
 
 WEIGHTS = stand_in_hub.StandIn.files / "model.safetensors"
 
 
 class Breaking(stand_in_hub.StandIn):
-    """Breaks off in the middle of the weights, and then sends none until `mended`. `ranges` are the Range headers asked with."""
+    """Breaks off in the middle of the weights, and sends none at the next calls, `breaks` times in all. `ranges` are the Range headers asked with."""
 
-    ranges, mended = [], False
+    ranges, breaks = [], 1
 
     def send_file(self, name):
         if name == "model.safetensors" and self.command == "GET":
@@ -21,11 +22,10 @@ class Breaking(stand_in_hub.StandIn):
         super().send_file(name)
 
     def send_body(self, content):
-        if len(content) > 1e6 and not self.mended:
-            content = content[: len(content) // 2] if len(self.ranges) == 1 else b""
-        super().send_body(content)
-        if len(content) % 2 == 0 or not content:
-            self.close_connection = True
+        broken = len(content) > 1e6 and len(self.ranges) <= self.breaks
+        half = len(content) // 2 if len(self.ranges) == 1 else 0
+        super().send_body(content[:half] if broken else content)
+        self.close_connection = broken
 
 
 @pytest.fixture
@@ -35,66 +35,48 @@ def breaking(monkeypatch):
 
     monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 65536)
-    Breaking.ranges, Breaking.mended = [], False
+    Breaking.ranges, Breaking.breaks = [], 1
     with stand_in_hub.serving(Breaking) as address:
         yield address
 
 
-def test_the_next_call_asks_for_the_rest_alone(breaking, tmp_path, capsys):
-    size = WEIGHTS.stat().st_size
+def test_after_a_broken_connection_the_client_asks_for_the_rest_alone(breaking, tmp_path):
     with stand_in_hub.visiting(breaking, tmp_path):
-        with pytest.raises(
-            UserError, match="the download broke off .* What has come is kept: the same command goes on"
-        ):
-            download.fetch_asked("lab/public", yes=False)
-        assert download.find_snapshot("lab/public") is None
-        part = download.plan("lab/public")
-        assert size * 0.4 < size - part.missing < size * 0.6 and "the rest is here" in download.describe(part)
-        Breaking.ranges.clear()
-        Breaking.mended = True
-        folder = download.fetch_asked("lab/public", yes=False)
-        assert len(Breaking.ranges) == 1 and Breaking.ranges[0].startswith(f"bytes={size // 2 // 65536 * 65536}-")
+        folder = download.fetch(download.plan("lab/public"))
+    half = WEIGHTS.stat().st_size // 2 // 65536 * 65536
+    assert Breaking.ranges == [None, f"bytes={half}-"]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
-    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_broke_off_for_good_is_said_and_whole_files_are_kept(breaking, tmp_path, monkeypatch, capsys):
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with stand_in_hub.visiting(breaking, tmp_path):
+        with monkeypatch.context() as full:
+            full.setattr("huggingface_hub.file_download.http_get", fill)
+            with pytest.raises(
+                UserError, match=r"broke off \(OSError: .*No space left.* Make room there, or set HF_HOME"
+            ):
+                download.fetch(download.plan("lab/public"))
+        Breaking.breaks = 100
+        with pytest.raises(UserError, match="the download broke off .* whole are kept. Start the same command again"):
+            download.fetch_asked("lab/public", yes=False)
+        assert download.find_snapshot("lab/public") is None and not list(tmp_path.rglob("*.incomplete"))
+        assert [file.filename for file in download.plan("lab/public").files if file.will_download] == [WEIGHTS.name]
+        Breaking.breaks = 0
+        folder = download.fetch_asked("lab/public", yes=False)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
     assert "8.2 MB to fetch in 7 files" in capsys.readouterr().out
 
 
-def test_a_line_that_breaks_once_is_taken_up_in_the_same_call(breaking, tmp_path, monkeypatch):
-    ask = Breaking.send_file
-
-    def mend(self, name):
-        Breaking.mended = bool(self.ranges)
-        ask(self, name)
-
-    monkeypatch.setattr(Breaking, "send_file", mend)
+def test_a_network_that_goes_after_the_plan_is_no_whole_download(breaking, tmp_path):
     with stand_in_hub.visiting(breaking, tmp_path):
-        folder = download.fetch(download.plan("lab/public"))
-    assert Breaking.ranges[0] is None and Breaking.ranges[1].startswith("bytes=")
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
-
-
-def test_a_part_that_was_whole_already_is_only_checked(breaking, tmp_path):
-    Breaking.mended = True
-    with stand_in_hub.visiting(breaking, tmp_path):
-        weights = next(file for file in download.plan("lab/public").files if file.sha256)
-        part = resume.find_part(download.find_blobs("lab/public"), weights.sha256)
-        part.parent.mkdir(parents=True)
-        part.write_bytes(WEIGHTS.read_bytes())  # as a stop before the last step leaves it
-        folder = download.fetch(download.plan("lab/public"))
-    assert not Breaking.ranges and not part.exists() and (folder / "model.safetensors").is_file()
-
-
-def test_halves_that_do_not_fit_are_not_taken_for_the_model(breaking, tmp_path):
-    with stand_in_hub.visiting(breaking, tmp_path):
-        with pytest.raises(UserError, match="broke off"):
-            download.fetch(download.plan("lab/public"))
-        part = next(tmp_path.rglob("*.part"))
-        part.write_bytes(bytes(part.stat().st_size))
-        Breaking.mended = True
-        with pytest.raises(UserError, match="is not the Hub's file; it is removed"):
-            download.fetch(download.plan("lab/public"))
-        assert not list(tmp_path.rglob("*.part")) and download.find_snapshot("lab/public") is None
-        download.fetch(download.plan("lab/public"))
+        models.locate("lab/public")  # its config.json, so that the cache has a folder
+        wanted = download.plan("lab/public")
+    with stand_in_hub.visiting("http://127.0.0.1:9", tmp_path):
+        with pytest.raises(UserError, match="the download broke off"):
+            download.fetch(wanted)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +97,7 @@ def test_a_model_is_fetched_once_said_before_and_then_loaded_offline(address, tm
         snapshot = download.find_snapshot("lab/public")
         snapshot.rename(snapshot.with_name("0" * 40))  # the page has a newer commit, with the same weights
         wanted = download.plan("lab/public")
-        assert [file.name for file in wanted.files if not file.whole and file.size > 1e6] == []
+        assert [file.filename for file in wanted.files if file.will_download and file.file_size > 1e6] == []
         snapshot.with_name("0" * 40).rename(snapshot)
     with stand_in_hub.visiting("http://127.0.0.1:9", tmp_path):
         assert models.load_model("lab/public").num_parameters() == model.num_parameters()
@@ -128,7 +110,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(address, tmp_path, monke
             UserError, match=r"8\.2 MB are to be fetched .* 1\.0 MB free: 7\.7 MB more are needed.* HF_HOME"
         ):
             models.load_model("lab/public")
-        assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.part"))
+        assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_only_safe_files_that_are_used_are_chosen():
