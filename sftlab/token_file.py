@@ -5,6 +5,7 @@ That is HF_TOKEN_PATH, else HF_HOME/token, for its owner alone (mode 0600). Shel
     sftlab token
 """
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -12,8 +13,6 @@ from pathlib import Path
 from sftlab import hub_states, tokens
 from sftlab.hub_states import TOKENS
 from sftlab.options import TOKEN, UserError
-
-UNCHECKED = "stored-unchecked"  # its name among huggingface_hub's stored tokens, where the Hub can't say its own
 
 
 def save_token() -> list[str]:
@@ -24,7 +23,7 @@ def save_token() -> list[str]:
         means, what_to_do, _ = hub_states.describe(state, "", said=said)
         raise UserError(f"token: {means}; it is not stored. {what_to_do}")
     before = tokens.find_stored()
-    path = store(value, account.token_name if account else UNCHECKED)
+    path = store(value, checked=account is not None)
     token = tokens.Token(value, str(path))
     lines = [f"stored: {token.shown} in {path}, readable by you alone (mode 0600)"]
     if before and before.value != value:
@@ -70,30 +69,44 @@ def find_set() -> list[str]:
     return [name for name in tokens.VARIABLES if os.environ.get(name, "").strip()]
 
 
-def store(value: str, name: str) -> Path:
-    """Write the token as `hf auth login` does: among the stored ones under `name`, and as the one in use; both 0600."""
-    # login() itself can't be used: it refuses without a network, and asks the Hub a second time with one.
-    from huggingface_hub._login import _set_active_token
-    from huggingface_hub.utils._auth import _save_token
+def store(value: str, checked: bool) -> Path:
+    """Make a token the one in use, readable by its owner alone: as `hf auth login` does, or where the Hub can't be asked
+    (`checked` is false, and login() would refuse it), as the token file alone."""
+    from huggingface_hub import errors, login
+    from huggingface_hub.utils import logging
 
-    _save_token(value, name)
-    _set_active_token(name, add_to_git_credential=False)
-    return tokens.find_file()
+    logging.set_verbosity_error()  # what it would say is said by save_token
+    path = tokens.find_file()
+    if checked:
+        with contextlib.suppress(errors.HTTPError):  # the Hub is asked once more, and may not answer this time
+            login(value)
+            return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # its mode may be another
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(value)
+    return path
 
 
 def forget() -> list[str]:
-    """Remove the token in use from both files; what was done, and what is left, as lines. Other stored tokens stay."""
-    from huggingface_hub.utils._auth import _read_stored_tokens_full, _save_stored_tokens_full
+    """Remove the token in use, under each name that it is stored by; what was done, and what is left, as lines."""
+    from huggingface_hub import constants, logout
+    from huggingface_hub.utils import get_stored_tokens, logging
 
+    logging.set_verbosity_error()  # the lines below say it
     stored, lines = tokens.find_stored(), []
     if stored is None:
         lines.append(f"no token is stored in {tokens.find_file()}")
     else:
-        named = _read_stored_tokens_full()
-        kept = {name: facts for name, facts in named.items() if facts.get("hf_token") != stored.value}
-        if kept != named:
-            _save_stored_tokens_full(kept)
-        Path(stored.source).unlink()
+        for name in [name for name, value in get_stored_tokens().items() if value == stored.value]:
+            with contextlib.suppress(OSError):  # raised after its work, where HF_TOKEN is set or git is not installed
+                logout(name)
+        Path(stored.source).unlink(missing_ok=True)
+        kept = get_stored_tokens().values()
+        if stored.value in kept:
+            raise UserError(
+                f"token: {stored.shown} can't be removed from {constants.HF_STORED_TOKENS_PATH}. Remove it there."
+            )
         lines.append(
             f"forgotten: {stored.shown}, which was in {stored.source}. It stays valid until you invalidate it at {TOKENS}"
         )

@@ -34,7 +34,6 @@ class Account:
     """Whose a token is, and what it may do. role: read, write or fineGrained; gated: it may read gated repositories."""
 
     name: str
-    token_name: str
     role: str
     gated: bool
     writes: bool
@@ -134,8 +133,4 @@ def ask_account(value: str) -> tuple[Account | None, str, str]:
     ]
     writes = role in ("write", "admin") or any("write" in right for right in granted)
     gated = role != "fineGrained" or bool(fine.get("canReadGatedRepos"))
-    return (
-        Account(person["name"], token.get("displayName") or f"token-of-{person['name']}", role, gated, writes),
-        "",
-        "",
-    )
+    return Account(person["name"], role, gated, writes), "", ""

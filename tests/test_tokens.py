@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sftlab import stand_in_hub, token_file, tokens
+from sftlab import stand_in_hub, tokens
 from sftlab.config import TrainConfig
 from sftlab.options import UserError
 
@@ -177,12 +177,10 @@ def test_a_token_has_no_repr(monkeypatch):
     assert PLANTED[3:-4] not in repr(token) + str(token)
 
 
-def test_other_stored_tokens_stay(tmp_path):
-    with stand_in_hub.visiting("http://127.0.0.1:9", tmp_path):
-        token_file.store(SECOND, "other")
-        token_file.store(PLANTED, "mine")
-        assert any("1 other stored token" in line for line in token_file.forget())
-        assert (
-            SECOND in (tmp_path / "stored_tokens").read_text()
-            and PLANTED not in (tmp_path / "stored_tokens").read_text()
-        )
+def test_other_stored_tokens_stay(command, tmp_path):
+    stored = tmp_path / "stored_tokens"
+    stored.write_text(f"[other]\nhf_token = {SECOND}\n")
+    assert command("token", text=PLANTED)[0] == 0 and PLANTED in stored.read_text()
+    code, text = command("token", "--forget", HF_TOKEN=SECOND)
+    assert code == 0 and "1 other stored token" in text and "HF_TOKEN is still set" in text
+    assert SECOND in stored.read_text() and PLANTED not in stored.read_text()
