@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sftlab import files, hardware, results
 from sftlab.config import BenchmarkConfig, TrainConfig
-from sftlab.options import UserError
+from sftlab.options import UserError, place_error
 from sftlab.results import Point, Result
 
 # What a benchmark sets itself; the command line doesn't offer these options of a training.
@@ -131,20 +131,23 @@ def read_measured(
         try:
             found = results.read_result(path)
         except ValueError as error:
-            raise UserError(f"{path}: {error}. Move it away, or name another --output-dir.") from error
+            raise place_error(path, f"can't be read: {error}", "Move it away") from error
         data = sets[point.samples]["fingerprint"]
         if found.config_hash != hash_point(point, bench, config, data):
             if found.config_hash == hash_point(found.point, bench, config, data):
-                raise UserError(f"{path}: was measured with a global batch of {found.point.global_batch}, and now it is {point.global_batch}. "
-                                f"Add --global-batch {found.point.global_batch} to go on with it, --overwrite to measure it anew, or name "
-                                "another --output-dir.")  # fmt: skip
+                before, now = found.point.global_batch, point.global_batch
+                raise place_error(
+                    path,
+                    f"was measured with a global batch of {before}, and now it is {now}",
+                    f"Add --global-batch {before} to go on with it, or --overwrite to measure it anew",
+                )
             now = keep_options(config) | {
                 "batch_size": point.per_device_batch,
                 "gradient_accumulation_steps": point.accumulation,
             }
             changed = [f"{name} {found.config.get(name)} -> {now[name]}" for name in now if found.config.get(name) != now[name]]  # fmt: skip
             told = ", ".join(changed) or "steps, batch or data"
-            raise UserError(f"{path}: was measured otherwise ({told}). Add --overwrite to measure it anew, or name another --output-dir.")  # fmt: skip
+            raise place_error(path, f"was measured otherwise ({told})", "Add --overwrite to measure it anew")
         measured[point.name] = found
     return measured
 
@@ -154,9 +157,7 @@ def set_aside(folder: Path, points: list[Point]) -> None:
     paths = [folder / f"{point.name}.json" for point in points]
     for path in paths:
         if path.exists() and "schema" not in files.read_json(path):
-            raise UserError(
-                f"overwrite: {path} is no result of `sftlab benchmark`; it stays. Name another --output-dir."
-            )
+            raise place_error(path, "is no result of `sftlab benchmark`; it stays")
     for path in paths:
         if path.exists():
             path.replace(path.with_suffix(ASIDE))

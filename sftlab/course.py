@@ -12,6 +12,7 @@ import hashlib
 import json
 import numbers
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -19,12 +20,13 @@ from pathlib import Path
 from sftlab import files, pages
 from sftlab.config import FIELDS
 from sftlab.execute import papermill_path, run_notebook
-from sftlab.options import UserError, check_value, coerce, near_match, refuse_token
+from sftlab.options import UserError, check_value, coerce, near_match, place_error, refuse_token
 from sftlab.report import write_index
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("smoke", "cpu", "gpu")
 KINDS = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
+MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "*_$~[]\\"}  # what Markdown would read in a table's code
 EXIT_CODES = {"completed": 0, "failed": 1, "dead kernel": 3, "timed out": 4, "interrupted": 130}
 
 
@@ -65,11 +67,15 @@ def record(name: str, **facts) -> None:
 
 
 def show_table(header, rows):
-    """A table for notebooks, as Markdown, which lines up Japanese too; cells are shown as they are, line breaks as ↵."""
+    """A table for notebooks, as Markdown, which lines up Japanese too; `…` in a cell is code, line breaks are ↵."""
     from IPython.display import Markdown
 
-    def show(cell) -> str:  # else <s> would be struck out text, and a data row's script would run in an exported page
-        return pages.text(cell).replace("\n", "↵").replace("|", "&#124;")
+    def show(cell) -> str:
+        """A cell as text: else <s> would be struck out, and a data row's script would run in an exported page."""
+        escaped = pages.text(cell).replace("\n", "↵").replace("|", "&#124;")
+        # code as HTML, since Markdown's own shows the &lt; of a < as it stands; what is left of ` begins no code
+        code = re.sub("`([^`]+)`", lambda found: f"<code>{found[1].translate(MARKS)}</code>", escaped)
+        return code.replace("`", "&#96;")
 
     lines = [header, ["---"] * len(header), *rows]
     return Markdown("\n".join("| " + " | ".join(map(show, line)) + " |" for line in lines))
@@ -83,9 +89,9 @@ def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=No
     """
     jobs, output_dir = plan_jobs(paths, parameters, resolve_profile(profile)), Path(output_dir).resolve()
     if output_dir.is_file() or output_dir.is_dir() and any(output_dir.iterdir()) and not continue_:
-        raise UserError(f"{output_dir} is there and not empty: name another folder, or go on in it with --continue.")
+        raise place_error(output_dir, "is there and not empty", "Go on in it with --continue")
     if any(path.parent == output_dir for path in jobs):
-        raise UserError(f"{output_dir} holds the notebooks themselves, which stay as they are: name another folder.")
+        raise place_error(output_dir, "holds the notebooks themselves, which stay as they are")
     for path in jobs:
         book, facts = output_dir / path.name, output_dir / f"{path.stem}.json"
         ours = {
@@ -94,7 +100,7 @@ def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=No
         }
         for old, known in ours.items():
             if old.exists() and not known:
-                raise UserError(f"{old} is not the output of an earlier run, and stays: name another folder.")
+                raise place_error(old, "is not the output of an earlier run; it stays")
     if timeout is not None and not timeout > 0:
         raise UserError(f"timeout: {timeout:g} is no time to run in; give seconds, such as 600.")
     output_dir.mkdir(parents=True, exist_ok=True)

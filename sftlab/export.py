@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sftlab import checkpoints, export_checks, files, finished, machine, merge, model_card, models, push
 from sftlab.config import ExportConfig
-from sftlab.options import UserError
+from sftlab.options import UserError, place_error
 from sftlab.prepared import put_in_place
 from sftlab.run_folder import PACKAGES
 
@@ -53,9 +53,7 @@ def export(config: ExportConfig) -> dict:
                 facts |= {"checks": checks | merge.save_merged(run, probe, config, new)}
             except Exception as error:
                 if checkpoints.is_full(error):
-                    raise UserError(
-                        f"output_dir: no room for the model in {folder.parent}. Make room, or name another."
-                    ) from error
+                    raise place_error(folder.parent, "has no room for the model", "Make room") from error
                 raise
         facts |= {"run": run.folder.resolve().name, "config_hash": run.result["config_hash"]}
         facts |= {"versions": {package: version(package) for package in PACKAGES}}
@@ -75,9 +73,9 @@ def claim_folder(config: ExportConfig, run: finished.Run) -> Path:
     """The folder that is to be made. Raises UserError for one that exists, unless it is an export that may be replaced."""
     folder = Path(config.output_dir or Path("exports") / f"{run.folder.resolve().name}-{config.kind}")
     if folder.exists() and not config.overwrite:
-        raise UserError(f"output_dir: {folder} exists. Add --overwrite to make it anew, or name another.")
+        raise place_error(folder, "exists", "Add --overwrite to make it anew")
     if folder.exists() and not (folder / FACTS).is_file():
-        raise UserError(f"overwrite: {folder} is not an export of the lab; it stays. Name another --output-dir.")
+        raise place_error(folder, "is not an export of the lab; it stays")
     return folder
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sftlab import distributed, files, hostfile, run_folder, run_log, run_process, slurm, zero
 from sftlab.config import LaunchConfig, TrainConfig
-from sftlab.options import UserError
+from sftlab.options import UserError, place_error
 
 # Variables that every process of a run must find alike. Tokens are not among them: each node has its own.
 PASSED_ON = (
@@ -91,9 +91,7 @@ def build_command(
 def check_log_dir(config: LaunchConfig, train: TrainConfig) -> None:
     """Raises UserError for logs inside the run folder, which must be empty or is deleted when a run starts."""
     if config.log_dir and Path(config.log_dir).resolve().is_relative_to(Path(train.output_dir).resolve()):
-        raise UserError(
-            f"log_dir: {config.log_dir} lies in --output-dir, which the run itself makes; name another folder."
-        )
+        raise place_error(config.log_dir, "lies in --output-dir, which the run itself makes", option="log_dir")
 
 
 def check_address(address: str) -> None:
@@ -302,7 +300,7 @@ def write_batch_file(config: LaunchConfig, train_flags: list[str], log_dir: Path
         return 0
     path = Path(config.batch_file)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-        raise UserError(f"batch_file: {path} exists and says other things; it stays. Name another --batch-file.")
+        raise place_error(path, "exists and says other things; it stays", option="batch_file")
     files.write_text(path, text)
     print(f"wrote {path}; start it with `sbatch {path}`; the logs of each rank: {log_dir}")
     return 0

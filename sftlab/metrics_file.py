@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sftlab import files, metrics
 from sftlab.config import MetricsConfig
-from sftlab.options import UserError
+from sftlab.options import UserError, place_error
 
 STEP = 0.05  # seconds between looks whether what is watched has ended
 
@@ -25,7 +25,7 @@ def claim_file(path: Path, config: MetricsConfig) -> None:
     if config.overwrite or not path.exists():
         path.write_bytes(b"")
     elif not config.append:
-        raise UserError(f"output_dir: {path} exists. Add --append to go on in it, --overwrite, or name another folder.")
+        raise place_error(path, "exists", "Add --append to go on in it, or --overwrite")
     else:
         with open(path, "rb") as source:
             whole = source.seek(0, os.SEEK_END) == 0 or source.seek(-1, os.SEEK_END) and source.read(1) == b"\n"

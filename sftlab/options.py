@@ -26,10 +26,17 @@ def refuse_token(value: object, where: str) -> None:
                         "huggingface.co/settings/tokens, and give a new one to `sftlab token`, which asks for it.")  # fmt: skip
 
 
+def place_error(place: object, why: str, instead: str = "", option: str = "output_dir") -> UserError:
+    """The error about a file or folder that can't be written. `instead`: what helps, besides another name for `option`."""
+    name = f"{instead}, or name" if instead else "Name"
+    return UserError(f"{option}: {place} {why}. {name} another --{option.replace('_', '-')}.")
+
+
 def near_match(name: str, names: typing.Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the closest of `names`, or an empty string."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    """` Did you mean 'x'?` for the closest of `names`; an empty string if none is close, or the name is one of them."""
+    names = list(names)
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found and name not in names else ""
 
 
 def coerce(name: str, value: object, kind: object) -> object:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sftlab import __version__, files, models, sources
 from sftlab.config import DataConfig
-from sftlab.options import UserError
+from sftlab.options import UserError, place_error
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
 NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code")  # options that change nothing in it
@@ -28,7 +28,7 @@ def claim_folder(config: DataConfig, rows: int) -> Path:
     if folder.exists() and not config.overwrite:
         raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it anew.")
     if folder.exists() and not (folder / FACTS).is_file():
-        raise UserError(f"{folder}: is not a data set of the lab; it stays. Name another --output-dir.")
+        raise place_error(folder, "is not a data set of the lab; it stays")
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 

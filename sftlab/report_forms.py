@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftlab import pages
-from sftlab.options import UserError
+from sftlab.options import UserError, place_error
 from sftlab.pages import text
 
 MARK = "made by sftlab report"  # what a file must hold to be replaced unasked
@@ -119,7 +119,7 @@ def check_place(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         with open(path, "rb") as source:
             if MARK.encode() not in source.read(10_000):
-                raise UserError(f"output: {path} exists and is no report; add --overwrite, or name another --output.")
+                raise place_error(path, "exists and is no report", "Add --overwrite", option="output")
 
 
 def write_html(path: Path, title: str, sections: list[Section]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sftlab import checkpoints, distributed, files, run_log
 from sftlab.config import TrainConfig
-from sftlab.options import UserError
+from sftlab.options import UserError, place_error
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 READ_FROM = ("model_name", "dataset_path")  # what a run reads must not lie in the folder that it writes
@@ -62,7 +62,7 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
         *((f"in {name}", getattr(config, name)) for name in READ_FROM),
     ):
         if Path(place).resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"output_dir: {folder} holds what is {name}; name another folder.")
+            raise place_error(folder, f"holds what is {name}")
     if config.resume:
         checkpoint = checkpoints.find_last(folder)
         if checkpoint is None:
@@ -71,11 +71,9 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
         return checkpoint
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite or folder.is_file():
-            raise UserError(
-                f"output_dir: {folder} exists. Add --resume to go on, --overwrite to delete it, or name another."
-            )
+            raise place_error(folder, "exists", "Add --resume to go on, or --overwrite to delete it")
         if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
-            raise UserError(f"overwrite: {folder} is not a run folder of the lab; it stays. Name another --output-dir.")
+            raise place_error(folder, "is not a run folder of the lab; it stays")
     return None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from sftlab import course, files, run_time, sweep_page, sweep_points
 from sftlab.config import SweepConfig
 from sftlab.execute import run_notebook
-from sftlab.options import UserError, near_match
+from sftlab.options import UserError, near_match, place_error
 from sftlab.shared_kernel import SharedKernel
 from sftlab.sweep_points import Point
 
@@ -89,7 +89,7 @@ def check_folder(folder: Path, path: Path, points: list[Point], overwrite: bool)
         and any(folder.iterdir())
         and "points" not in files.read_json(folder / "sweep.json")
     ):
-        raise UserError(f"output_dir: {folder} is there and holds no sweep: name another folder.")
+        raise place_error(folder, "is there and holds no sweep")
     if overwrite:
         return
     for point in points:
@@ -98,9 +98,7 @@ def check_folder(folder: Path, path: Path, points: list[Point], overwrite: bool)
             told = {"source_sha256": "with the notebook as it was then", "profile": f"in the profile {facts.get('profile')}",
                     "notebook": f"of {facts.get('notebook')}", "parameters": "with other -p"}  # fmt: skip
             what = ", ".join(words for key, words in told.items() if facts.get(key) != point.job[key])
-            raise UserError(
-                f"output_dir: {folder} holds {point.name} {what}; name another folder, or run it anew with --overwrite."
-            )
+            raise place_error(folder, f"holds {point.name} {what}", "Run it anew with --overwrite")
 
 
 def check_metric(points: list[Point], metric: str) -> None:

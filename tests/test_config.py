@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from sftlab.config import DataConfig, TrainConfig
-from sftlab.options import UserError, coerce
+from sftlab.options import UserError, coerce, near_match, place_error
 
 TYPED = [
     ("false", bool, False),
@@ -55,6 +55,18 @@ def test_a_wrong_configuration_says_what_to_do(values, message):
 def test_the_hash_goes_by_values_not_by_how_they_were_written():
     assert TrainConfig.build(learning_rate="2e-3").hash() == TrainConfig(learning_rate=0.002).hash()
     assert TrainConfig().hash() != TrainConfig(seed=1).hash()
+
+
+def test_what_was_given_is_never_suggested():
+    assert near_match("gtp2", ["gpt2", "tiny-base"]) == " Did you mean 'gpt2'?"
+    assert near_match("gpt2", ["gpt2", "gpt"]) == "" == near_match("llama", ["gpt2"])
+
+
+def test_a_place_that_is_taken_has_another_way():
+    assert str(place_error("a", "exists")) == "output_dir: a exists. Name another --output-dir."
+    assert str(place_error("a", "exists", "Add --overwrite", "batch_file")) == (
+        "batch_file: a exists. Add --overwrite, or name another --batch-file."
+    )
 
 
 def test_every_option_explains_itself():

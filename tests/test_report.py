@@ -6,8 +6,9 @@ import re
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
-from sftlab import plots, report
+from sftlab import course, plots, report
 
 EVIL = "<script>alert(1)</script>"
 HISTORY = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
@@ -56,6 +57,19 @@ def test_a_page_has_the_chart_and_its_picture_and_runs_no_text(page):
     assert EVIL not in page and "&lt;script&gt;alert(1)" in page
     figure = json.loads(re.search(r"const f = (.*), d = document", page).group(1))
     assert figure["data"][0]["y"] == [2.0, 1.0] and EVIL in figure["layout"]["title"]["text"]
+
+
+def test_cells_of_a_table_are_read_as_they_were_given(tmp_path):
+    cells = ["</s>", EVIL, "a|b", 'it\'s "so"', "a &amp; b", "odd ` <b>"]
+    code = ["</s>", "a*b*c_d_e", "$x$", "<|im_end|>", "\\n", "'x' & 'y'"]
+    table = course.show_table(("text", "code"), [(one, f"`{two}`") for one, two in zip(cells, code, strict=True)])
+    output = nbformat.v4.new_output("display_data", {"text/markdown": table.data})
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
+    nbformat.write(book, tmp_path / "a.ipynb")
+    report.export_html(tmp_path / "a.ipynb", tmp_path / "a.html")
+    soup = BeautifulSoup((tmp_path / "a.html").read_text(), "html.parser")
+    assert [cell.text for cell in soup.select("td")] == [cell for row in zip(cells, code, strict=True) for cell in row]
+    assert [cell.text for cell in soup.select("td code")] == code
 
 
 def test_index_without_records_tells_the_machine(tmp_path):
