@@ -55,9 +55,10 @@ browser: .venv/installed  ## a Chromium for the tests of forms and panels, unles
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-noto-cjk >/dev/null; } \
 	|| .venv/bin/playwright install chromium
 
-lint: .venv/installed  ## check style and formatting of modules and notebooks
+lint: .venv/installed  ## check style, formatting, and which module imports which
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
+	$(IN_VENV) lint-imports
 
 # Cells marked NBVAL_CHECK_OUTPUT keep what they printed: nbval compares it.
 define STRIP_NOTEBOOKS

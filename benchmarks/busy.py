@@ -1,5 +1,5 @@
 """Time the same training alone, and beside as many busy programs as there are cores, with threads that spin as long as they
-like and as the lab lets them (sftlab/threads.py); in turns, each run in a process of its own, with equal losses.
+like and as the lab lets them (sftlab/machine.py); in turns, each run in a process of its own, with equal losses.
 
 python benchmarks/busy.py              # about 5 minutes on 2 cores, most of it the threads that spin as they like
 python benchmarks/busy.py --steps 10 --repeats 1
@@ -24,10 +24,12 @@ SPINS = {"as the library does": "300000", "as the lab chooses": None}
 
 def run_one(folder: Path, precision: str, steps: int, output: Path) -> None:
     """One training in this process: seconds of each step but the first, and the last loss, to a JSON file."""
-    from sftlab import files, models, train
-    from sftlab.config import TrainConfig
+    from sftlab import files
+    from sftlab.config.configs import TrainConfig
+    from sftlab.models import load
+    from sftlab.train import run
 
-    models.quiet_libraries()
+    load.quiet_libraries()
     from transformers import TrainerCallback
 
     marks = []
@@ -36,7 +38,7 @@ def run_one(folder: Path, precision: str, steps: int, output: Path) -> None:
         def on_step_end(self, args, state, control, **kwargs):
             marks.append(time.perf_counter())
 
-    trainer = train.make_trainer(
+    trainer = run.make_trainer(
         TrainConfig(dataset_path=str(folder / "data"), output_dir=str(folder / "run"), overwrite=True, use_lora=True, batch_size=16,
                     max_steps=steps + 1, learning_rate=2e-4, max_length=128, logging_steps=1, save_steps=10**6, eval_steps=10**6,
                     bf16=precision == "bfloat16")
@@ -70,15 +72,16 @@ def main() -> None:
     if args.one:
         folder, precision, steps, output = args.one
         return run_one(Path(folder), precision, int(steps), Path(output))
-    from sftlab import data, report
-    from sftlab.config import DataConfig
+    from sftlab import machine
+    from sftlab.config.configs import DataConfig
+    from sftlab.data import dataset
 
-    print("\n".join(report.describe_machine()))
+    print("\n".join(machine.describe_machine()))
     taken: dict[tuple, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with contextlib.redirect_stdout(io.StringIO()):
-            data.prepare(DataConfig(output_dir=name)).rename(folder / "data")
+            dataset.prepare(DataConfig(output_dir=name)).rename(folder / "data")
         losses: dict[str, set] = {"float32": set(), "bfloat16": set()}
         turns = itertools.product(losses, (0, os.cpu_count()), range(args.repeats), SPINS.items())
         for precision, busy, _, (spinning, count) in turns:

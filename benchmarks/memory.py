@@ -65,9 +65,11 @@ STEPS, GPU_STEPS, WARM = 3, 13, 3  # on a GPU the steps after the first ones are
 
 def write_rows(path: Path, length: int) -> None:
     """96 rows of a question and an answer that take `length` tokens, or one or two fewer, in the alpaca format."""
-    from sftlab import files, formats, models
+    from sftlab import files
+    from sftlab.data import formats
+    from sftlab.models import load
 
-    tokenizer = models.load_tokenizer("tiny-base")
+    tokenizer = load.load_tokenizer("tiny-base")
     formats.set_format(tokenizer, "alpaca")
 
     def make(number: int, words: int) -> list[dict]:
@@ -99,9 +101,13 @@ def run_one(options: dict, output: Path) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from sftlab import data, files, flops, models, run_memory, train
-    from sftlab.config import DataConfig, TrainConfig
-    from sftlab.live_bytes import LiveBytes
+    from sftlab import files
+    from sftlab.config.configs import DataConfig, TrainConfig
+    from sftlab.data import dataset
+    from sftlab.memory import duration
+    from sftlab.memory.dry_run import LiveBytes
+    from sftlab.models import load
+    from sftlab.train import forecast, run
 
     ends = []
 
@@ -110,24 +116,24 @@ def run_one(options: dict, output: Path) -> None:
             torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
-    models.quiet_libraries()
+    load.quiet_libraries()
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         rows = Path(folder) / "rows.json"
         short = min(options["max_length"], 128) if options.get("packing") else options["max_length"]
         write_rows(rows, short)
         name = options.get("model_name", "tiny-base")
-        prepared = data.prepare(DataConfig(model=name, source="json", source_path=[str(rows)], output_dir=folder,
+        prepared = dataset.prepare(DataConfig(model=name, source="json", source_path=[str(rows)], output_dir=folder,
                                            max_length=options["max_length"]))  # fmt: skip
         config = TrainConfig(**{"bf16": False} | options, dataset_path=str(prepared), output_dir=f"{folder}/run",
                              max_steps=GPU_STEPS if gpu else STEPS, save_steps=10**6, eval_steps=10**6, keep_memory=False)  # fmt: skip
-        trainer = train.make_trainer(config)
+        trainer = run.make_trainer(config)
         if gpu:
             trainer.add_callback(Clock())
         counter = LiveBytes(trainer.model)
         with contextlib.nullcontext() if gpu else counter:
             trainer.train()
-    took = run_memory.measure(trainer.expected["memory"])
+    took = forecast.measure(trainer.expected["memory"])
     tensors = torch.cuda.max_memory_allocated() if gpu else hold(trainer.model) + counter.peak
     parts = took["parts"]
     expected = sum(
@@ -139,10 +145,10 @@ def run_one(options: dict, output: Path) -> None:
         free, whole = torch.cuda.mem_get_info()
         step = statistics.median(after - before for before, after in zip(ends[WARM:], ends[WARM + 1 :], strict=False))
         tokens = [options["max_length"]] * options["batch_size"] * options.get("gradient_accumulation_steps", 1)
-        rate = flops.count_step(trainer.model, tokens) / step
+        rate = duration.count_step(trainer.model, tokens) / step
         found |= {"beside_allocator": whole - free - torch.cuda.memory_reserved(), "seconds_per_step": step,
-                  "tokens_per_second": sum(tokens) / step, "of_measured_matrix_rate": rate / flops.measure_rate(),
-                  "of_data_sheet": rate / (flops.find_peak(torch.cuda.get_device_name()) or float("inf"))}  # fmt: skip
+                  "tokens_per_second": sum(tokens) / step, "of_measured_matrix_rate": rate / duration.measure_products(),
+                  "of_data_sheet": rate / (duration.find_peak(torch.cuda.get_device_name()) or float("inf"))}  # fmt: skip
     files.write_json(output, found)
 
 
@@ -156,14 +162,14 @@ def main() -> None:
         return run_one(json.loads(args.one[0]), Path(args.one[1]))
     import torch
 
-    from sftlab import files, report
+    from sftlab import files, machine
 
     known = GPU_CASES if torch.cuda.is_available() else CPU_CASES
     for name in args.cases or ():
         if name not in known:
             parser.error(f"no case {name!r}; there are {', '.join(known)}")
     results = {}
-    print("\n".join(report.describe_machine()))
+    print("\n".join(machine.describe_machine()))
     print(f"{'MB':38}{'expected':>10}{'tensors':>10}{'error':>8}{'expected':>12}{'process':>10}{'error':>8}")
     for name in args.cases or known:
         with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +194,7 @@ def main() -> None:
             f"{label}: median error {statistics.median(map(abs, errors)):.1%}, from {min(errors):+.1%} to {max(errors):+.1%}"
         )
     if args.output:
-        files.write_json(args.output, {"machine": report.describe_machine(), "cases": results})
+        files.write_json(args.output, {"machine": machine.describe_machine(), "cases": results})
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from pathlib import Path
 
 def make_chats(count: int, seed: int = 0) -> list[list[dict]]:
     """Conversations of one to six exchanges, every fourth with a system message, drawn from the bundled samples."""
-    from sftlab import sources
-    from sftlab.rows import check_rows, get_answer, get_prompt, parse_columns
+    from sftlab.data import sources
+    from sftlab.data.rows import check_rows, get_answer, get_prompt, parse_columns
 
     pairs = {}
     for source in sources.SAMPLE_FILES:
@@ -39,9 +39,10 @@ def make_chats(count: int, seed: int = 0) -> list[list[dict]]:
 
 
 def load_tokenizer():
-    from sftlab import formats, models
+    from sftlab.data import formats
+    from sftlab.models import load
 
-    tokenizer = models.load_tokenizer("tiny-base")
+    tokenizer = load.load_tokenizer("tiny-base")
     formats.set_format(tokenizer, "chatml")
     tokenizer.model_max_length = 10**6
     return tokenizer
@@ -49,7 +50,7 @@ def load_tokenizer():
 
 def prepare_with_lab(chats, tokenizer, folder: str):
     """The lab's preparation: `input_ids` and `labels` beside the messages, in an Arrow file."""
-    from sftlab.data import encode_dataset
+    from sftlab.data.dataset import encode_dataset
 
     return encode_dataset(chats, tokenizer, folder)
 
@@ -58,11 +59,11 @@ def prepare_with_trl(chats, tokenizer, folder: str):
     """TRL's: an SFTTrainer made around a model of two layers, which tokenises in its constructor, in two processes."""
     from trl import SFTConfig, SFTTrainer
 
-    from sftlab import models
+    from sftlab.models import load
 
     args = SFTConfig(output_dir=folder, assistant_only_loss=True, dataset_num_proc=2, max_length=None, report_to="none",
                      use_cpu=True, bf16=False)  # fmt: skip
-    model = models.load_model("random-tiny:Llama-2-7b-hf")
+    model = load.load_model("random-tiny:Llama-2-7b-hf")
     return SFTTrainer(model, args=args, train_dataset=chats, processing_class=tokenizer).train_dataset
 
 
@@ -88,10 +89,12 @@ def main() -> None:
     import datasets
     import trl
 
-    from sftlab import data, files, models, report
-    from sftlab.config import DataConfig
+    from sftlab import files, machine
+    from sftlab.config.configs import DataConfig
+    from sftlab.data import dataset
+    from sftlab.models import load
 
-    models.quiet_libraries()
+    load.quiet_libraries()
     datasets.disable_caching()
     seconds = {"lab": [], "TRL": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -117,12 +120,12 @@ def main() -> None:
         for _ in range(2):
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
-                data.prepare(config)
+                dataset.prepare(config)
             whole.append(time.perf_counter() - start)
 
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     result = {
-        "machine": report.describe_machine(), "trl": trl.__version__, "chats": args.chats, "tokens": tokens,
+        "machine": machine.describe_machine(), "trl": trl.__version__, "chats": args.chats, "tokens": tokens,
         "seconds": seconds, "median": middle, "ratio": middle["TRL"] / middle["lab"],
         "prepare_with_report_seconds": whole[0], "prepare_again_seconds": whole[1],
     }  # fmt: skip

@@ -59,19 +59,21 @@ def build(case: Case, folder: Path, data_file: str | None) -> None:
     from prepare import make_chats
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    from sftlab import data, files, models
-    from sftlab.config import DataConfig
+    from sftlab import files
+    from sftlab.config.configs import DataConfig
+    from sftlab.data import dataset
+    from sftlab.models import load
 
     set_seed(0)
     if case.model != "tiny-base":
         settings = LlamaConfig(**case.model, num_key_value_heads=4) if isinstance(case.model, dict) else None
         dtype = torch.bfloat16 if case.gpu and case.lora else torch.float32
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = LlamaForCausalLM(settings) if settings else models.build_random(case.model, dtype, device)
+        model = LlamaForCausalLM(settings) if settings else load.build_random(case.model, dtype, device)
         for dropout in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):  # GPT-2's; losses can't be equal with it
             setattr(model.config, dropout, 0.0)
         model.save_pretrained(folder / "model")
-        models.load_tokenizer("tiny-base").save_pretrained(folder / "model")
+        load.load_tokenizer("tiny-base").save_pretrained(folder / "model")
     if data_file and case.rows == "chats":
         source = {"source": "json", "source_path": [data_file]}
     elif case.rows == "chats":
@@ -81,7 +83,7 @@ def build(case: Case, folder: Path, data_file: str | None) -> None:
     else:
         source = {"source": "facts"}
     name = "tiny-base" if case.model == "tiny-base" else str(folder / "model")
-    made = data.prepare(
+    made = dataset.prepare(
         DataConfig(model=name, output_dir=str(folder), max_length=case.max_length, test_size=0.01, **source)
     )
     made.rename(folder / "data")
@@ -91,8 +93,8 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
     """The trainer of one variant; all see the rows in the same order. TRL gets them tokenised and labelled."""
     import torch
 
-    from sftlab import train
-    from sftlab.config import TrainConfig
+    from sftlab.config.configs import TrainConfig
+    from sftlab.train import run
 
     name = "tiny-base" if case.model == "tiny-base" else str(folder / "model")
     config = TrainConfig(
@@ -102,28 +104,29 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
         lr_scheduler_type="constant", bf16="float32" not in variant,  # the same rate for those that run fewer steps
     )  # fmt: skip
     if variant.startswith("lab"):
-        return train.make_trainer(config)
+        return run.make_trainer(config)
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from sftlab import data, models
+    from sftlab.data import dataset
+    from sftlab.models import load
 
     gpu, options, loading = torch.cuda.is_available(), {}, {}
     if variant != "TRL, defaults":
         options = {"bf16": config.bf16, "gradient_checkpointing": False}
         options |= {"train_sampling_strategy": "group_by_length"} if variant == ALIKE else {}
         loading = {"dtype": torch.bfloat16 if config.bf16 and case.lora else torch.float32}
-    splits, _ = data.load_prepared(folder / "data")
+    splits, _ = dataset.load_prepared(folder / "data")
     args = SFTConfig(
         output_dir=str(folder / "run"), max_steps=steps, per_device_train_batch_size=case.batch_size, learning_rate=2e-4,
         max_length=case.max_length, logging_steps=1, save_strategy="no", report_to="none", use_cpu=not gpu,
         lr_scheduler_type="constant", **options,
     )  # fmt: skip
     return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(models.locate(name), **{"dtype": torch.float32} | loading), args=args,
+        model=AutoModelForCausalLM.from_pretrained(load.locate(name), **{"dtype": torch.float32} | loading), args=args,
         train_dataset=splits["train"].select_columns(["input_ids", "labels"]),
-        processing_class=models.load_tokenizer(name),
-        peft_config=models.lora_config(config),
+        processing_class=load.load_tokenizer(name),
+        peft_config=load.lora_config(config),
     )  # fmt: skip
 
 
@@ -134,9 +137,11 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
     import torch
     from transformers import TrainerCallback
 
-    from sftlab import files, flops, models
+    from sftlab import files
+    from sftlab.memory import duration
+    from sftlab.models import load
 
-    models.quiet_libraries()
+    load.quiet_libraries()
     trainer = make_trainer(case, variant, folder, steps)
     starts, seconds, lengths = [], [], []
 
@@ -163,8 +168,8 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     files.write_json(output, {
         "seconds": seconds, "losses": losses, "tokens": [sum(part) for part in lengths[: len(seconds)]],
-        "flops": [flops.count_step(trainer.model, part) for part in lengths[: len(seconds)]],
-        "rate": flops.measure_rate(torch.bfloat16 if "float32" not in variant else torch.float32), "data_sheet": flops.find_peak(torch.cuda.get_device_name()) if gpu else None,
+        "flops": [duration.count_step(trainer.model, part) for part in lengths[: len(seconds)]],
+        "rate": duration.measure_products(torch.bfloat16 if "float32" not in variant else torch.float32), "data_sheet": duration.find_peak(torch.cuda.get_device_name()) if gpu else None,
         "peak_bytes": peak, "choices": getattr(trainer, "choices", {}),
     })  # fmt: skip
 
@@ -284,14 +289,15 @@ def main() -> None:
     import torch
     import trl
 
-    from sftlab import files, models, report
+    from sftlab import files, machine
+    from sftlab.models import load
 
-    models.quiet_libraries()
+    load.quiet_libraries()
     wanted = args.cases or [case.name for case in CASES if case.gpu == torch.cuda.is_available()]
     for name in wanted:
         if name not in known:
             parser.error(f"no case {name!r}; there are {', '.join(known)}")
-    results = {"machine": report.describe_machine(), "trl": trl.__version__, "cases": []}
+    results = {"machine": machine.describe_machine(), "trl": trl.__version__, "cases": []}
     for name in wanted:
         with tempfile.TemporaryDirectory() as folder:
             build(known[name], Path(folder), args.data)

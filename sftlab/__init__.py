@@ -3,8 +3,8 @@
 The notebooks carry the course; this package holds the plumbing behind them. `sftlab --help` lists the commands.
 """
 
-from sftlab.threads import limit_spinning
-
 __version__ = "0.1.0"
+
+from sftlab.machine import limit_spinning  # noqa: E402
 
 limit_spinning()  # here, before any import of torch

@@ -34,3 +34,6 @@ def find_existing(place: Path) -> Path:
     """The place, or the nearest folder above it that is there."""
     place = place.absolute()
     return next(folder for folder in (place, *place.parents) if folder.exists())
+
+
+ROOT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,6 @@
-"""What suits this machine: the precision that it is fast in, and how its memory is handed out.
+"""This machine: what it is, what its GPUs tell, the precision that it is fast in, and how its memory and cores are shared.
 
-python -c "from sftlab import machine; print(machine.choose_precision())"
+python -c "from sftlab import machine; print(machine.choose_precision(), machine.name_device(), machine.find_gpus())"
 """
 
 import contextlib
@@ -8,10 +8,14 @@ import ctypes
 import functools
 import gc
 import os
+import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
-from sftlab.options import UserError
+from sftlab import __version__
+from sftlab.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -172,3 +176,185 @@ def read_peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "deepspeed")
+
+
+def count_cores() -> int:
+    """Cores that this process may run on, which may be fewer than the machine has."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def name_processor() -> str:
+    """The processor's name as it tells it itself; its architecture where it doesn't."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    if sys.platform == "darwin":
+        told = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return told.stdout.strip() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def name_device() -> dict:
+    """What this process computes on: cpu, cores, physical_cores, memory_bytes, and gpu with gpu_bytes, or None.
+
+    Two cores that are one physical core share its arithmetic. A virtual machine may not tell.
+    """
+    import psutil
+    import torch
+
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device()) if torch.cuda.is_available() else None
+    return {"cpu": name_processor(), "cores": count_cores(), "physical_cores": psutil.cpu_count(logical=False), "memory_bytes": psutil.virtual_memory().total,
+            "gpu": gpu.name if gpu else None, "gpu_bytes": gpu.total_memory if gpu else None}  # fmt: skip
+
+
+def describe(devices: list[dict]) -> dict:
+    """One description of all processes' devices, by rank; what differs among them is joined by ` + `."""
+    told = {name: list(dict.fromkeys(device[name] for device in devices)) for name in devices[0]}
+    alike = {name: found[0] if len(found) == 1 else " + ".join(map(str, found)) for name, found in told.items()}
+    return alike | {"gpus": len(devices) if devices[0]["gpu"] else 0}
+
+
+def list_versions(*more: str) -> dict[str, str | None]:
+    """Python, the lab, the packages that the speed depends on, and `more`; None for one that isn't installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "sftlab": __version__}
+    for name in (*PACKAGES, *more):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+# What NVIDIA's driver says of the GPUs now: use, memory, power, temperature, through NVML (the package nvidia-ml-py).
+#
+# NVML's use is the share of the last moments (1/6 to 1 s, by the kind of GPU) in which some kernel ran, however small: a GPU
+# at 100 % can still compute at a tenth of its rate. How well it is used, FLOPs tell (`duration`).
+
+
+@functools.cache
+def find_gpus() -> tuple[list, str]:
+    """(NVML's handles of this machine's GPUs, why there are none); asked once in a process, which stays NVML's user.
+
+    All GPUs of the machine, whatever CUDA_VISIBLE_DEVICES says.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return [], "the package nvidia-ml-py is not installed"
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError as error:
+        return [], f"NVML: {error}"
+    return handles, "" if handles else "NVML: no GPU"
+
+
+def read_driver() -> str | None:
+    """The version of NVIDIA's driver, or None where there is none."""
+    if not find_gpus()[0]:
+        return None
+    import pynvml
+
+    found = ask(pynvml.nvmlSystemGetDriverVersion)
+    return found.decode() if isinstance(found, bytes) else found
+
+
+def describe_gpus() -> list[dict]:
+    """Of each GPU: index, name, memory_total_bytes (None where NVML doesn't say)."""
+    found = []
+    for index, handle in enumerate(find_gpus()[0]):
+        import pynvml
+
+        name = ask(pynvml.nvmlDeviceGetName, handle)
+        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        name = name.decode() if isinstance(name, bytes) else name  # bytes in versions before 11.5
+        found.append({"index": index, "name": name, "memory_total_bytes": memory and memory.total})
+    return found
+
+
+def read_gpus() -> list[dict]:
+    """Of each GPU now: index, use_percent, memory_bytes, power_watts, celsius; None for what it doesn't tell.
+
+    A GPU that is split (MIG) tells no use, some laptop GPUs no power.
+    """
+    found = []
+    for index, handle in enumerate(find_gpus()[0]):
+        import pynvml
+
+        use = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+        celsius = ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+        found.append({"index": index, "use_percent": use and use.gpu, "memory_bytes": memory and memory.used,
+                      "power_watts": None if milliwatts is None else milliwatts / 1000, "celsius": celsius})  # fmt: skip
+    return found
+
+
+def ask(question, *arguments):
+    """NVML's answer, or None where this GPU or driver doesn't know or the GPU is lost."""
+    import pynvml
+
+    with contextlib.suppress(pynvml.NVMLError):
+        return question(*arguments)
+    return None
+
+
+# How long torch's threads wait awake for each other, decided before torch is loaded.
+#
+# GCC's OpenMP library, torch's on Linux, lets a thread that has nothing to do spin, in case there is work soon. Beside other
+# programs the spinning takes the cores from them, and from the very thread that is waited for. A training on two cores beside
+# two busy programs took some thirty times as long; with what is chosen here it takes two to four times as long, and no
+# measurable time is lost where nothing else runs (benchmarks/README.md). A Mac's OpenMP library (LLVM's) gives way by itself.
+
+
+NAME = "GOMP_SPINCOUNT"  # the library reads it once, when it is loaded
+QUIET, BUSY = "5000", "1000"  # times that a thread looks for work before it sleeps
+
+
+def limit_spinning() -> None:
+    """Set GOMP_SPINCOUNT by what runs on this machine now, unless somebody else has set it, or OpenMP's own wait policy."""
+    if "OMP_WAIT_POLICY" in os.environ or os.environ.get(NAME, QUIET) not in (QUIET, BUSY):
+        return
+    os.environ[NAME] = BUSY if 2 * count_running() >= (os.cpu_count() or 1) else QUIET
+
+
+def count_running() -> int:
+    """Programs beside this one that compute now or wait for a core; 0 where the system doesn't tell (elsewhere than on Linux)."""
+    try:
+        return int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")[0]) - 1
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+SHOWN_PACKAGES = ("torch", "transformers", "trl", "peft")
+
+
+def describe_machine() -> list[str]:
+    """Processors, memory, GPUs and the versions that matter, in a few lines for people."""
+    import importlib.metadata
+
+    import psutil
+
+    size = f"{os.cpu_count()} CPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB memory"
+    out = [f"{size}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        try:
+            out += subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+        except (OSError, subprocess.SubprocessError) as error:
+            out.append(f"GPUs unknown: {error}")
+    versions = []
+    for name in SHOWN_PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} not installed")
+    return [*out, ", ".join(versions)]

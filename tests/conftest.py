@@ -26,14 +26,15 @@ if socket.getaddrinfo.__name__ != "guarded_lookup":  # this process was started 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """128 questions prepared for tiny-base, and 64 held-out ones."""
-    from sftlab import data, sources
-    from sftlab.config import DataConfig
+    from sftlab.config.configs import DataConfig
+    from sftlab.data import dataset as data_set
+    from sftlab.data import sources
 
     folder = tmp_path_factory.mktemp("prepared")
     rows = json.loads((sources.SAMPLES / "facts_test.json").read_text(encoding="utf-8"))[:64]
     held_out = folder / "held_out.json"
     held_out.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return data.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
+    return data_set.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])
@@ -45,11 +46,11 @@ def bf16(request) -> bool:
 @pytest.fixture(scope="session")
 def tuned_run(dataset, tmp_path_factory) -> Path:
     """A run folder: LoRA on tiny-base in float32, three steps large enough to change it a lot, with a checkpoint."""
-    from sftlab import train
-    from sftlab.config import TrainConfig
+    from sftlab.config.configs import TrainConfig
+    from sftlab.train import run
 
     folder = tmp_path_factory.mktemp("runs") / "first"
-    train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
+    run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
                             learning_rate=2e-2, max_length=128, bf16=False, eval_samples=8, save_steps=2))  # fmt: skip
     return folder
 

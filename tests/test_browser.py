@@ -32,7 +32,7 @@ def write_notebook(path, *sources: str):
 
 def test_charts_everywhere(chromium, tmp_path):
     """In JupyterLab, in the exported page without a network, and there without scripts."""
-    from sftlab import course
+    from sftlab.course import headless
 
     (tmp_path / "lab").mkdir()
     notebook = write_notebook(tmp_path / "lab" / "chart.ipynb", CHART)
@@ -42,7 +42,7 @@ def test_charts_everywhere(chromium, tmp_path):
         browser.open_notebook(page, address, notebook.name)
         page.wait_for_selector(DRAWN, timeout=SLOW)
         page.close()
-    assert course.run_notebooks([notebook], {}, tmp_path / "out")[0]["status"] == "completed"
+    assert headless.run_notebooks([notebook], {}, tmp_path / "out")[0]["status"] == "completed"
     address = (tmp_path / "out" / "chart.html").as_uri()
     for scripts in (True, False):
         context = chromium.new_context(offline=True, java_script_enabled=scripts)
@@ -106,7 +106,7 @@ def look(page, shots, name: str, *parts) -> None:
 
 def test_a_learner_tunes_by_hand(chromium, tmp_path):
     """Notebook 08: run all, turn a knob by keyboard, start, reload in the middle, find the run, stop it, go on with it."""
-    from sftlab import runs
+    from sftlab.runs import state
 
     source = json.loads((browser.ROOT / "notebooks" / "08_hyperparameters.ipynb").read_text(encoding="utf-8"))
     knobs = next(cell for cell in source["cells"] if "parameters" in cell["metadata"].get("tags", []))
@@ -155,17 +155,17 @@ def test_a_learner_tunes_by_hand(chromium, tmp_path):
         panel.locator(DRAWN).first.wait_for(timeout=SLOW)
         panel.get_by_role("button", name="Stop").click()
         wait_for_status(panel, "by-hand was stopped")
-        stopped = runs.read(work / "by-hand")
+        stopped = state.read(work / "by-hand")
         assert stopped.status == "interrupted" and 0 < stopped.step < stopped.max_steps
         look(page, tmp_path, "panel", panel.locator(".jp-OutputArea"))
         panel.get_by_role("button", name="Resume").click()
         wait_for_status(panel, "by-hand is running")
         end = time.monotonic() + 120
-        while runs.read(work / "by-hand").step < stopped.step + 3 and time.monotonic() < end:
+        while state.read(work / "by-hand").step < stopped.step + 3 and time.monotonic() < end:
             time.sleep(0.2)
         panel.get_by_role("button", name="Stop").click()
         wait_for_status(panel, "by-hand was stopped")
         page.close()
-    ended = runs.read(work / "by-hand")
+    ended = state.read(work / "by-hand")
     steps = [entry["step"] for entry in ended.history if "loss" in entry]
     assert ended.config.lora_r == 4 and ended.step >= stopped.step + 3 and steps == list(range(1, ended.step + 1))

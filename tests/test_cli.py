@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sftlab.config import (
+from sftlab.config.configs import (
     ChatConfig,
     DataConfig,
     EvaluateConfig,

@@ -13,10 +13,13 @@ import pytest
 import torch
 from test_attention import ALIKE, KNOWN, SAMPLES, losses
 
-from sftlab import attention, chat, evaluate, export, models, proof, train
-from sftlab.attention import VARLEN, packed_inputs
-from sftlab.config import EvaluateConfig, ExportConfig, TrainConfig
-from sftlab.options import UserError
+from sftlab.config.configs import EvaluateConfig, ExportConfig, TrainConfig
+from sftlab.errors import UserError
+from sftlab.evaluate import compare, scores
+from sftlab.export import chat, folder
+from sftlab.models import attention, load
+from sftlab.models.attention import VARLEN, packed_inputs
+from sftlab.train import run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and SFTLAB_TEST_GPU=1")
 ROWS = {
@@ -82,8 +85,8 @@ def on_cpu(dataset, tmp_path_factory):
 def make_model(name: str, dtype=torch.bfloat16):
     torch.manual_seed(0)
     if name == "tiny-base":
-        return models.load_model(name).to(dtype).eval()
-    return models.build_random(f"random-tiny:{name}", dtype, "cuda").eval()
+        return load.load_model(name).to(dtype).eval()
+    return load.build_random(f"random-tiny:{name}", dtype, "cuda").eval()
 
 
 def to_gpu(samples: list[list[int]]) -> dict:
@@ -153,7 +156,7 @@ def test_a_window_narrower_than_a_sample_is_kept():
 @pytest.mark.parametrize("method", [{"use_lora": True}, {"learning_rate": 3e-4}], ids=["LoRA", "full"])
 def test_losses_in_float32_are_those_of_a_cpu(method, on_cpu, dataset, tmp_path):
     options = ROWS | {"use_flash_attention": False} | method  # in float32 a GPU pads
-    train.train(
+    run.train(
         TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), max_steps=8, bf16=False, **options)
     )
     assert read_losses(tmp_path / "run") == pytest.approx(on_cpu(**options), rel=2e-3)
@@ -162,7 +165,7 @@ def test_losses_in_float32_are_those_of_a_cpu(method, on_cpu, dataset, tmp_path)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_way_to_train_reaches_its_end_and_learns(method, on_cpu, dataset, tmp_path):
     options = ROWS | METHODS[method]
-    result = train.train(
+    result = run.train(
         TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), max_steps=30, **options)
     )
     found = read_losses(tmp_path / "run")
@@ -184,7 +187,7 @@ def test_every_way_to_train_reaches_its_end_and_learns(method, on_cpu, dataset, 
 @pytest.fixture(scope="module")
 def tuned(dataset, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "first"
-    train.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=32, save_steps=16,
+    run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=32, save_steps=16,
                             **ROWS))  # fmt: skip
     return folder
 
@@ -192,21 +195,21 @@ def tuned(dataset, tmp_path_factory) -> Path:
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(dataset, tmp_path, tuned):
     config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_lora=True, max_steps=16, save_steps=16,
                          lr_scheduler_type="constant", **ROWS)  # fmt: skip
-    train.train(config)
-    train.train(TrainConfig(**vars(config) | {"max_steps": 24, "resume": True}))
+    run.train(config)
+    run.train(TrainConfig(**vars(config) | {"max_steps": 24, "resume": True}))
     whole = TrainConfig(**vars(config) | {"max_steps": 24, "output_dir": str(tmp_path / "whole")})
-    train.train(whole)
+    run.train(whole)
     assert read_losses(tmp_path / "run") == pytest.approx(read_losses(tmp_path / "whole"), rel=2e-2)
 
 
 def test_a_run_is_evaluated_exported_and_talked_to(tuned, tmp_path):
-    found = proof.evaluate_run(EvaluateConfig(run_dir=str(tuned), num_questions=32, num_texts=4, resamples=500))
+    found = compare.evaluate_run(EvaluateConfig(run_dir=str(tuned), num_questions=32, num_texts=4, resamples=500))
     assert found["perplexity"]["tuned"] < found["perplexity"]["base"]
-    export.export(ExportConfig(run_dir=str(tuned), output_dir=str(tmp_path / "merged")))
-    model, tokenizer = models.load_model(str(tmp_path / "merged")), models.load_tokenizer(str(tmp_path / "merged"))
+    folder.export(ExportConfig(run_dir=str(tuned), output_dir=str(tmp_path / "merged")))
+    model, tokenizer = load.load_model(str(tmp_path / "merged")), load.load_tokenizer(str(tmp_path / "merged"))
     assert model.device.type == "cuda"
-    rows = evaluate.read_facts("test", 32)
-    assert len(evaluate.ask(model, tokenizer, rows).answers) == 32
+    rows = scores.read_facts("test", 32)
+    assert len(scores.ask(model, tokenizer, rows).answers) == 32
     assert chat.answer(model, tokenizer, [{"role": "user", "content": rows[0]["instruction"]}], max_new_tokens=16)
 
 
@@ -216,9 +219,7 @@ def test_running_out_of_memory_says_what_to_change(dataset, tmp_path):
     torch.cuda.set_per_process_memory_fraction(200e6 / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(UserError, match="out of memory .*--gradient-checkpointing"):
-            train.train(
-                TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), max_steps=2, **options)
-            )
+            run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), max_steps=2, **options))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -237,4 +238,4 @@ def test_deepspeed_trains_on_one_gpu(stage, lora, on_cpu, dataset, tmp_path):
                         "--module", "sftlab.train", *flags, "--dataset-path", str(dataset), "--output-dir",
                         str(tmp_path / "run"), "--max-steps", "8", "--deepspeed", str(settings)])  # fmt: skip
     assert read_losses(tmp_path / "run") == pytest.approx(on_cpu(**ROWS | method), rel=0.1)
-    assert models.load_model(str(tmp_path / "run"))
+    assert load.load_model(str(tmp_path / "run"))

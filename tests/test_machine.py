@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from sftlab import flops, machine, models, train
-from sftlab.config import TrainConfig
-from sftlab.options import UserError
+from sftlab import machine
+from sftlab.config.configs import TrainConfig
+from sftlab.errors import UserError
+from sftlab.memory import duration
+from sftlab.models import load
+from sftlab.train import run
 
 
 @pytest.fixture
@@ -49,8 +52,8 @@ def test_a_gpu_is_asked(supported, expected, left_open, monkeypatch):
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_the_environment_decides_what_the_configuration_leaves_open(value, monkeypatch):
     monkeypatch.setenv("SFTLAB_BF16", value)
-    assert models.choose_precision(TrainConfig()) == (value == "1", f"as asked for (SFTLAB_BF16={value})")
-    assert models.choose_precision(TrainConfig(bf16=value == "0")) == (
+    assert load.choose_precision(TrainConfig()) == (value == "1", f"as asked for (SFTLAB_BF16={value})")
+    assert load.choose_precision(TrainConfig(bf16=value == "0")) == (
         value == "0",
         "as asked for (--bf16)" if value == "0" else "as asked for (--no-bf16)",
     )
@@ -59,8 +62,8 @@ def test_the_environment_decides_what_the_configuration_leaves_open(value, monke
 def test_another_value_in_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("SFTLAB_BF16", "yes")
     with pytest.raises(UserError, match="SFTLAB_BF16: 'yes' is neither 1 .* nor 0"):
-        models.choose_precision(TrainConfig())
-    assert models.choose_precision(TrainConfig(bf16=False))[0] is False
+        load.choose_precision(TrainConfig())
+    assert load.choose_precision(TrainConfig(bf16=False))[0] is False
 
 
 @pytest.mark.parametrize("began", ["0", "1"], ids=["float32", "bfloat16"])
@@ -68,9 +71,9 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(began, dataset, tm
     options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "batch_size": 2}
     monkeypatch.setenv("SFTLAB_BF16", began)
     name = "bfloat16" if began == "1" else "float32"
-    assert train.train(TrainConfig(**options))["choices"]["precision"].startswith(name)
+    assert run.train(TrainConfig(**options))["choices"]["precision"].startswith(name)
     monkeypatch.setenv("SFTLAB_BF16", "0" if began == "1" else "1")
-    trainer = train.make_trainer(TrainConfig(**options, resume=True))
+    trainer = run.make_trainer(TrainConfig(**options, resume=True))
     assert trainer.choices["precision"] == f"{name}: as when the run began"
 
 
@@ -83,24 +86,24 @@ def test_flops_are_those_that_torch_counts(method, bf16, dataset, tmp_path):
     config = TrainConfig(
         dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_flash_attention=False, bf16=bf16, **options
     )
-    trainer = train.make_trainer(config)
+    trainer = run.make_trainer(config)
     model = trainer.model.train()
     if method == "4-bit":  # whose products torch's counter doesn't see: the formula must be that of LoRA
-        plain = train.make_trainer(TrainConfig(**vars(config) | {"use_4bit": False})).model
-        assert flops.count_step(model, [64, 9]) == flops.count_step(plain, [64, 9])
+        plain = run.make_trainer(TrainConfig(**vars(config) | {"use_4bit": False})).model
+        assert duration.count_step(model, [64, 9]) == duration.count_step(plain, [64, 9])
         return
     ids = torch.arange(5, 69)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     layers, width, length = model.config.num_hidden_layers, model.config.hidden_size, 64
     attention = 6 * layers * width * length * length
-    expected = flops.count_step(model, [length]) + attention  # the first layer's inputs need no gradient with LoRA
+    expected = duration.count_step(model, [length]) + attention  # the first layer's inputs need no gradient with LoRA
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.08)
 
 
 def test_a_data_sheet_is_known_for_the_gpus_that_are_named():
-    assert flops.find_peak("NVIDIA H100 PCIe") == 756e12 and flops.find_peak("NVIDIA H200") == 989e12
-    assert flops.find_peak("GeForce") is None and flops.measure_rate(size=256) > 1e8
+    assert duration.find_peak("NVIDIA H100 PCIe") == 756e12 and duration.find_peak("NVIDIA H200") == 989e12
+    assert duration.find_peak("GeForce") is None and duration.measure_products(size=256) > 1e8
 
 
 def test_what_is_there_is_frozen_only_where_no_model_is(monkeypatch):

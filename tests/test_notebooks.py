@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.config import FIELDS
-from sftlab.options import check_value
+from sftlab.config.configs import FIELDS
+from sftlab.config.options import check_value
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

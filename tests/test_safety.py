@@ -113,7 +113,7 @@ def test_a_token_as_a_parameter_is_refused(tmp_path, sftlab_command):
 
 def test_no_command_takes_a_token():
     """What stands in a command line is in the process list, and in the shell's history."""
-    from sftlab.config import FIELDS
+    from sftlab.config.configs import FIELDS
 
     assert not [name for name in FIELDS if re.search(r"token$|secret|password", name)]
 
@@ -122,12 +122,12 @@ def test_text_of_others_is_shown_not_run(tmp_path):
     """A data row with a script tag, in the tables of a notebook and its exported page."""
     from bs4 import BeautifulSoup
 
-    from sftlab import course
+    from sftlab.course import headless
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
         f"from sftlab import course\ncourse.show_table(['row', {EVIL!r}], [[{EVIL!r}, '<s>']])")])  # fmt: skip
     nbformat.write(notebook, tmp_path / "own.ipynb")
-    assert course.run_notebooks([tmp_path / "own.ipynb"], {}, tmp_path / "out")[0]["status"] == "completed"
+    assert headless.run_notebooks([tmp_path / "own.ipynb"], {}, tmp_path / "out")[0]["status"] == "completed"
     page = BeautifulSoup((tmp_path / "out" / "own.html").read_text(encoding="utf-8"), "html.parser")
     table = page.select_one(".jp-OutputArea table")
     assert [cell.get_text() for cell in table.select("td")] == [EVIL, "<s>"]

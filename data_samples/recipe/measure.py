@@ -15,8 +15,13 @@ from pathlib import Path
 
 import torch
 
-from sftlab import data, evaluate, files, formats, models, sources, train
-from sftlab.config import DataConfig, TrainConfig
+from sftlab import files
+from sftlab.config.configs import DataConfig, TrainConfig
+from sftlab.data import dataset as data_set
+from sftlab.data import formats, sources
+from sftlab.evaluate import scores
+from sftlab.models import load
+from sftlab.train import run as train_run
 
 LORA = {"use_lora": True, "learning_rate": 3e-3}
 METHODS = {
@@ -28,7 +33,7 @@ METHODS = {
     "lora 4-bit": LORA | {"use_4bit": True},
     "lora, shuffled answers": LORA,
 }
-MEASURED = models.TINY_BASE / "measured.json"
+MEASURED = load.TINY_BASE / "measured.json"
 
 
 def shuffle_answers(rows: list[dict], seed: int) -> list[dict]:
@@ -51,7 +56,7 @@ def chance(rows: list[dict]) -> float:
     return sum(counter.most_common(1)[0][1] for counter in answers.values()) / len(rows)
 
 
-def describe(score: evaluate.Score, rows: list[dict]) -> dict:
+def describe(score: scores.Score, rows: list[dict]) -> dict:
     """Exact match with its interval for both languages, the share that ended, and exact match by relation."""
     languages = {lang: score.select([row["language"] == lang for row in rows]) for lang in ("en", "ja")}
     relations = sorted({row["relation"] for row in rows})
@@ -105,7 +110,7 @@ def render(table: dict) -> str:
 
 def write_card(table: dict) -> None:
     """Put the tables into the model card, between its marks."""
-    card = models.TINY_BASE / "README.md"
+    card = load.TINY_BASE / "README.md"
     head, mark, rest = card.read_text(encoding="utf-8").partition("<!-- measured -->")
     tail = rest.partition("<!-- end -->")[2]
     files.write_text(card, f"{head}{mark}\n{render(table)}\n<!-- end -->{tail}")
@@ -113,22 +118,22 @@ def write_card(table: dict) -> None:
 
 def tune(method: str, seed: int, epochs: float, folder: Path, test: list[dict]) -> dict:
     """One SFT run of a method and its score on the held-out questions."""
-    rows = evaluate.read_facts("train")
+    rows = scores.read_facts("train")
     if "shuffled" in method:
         rows = shuffle_answers(rows, seed)
     source = folder / "rows.json"
     source.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     held_out = str(sources.SAMPLES / "facts_test.json")
     format = next((name for name in formats.TEMPLATES if name in method), "alpaca")
-    dataset = data.prepare(DataConfig(source="json", source_path=[str(source)], test_path=held_out, seed=seed,
+    dataset = data_set.prepare(DataConfig(source="json", source_path=[str(source)], test_path=held_out, seed=seed,
                                       format=format, output_dir=str(folder), overwrite=True))  # fmt: skip
     run = folder / "run"
     config = TrainConfig(dataset_path=str(dataset), output_dir=str(run), overwrite=True, num_epochs=epochs, batch_size=16,
                          lr_scheduler_type="cosine", seed=seed, **METHODS[method])  # fmt: skip
-    result = train.train(config)
+    result = train_run.train(config)
     # The tuned model is measured as it was trained: a quantised base stays quantised under its adapter.
-    model, tokenizer = models.load_model(str(run), config), models.load_tokenizer(str(run))
-    score = describe(evaluate.ask(model, tokenizer, test, format), test)
+    model, tokenizer = load.load_model(str(run), config), load.load_tokenizer(str(run))
+    score = describe(scores.ask(model, tokenizer, test, format), test)
     return {"method": method, "seed": seed, "epochs": epochs, "seconds": result["metrics"]["seconds"], **score}
 
 
@@ -142,12 +147,12 @@ def main() -> None:
     if args.output == MEASURED and (args.seeds, args.epochs) != (3, 1):
         parser.error("the model card holds 3 seeds of 1 epoch; for others name a file with --output")
 
-    test, prose = evaluate.read_facts("test"), evaluate.read_facts("prose")
-    model, tokenizer = models.load_model("tiny-base"), models.load_tokenizer("tiny-base")
+    test, prose = scores.read_facts("test"), scores.read_facts("prose")
+    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
     formats.set_format(tokenizer, "alpaca")
-    score = evaluate.ask(model, tokenizer, test)
+    score = scores.ask(model, tokenizer, test)
     base = describe(score, test)
-    base["prose"] = {lang: evaluate.complete(model, tokenizer, [row for row in prose if row["language"] == lang])
+    base["prose"] = {lang: scores.complete(model, tokenizer, [row for row in prose if row["language"] == lang])
                      for lang in ("en", "ja")}  # fmt: skip
     first = [answer.split("\n")[0].strip() == row["output"] for answer, row in zip(score.answers, test, strict=True)]
     base["first_line"] = {lang: sum(ok for ok, row in zip(first, test, strict=True) if row["language"] == lang)

@@ -1,0 +1,1 @@
+"""Benchmarks: plan, measurement, results, scaling, projection, report, monitor (notebook 10)."""

@@ -1,0 +1,565 @@
+"""Every option of the lab, once: its name, type, default, help text, choices and range.
+
+The command line, the notebooks' parameters and the forms are made from these fields or checked against them.
+
+    python -c "from sftlab.config.configs import TrainConfig; print(TrainConfig.build(learning_rate='2e-4'))"
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftlab.config import conflicts
+from sftlab.config.options import Options, coerce, option
+from sftlab.errors import UserError
+
+TRUST = "run Python code that the model brings along, with your rights on this machine; off: such a model is refused"
+FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
+
+
+@dataclass
+class DataConfig(Options):
+    """What `sftlab prepare` makes: a folder that `datasets.load_from_disk` opens, with `train` and `test`."""
+
+    model: str = option(
+        "tiny-base", "model whose tokenizer cuts the text: tiny-base, a catalogue name, a Hub id, a folder"
+    )
+    source: str = option(
+        "facts",
+        "where the rows come from: the bundled facts, a public set, or your own files",
+        choices=("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES),
+    )
+    source_path: list | None = option(
+        None, "your files, or folders of them, for --source json, jsonl, csv or parquet", paths=True
+    )
+    test_path: str | None = option(None, "a file with held-out rows, instead of splitting some off")
+    columns: list | None = option(
+        None, "what the columns of your files are called, as instruction=question,output=answer"
+    )
+    hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
+    format: str = option(
+        "alpaca",
+        "prompt format; model is the tokenizer's own template",
+        choices=("alpaca", "chatml", "llama2", "model"),
+    )
+    num_samples: int | None = option(
+        None, "a seeded random sample of this many training rows; all of them if not given", low=1
+    )
+    test_size: float = option(
+        0.1, "share of the rows that is held out when there is no --test-path", low=0.001, high=0.9
+    )
+    max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted aloud", low=8)
+    dedupe: str = option(
+        "exact",
+        "drop rows that repeat an earlier one: exact (but for case, width, spaces), or near, too",
+        choices=("off", "exact", "near"),
+    )
+    near_threshold: float = option(
+        0.9, "similarity (Jaccard, of runs of 5 characters) from which --dedupe near drops a row", low=0.3, high=1
+    )
+    fix_mojibake: bool = option(False, "mend text that was decoded wrongly, as the report offers")
+    output_dir: str = option("datasets", "the folder in which the data set's folder is made")
+    overwrite: bool = option(False, "replace the data set's folder if it exists")
+    offline: bool = option(False, "don't use the network: the bundled sample stands in for a public set")
+    trust_remote_code: bool = option(False, TRUST)
+    seed: int = option(42, "seed of the sample and of the split", low=0, high=2**32 - 1)
+
+    def check(self) -> None:
+        if self.source in FILE_SOURCES and not self.source_path:
+            raise UserError(f"source_path: --source {self.source} needs --source-path FILE.")
+        if self.source not in FILE_SOURCES and self.source_path:
+            raise UserError(
+                f"source_path: only --source {', '.join(FILE_SOURCES)} read files; leave it out or drop --source {self.source}."
+            )
+        if self.hub_id and self.source not in ("alpaca", "dolly", "wizardlm"):
+            raise UserError(f"hub_id: --source {self.source} is not from the Hub; choose alpaca, dolly or wizardlm.")
+
+
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit")
+
+
+@dataclass
+class TrainConfig(Options):
+    """One training run: `sftlab train`, the notebooks and the launchers all read these."""
+
+    model_name: str = option(
+        "tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder", group="model"
+    )
+    trust_remote_code: bool = option(False, TRUST, group="model")
+    dataset_path: str = option("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`", group="data")
+    output_dir: str = option("runs/sft", "the run folder that is made", group="saving and logging")
+    num_epochs: float = option(3.0, "passes over the training set", low=0.001, group="optimisation")
+    max_steps: int = option(
+        -1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1, group="optimisation"
+    )
+    batch_size: int = option(4, "sequences per device and step", low=1, group="optimisation")
+    gradient_accumulation_steps: int = option(
+        1, "batches that are added up before the weights move", low=1, group="optimisation"
+    )
+    learning_rate: float = option(2e-4, "peak learning rate of the schedule", low=0, high=1, group="optimisation")
+    lr_scheduler_type: str = option(
+        "linear",
+        "how the learning rate falls",
+        choices=("linear", "cosine", "constant", "constant_with_warmup"),
+        group="optimisation",
+    )
+    warmup_steps: float = option(
+        0.0, "steps in which the learning rate rises; below 1: their share of all steps", low=0, group="optimisation"
+    )
+    optim: str = option(
+        "adamw_torch_fused",
+        "the optimizer; those that keep their state in 8 bits save memory, and are slow on a CPU",
+        choices=OPTIMIZERS,
+        group="optimisation",
+    )
+    weight_decay: float = option(
+        0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1, group="optimisation"
+    )
+    max_grad_norm: float = option(1.0, "longer gradients are cut to this length; 0: never", low=0, group="optimisation")
+    max_length: int = option(1024, "longest sequence in tokens", low=8, group="data")
+    packing: bool = option(False, "fill each sequence with several samples, which never see each other", group="data")
+    use_lora: bool = option(False, "train low-rank adapters instead of all weights", group="LoRA")
+    lora_r: int = option(16, "rank of the LoRA adapters: their inner width", low=1, group="LoRA")
+    lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1, group="LoRA")
+    lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9, group="LoRA")
+    lora_target_modules: str = option(
+        "auto", "layers that get adapters, as names with commas, or all-linear; auto: the catalogue's", group="LoRA"
+    )
+    use_rslora: bool = option(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks", group="LoRA")
+    use_dora: bool = option(
+        False, "learn the length of each weight row apart from its direction (DoRA); slower", group="LoRA"
+    )
+    train_new_tokens: bool = option(
+        True,
+        "with LoRA, train the embeddings of tokens that the format brings and pre-training never saw",
+        group="LoRA",
+    )
+    use_4bit: bool = option(False, "hold the base in 4-bit NF4 (QLoRA); needs --use-lora", group="model")
+    use_8bit: bool = option(False, "hold the base in 8-bit (LLM.int8); needs --use-lora", group="model")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, more time", group="hardware"
+    )
+    bf16: bool | None = option(
+        None, "compute in bfloat16; neither said: where this machine has instructions for it", group="model"
+    )
+    use_flash_attention: bool | None = option(
+        None,
+        "variable-length attention, without padding: flash-attn's, else torch's; neither said: where there is one",
+        group="model",
+    )
+    dataloader_num_workers: int = option(
+        0, "processes that make batches ready; 0: none beside the trainer", low=0, group="hardware"
+    )
+    keep_memory: bool | None = option(
+        None,
+        "on a CPU, keep freed memory for the next step: faster, and up to twice as much; neither said: where it fits",
+        group="hardware",
+    )
+    check_memory: bool = option(
+        True, "refuse a run that is expected not to fit in this machine's free memory", group="hardware"
+    )
+    deepspeed: str | None = option(
+        None,
+        "share the run out with DeepSpeed: zero1, zero2, zero3, each also with -offload, or a configuration file (JSON)",
+        group="hardware",
+    )
+    logging_steps: int = option(10, "log the loss every so many steps", low=1, group="saving and logging")
+    report_to: str = option(
+        "none", "where the log goes, too", choices=("none", "tensorboard", "trackio"), group="saving and logging"
+    )
+    save_steps: int = option(500, "write a checkpoint every so many steps", low=1, group="saving and logging")
+    save_total_limit: int = option(
+        2, "how many checkpoints are kept: the last ones, and the best among them", low=1, group="saving and logging"
+    )
+    eval_steps: int = option(
+        0, "held-out loss every so many steps; 0: once per epoch", low=0, group="saving and logging"
+    )
+    eval_samples: int = option(
+        200,
+        "held-out rows that the loss is taken on during training; 0: all of them",
+        low=0,
+        group="saving and logging",
+    )
+    early_stopping_patience: int = option(
+        0,
+        "stop after so many held-out losses in a row that are no better than the best; 0: never",
+        low=0,
+        group="saving and logging",
+    )
+    load_best_model_at_end: bool = option(
+        False,
+        "keep the checkpoint with the lowest held-out loss, and end with it instead of the last step",
+        group="saving and logging",
+    )
+    resume: bool = option(False, "go on from the last checkpoint in --output-dir", group="saving and logging")
+    overwrite: bool = option(False, "delete --output-dir first if it exists", group="saving and logging")
+    seed: int = option(
+        42, "seed of the order of the rows, of dropout and of the adapters", low=0, high=2**32 - 1, group="optimisation"
+    )
+
+    def check(self) -> None:
+        if self.max_steps == 0:
+            raise UserError("max_steps: 0 trains nothing; give a number of steps, or -1 to go by --num-epochs.")
+        for conflict in conflicts.find(self):
+            raise UserError(str(conflict))
+
+
+@dataclass
+class EvaluateConfig(Options):
+    """What `sftlab evaluate` measures: a run's tuned model against its base, on the rows held out from it."""
+
+    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
+    dataset_path: str | None = option(None, "another prepared data set whose `test` rows are asked, not the run's own")
+    num_questions: int = option(200, "a seeded random sample of so many held-out rows; 0: all of them", low=0)
+    max_new_tokens: int | None = option(
+        None, "longest answer in tokens; default: half as long again as the longest expected one, 512 at most", low=1
+    )
+    batch_size: int = option(32, "rows answered at once", low=1)
+    temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, with one seed for both", low=0)
+    judge_by: str = option(
+        "auto", "what decides: exact match where the usual answer is one short line, else the loss, or as said",
+        choices=("auto", "exact_match", "loss"),
+    )  # fmt: skip
+    smallest_gain: float = option(
+        0.1, "a gain in exact match that matters: fewer questions than could show it are too few", low=0.001, high=1
+    )
+    level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
+    resamples: int = option(10_000, "resamples of the bootstrap", low=100)
+    prose: str | None = option(None, "text to look for forgetting in: a .txt of paragraphs, a .jsonl with `text`")
+    num_texts: int = option(200, "only the first so many of these texts; 0: all of them", low=0)
+    trust_remote_code: bool = option(False, TRUST)
+    seed: int = option(42, "seed of the sample, of drawn answers and of the bootstrap", low=0, high=2**32 - 1)
+
+
+@dataclass
+class ExportConfig(Options):
+    """What `sftlab export` makes of a run: a folder that others can load with transformers or PEFT."""
+
+    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
+    output_dir: str | None = option(None, "the folder that is made (default: exports/RUN-KIND)")
+    kind: str = option(
+        "merged",
+        "a whole model, or the adapter alone, which is small and needs its base",
+        choices=("merged", "adapter"),
+    )
+    dtype: str = option(
+        "bfloat16", "what the weights of a merged model are rounded to", choices=("bfloat16", "float16", "float32")
+    )
+    merge_into: str = option(
+        "dequantised",
+        "for a run on a base in 4 or 8 bits: merge into what those bits say, which is the model that was trained, "
+        "or into the weights as published",
+        choices=("dequantised", "published"),
+    )
+    base_id: str | None = option(None, "what others load the base by (OWNER/NAME), where yours is a folder")
+    trust_remote_code: bool = option(False, TRUST)
+    push: str | None = option(
+        None, "upload the export to this repository of the Hub (OWNER/NAME), private unless --public"
+    )
+    public: bool = option(False, "make the repository that --push creates public")
+    overwrite: bool = option(False, "replace --output-dir if it is an export, and files of the same names with --push")
+
+    def check(self) -> None:
+        if self.public and not self.push:
+            raise UserError("public: it goes with --push OWNER/NAME; add that, or leave it out.")
+        if self.push and self.push.count("/") != 1:
+            raise UserError(f"push: {self.push!r} is no repository. Write OWNER/NAME.")
+
+
+@dataclass
+class ChatConfig(Options):
+    """What `sftlab chat` talks to, and how answers are drawn."""
+
+    model_name: str = option(
+        "runs/sft", "a run folder, an export, tiny-base, a catalogue name or a Hub id; may be given without the flag"
+    )
+    trust_remote_code: bool = option(False, TRUST)
+    system: str = option("", "a system message, which stands before the conversation")
+    format: str = option(
+        "model", "prompt format; model is the tokenizer's own template", choices=("model", "alpaca", "chatml", "llama2")
+    )
+    max_new_tokens: int = option(256, "longest answer in tokens", low=1)
+    temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, more freely the higher", low=0)
+    seed: int = option(42, "seed of drawn answers", low=0, high=2**32 - 1)
+
+
+@dataclass
+class MemoryConfig(Options):
+    """Where a run is to fit, for `sftlab memory`: the kind of device, how many, and how they share."""
+
+    device: str = option("cpu", "kind of device to plan for", choices=("cpu", "gpu"))
+    room: float | None = option(None, "GB (10^9 bytes) of each device; what this machine has if not given", low=0.1)
+    devices: int = option(1, "devices in all, over all nodes", low=1)
+    zero: int = option(0, "ZeRO stage over these devices; 0: each holds everything (DDP)", low=0, high=3)
+    offload: bool = option(False, "keep the optimizer's state in the host's memory (DeepSpeed's offload); needs --zero")
+
+    def check(self) -> None:
+        if self.offload and not self.zero:
+            raise UserError("offload: it is DeepSpeed's, with a ZeRO stage; add --zero 1, 2 or 3.")
+
+
+@dataclass
+class MetricsConfig(Options):
+    """What `sftlab metrics` watches, how often, and where the samples go."""
+
+    output_dir: str = option("results/current", "the folder that gets metrics.jsonl and summary.json")
+    every: float = option(1.0, "seconds from sample to sample", low=0.1, high=3600)
+    pid: int | None = option(None, "watch this process and all below it, until it ends", low=1)
+    summary: bool = option(False, "only say what the samples in --output-dir come to")
+    append: bool = option(False, "go on in a metrics.jsonl that is there")
+    overwrite: bool = option(False, "replace a metrics.jsonl that is there")
+
+    def check(self) -> None:
+        if self.append and self.overwrite:
+            raise UserError("overwrite: --append keeps what --overwrite replaces; choose one.")
+
+
+@dataclass
+class BenchmarkConfig(Options):
+    """What `sftlab benchmark` measures: data sets of some sizes, on more and more nodes, how often and how long."""
+
+    max_nodes: int = option(1, "measure on 1, 2, 4, … up to so many nodes; may be given without the flag", low=1)
+    nodes: list | None = option(None, "measure on these numbers of nodes instead, as 1,2,4,8")
+    devices_per_node: int = option(1, "GPUs of a node; where there is none, processes", low=1)
+    sizes: list | None = option(None, "training rows of the data sets (default: 1000,5000,10000)")
+    scaling: str = option(
+        "strong", "more devices for the same global batch (strong), for the same batch on each (weak), or both in turn",
+        choices=("strong", "weak", "both"),
+    )  # fmt: skip
+    global_batch: int | None = option(
+        None, "samples of a step in strong scaling; default: those of the most devices, at the batch of each that is given; "
+        "to add more nodes to a grid later, give the one that it was measured with",
+        low=1,
+    )  # fmt: skip
+    steps: int = option(30, "steps that are timed", low=1)
+    seconds: float | None = option(None, "take as many steps as fill about this time, instead of --steps", low=0.1)
+    untimed_steps: int = option(5, "steps before these, which warm up and don't count", low=1)
+    repeats: int = option(3, "how often each point is measured, in turn with the others", low=1)
+    output_dir: str = option("results", "the folder that gets a JSON file per point")
+    hostfile: str | None = option(
+        None, "nodes of DeepSpeed's launcher, as `host slots=8` in lines; else all is on this machine"
+    )
+    oversubscribe: bool = option(False, "measure more processes than there are cores all the same; the results say so")
+    overwrite: bool = option(False, "measure points anew that --output-dir holds")
+
+    def check(self) -> None:
+        self.sizes = parse_counts("sizes", self.sizes or [1000, 5000, 10000])
+        powers = [2**n for n in range(self.max_nodes.bit_length()) if 2**n < self.max_nodes]
+        up_to = [*powers, self.max_nodes]
+        self.nodes = parse_counts("nodes", self.nodes or up_to)
+        if self.max_nodes > 1 and self.nodes != up_to:
+            raise UserError(
+                "nodes: either the largest number, for 1, 2, 4, … up to it, or --nodes with all; leave one out."
+            )
+        if self.hostfile and not Path(self.hostfile).is_file():
+            raise UserError(f"hostfile: no file {self.hostfile}. Write a line for each node: `host slots=8`.")
+
+
+def parse_counts(name: str, values: list) -> list[int]:
+    """Whole numbers from 1, each once, in order, from a list or from texts with commas."""
+    parts = [
+        part for value in values for part in (value.split(",") if isinstance(value, str) else [value]) if part != ""
+    ]
+    counts = sorted({coerce(name, part, int) for part in parts})
+    if not counts or counts[0] < 1:
+        raise UserError(f"{name}: write whole numbers from 1, as 1,2,4.")
+    return counts
+
+
+@dataclass
+class LaunchConfig(Options):
+    """How `sftlab launch` starts a training: on how many devices and nodes, and by what."""
+
+    nodes: int = option(1, "machines in all", low=1)
+    gpus_per_node: int | None = option(
+        None, "processes on each node, one per GPU; all GPUs of this one if not given", low=1
+    )
+    hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node")
+    slurm: bool = option(False, "write a batch file for Slurm's sbatch instead of starting")
+    slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
+    batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
+    launcher: str = option(
+        "torchrun",
+        "what starts the processes, with or without --deepspeed; deepspeed also reaches the hostfile's other nodes, by ssh",
+        choices=("torchrun", "deepspeed"),
+    )
+    node_rank: int | None = option(None, "start on each node by hand: this one's number, from 0", low=0)
+    master_addr: str | None = option(
+        None, "address of the first node, where all meet; the hostfile's first if not given"
+    )
+    master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
+    log_dir: str | None = option(None, "folder for each rank's output (default: OUTPUT_DIR-logs)")
+    dry_run: bool = option(False, "check, and print the commands, but start nothing")
+
+    def check(self) -> None:
+        if self.slurm and (self.node_rank is not None or self.hostfile):
+            raise UserError("slurm: Slurm gives the nodes and their ranks; leave out --hostfile and --node-rank.")
+        if self.slurm and self.launcher != "torchrun":
+            raise UserError(
+                "launcher: the batch file starts torchrun, which does for --deepspeed, too; leave --launcher out."
+            )
+        if self.node_rank is not None and self.node_rank >= self.nodes:
+            raise UserError(
+                f"node_rank: {self.node_rank} of {self.nodes} nodes; they count from 0 to {self.nodes - 1}."
+            )
+
+
+@dataclass
+class RunsConfig(Options):
+    """Which runs `sftlab runs` lists, and which one it stops, resumes or follows."""
+
+    folder: str | None = option(
+        None, "where to look, in all folders below (default: runs); may be given without the flag"
+    )
+    stop: str | None = option(None, "ask the run in this folder to write a checkpoint and end")
+    resume: str | None = option(None, "go on with the run in this folder from its last checkpoint, in the background")
+    follow: str | None = option(None, "print the losses of the run in this folder as they come, until it ends")
+    json: bool = option(False, "print all that is known of the runs as JSON")
+
+    def check(self) -> None:
+        if self.stop and (self.resume or self.follow):
+            raise UserError("stop: a run that ends is neither resumed nor followed; give --stop alone.")
+
+
+@dataclass
+class ReportConfig(Options):
+    """What `sftlab report` makes of folders with results."""
+
+    folders: list | None = option(
+        None, "folders with results, the first against each other (default: results)", paths=True
+    )
+    output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
+    bandwidth: float | None = option(
+        None,
+        "GB/s that each device can send to other nodes, for two bounds of the speed on 2, 4 and 8 nodes, marked as modelled",
+        low=0.001,
+    )
+    overwrite: bool = option(False, "replace a file at --output that is no report")
+
+    def check(self) -> None:
+        self.folders = self.folders or ["results"]
+        places = [Path(folder).resolve() for folder in self.folders]
+        if len(set(places)) < len(places):
+            raise UserError("folders: one is named twice; comparing it with itself says nothing.")
+        if self.output and Path(self.output).suffix != ".html":
+            raise UserError(f"output: {self.output} is no name of a page; write it like report.html.")
+
+
+@dataclass
+class SweepConfig(Options):
+    """What `sftlab sweep` tries: a notebook at every point of a grid of its parameters, on some seeds."""
+
+    notebook: str = option("", "the notebook; it must leave its numbers by course.record(…, metrics={…})")
+    grid: list | None = option(
+        None, "a parameter of the notebook and the values to try, as lora_r=4,16,64; texts that hold commas as a JSON list, "
+        'layers=["q_proj,v_proj","all-linear"]; repeatable: all combinations are tried', paths=True,
+    )  # fmt: skip
+    parameters: list | None = option(
+        None, "a parameter that the notebook declares, the same for all points; repeatable"
+    )
+    seeds: list | None = option(None, "run each setting with each of these values of the parameter `seed`, as 1,2,3")
+    metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
+    direction: str = option(
+        "auto", "whether the best is the lowest or the highest; auto: by the metric's name, where that says it",
+        choices=("auto", "min", "max"),
+    )  # fmt: skip
+    sample: int | None = option(
+        None, "try only so many settings of the grid, drawn at random, always the same ones", low=1
+    )
+    profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
+    output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
+    timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
+    isolate: bool = option(
+        False, "give each point a kernel of its own, which must load the libraries first; else a point runs in the kernel of "
+        "the last one if that completed, unless the metric is a time or a memory",
+    )  # fmt: skip
+    dry_run: bool = option(False, "check, and say what would run, but start nothing")
+    overwrite: bool = option(False, "run points anew that --output-dir holds as completed")
+
+    def check(self) -> None:
+        if self.seeds:
+            self.seeds = [part.strip() for text in self.seeds for part in str(text).split(",") if part.strip()]
+
+
+@dataclass
+class TokenConfig(Options):
+    """What `sftlab token` does; the token itself is asked for, and is no option."""
+
+    status: bool = option(False, "say where the token comes from, whose it is and what it may do")
+    forget: bool = option(False, "remove the stored token from this machine")
+
+    def check(self) -> None:
+        if self.status and self.forget:
+            raise UserError("forget: --status looks and --forget removes; choose one.")
+
+
+@dataclass
+class AccessConfig(Options):
+    """Which models `sftlab access` asks the Hub about."""
+
+    models: list | None = option(None, "Hub ids, catalogue names or folders (default: the catalogue)", paths=True)
+    json: bool = option(False, "print JSON, a list with an object per model")
+
+
+@dataclass
+class ModelsConfig(Options):
+    """What `sftlab models` shows."""
+
+    model: str | None = option(
+        None, "all about this model: a catalogue name, a Hub id or a folder; may be given without the flag"
+    )
+    json: bool = option(False, "print JSON")
+
+
+@dataclass
+class DownloadConfig(Options):
+    """What `sftlab download` fetches into huggingface_hub's cache."""
+
+    model: str = option("", "the model: a catalogue name or a Hub id; may be given without the flag")
+    yes: bool = option(False, "don't ask before a large download")
+
+
+@dataclass
+class DoctorConfig(Options):
+    """What `sftlab doctor` looks at: this machine and installation, or what is left of a run."""
+
+    target: str | None = option(
+        None, "a run folder, results of `sftlab run`, a log file, or - for standard input; this machine if not given"
+    )
+    slow: bool = option(True, "of a complete run, measure where its time went; takes some seconds")
+    json: bool = option(False, "print JSON instead of lines")
+
+
+# Every option of the lab by its name, for what checks single values: the parameters of notebooks.
+FIELDS = {
+    field.name: field
+    for options in (
+        DoctorConfig,
+        RunsConfig,
+        ReportConfig,
+        LaunchConfig,
+        BenchmarkConfig,
+        MetricsConfig,
+        MemoryConfig,
+        ChatConfig,
+        ExportConfig,
+        EvaluateConfig,
+        DataConfig,
+        TrainConfig,
+    )
+    for field in dataclasses.fields(options)
+}
+
+# What a benchmark sets itself; the command line doesn't offer these options of a training.
+SET_BY_BENCHMARK = (
+    "dataset_path", "output_dir", "num_epochs", "max_steps", "logging_steps", "report_to", "save_steps", "save_total_limit",
+    "eval_steps", "eval_samples", "early_stopping_patience", "load_best_model_at_end", "resume", "overwrite",
+)  # fmt: skip
+DATA_OF_BENCHMARK = (
+    "source",
+    "source_path",
+    "columns",
+    "hub_id",
+    "format",
+    "offline",
+)  # options of the data that it takes

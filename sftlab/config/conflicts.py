@@ -1,0 +1,67 @@
+"""Options of a training run that don't go together, as a table: which, why, and what to do instead.
+
+`TrainConfig` refuses them. What depends on the machine or the model is looked at when a run starts.
+
+    python -m sftlab.config.conflicts
+"""
+
+import typing
+from dataclasses import dataclass
+
+from sftlab.config import deepspeed as deepspeed_configs
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A row of the table; `seen` says whether a configuration has the conflict."""
+
+    options: tuple[str, ...]
+    why: str
+    mend: str
+    seen: typing.Callable[[typing.Any], bool]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.options)}: {self.why}; {self.mend}."
+
+
+CONFLICTS = (
+    Conflict(("use_4bit", "use_8bit"), "a weight is held in one precision", "choose one of them",
+             lambda c: c.use_4bit and c.use_8bit),
+    Conflict(("use_4bit or use_8bit", "no use_lora"), "quantised weights can't be trained themselves", "add --use-lora",
+             lambda c: (c.use_4bit or c.use_8bit) and not c.use_lora),
+    Conflict(("use_rslora or use_dora", "no use_lora"), "they are kinds of LoRA", "add --use-lora",
+             lambda c: (c.use_rslora or c.use_dora) and not c.use_lora),
+    Conflict(("use_4bit or use_8bit", "deepspeed with ZeRO-3"),
+             "ZeRO-3 shares out pieces of every weight, and a quantised one is loaded whole on each GPU: nothing is saved",
+             "take --deepspeed zero2, or leave out the quantisation",
+             lambda c: (c.use_4bit or c.use_8bit) and deepspeed_configs.find_stage(c.deepspeed) == 3),
+    Conflict(("deepspeed with ZeRO-0",),
+             "it shares nothing out, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW counts, so that the first "
+             "steps are too short", "leave out --deepspeed, which is DDP, or take zero1",
+             lambda c: bool(c.deepspeed) and deepspeed_configs.find_stage(c.deepspeed) == 0),
+    Conflict(("use_dora", "deepspeed with ZeRO-3"),
+             "DoRA reads whole weights to know their lengths, and ZeRO-3 leaves each GPU a piece of them",
+             "take --deepspeed zero2, or plain LoRA", lambda c: c.use_dora and deepspeed_configs.find_stage(c.deepspeed) == 3),
+    Conflict(("packing", "no use_flash_attention"),
+             "packed samples are kept apart by the variable-length attention", "leave out --no-use-flash-attention",
+             lambda c: c.packing and c.use_flash_attention is False),
+    Conflict(("resume", "overwrite"), "one keeps the folder, the other deletes it", "choose one",
+             lambda c: c.resume and c.overwrite),
+)  # fmt: skip
+
+
+def find(config) -> list[Conflict]:
+    """The rows of the table that a configuration runs into."""
+    return [conflict for conflict in CONFLICTS if conflict.seen(config)]
+
+
+def format_table() -> str:
+    """The table as Markdown."""
+    rows = [("these", "don't go together, because", "instead")]
+    rows += [(" + ".join(conflict.options), conflict.why, conflict.mend) for conflict in CONFLICTS]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|---|---|", *lines[1:]])
+
+
+if __name__ == "__main__":
+    print(format_table())

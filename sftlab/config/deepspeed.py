@@ -1,0 +1,60 @@
+"""DeepSpeed's ZeRO: which configuration a name means, and its stage.
+
+ZeRO shares a training's state out over the devices: stage 1 the optimizer's, 2 the gradients too, 3 the weights too.
+The files that names stand for lie in `sftlab/config/deepspeed`, whose README explains each of their lines.
+
+    python -c "from sftlab.config import deepspeed; print(deepspeed.list_names(), deepspeed.find_stage('zero2'))"
+"""
+
+import json
+from pathlib import Path
+
+from sftlab.errors import UserError, near_match
+
+CONFIGS = Path(__file__).resolve().parent / "deepspeed"
+
+
+def list_names() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.json"))
+
+
+def find_config(name: str) -> Path:
+    """The file behind --deepspeed: a path, else one of the package's by its name (`zero2`, `configs/ds_config_7b.json`).
+
+    Raises UserError where there is neither.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = CONFIGS / f"{path.name.removesuffix('.json')}.json"
+    if not path.is_file():
+        raise UserError(f"deepspeed: no file {name}, and no configuration of that name.{near_match(name, list_names())} "
+                        f"There are: {', '.join(list_names())}.")  # fmt: skip
+    return path
+
+
+def read_zero(name: str | None) -> dict:
+    """The `zero_optimization` of a configuration; empty without one. Raises UserError for a file that is no JSON object."""
+    if not name:
+        return {}
+    path = find_config(name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"deepspeed: {path} is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"deepspeed: {path} holds no JSON object; DeepSpeed's options stand in one.")
+    zero = content.get("zero_optimization", {})
+    return zero if isinstance(zero, dict) else {}
+
+
+def find_stage(name: str | None) -> int:
+    """The ZeRO stage of a configuration: 0 (nothing is shared out) to 3. Raises UserError for one that isn't."""
+    stage = read_zero(name).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"deepspeed: {find_config(name)} asks for ZeRO stage {stage!r}; there are 0, 1, 2 and 3.")
+    return stage
+
+
+def offloads(name: str | None) -> bool:
+    """Whether a configuration keeps the optimizer's state in the host's memory."""
+    return read_zero(name).get("offload_optimizer", {}).get("device", "none") != "none"

@@ -1,0 +1,68 @@
+"""What every notebook of the course begins with and leaves: its profile, its work folder, and a record for the index page.
+
+python -c "from sftlab import course; print(course.start('trial'))"
+"""
+
+import numbers
+import os
+import re
+from pathlib import Path
+
+from sftlab import files, pages
+from sftlab.config.options import coerce
+from sftlab.errors import UserError, near_match
+from sftlab.files import ROOT
+
+PROFILES = ("smoke", "cpu", "gpu")
+MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "*_$~[]\\"}  # what Markdown would read in a table's code
+
+
+def start(name: str, profile: str = "") -> tuple[str, Path]:
+    """The set-up of every notebook: its profile and its work folder; the libraries' chatter is turned down."""
+    from sftlab.models import load
+
+    load.quiet_libraries()
+    return resolve_profile(profile), work_folder(name)
+
+
+def work_folder(name: str) -> Path:
+    """Where the notebook `name` keeps its files: in the folder of the headless run, else in runs/lab."""
+    run = os.environ.get("SFTLAB_RUN_DIR")
+    folder = (Path(run) / "work" if run else ROOT / "runs" / "lab") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def resolve_profile(profile: str = "") -> str:
+    """smoke, cpu or gpu: as given, else the environment's SFTLAB_PROFILE, else cpu. Raises UserError for others."""
+    chosen = profile or os.environ.get("SFTLAB_PROFILE") or "cpu"
+    if chosen not in PROFILES:
+        raise UserError(f"profile: {chosen!r} is not one of {', '.join(PROFILES)}.{near_match(chosen, PROFILES)}")
+    return chosen
+
+
+def record(name: str, **facts) -> None:
+    """Leaves facts of the notebook `name` for the index page and for sweeps: title, note, before, after, log_history, metrics.
+
+    `before` and `after` map a label to a number or to (value, low, high), `metrics` a name to a plain number, which
+    `sftlab sweep` can choose by. Raises UserError for a metric that is no number.
+    """
+    for label, value in facts.get("metrics", {}).items():
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+        facts["metrics"][label] = coerce(f"metrics, {label}", number, float)
+    files.write_json(work_folder(name) / "record.json", facts)
+
+
+def show_table(header, rows):
+    """A table for notebooks, as Markdown, which lines up Japanese too; `…` in a cell is code, line breaks are ↵."""
+    from IPython.display import Markdown
+
+    def show(cell) -> str:
+        """A cell as text: else <s> would be struck out, and a data row's script would run in an exported page."""
+        escaped = pages.text(cell).replace("\n", "↵").replace("|", "&#124;")
+        # code as HTML, since Markdown's own shows the &lt; of a < as it stands; what is left of ` begins no code
+        code = re.sub("`([^`]+)`", lambda found: f"<code>{found[1].translate(MARKS)}</code>", escaped)
+        return code.replace("`", "&#96;")
+
+    lines = [header, ["---"] * len(header), *rows]
+    return Markdown("\n".join("| " + " | ".join(map(show, line)) + " |" for line in lines))

@@ -1,0 +1,281 @@
+"""Data sets: rows in, a tokenised and masked set out, in a folder that `load_from_disk` opens.
+
+sftlab prepare --source json --source-path data_samples/facts_train.json
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+
+from sftlab import __version__, files
+from sftlab.config.configs import DataConfig, TrainConfig
+from sftlab.data import cleaning, formats, masking, sources
+from sftlab.data import report as data_report
+from sftlab.data.rows import check_columns, check_rows, get_answer, get_prompt, parse_columns
+from sftlab.errors import UserError, place_error
+from sftlab.models import load
+
+ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
+
+
+def split_rows(
+    rows: list[dict], held_out: list[dict] | None, config: DataConfig, name: str = "the set"
+) -> tuple[list[dict], list[dict]]:
+    """Training and held-out rows: rows with one prompt, as a reader sees it, stay together. UserError if one is empty."""
+    rng = random.Random(config.seed)
+    prompts: dict[str, list[dict]] = {}
+    for row in rows:
+        prompts.setdefault(cleaning.fold(get_prompt(row)), []).append(row)
+    if held_out is None:
+        keys = list(prompts)
+        rng.shuffle(keys)
+        share = config.test_size / (1 - config.test_size)  # of the training rows, when only so many are asked for
+        wanted = max(1, round(min(len(rows) * config.test_size, (config.num_samples or len(rows)) * share)))
+        held_out = []
+        while keys and len(held_out) < wanted:
+            held_out += prompts.pop(keys.pop())
+    train = [row for group in prompts.values() for row in group]
+    rng.shuffle(train)
+    train = train[: config.num_samples]
+    if not train or not held_out:
+        raise UserError(
+            f"{name}: {len(rows)} row(s) can't be split into training and held-out rows; add more, or give --test-path."
+        )
+    return train, held_out
+
+
+def tokenize(rows: list[dict], tokenizer, format: str, folder: str | Path):
+    """A datasets.Dataset with `messages`, `input_ids` and `labels`, made in batches, kept in an Arrow file in `folder`."""
+    from datasets import Dataset, Features, List, Value
+
+    turns = List({"role": Value("string"), "content": Value("string")})
+    chats = Dataset.from_generator(
+        lambda: ({"messages": formats.to_messages(row, format)} for row in rows),
+        features=Features({"messages": turns}), cache_dir=str(folder), fingerprint="chats",
+    )  # fmt: skip
+    return encode_dataset(chats, tokenizer, folder)
+
+
+def encode_dataset(chats, tokenizer, folder: str | Path):
+    """`input_ids` (int32) and `labels` (int32) beside the `messages` of a datasets.Dataset, written to `folder`.
+
+    Many rows are tokenised by as many processes as there are cores.
+    """
+    from datasets import Features, List, Value, concatenate_datasets
+
+    columns = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    processes = min(os.cpu_count() or 1, len(chats) // ROWS_PER_PROCESS)
+    encoded = chats.map(
+        encode_batch, batched=True, features=columns, remove_columns=chats.column_names, fn_kwargs={"tokenizer": tokenizer},
+        cache_file_name=str(Path(folder) / "encoded.arrow"), new_fingerprint="encoded", desc="tokenising",
+        num_proc=processes if processes > 1 else None,
+    )  # fmt: skip
+    return concatenate_datasets([chats.select_columns("messages"), encoded], axis=1)
+
+
+def encode_batch(batch: dict, tokenizer) -> dict:
+    """One batch of `messages`, tokenised; a function of its own because other processes must be able to import it."""
+    return masking.encode_chats(tokenizer, batch["messages"])
+
+
+@dataclass
+class Gathered:
+    """The rows of both splits, all that was read, the texts by place, and what is to be reported of them."""
+
+    train: list[dict]
+    test: list[dict]
+    found: sources.Found
+    texts: dict[str, str]
+    report: dict
+
+
+def gather_rows(config: DataConfig, tokenizer) -> Gathered:
+    """Read, check, clean and split the rows of a configuration. Raises UserError for what can't be trained on."""
+    found, found_test, name = sources.load_source(config)
+    columns = parse_columns(config.columns, config.source)
+    check_columns(found, parse_columns(config.columns), name)
+    rows, dropped = check_rows(found, name, columns)
+    held_out, dropped_test = None, {}
+    if found_test:
+        held_out, dropped_test = check_rows(found_test, config.test_path or "held-out rows", columns)
+        held_out, unsafe = cleaning.drop_special(held_out, tokenizer)
+        held_out = [cleaning.mend_texts(row) for row in held_out] if config.fix_mojibake else held_out
+        dropped_test |= unsafe
+    rows, unsafe = cleaning.drop_special(rows, tokenizer)
+    mojibake = cleaning.find_mojibake(rows)
+    if config.fix_mojibake:
+        rows = [cleaning.mend_texts(row) for row in rows]
+    texts = {row["place"]: f"{get_prompt(row)} → {get_answer(row)}"[:200] for row in rows}
+    outstanding = data_report.inspect_rows(rows, config) | {"mojibake": mojibake}
+    rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
+    rows, leaked = cleaning.drop_leaks(rows, held_out or [])
+    train, test = split_rows(rows, held_out, config, name)
+    if config.num_samples and len(train) < config.num_samples:
+        print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")
+    report = {
+        "source": name, "rows_read": len(found), "dropped": dropped | unsafe | repeated | leaked,
+        "dropped_test": dropped_test, "found": outstanding, "overlap": data_report.find_overlap(train, test),
+    }  # fmt: skip
+    return Gathered(train, test, found, texts, report)
+
+
+def prepare(config: DataConfig) -> Path:
+    """Make the data set of a configuration and return its folder; nothing is left behind if it fails.
+
+    The folder holds the set, `sftlab.json` (the report), `report.html`, and `dropped.jsonl` with the rows that were
+    dropped, as they were read. A set that was made before from the same is used as it is. Raises UserError for bad
+    rows, an existing folder, or a set that would teach nothing.
+    """
+    made_from = fingerprint(config)  # before the files are read: one that changes meanwhile is another
+    if not config.overwrite and (folder := find_prepared(config, made_from)):
+        print(f"{folder}: made before from the same files and options, used as it is")
+        return folder
+    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
+    new_tokens = formats.set_format(tokenizer, config.format)
+    rows = gather_rows(config, tokenizer)
+    folder = claim_folder(config, len(rows.train))
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+        new, splits = Path(aside) / "new", {}
+        for split, part in (("train", rows.train), ("test", rows.test)):
+            splits[split] = tokenize(part, tokenizer, config.format, Path(aside) / split)
+        counts = {name: data_report.measure(split, tokenizer, config.max_length) for name, split in splits.items()}
+        lengths = [pair for count in counts.values() for pair in count.pop("lengths")]
+        refuse_silent(counts["train"], rows.report["source"], config.max_length)
+        report = {
+            "name": folder.name, "model": config.model, "format": config.format, "max_length": config.max_length,
+            "options": dataclasses.asdict(config), "fingerprint": made_from, **rows.report,
+            "percentiles": data_report.find_percentiles(lengths), "new_tokens": new_tokens,
+            "chat_template": tokenizer.chat_template, "splits": counts,
+        }  # fmt: skip
+        save(new, splits, report)
+        first = splits["train"].select(range(min(3, len(rows.train))))
+        views = [masking.show(row, tokenizer, config.max_length) for row in first]
+        data_report.write_html(new / "report.html", report, lengths, views, rows.texts)
+        write_dropped(new / "dropped.jsonl", rows.found, report["dropped"])
+        put_in_place(new, folder, Path(aside) / "old")
+    print_report(folder, report, views[0])
+    return folder
+
+
+def refuse_silent(counts: dict, name: str, max_length: int) -> None:
+    """Raises UserError for a training split from which nothing, or not where to stop, would be learned."""
+    if counts["trained_tokens"] == 0:
+        raise UserError(f"{name}: no token would be trained; the prompts alone fill max_length {max_length}. Raise it.")
+    if counts["rows_without_trained_eos"] == counts["rows"]:
+        raise UserError(f"{name}: no row has its end (EOS) trained, so the model would never stop: every answer is cut at "
+                        f"max_length {max_length}, or the template leaves EOS out. Raise it, or choose another --format.")  # fmt: skip
+
+
+def save(folder: Path, splits: dict, report: dict) -> None:
+    from datasets import DatasetDict
+
+    DatasetDict(splits).save_to_disk(str(folder))
+    files.write_json(folder / FACTS, report)
+
+
+def print_report(folder: Path, report: dict, view: masking.MaskView) -> None:
+    """The report on the terminal, and the first row with its mask."""
+    print("\n".join(data_report.describe(report)))
+    if report["new_tokens"]:
+        print(
+            f"{', '.join(report['new_tokens'])}: new to {report['model']}; `sftlab train --use-lora` trains their embeddings"
+        )
+    print(f"the first row, {'coloured' if sys.stdout.isatty() else 'trained text in ⟦ ⟧'}:")
+    print(view.to_text(colour=sys.stdout.isatty()))
+    print(f"saved {folder}; the whole report: {folder / 'report.html'}")
+
+
+def load_prepared(path: str | Path):
+    """The DatasetDict and the report of a folder that `prepare` made. Raises UserError for anything else."""
+    from datasets import load_from_disk
+
+    folder = Path(path)
+    if not (folder / FACTS).is_file():
+        raise UserError(f"dataset_path: {folder} is not a data set made by `sftlab prepare`. Make one first.")
+    return load_from_disk(str(folder)), json.loads((folder / FACTS).read_text(encoding="utf-8"))
+
+
+FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
+NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code")  # options that change nothing in it
+
+
+def dataset_folder(config: DataConfig, rows: int) -> Path:
+    """`datasets/SOURCE_MODEL_N`: the model without its owner, N the training rows."""
+    return Path(config.output_dir) / f"{config.source}_{Path(config.model).name.replace(':', '-')}_{rows}"
+
+
+def claim_folder(config: DataConfig, rows: int) -> Path:
+    """The folder that a set goes to, its parent made. Raises UserError for one that exists, unless it may be replaced."""
+    folder = dataset_folder(config, rows)
+    if folder.exists() and not config.overwrite:
+        raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it anew.")
+    if folder.exists() and not (folder / FACTS).is_file():
+        raise place_error(folder, "is not a data set of the lab; it stays")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fingerprint(config: DataConfig) -> str:
+    """12 hex digits of all that a set is made from: the options, the files that are read, and the tokenizer's file."""
+    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_SET}
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+    sample = sources.SAMPLE_FILES.get(config.source)
+    read = [*(config.source_path or []), config.test_path, sample and sources.SAMPLES / sample]
+    tokenizer = load.TINY_BASE if config.model == "tiny-base" else Path(config.model)
+    read += [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    read += [sources.SAMPLES / "facts_test.json"] if config.source == "facts" else []
+    digest.update(__version__.encode())
+    for path in (Path(path) for path in read if path):
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def find_prepared(config: DataConfig, wanted: str) -> Path | None:
+    """The folder of a set with the fingerprint `wanted`, made before from the same files and options, or None.
+
+    One made from a sample that stood in for a set of the Hub counts only with --offline: the network may be back.
+    """
+    stem = dataset_folder(config, 0).name.removesuffix("0")
+    for facts in sorted(Path(config.output_dir).glob(f"{escape(stem)}*/{FACTS}")):
+        made = files.read_json(facts)
+        stood_in = config.source in sources.HUB_IDS and made.get("source") == sources.SAMPLE_FILES[config.source]
+        if made.get("fingerprint") == wanted and (config.offline or not stood_in):
+            return facts.parent
+    return None
+
+
+def write_dropped(path: Path, found: sources.Found, dropped: dict[str, str]) -> None:
+    """The rows that were dropped, as they were read, each with its place and the reason, as JSON Lines."""
+    gone = [{"row": place, "why": dropped[place], "content": getattr(row, "cells", row)}
+            for place, row in found if place in dropped]  # fmt: skip
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in gone)
+    files.write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a character becomes its escape
+
+
+def put_in_place(new: Path, folder: Path, old: Path) -> None:
+    """Rename the new folder to its name; the old one, if any, goes only when that has worked."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+
+
+def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> None:
+    """Raises UserError where the set was made for another tokenizer, or would teach nothing at this max_length."""
+    rows = train_split[:64]
+    if [ids.tolist() for ids in masking.encode_chats(tokenizer, rows["messages"])["input_ids"]] != rows["input_ids"]:
+        raise UserError(f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
+                        f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`.")  # fmt: skip

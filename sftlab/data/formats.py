@@ -1,0 +1,128 @@
+"""Prompt formats as Jinja chat templates with generation markers: one template trains, generates and is exported.
+
+python -c "from sftlab.data import formats; print(formats.CHATML)"
+"""
+
+from sftlab.errors import UserError
+
+PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+PREAMBLE_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+INPUT_MARK = "\n\n### Input:\n"
+# What stands between the generation markers is what the model learns. A system message replaces the preamble, which
+# comes once, before the first instruction.
+ALPACA = (
+    "{%- set ns = namespace(preamble='', first=true) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'system' -%}{%- set ns.preamble = message.content -%}"
+    "{%- elif message.role == 'user' -%}"
+    f"{{%- set usual = {PREAMBLE_INPUT!r} if {INPUT_MARK!r} in message.content else {PREAMBLE!r} -%}}"
+    "{%- if ns.first -%}{{- bos_token + (ns.preamble or usual) -}}{%- set ns.first = false -%}{%- endif -%}"
+    "{{- '\\n\\n### Instruction:\\n' + message.content + '\\n\\n### Response:\\n' -}}"
+    "{%- elif message.role == 'assistant' -%}"
+    "{%- generation -%}{{- message.content + eos_token -}}{%- endgeneration -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{{- bos_token -}}"
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' -}}"
+    "{%- if message.role == 'assistant' -%}"
+    "{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}"
+    "{%- else -%}{{- message.content + '<|im_end|>\\n' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+# Meta's reference (chat_completion in github.com/meta-llama/llama, llama/generation.py): the system text stands inside
+# the first user turn; each pair of turns, white space around it taken off, is
+#   BOS [INST] question [/INST] answer EOS
+# with one space at each gap, the one before EOS included. Here the answer, both spaces around it and EOS are trained:
+# SentencePiece joins the first space to the answer's first piece, and a model that never learned the second would not
+# know how to come from the answer to EOS.
+LLAMA2 = (
+    "{%- set ns = namespace(system='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'system' -%}"
+    "{%- set ns.system = '<<SYS>>\\n' + message.content + '\\n<</SYS>>\\n\\n' -%}"
+    "{%- elif message.role == 'user' -%}"
+    "{{- bos_token + '[INST] ' + (ns.system + message.content) | trim + ' [/INST]' -}}{%- set ns.system = '' -%}"
+    "{%- elif message.role == 'assistant' -%}"
+    "{%- generation -%}{{- ' ' + message.content | trim + ' ' + eos_token -}}{%- endgeneration -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML, "llama2": LLAMA2}
+
+
+def set_format(tokenizer, format: str) -> list[str]:
+    """Give the tokenizer the chat template of a format, and return the tokens in it that pre-training never saw.
+
+    `model` keeps the tokenizer's own template, with generation markers where TRL knows how to set them. `chatml` adds
+    its two tokens where they are missing, and makes `<|im_end|>` the EOS: a turn ends where an answer ends. A tokenizer
+    that puts no BOS in front of a text (GPT-2) gets a template without one. Raises UserError where `model` is asked for
+    and the tokenizer has no template.
+    """
+    if format == "model":
+        set_own_template(tokenizer)
+        return []
+    template, own, new = TEMPLATES[format], str(tokenizer.chat_template or ""), []
+    if not adds_bos(tokenizer):
+        template = template.replace("bos_token + ", "").replace("{{- bos_token -}}", "")
+    if format == "chatml":
+        new = [token for token in CHATML_TOKENS if token not in own]
+        missing = [token for token in CHATML_TOKENS if token not in tokenizer.get_vocab()]
+        tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, *missing]})
+        tokenizer.eos_token = CHATML_TOKENS[1]
+    if format == "llama2" and joins_after_special(tokenizer):
+        template = template.replace("bos_token + '[INST] '", "bos_token + ' [INST] '")
+    tokenizer.chat_template = template
+    return new
+
+
+def set_own_template(tokenizer) -> None:
+    """Keep the tokenizer's own chat template, with generation markers set by TRL where it knows the template."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    if not tokenizer.chat_template:
+        raise UserError(
+            "format: this model's tokenizer has no chat template of its own. Choose alpaca, chatml or llama2."
+        )
+    try:
+        tokenizer.chat_template = get_training_chat_template(tokenizer) or tokenizer.chat_template
+    except ValueError:  # TRL doesn't know it: masking finds the answers by rendering the conversation turn by turn
+        pass
+
+
+def adds_bos(tokenizer) -> bool:
+    """Whether the tokenizer puts its BOS in front of a text, which says that the model was pre-trained so."""
+    return tokenizer.bos_token is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+
+
+def joins_after_special(tokenizer) -> bool:
+    """Whether a SentencePiece tokenizer leaves out the space that its reference puts before a text after BOS.
+
+    SentencePiece encodes each text with a space in front. transformers' tokenizers do so after every special token or
+    only at the very beginning, depending on how they were saved; the ids of `[INST]` differ.
+    """
+    after, alone = (tokenizer.tokenize(text, add_special_tokens=False) for text in (f"{tokenizer.bos_token}a", "a"))
+    return alone[0].startswith("▁") and after[1:] != alone
+
+
+def to_messages(row: dict, format: str) -> list[dict]:
+    """A row as a conversation: its `messages`, or `instruction` (with `input`, if any) and `output` as two turns."""
+    if "messages" in row:
+        return row["messages"]
+    prompt = row["instruction"]
+    if row.get("input"):
+        prompt += (INPUT_MARK if format == "alpaca" else "\n\n") + row["input"]
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["output"]}]
+
+
+def render_prompt(tokenizer, messages: list[dict]) -> str:
+    """The text that the model is asked to go on from: all but the answer, and the mark at which answers begin."""
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    return tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

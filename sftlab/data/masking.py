@@ -1,0 +1,224 @@
+"""Which tokens teach: labels from a template's generation markers, and a view of them.
+
+python -c "from sftlab.data import masking; help(masking.show)"
+"""
+
+import html
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sftlab.errors import UserError
+from sftlab.models.load import IGNORED
+
+
+def has_markers(chat_template: str | None) -> bool:
+    return re.search(r"{%-?\s*generation\s*-?%}", chat_template or "") is not None
+
+
+def render_chats(tokenizer, chats: list[list[dict]]) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    """The text of each conversation, and in it the spans of characters [start, end) that the model shall learn."""
+    if not has_markers(tokenizer.chat_template):
+        return find_turns(tokenizer, chats)
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts, spans = render_jinja_template(
+        chats, chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
+    )
+    return texts, [[(start, end) for start, end in found if end > start] for found in spans]
+
+
+def find_turns(tokenizer, chats: list[list[dict]]) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    """The same as `render_chats` without markers: an answer is what a conversation's text gains by its turn.
+
+    Raises UserError for a template that renders the earlier turns in another way once a later one is there.
+    """
+    render = tokenizer.apply_chat_template
+    texts, spans = [render(chat, tokenize=False) for chat in chats], []
+    for chat, text in zip(chats, texts, strict=True):
+        found = []
+        for turn, message in enumerate(chat):
+            if message["role"] != "assistant":
+                continue
+            before = render(chat[:turn], tokenize=False, add_generation_prompt=True)
+            after = render(chat[: turn + 1], tokenize=False)
+            if not (after.startswith(before) and text.startswith(after)):
+                raise UserError("format: this chat template has no {% generation %} markers, and writes earlier turns anew at "
+                                "each later one, so answers can't be told apart. Choose --format alpaca.")  # fmt: skip
+            found.append((len(before), len(after.rstrip("\n"))))
+        spans.append(found)
+    return texts, spans
+
+
+def encode_chats(tokenizer, chats: list[list[dict]]) -> dict[str, list]:
+    """`input_ids` and `labels` of conversations: labels repeat the ids of the tokens that hold trained text, else -100.
+
+    Both are lists with one int64 array per conversation, as long as each other. All texts are tokenised in one call,
+    on all cores unless TOKENIZERS_PARALLELISM forbids it. Raises UserError for a template that hides its answers.
+    """
+    import numpy
+
+    texts, spans = render_chats(tokenizer, chats)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    sizes = measure_tokens(tokenizer, len(tokenizer))
+    encode = backend.encode_batch if sizes is None else backend.encode_batch_fast
+    input_ids, labels = [], []
+    for encoding, text, found in zip(encode(texts, add_special_tokens=False), texts, spans, strict=True):
+        ids = numpy.array(encoding.ids, dtype=numpy.int64)
+        borders = None if sizes is None else find_borders(ids, text, found, sizes)
+        if borders is None:
+            slow = encoding if sizes is None else backend.encode(text, add_special_tokens=False)
+            borders = find_slow_borders(slow, found)
+        trained = numpy.full_like(ids, IGNORED)
+        for first, end in borders:
+            trained[first:end] = ids[first:end]
+        input_ids.append(ids)
+        labels.append(trained)
+    return {"input_ids": input_ids, "labels": labels}
+
+
+@lru_cache(maxsize=4)
+def measure_tokens(tokenizer, count: int):
+    """How many bytes of text each token stands for, where the tokenizer is a byte-level BPE; None for other kinds.
+
+    In a byte-level vocabulary every character of a token is one byte. count: tokens, so that added ones count.
+    """
+    import numpy
+    from tokenizers import decoders
+
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.decoder, decoders.ByteLevel) or backend.normalizer is not None:
+        return None
+    added = {number: len(token.content.encode()) for number, token in tokenizer.added_tokens_decoder.items()}
+    tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
+    return numpy.array([added.get(number, len(token or "")) for number, token in enumerate(tokens)])
+
+
+def find_borders(ids, text: str, spans: list[tuple[int, int]], sizes) -> list[tuple[int, int]] | None:
+    """Tokens [first, end) that reach into each span, by counting bytes; None if the bytes don't add up.
+
+    They don't where a special token takes the spaces beside it. Asking the tokenizer for offsets costs half as much
+    time again as tokenising.
+    """
+    ends = sizes[ids].cumsum()
+    if not len(ends) or ends[-1] != len(text.encode()):
+        return None
+    if text.isascii():
+        places = spans
+    else:
+        places = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
+    return [(ends.searchsorted(start, "right"), ends.searchsorted(end, "left") + 1) for start, end in places]
+
+
+def find_slow_borders(encoding, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same from the tokenizer's own offsets."""
+    borders = []
+    for start, end in spans:
+        places = [encoding.char_to_token(start), encoding.char_to_token(end - 1)]
+        if None in places:  # the tokenizer leaves out the first or the last character: look further inside
+            inside = [token for at in range(start, end) if (token := encoding.char_to_token(at)) is not None]
+            places = [inside[0], inside[-1]] if inside else []
+        if not places:
+            continue
+        first, last = places
+        while last + 1 < len(encoding) and encoding.token_to_chars(last + 1) == encoding.token_to_chars(last):
+            last += 1  # more byte tokens of the last character
+        borders.append((first, last + 1))
+    return borders
+
+
+def group_tokens(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
+    """Tokens as (text, positions): a character that is cut over several byte tokens stays whole, with all of them."""
+    groups, start = [], 0
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[start:end])
+        if not text.endswith("\ufffd") or end == len(ids) or end - start >= 8:
+            groups.append((text, list(range(start, end))))
+            start = end
+    return groups
+
+
+def check_row(tokenizer, ids: list[int], labels: list[int], max_length: int | None = None) -> dict[str, bool]:
+    """Verdicts on one row: what a set must have for the model to learn to answer, and to stop."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    kept = list(labels[:max_length])
+    following = [*kept[1:], IGNORED]
+    ends = [at for at, label in enumerate(kept) if label != IGNORED and following[at] == IGNORED]
+    verdicts = {
+        "some tokens are trained": bool(ends),
+        "the end of sequence (EOS) is trained": eos in kept,
+        "each answer ends in EOS": all(kept[at] == eos for at in ends),
+        "nothing is cut off": max_length is None or len(ids) <= max_length,
+    }
+    if bos is not None and bos != eos:
+        pairs = zip(ids, ids[1:], strict=False)
+        verdicts["BOS comes first, and never twice in a row"] = ids[0] == bos and (bos, bos) not in pairs
+    return verdicts
+
+
+@dataclass
+class MaskView:
+    """A row to look at: HTML in a notebook, colours in a terminal (`print`)."""
+
+    groups: list[tuple[str, str, str]]  # text, kind, ids and positions in words
+    verdicts: dict[str, bool]
+    summary: str
+
+    def _repr_html_(self) -> str:
+        spans = []
+        for text, kind, where in self.groups:
+            visible = html.escape(text).replace("\n", "↵<br>").replace(" ", "&nbsp;" if text == " " else " ")
+            style = f"{STYLES[kind]};padding:1px 2px;margin:1px"
+            spans.append(f'<span style="{style}" title="{kind}: {where}">{visible}</span>')
+        kinds = [kind for kind in STYLES if kind in {group[1] for group in self.groups}]
+        legend = " ".join(f'<span style="{STYLES[kind]};padding:1px 6px">{kind}</span>' for kind in kinds)
+        verdicts = "".join(
+            f"<li>{'✓' if ok else '✗ NOT:'} {html.escape(text)}</li>" for text, ok in self.verdicts.items()
+        )
+        return (
+            f'<div style="line-height:2;font-family:monospace">{"".join(spans)}</div>'
+            f"<div style='margin-top:8px'>{legend} {self.summary}</div><ul>{verdicts}</ul>"
+        )
+
+    def to_text(self, colour: bool = True) -> str:
+        """Lines for a terminal; without colour, what is trained stands between ⟦ and ⟧."""
+        parts, before = [], ""
+        for text, kind, _ in [*self.groups, ("", "", "")]:
+            if not colour:
+                parts.append("⟦" * (kind == "trained" != before) + "⟧" * (before == "trained" != kind) + text)
+            elif text:
+                parts.append(f"{ANSI[kind]}{text}\x1b[0m")
+            before = kind
+        verdicts = [f"  {'✓' if ok else '✗ NOT:'} {text}" for text, ok in self.verdicts.items()]
+        return "\n".join(["".join(parts), f"  {self.summary}", *verdicts])
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def show(example: dict, tokenizer, max_length: int | None = None) -> MaskView:
+    """A view of one row (`input_ids`, `labels`): tokens as trained, special, masked or cut off, and verdicts below.
+
+    Pointing at a token tells its id and position; a character that is split over several tokens is shown whole.
+    """
+    ids, labels = (list(example[name]) for name in ("input_ids", "labels"))
+    limit, groups = max_length or len(ids), []
+    for text, positions in group_tokens(tokenizer, ids):
+        at = positions[0]
+        masked = "special" if ids[at] in tokenizer.all_special_ids else "masked"
+        kind = "cut off" if at >= limit else masked if labels[at] == IGNORED else "trained"
+        groups.append((text, kind, ", ".join(f"{ids[p]} at {p}" for p in positions)))
+    trained = sum(label != IGNORED for label in labels[:limit])
+    summary = f"{trained} of {len(ids)} tokens are trained"
+    return MaskView(groups, check_row(tokenizer, ids, labels, max_length), summary)
+
+
+STYLES = {  # colours of Okabe and Ito, told apart by the line below, too
+    "trained": "background:#0072b2;color:#fff;border-bottom:3px solid #003f63",
+    "special": "background:#e69f00;color:#000;border-bottom:3px dotted #000",
+    "masked": "background:#e6e6e6;color:#333;border-bottom:3px solid transparent",
+    "cut off": "background:#fff;color:#777;border-bottom:3px dashed #d55e00;text-decoration:line-through",
+}
+ANSI = {"trained": "\x1b[1;97;44m", "special": "\x1b[30;43m", "masked": "\x1b[2m", "cut off": "\x1b[9;31m"}

@@ -1,0 +1,185 @@
+"""What a set holds and what a model would learn from it: the report of `sftlab prepare`, as text, JSON and HTML.
+
+sftlab prepare --source json --source-path data_samples/raw/quiz.json
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from sftlab import pages
+from sftlab.config.configs import DataConfig
+from sftlab.data import cleaning, masking
+from sftlab.data.rows import get_answer, get_prompt
+from sftlab.models import load
+
+MARKS = (50, 95, 99)  # percentiles of the lengths
+NEAR_LIMIT = 20_000  # rows: beyond it the search for near duplicates, about 10 seconds here, is only made if asked for
+SHOWN = 5  # rows of each kind that the text names
+LISTED = 100  # and that the page lists
+
+
+def inspect_rows(rows: list[dict], config: DataConfig) -> dict:
+    """What stands out in rows that were read: repeats, contradictions, broken text, languages. Places, not contents.
+
+    `near_duplicates` lists (row, the earlier row, similarity); in a large set it is None unless `--dedupe near` asks.
+    """
+    repeats = cleaning.find_exact(rows)
+    distinct = [row for index, row in enumerate(rows) if index not in repeats]
+    search = config.dedupe == "near" or len(distinct) <= NEAR_LIMIT
+    near = cleaning.find_near(distinct, config.near_threshold) if search else {}
+    place = [row["place"] for row in rows]
+    answers = [get_answer(row) for row in rows]
+    texts = [f"{get_prompt(row)}\n{answer}" for row, answer in zip(rows, answers, strict=True)]
+    return {
+        "exact_duplicates": [(place[index], place[first]) for index, first in repeats.items()],
+        "near_duplicates": [
+            (distinct[index]["place"], distinct[first]["place"], round(similarity, 3))
+            for index, (first, similarity) in near.items()
+        ]
+        if search
+        else None,
+        "conflicting_answers": [[place[index] for index in group] for group in cleaning.find_conflicts(rows)],
+        "tiny_answers": [place[index] for index, answer in enumerate(answers) if len(answer.strip()) < 2],
+        "answers_with_space_first": [place[i] for i, answer in enumerate(answers) if answer[:1].isspace()],
+        "control_characters": [place[index] for index, text in enumerate(texts) if cleaning.has_controls(text)],
+        "mojibake": cleaning.find_mojibake(rows),
+        "languages": dict(Counter(map(cleaning.find_language, texts)).most_common()),
+    }
+
+
+def find_overlap(train: list[dict], test: list[dict]) -> dict[str, int]:
+    """How many held-out rows have a prompt, or an answer, that is among the training rows."""
+    prompts = {cleaning.fold(get_prompt(row)) for row in train}
+    answers = {cleaning.fold(get_answer(row)) for row in train}
+    return {
+        "prompts": sum(cleaning.fold(get_prompt(row)) in prompts for row in test),
+        "answers": sum(cleaning.fold(get_answer(row)) in answers for row in test),
+    }
+
+
+def measure(dataset, tokenizer, max_length: int) -> dict:
+    """Counts over a tokenised split at a length limit, and percentiles of its lengths in tokens, batch by batch.
+
+    rows, tokens, trained_tokens (all within the limit), cut_rows, rows_that_teach_nothing, rows_without_trained_eos, and
+    `lengths`: a list of (prompt tokens, answer tokens), uncut, one entry per row.
+    """
+    import numpy
+
+    counts, lengths = Counter(), []
+    for batch in dataset.select_columns("labels").with_format("arrow").iter(1000):
+        column = batch["labels"].combine_chunks()
+        column = column.chunk(0) if hasattr(column, "chunk") else column
+        ends = numpy.cumsum(numpy.asarray(column.value_lengths()))
+        for labels in numpy.split(column.flatten().to_numpy(), ends[:-1]):
+            answer = int((labels != load.IGNORED).sum())
+            lengths.append((len(labels) - answer, answer))
+            kept = labels[:max_length]
+            trained = int((kept != load.IGNORED).sum())
+            counts["tokens"] += len(kept)
+            counts["trained_tokens"] += trained
+            counts["cut_rows"] += len(labels) > max_length
+            counts["rows_that_teach_nothing"] += trained == 0
+            counts["rows_without_trained_eos"] += tokenizer.eos_token_id not in kept
+    names = ("tokens", "trained_tokens", "cut_rows", "rows_that_teach_nothing", "rows_without_trained_eos")
+    return {"rows": len(dataset), **{name: int(counts[name]) for name in names}, "lengths": lengths}
+
+
+def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, dict[str, int]]:
+    """Part (prompt, answer, row) -> percentile in percent -> length in tokens."""
+    import numpy
+
+    parts = {"prompt": [pair[0] for pair in lengths], "answer": [pair[1] for pair in lengths]}
+    parts["row"] = [sum(pair) for pair in lengths]
+    return {
+        name: {str(mark): int(numpy.percentile(values, mark, method="higher")) for mark in MARKS}
+        for name, values in parts.items()
+    }
+
+
+def describe(report: dict) -> list[str]:
+    """The report in lines for a terminal: what was dropped, what stands out, what will be learned."""
+    lines = []
+    for key, label in (("dropped", "training"), ("dropped_test", "held-out")):
+        if report[key]:
+            lines.append(
+                f"{label} rows dropped: {len(report[key])}: {join_some([f'{p}: {w}' for p, w in report[key].items()])}"
+            )
+    found = report["found"]
+    lines += [f"{label}: {join_some(items)}" for label, items in list_findings(found)]
+    if found["near_duplicates"] is None:
+        lines.append(f"near duplicates: not searched for in more than {NEAR_LIMIT:,} rows; --dedupe near does")
+    total = sum(found["languages"].values())
+    lines.append("languages: " + ", ".join(f"{name} {count / total:.0%}" for name, count in found["languages"].items()))
+    for split, counts in report["splits"].items():
+        share = counts["trained_tokens"] / max(1, counts["tokens"])
+        lines.append(f"{split}: {counts['rows']} rows, {counts['tokens']:,} tokens, {share:.0%} of them trained")
+        if counts["cut_rows"]:
+            lines.append(f"  {counts['cut_rows']} rows are longer than {report['max_length']} tokens and will be cut; "
+                         f"{counts['rows_that_teach_nothing']} of all lose their whole answer")  # fmt: skip
+    marks = report["percentiles"]
+    lines += [f"tokens in {part}: " + ", ".join(f"{mark} % have {marks[part][mark]} or fewer" for mark in marks[part])
+              for part in ("prompt", "answer")]  # fmt: skip
+    overlap = report["overlap"]
+    lines.append(
+        f"held-out rows whose prompt is trained on: {overlap['prompts']}; whose answer is: {overlap['answers']}"
+    )
+    return lines
+
+
+def list_findings(found: dict) -> list[tuple[str, list[str]]]:
+    """The findings that are there, each as a label and its rows in words."""
+    named = {
+        "exact duplicates": [f"{row} = {first}" for row, first in found["exact_duplicates"]],
+        "near duplicates": [f"{row} ~ {first} ({value:.0%})" for row, first, value in found["near_duplicates"] or []],
+        "one prompt, different answers": [" / ".join(group) for group in found["conflicting_answers"]],
+        "answers of one character": found["tiny_answers"],
+        "answers that begin with white space": found["answers_with_space_first"],
+        "control or lost characters": found["control_characters"],
+        "mojibake (--fix-mojibake mends it)": [f"{row}: {old!r} -> {new!r}" for row, old, new in found["mojibake"]],
+    }
+    return [(label, items) for label, items in named.items() if items]
+
+
+def join_some(items: list[str]) -> str:
+    return "; ".join(items[:SHOWN]) + (f"; … ({len(items)} in all)" if len(items) > SHOWN else "")
+
+
+def write_html(
+    path: Path, report: dict, lengths: list[tuple[int, int]], views: list[masking.MaskView], texts: dict[str, str]
+) -> None:
+    """The report as one page that opens offline: tables, the histogram of lengths, the first rows with their mask.
+
+    `texts` holds place -> text of the rows, to show those that stand out.
+    """
+    from sftlab import plots
+
+    head = (
+        f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}"
+    )
+    kept = [
+        (split, counts["rows"], f"{counts['tokens']:,}", f"{counts['trained_tokens']:,}", counts["cut_rows"])
+        for split, counts in report["splits"].items()
+    ]
+    parts = [
+        f"<h1>Data set {pages.text(report['name'])}</h1><p>{pages.text(head)}</p>",
+        pages.table(("split", "rows", "tokens", "trained tokens", "rows cut"), kept),
+        f"<h2>In short</h2><pre>{pages.text(chr(10).join(describe(report)))}</pre>",
+        pages.picture(plots.length_histogram(lengths, find_percentiles(lengths)["row"], report["max_length"])),
+    ]
+    found = report["found"]
+    pairs = [
+        (row, texts[row], first, texts[first], f"{value:.0%}") for row, first, value in found["near_duplicates"] or []
+    ]
+    groups = [(place, texts[place]) for group in found["conflicting_answers"] for place in group]
+    dropped = [(place, why) for key in ("dropped", "dropped_test") for place, why in report[key].items()]
+    for title, heads, rows in (
+        ("One prompt, different answers: which is right?", ("row", "text"), groups),
+        ("Near duplicates: the same, or only alike?", ("row", "text", "earlier row", "text", "similarity"), pairs),
+        ("Mojibake, and what --fix-mojibake makes of it", ("row", "as read", "mended"), found["mojibake"]),
+        ("Dropped; training rows are kept in dropped.jsonl", ("row", "why"), dropped),
+    ):
+        if rows:
+            more = f"<p>{len(rows) - LISTED} more</p>" if len(rows) > LISTED else ""
+            parts.append(f"<h2>{pages.text(title)}</h2>{pages.table(heads, rows[:LISTED])}{more}")
+    parts.append("<h2>The first rows, as the model sees them</h2>" + "<hr>".join(view._repr_html_() for view in views))
+    pages.write(path, f"Data set {report['name']}", parts)

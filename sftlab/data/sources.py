@@ -1,0 +1,69 @@
+"""Where rows come from: your own files, the Hub's public sets, or the bundled samples that stand in for them.
+
+python -c "from sftlab.data import sources; print(len(sources.load_sample('dolly')))"
+"""
+
+from pathlib import Path
+
+from sftlab.config.configs import FILE_SOURCES, DataConfig
+from sftlab.data import readers
+from sftlab.errors import UserError
+from sftlab.files import ROOT
+from sftlab.hub import client as hub_client
+
+SAMPLES = ROOT / "data_samples"
+HUB_IDS = {
+    "alpaca": "tatsu-lab/alpaca",
+    "dolly": "databricks/databricks-dolly-15k",
+    "wizardlm": "WizardLMTeam/WizardLM_evol_instruct_V2_196k",
+}
+SAMPLE_FILES = {
+    "facts": "facts_train.json",
+    "alpaca": "alpaca.json",
+    "dolly": "dolly.jsonl",
+    "wizardlm": "wizardlm.json",
+}
+Found = list[tuple[str, object]]
+
+
+def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
+    """Rows to train on, held-out rows (None: split some off), each with its place, and a name for messages."""
+    held_out = load_test_file(config.test_path) if config.test_path else None
+    if config.source in FILE_SOURCES:
+        return readers.read_files(config.source_path, config.source), held_out, ", ".join(config.source_path)
+    if config.source == "facts":
+        return load_sample("facts"), held_out or load_test_file(SAMPLES / "facts_test.json"), "facts"
+    hub_id = config.hub_id or HUB_IDS[config.source]
+    if config.offline or not hub_client.reach():
+        if config.hub_id:
+            raise UserError(f"hub_id: {hub_id} can't be had without a network, and nothing stands in for it. Connect, or leave "
+                            "--hub-id out to work with the bundled sample.")  # fmt: skip
+        print(f"offline: the bundled sample {SAMPLES.name}/{SAMPLE_FILES[config.source]} stands in for {hub_id}")
+        return load_sample(config.source), held_out, SAMPLE_FILES[config.source]
+    return load_hub(hub_id), held_out, hub_id
+
+
+def load_sample(source: str) -> Found:
+    """The bundled rows in the columns of a public set."""
+    path = SAMPLES / SAMPLE_FILES[source]
+    if not path.is_file():
+        raise UserError(f"source {source}: {path} is missing; run the lab from a clone of its repository.")
+    return readers.read_files([path], path.suffix[1:])
+
+
+def load_test_file(path: str | Path) -> Found:
+    """Held-out rows of a file whose suffix says what it is."""
+    kind = next((kind for kind, suffixes in readers.SUFFIXES.items() if Path(path).suffix.lower() in suffixes), "json")
+    return readers.read_files([path], kind)
+
+
+def load_hub(hub_id: str) -> Found:
+    """The `train` rows of a set on the Hub. Raises UserError, in one line, if they can't be had."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = load_dataset(hub_id, split="train").to_list()
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise hub_client.explain(hub_id, "data set", error) from error
+    return [(f"row {number}", row) for number, row in enumerate(rows, 1)]

@@ -1,0 +1,70 @@
+"""What the person at the keyboard can fix: raised as UserError anywhere, shown in one line by the commands.
+
+python -c "from sftlab.errors import near_match; print(near_match('lora_rank', ['lora_r', 'seed']))"
+"""
+
+import difflib
+import io
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # a token of the Hugging Face Hub; a whole one has 34 after hf_
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend. The message says what, where and how; exit code 2."""
+
+
+def refuse_token(value: object, where: str) -> None:
+    """Raises UserError, which doesn't show it, for a value that holds something like a token: values are written down."""
+    if TOKEN.search(str(value)):
+        raise UserError(f"{where}: this looks like a token, and would be kept in histories, process lists and outputs. Make it invalid at "
+                        "huggingface.co/settings/tokens, and give a new one to `sftlab token`, which asks for it.")  # fmt: skip
+
+
+def near_match(name: str, names: typing.Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest of `names`; an empty string if none is close, or the name is one of them."""
+    names = list(names)
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found and name not in names else ""
+
+
+def place_error(place: object, why: str, instead: str = "", option: str = "output_dir") -> UserError:
+    """The error about a file or folder that can't be written. `instead`: what helps, besides another name for `option`."""
+    name = f"{instead}, or name" if instead else "Name"
+    return UserError(f"{option}: {place} {why}. {name} another --{option.replace('_', '-')}.")
+
+
+MENDED = (UserError, FileExistsError, NotADirectoryError, PermissionError)  # what `cli.main` says in a line
+
+
+def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
+    """Run a command and return its exit code: 0 done, 2 something the user can mend, said in one line, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a log file in a narrow encoding must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        for argument in arguments:
+            refuse_token(argument, "an argument")
+        return run()
+    except UserError as error:
+        message = str(error)
+    except MENDED as error:
+        message = f"{error.filename}: {error.strerror}. Name another file or folder."
+    except KeyboardInterrupt:
+        print("sftlab: interrupted", file=sys.stderr)
+        return 130
+    rank = os.environ.get("RANK", "0")
+    print(f"sftlab: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
+    return 2
+
+
+def name_doctor(output_dir: str) -> str:
+    folder = Path(output_dir)
+    if (folder / "result.json").is_file() or folder.with_name(f"{folder.name}-logs").is_dir():
+        return f"sftlab doctor {output_dir} says more"
+    return "sftlab doctor FILE says more, of what stands above, saved in a file"

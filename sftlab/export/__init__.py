@@ -1,0 +1,5 @@
+"""A run as a model for others: folder, checks, publishing, chat (notebook 12)."""
+
+from sftlab.export.folder import export
+
+__all__ = ["export"]

@@ -1,0 +1,240 @@
+"""A conversation with a model: in the terminal, and in a notebook.
+
+sftlab chat runs/first
+printf 'What is the capital of France?\n日本の首都は？\n' | sftlab chat runs/first
+"""
+
+import sys
+import threading
+
+from sftlab import pages
+from sftlab.config.configs import ChatConfig
+from sftlab.data import formats
+from sftlab.errors import UserError
+from sftlab.train import saved
+
+HELP = "/reset forgets the conversation, /exit ends; Ctrl-C stops an answer, Ctrl-D ends"
+HALF = "\ufffd"  # what a decoder shows for the bytes of half a character
+
+
+def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperature: float = 0.0, seed: int = 42):
+    """Yield the model's answer to a conversation in pieces of text, as its tokens come; none ends within a character.
+
+    messages: dicts with `role` and `content`, the last of them the user's. Closing the generator stops the model. The
+    model works in a thread of its own; what it raises is raised here.
+    """
+    import torch
+    from transformers import StoppingCriteriaList
+
+    inputs = encode(tokenizer, messages, find_room(model) - max_new_tokens)
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    how = drawn if temperature > 0 else {"do_sample": False}
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    pieces, stop, failed = make_streamer(tokenizer), threading.Event(), []
+
+    def work():
+        try:
+            with torch.inference_mode():
+                model.generate(**inputs.to(model.device), streamer=pieces, max_new_tokens=max_new_tokens, num_beams=1,
+                               eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id, **how,
+                               stopping_criteria=StoppingCriteriaList([lambda ids, scores: stop_all(ids, stop)]))  # fmt: skip
+        except Exception as error:  # raised again by the reader of the stream
+            failed.append(error)
+            pieces.end()
+
+    torch.manual_seed(seed)
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        yield from (piece for piece in pieces if piece)
+    finally:
+        stop.set()
+        worker.join()
+    if failed:
+        raise failed[0]
+
+
+def stop_all(ids, stop: threading.Event):
+    """What transformers asks after each token: a flag for each row, all alike."""
+    import torch
+
+    return torch.full((ids.shape[0],), stop.is_set(), dtype=torch.bool, device=ids.device)
+
+
+def make_streamer(tokenizer):
+    """transformers' iterator of new text, which gives out every whole character at once.
+
+    Its own rule waits for a space or a Chinese character, so that kana and Thai would come in lumps.
+    """
+    from transformers import TextIteratorStreamer
+
+    class Characters(TextIteratorStreamer):
+        def put(self, value):
+            if self.next_tokens_are_prompt:
+                self.next_tokens_are_prompt = False
+                return
+            self.token_cache.extend(value.flatten().tolist())
+            text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
+            if not text.endswith(HALF):
+                self.on_finalized_text(text[self.print_len :])
+                self.print_len = len(text)
+
+    return Characters(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def answer(model, tokenizer, messages: list[dict], **options) -> str:
+    """The model's whole answer to a conversation; options are those of `stream`."""
+    return "".join(stream(model, tokenizer, messages, **options)).strip()
+
+
+def encode(tokenizer, messages: list[dict], room: int):
+    """A conversation as the input of a model, in its template; the oldest turns are left out if it is too long.
+
+    room: tokens. Raises UserError where the template refuses the conversation, or the last message alone is too long.
+    """
+    from jinja2 import TemplateError
+
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    turns = messages[len(system) :]
+    while True:
+        try:
+            text = formats.render_prompt(tokenizer, system + turns)
+        except TemplateError as error:
+            raise UserError(f"system: the model's template refuses this conversation: {error}.") from error
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        if inputs.input_ids.shape[1] <= room:
+            return inputs
+        if len(turns) <= 2:
+            raise UserError(f"the message has {inputs.input_ids.shape[1]} tokens with its frame, and the model has room for {room}; "
+                            "shorten it, or lower --max-new-tokens.")  # fmt: skip
+        turns = turns[2:]
+
+
+def find_room(model) -> int:
+    """How many tokens a conversation may have, its answer included."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
+
+
+def load(config: ChatConfig):
+    """The model and the tokenizer to talk to. Raises UserError for one that has no chat template, and is given none."""
+    model, tokenizer = saved.load_any(config.model_name, config.trust_remote_code)
+    if config.format != "model":
+        formats.set_format(tokenizer, config.format)
+    elif not tokenizer.chat_template:
+        raise UserError(f"model {config.model_name}: its tokenizer has no chat template, so it was not made to chat. "
+                        "Name a run, or try it with --format alpaca.")  # fmt: skip
+    return model, tokenizer
+
+
+def talk(config: ChatConfig) -> list[dict]:
+    """A conversation in the terminal, or with the lines of a pipe; returns its messages."""
+    model, tokenizer = load(config)
+    options = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    start = [{"role": "system", "content": config.system}] if config.system else []
+    messages = list(start)
+    if sys.stdin.isatty():
+        print(HELP)
+    while (line := read_line()) is not None and line != "/exit":
+        if line == "/reset":
+            messages = list(start)
+        elif line.startswith("/"):
+            print(f"{line}: no such command; {HELP}")
+        elif line:
+            messages.append({"role": "user", "content": line})
+            seed = config.seed + len(messages)
+            try:
+                said = say(stream(model, tokenizer, messages, seed=seed, **options))
+            except UserError as error:  # of this message; the conversation goes on
+                print(error)
+                messages.pop()
+                continue
+            messages.append({"role": "assistant", "content": said})
+    return messages
+
+
+def read_line() -> str | None:
+    """The next line of the user; None at the end. From a pipe it is shown, so that the output reads as a conversation."""
+    try:
+        if sys.stdin.isatty():
+            return input("> ").strip()
+        line = sys.stdin.readline().encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of another encoding
+        print(f"> {line.strip()}") if line else None
+        return line.strip() if line else None
+    except EOFError:
+        return None
+    except KeyboardInterrupt:  # at the prompt: a line that was not meant
+        print()
+        return ""
+
+
+def say(pieces) -> str:
+    """Print an answer as it comes and return it; Ctrl-C stops it, and what was said until then counts."""
+    said = ""
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            said += piece
+    except KeyboardInterrupt:
+        pieces.close()
+        print(" … stopped", end="")
+    print()
+    return said.strip()
+
+
+NAMES = {"user": "you", "assistant": "model", "system": "system"}
+
+
+def show_transcript(messages: list[dict]) -> str:
+    """A conversation as HTML; what stands in it is shown as text, whatever it is."""
+    lines = [f"<p><b>{NAMES[turn['role']]}</b> <span style='white-space:pre-wrap'>{pages.text(turn['content'])}</span></p>"
+             for turn in messages]  # fmt: skip
+    return f"<div aria-live='polite'>{''.join(lines)}</div>"
+
+
+def make_box(model, tokenizer, **options):
+    """An ipywidgets box that talks to a model; options are those of `stream`. Its `messages` hold the conversation.
+
+    An answer appears as it comes. While it comes, the buttons and the field are locked.
+    """
+    import ipywidgets
+
+    transcript = ipywidgets.HTML()
+    field = ipywidgets.Text(placeholder="write, then Enter or Send", description="you:", continuous_update=False)
+    send, forget = ipywidgets.Button(description="Send"), ipywidgets.Button(description="Forget")
+    box = ipywidgets.VBox([transcript, ipywidgets.HBox([field, send, forget])])
+    box.messages, parts = [], (field, send, forget)
+
+    def reply(_=None):
+        question, field.value = field.value.strip(), ""
+        if not question:
+            return
+        for part in parts:
+            part.disabled = True
+        box.messages.append({"role": "user", "content": question})
+        said = {"role": "assistant", "content": ""}
+        try:
+            for piece in stream(model, tokenizer, list(box.messages), **options):
+                said["content"] += piece
+                transcript.value = show_transcript([*box.messages, said])
+            said["content"] = said["content"].strip()
+            box.messages.append(said)
+            transcript.value = show_transcript(box.messages)
+        except UserError as error:
+            box.messages.pop()
+            transcript.value = show_transcript(box.messages) + f"<p>{pages.text(error)}</p>"
+        except BaseException:
+            box.messages.pop()  # a question without an answer would confuse the next one
+            raise
+        finally:
+            for part in parts:
+                part.disabled = False
+
+    def clear(_):
+        box.messages.clear()
+        transcript.value = ""
+
+    send.on_click(reply)
+    field.observe(lambda change: reply() if change["new"] else None, "value")
+    forget.on_click(clear)
+    return box

@@ -1,0 +1,91 @@
+"""Where a model stands for you: public, granted, pending, refused, not there, out of reach; and what to do about it.
+
+Asks the Hub without fetching a weight: its auth-check says whether files may be read, its page whether there is a gate.
+
+    sftlab access meta-llama/Llama-2-7b-hf google/gemma-7b
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftlab.errors import near_match
+from sftlab.hub import catalog, download
+from sftlab.hub import client as hub_client
+
+AT_ONCE = 4  # models asked about at the same time
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a model stands: the name of its state (`hub_client.STATES`), what that means, what to do, the page to open."""
+
+    model: str
+    state: str
+    usable: bool
+    means: str
+    what_to_do: str
+    page: str
+
+
+def check(model: str) -> Access:
+    """How one model stands, by its Hub id, its short name in the catalogue, or a folder."""
+    return check_all([model])[0]
+
+
+def check_all(names: list[str] | None = None) -> list[Access]:
+    """How models stand, the whole catalogue if none is named. The Hub is looked for once, briefly, for all of them."""
+    names = list(names or [model.hub_id for model in catalog.MODELS])
+    asked = [name for name in names if not is_here(name)]
+    reached = bool(asked) and hub_client.reach()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda name: _check(name, reached), names))
+
+
+def is_here(name: str) -> bool:
+    """Whether a name needs no Hub: the bundled model, random weights, a folder."""
+    return name == "tiny-base" or name.startswith(catalog.RANDOM) or Path(name).is_dir()
+
+
+def _check(name: str, reached: bool) -> Access:
+    from huggingface_hub import HfApi, errors, utils
+
+    if is_here(name):
+        return make(name, "folder" if Path(name).is_dir() else "bundled")
+    known = catalog.find_model(name)
+    name = known.hub_id if known else name
+    try:
+        utils.validate_repo_id(name)
+        if not reached:
+            return make(
+                name,
+                "cached" if download.find_snapshot(name) else "offline" if hub_client.is_offline() else "no network",
+            )
+        hub_client.ask(f"/api/models/{name}/auth-check")
+        page = HfApi().model_info(name, expand=["gated", "private"], timeout=15)
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+        state, said = hub_client.read_state(error)
+        return make(name, state, said)
+    return make(name, "private" if page.private else "granted" if page.gated else "public")
+
+
+def make(name: str, state: str, said: str = "") -> Access:
+    means, what_to_do, page = hub_client.describe(state, name, said=said)
+    if state == "not found":
+        what_to_do += near_match(name, [name for model in catalog.MODELS for name in (model.hub_id, model.name)])
+    return Access(name, state, hub_client.STATES[state].usable, means, what_to_do, page)
+
+
+def format_table(found: list[Access]) -> str:
+    """The states as text: a line per model, and below what to do about those that can't be used."""
+    width = max(len(access.model) for access in found) + 2
+    lines, advice = [], {}
+    for access in found:
+        lines.append(f"{access.model:<{width}}{access.state:<19}{'' if access.usable else 'NO  '}{access.means}")
+        if not access.usable:
+            advice.setdefault(access.what_to_do, []).append(access.model)
+    for what_to_do, names in advice.items():
+        shown = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
+        lines.append(f"\n{shown}:\n  {what_to_do}")
+    usable = sum(access.usable for access in found)
+    return "\n".join([*lines, f"\n{usable} of {len(found)} can be used"])

@@ -1,0 +1,119 @@
+"""What stands in for kernels when a step is run on tensors without bytes: it allocates and keeps what they do.
+
+Read off bitsandbytes 0.50 (autograd/_functions.py) and TRL 1.16 (kernels/chunked_logprob.py).
+
+    python -c "from sftlab.memory import kernels; help(kernels.make_fake)"
+"""
+
+import contextlib
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+from sftlab.models.loss import AnswerLoss
+
+TILE = (4096, 32768)  # tokens and vocabulary of the logits that TRL holds at a time
+
+
+class QuantisedProduct(torch.autograd.Function):
+    """x times a weight that is read back into x's dtype for the moment; in 8 bits x is kept, though no gradient asks it."""
+
+    @staticmethod
+    def forward(ctx, x, shape, keeps_input):
+        ctx.shape, ctx.kept = shape, x if keeps_input else None
+        return x @ torch.empty(shape, dtype=x.dtype).t()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope @ torch.empty(ctx.shape, dtype=slope.dtype), None, None
+
+
+class TiledHead(torch.autograd.Function):
+    """The loss as TRL computes it on a GPU: logits in tiles, twice, and gradients summed up in float32."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        ctx.save_for_backward(hidden, weight)
+        ctx.compute = dtype
+        tile = torch.empty(min(len(hidden), TILE[0]), TILE[1], dtype=dtype)
+        piece = weight[: TILE[1]].to(dtype)
+        return hidden.new_zeros(()) + 0 * (tile.numel() + piece.numel())
+
+    @staticmethod
+    def backward(ctx, slope):
+        hidden, weight = ctx.saved_tensors
+        slopes = [torch.zeros(part.shape, dtype=torch.float32) if needed else None
+                  for part, needed in zip((hidden, weight), ctx.needs_input_grad, strict=True)]  # fmt: skip
+        tile = torch.empty(min(len(hidden), TILE[0]), TILE[1], dtype=ctx.compute)
+        piece = weight[: TILE[1]].to(ctx.compute)
+        del tile, piece
+        return tuple(None if s is None else s.to(p.dtype) for s, p in zip(slopes, (hidden, weight), strict=True))
+
+
+@contextlib.contextmanager
+def as_on(gpu: bool):
+    """On a GPU dropout keeps a mask of one byte per number, not one of its size, and autocast takes powers in float32."""
+    if not gpu:
+        yield
+        return
+    functional, dropout, power = torch.nn.functional, torch.nn.functional.dropout, torch.pow
+
+    def drop(x, p=0.5, training=True, inplace=False):
+        return torch.native_dropout(x, p, True)[0] if training and p else x
+
+    def take_power(x, exponent):
+        if not torch.is_tensor(x) or not torch.is_autocast_enabled("cpu"):
+            return power(x, exponent)
+        with torch.autocast("cpu", enabled=False):
+            return power(x.float(), exponent)
+
+    functional.dropout, torch.pow = drop, take_power
+    try:
+        yield
+    finally:
+        functional.dropout, torch.pow = dropout, power
+
+
+def head_loss(causal, hidden, gpu: bool, trained: int):
+    """The loss of so many of the positions, as it is computed on a GPU or on a CPU. hidden: (batch, length, width)."""
+    head = causal.get_output_embeddings()
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = flat[torch.arange(max(1, min(trained, len(flat))))]
+    if gpu:
+        return TiledHead.apply(flat, head.weight)
+    targets = torch.zeros(len(flat), dtype=torch.long)
+    return AnswerLoss.apply(flat, head.weight, getattr(head, "bias", None), targets)[0]
+
+
+def make_fake(model, config) -> None:
+    """Give every weight of a model on the meta device a fake tensor on the CPU, inside torch's FakeTensorMode.
+
+    The layers of bitsandbytes stay empty, and are stood in for.
+    """
+    made = {}
+    for part in model.modules():
+        if isinstance(part, Linear4bit | Linear8bitLt):
+            stand_in(part, config)
+            continue
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                if weight not in made:
+                    empty = torch.empty(weight.shape, dtype=weight.dtype)
+                    made[weight] = torch.nn.Parameter(empty, requires_grad=weight.requires_grad)
+                part._parameters[name] = made[weight]
+
+
+def stand_in(layer, config) -> None:
+    """Let a quantised layer compute as its kernel does, as far as memory goes."""
+    compute = torch.bfloat16 if config.bf16 else torch.float32
+    shape, eight = (layer.out_features, layer.in_features), isinstance(layer, Linear8bitLt)
+    bias = None if layer.bias is None else torch.nn.Parameter(torch.empty(shape[0], dtype=compute), requires_grad=False)
+    layer.bias = bias
+
+    def forward(x):
+        inside = x if eight else x.to(compute)
+        out = QuantisedProduct.apply(inside, shape, eight)
+        return (out if bias is None else out + bias).to(x.dtype)
+
+    layer.forward = forward

@@ -1,0 +1,123 @@
+"""The loss of SFT computed only where a token is trained, in one pass over the logits.
+
+In SFT with a mask most positions have no label. On a CPU, TRL's fused loss scores them all the same, over the whole
+vocabulary, and computes the logits twice. Here only the answers' positions are multiplied by the output layer, a few
+hundred at a time in one buffer that is used again and again; loss, gradient, accuracy and entropy all come from the
+one softmax. The loss is the same. On a GPU TRL scores the answers' positions only, in a kernel of its own: TRL's way is
+taken there.
+
+    python benchmarks/train.py
+"""
+
+import inspect
+import types
+
+import torch
+
+from sftlab.models.load import IGNORED
+
+SIXTEEN = 16  # rows of a product in bfloat16 are a multiple of it: oneDNN makes a kernel for each new number of them
+NUMBERS = 2**23  # logits computed at once: 32 MiB of float32, which is where it was fastest on CPUs
+
+
+class AnswerLoss(torch.autograd.Function):
+    """Cross-entropy summed over positions, from hidden states and the output layer's weight.
+
+    hidden: (n, width), weight: (vocabulary, width), bias: (vocabulary) or None, targets: (n), width as the model's.
+    Returns (loss, right, entropy), each a float32 sum over the positions; only the loss has a gradient. It is computed
+    in the forward pass already, as softmax minus one-hot, so the logits are never kept.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        count, vocabulary = len(targets), weight.shape[0]
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        matrix, needs_grad = weight.detach().to(dtype), any(ctx.needs_input_grad[:3])
+        rows = max(1, min(count, NUMBERS // vocabulary))
+        buffer, spare = (torch.empty(rows, vocabulary, dtype=torch.float32) for _ in range(2))
+        grads = [
+            torch.zeros_like(part, dtype=torch.float32) if needs_grad and needed else None
+            for part, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        ]
+        loss, right, entropy = (torch.zeros((), dtype=torch.float32) for _ in range(3))
+        for start in range(0, count, rows):
+            states = hidden[start : start + rows].to(dtype)
+            odd = -len(states) % SIXTEEN if dtype != torch.float32 else 0
+            wanted = targets[start : start + rows, None]
+            logits, probs = buffer[: len(wanted)], spare[: len(wanted)]
+            if dtype == torch.float32:
+                torch.mm(states, matrix.t(), out=logits)
+            else:
+                logits.copy_((add_rows(states, odd) @ matrix.t())[: len(wanted)])
+            if bias is not None:
+                logits += bias
+            top = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(1, wanted)
+            torch.softmax(logits, -1, out=probs)
+            log_total = top - probs.amax(-1, keepdim=True).log()
+            loss = loss + (log_total - chosen).sum()
+            right = right + (chosen == top).sum()
+            entropy = entropy + (log_total - logits.mul_(probs).sum(-1, keepdim=True)).sum()
+            if needs_grad:
+                probs.scatter_add_(1, wanted, probs.new_full(wanted.shape, -1.0))
+                grad = probs.to(dtype)
+                if grads[0] is not None:
+                    grads[0][start : start + rows] = (add_rows(grad, odd) @ matrix)[: len(wanted)]
+                if grads[1] is not None:
+                    grads[1] += grad.t() @ states
+                if grads[2] is not None:
+                    grads[2] += probs.sum(0)
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
+        ctx.mark_non_differentiable(right, entropy)
+        return loss, right, entropy
+
+    @staticmethod
+    def backward(ctx, scale, *_):
+        parts = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if grad is None else (grad * scale).to(dtype) for grad, dtype in parts), None
+
+
+def add_rows(matrix, count: int):
+    """The matrix with so many rows of zeros below."""
+    return torch.nn.functional.pad(matrix, (0, 0, 0, count)) if count else matrix
+
+
+def has_plain_head(model) -> bool:
+    """Whether logits are the output layer times the last hidden state and nothing more: no scale, no cap."""
+    config = model.config.get_text_config()
+    extras = (
+        "final_logit_softcapping",
+        "logit_scale",
+        "output_multiplier",
+        "lm_head_multiplier",
+        "logits_scaling",
+        "logits_soft_cap",
+    )
+    plain = all(getattr(config, name, None) in (None, 1.0) for name in extras)
+    head = model.get_output_embeddings()
+    return plain and head is not None and head.weight.is_floating_point() and model.base_model is not model
+
+
+def add_answer_head(model) -> None:
+    """Let `model(…, answer_labels=labels)` return (loss summed, trained tokens, right ones, entropy summed).
+
+    Called without `answer_labels` the model does what it did. labels: (batch, length), -100 where nothing is trained;
+    the token at i is predicted from the positions before it.
+    """
+    forward = model.forward
+
+    def answer_forward(self, *args, answer_labels=None, **kwargs):
+        if answer_labels is None:
+            return forward(*args, **kwargs)
+        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        targets = answer_labels[:, 1:]
+        trained = targets != IGNORED
+        head = self.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        loss, right, entropy = AnswerLoss.apply(hidden[:, :-1][trained], head.weight, bias, targets[trained])
+        return loss, trained.sum(), right, entropy
+
+    # generate() passes position_ids only to a forward that names them, and padding shifts positions without them
+    answer_forward.__signature__ = inspect.signature(type(model).forward)
+    model.forward = types.MethodType(answer_forward, model)

@@ -1,0 +1,76 @@
+"""Options: strings become their declared type or are refused, wrong values name the mend."""
+
+import dataclasses
+
+import pytest
+
+from sftlab.config.configs import DataConfig, TrainConfig
+from sftlab.config.options import coerce
+from sftlab.errors import UserError, near_match, place_error
+
+TYPED = [
+    ("false", bool, False),
+    ("True", bool, True),
+    ("2e-4", float, 0.0002),
+    (3, float, 3.0),
+    ("16", int, 16),
+    ("1e3", int, 1000),
+    ("null", str | None, None),
+    ("null", int | None, None),
+    ("8", int | None, 8),
+    ("4,16, 64", list, ["4", "16", "64"]),
+]
+REFUSED = [("yes", bool), (1, bool), (True, int), (1.5, int), ("many", int), ("nan?", float), (None, int), ("inf", int)]
+
+
+@pytest.mark.parametrize(("value", "kind", "expected"), TYPED)
+def test_strings_become_the_declared_type(value, kind, expected):
+    assert coerce("option", value, kind) == expected
+    assert type(coerce("option", value, kind)) is type(expected)
+
+
+@pytest.mark.parametrize(("value", "kind"), REFUSED)
+def test_what_would_change_meaning_is_refused(value, kind):
+    with pytest.raises(UserError, match=r"^option: "):
+        coerce("option", value, kind)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_rank": 8}, "no option 'lora_rank'. Did you mean 'lora_r'"),
+        ({"learning_rate": -1}, "between 0 and 1"),
+        ({"batch_size": "0"}, "at least 1"),
+        ({"lr_scheduler_type": "cosin"}, "Did you mean 'cosine'"),
+        ({"use_4bit": True}, "add --use-lora"),
+        ({"use_4bit": True, "use_8bit": True, "use_lora": True}, "choose one"),
+        ({"resume": True, "overwrite": True}, "choose one"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_a_wrong_configuration_says_what_to_do(values, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig.build(**values)
+
+
+def test_the_hash_goes_by_values_not_by_how_they_were_written():
+    assert TrainConfig.build(learning_rate="2e-3").hash() == TrainConfig(learning_rate=0.002).hash()
+    assert TrainConfig().hash() != TrainConfig(seed=1).hash()
+
+
+def test_what_was_given_is_never_suggested():
+    assert near_match("gtp2", ["gpt2", "tiny-base"]) == " Did you mean 'gpt2'?"
+    assert near_match("gpt2", ["gpt2", "gpt"]) == "" == near_match("llama", ["gpt2"])
+
+
+def test_a_place_that_is_taken_has_another_way():
+    assert str(place_error("a", "exists")) == "output_dir: a exists. Name another --output-dir."
+    assert str(place_error("a", "exists", "Add --overwrite", "batch_file")) == (
+        "batch_file: a exists. Add --overwrite, or name another --batch-file."
+    )
+
+
+def test_every_option_explains_itself():
+    for options in (DataConfig, TrainConfig):
+        for field in dataclasses.fields(options):
+            assert len(field.metadata["help"]) > 20, field.name

@@ -1,0 +1,167 @@
+"""A configuration as YAML is read as strictly as a command line, and comes back the same; the four forms of one agree."""
+
+import json
+import shlex
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from papermill.cli import _resolve_type, papermill
+from papermill.translators import PythonTranslator
+
+from sftlab.cli import build_parser
+from sftlab.config import text as config_text
+from sftlab.config.configs import LaunchConfig, TrainConfig
+from sftlab.course import widgets
+from sftlab.errors import UserError
+
+KNOBS = {"lora_r": 16, "learning_rate": 1e-3, "use_lora": True}  # what a notebook sets itself
+HARD = TrainConfig(
+    model_name="null", dataset_path="データ/質問 集", output_dir="-runs/it's \"q\": #1, {x}\\n", use_lora=True, use_4bit=True,
+    lora_r=8, learning_rate=1e-5, max_steps=-1, bf16=None, use_flash_attention=False, train_new_tokens=False,
+    lora_target_modules="q_proj, [v_proj]", deepspeed="zero2", warmup_steps=0.05,
+)  # fmt: skip
+
+
+def values_of(field):
+    """What an option may be, hard ones among them."""
+    words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+    special = st.sampled_from(
+        ["-x", "--lora-r", "null", "2e-4", "日本 語", "a'b\"c", "{a: b}", "x # y", "~", "yes", "a\nb", ""]
+    )
+    if field.metadata["choices"]:
+        return st.sampled_from(field.metadata["choices"])
+    if field.name == "deepspeed":
+        return st.sampled_from([None, "zero1", "zero2"])
+    if field.type is bool:
+        return st.booleans()
+    if field.type not in (int, float, str):
+        return st.sampled_from([None, True, False])
+    if field.type is str:
+        return words | special
+    low, high = field.metadata["low"], field.metadata["high"] or 1e9
+    return st.integers(int(low), int(high)) if field.type is int else st.floats(low, high)
+
+
+@st.composite
+def configurations(draw):
+    fields = widgets.FIELDS
+    names = draw(st.lists(st.sampled_from(sorted(fields)), unique=True, max_size=8))
+    try:
+        return TrainConfig(**{name: draw(values_of(fields[name])) for name in names})
+    except UserError:
+        assume(False)  # options that don't go together
+
+
+def read_command(text: str) -> TrainConfig:
+    args = build_parser().parse_args(shlex.split(text)[1:])
+    return config_text.build_training(args.parse_training(args.training) if hasattr(args, "training") else args)
+
+
+def read_papermill(text: str, knobs: dict = KNOBS) -> TrainConfig:
+    """What papermill makes of its command, and a notebook of that."""
+    name, value = shlex.split(text)[-2:]
+    found: dict = {}
+    exec(PythonTranslator.codify({name: _resolve_type(value)}), found)
+    return config_text.build(found["options"], **knobs)
+
+
+def check_forms(config: TrainConfig, notebook: Path, start: TrainConfig) -> None:
+    launch = LaunchConfig(nodes=2, gpus_per_node=8, hostfile="my hosts")
+    yaml, mill, train, launcher = (form["text"] for form in config_text.list_forms(config, launch, notebook, start))
+    assert config_text.build(yaml if ":" in yaml else "").hash() == config.hash()
+    assert config_text.build(config_text.write(config, everything=True, comments=True)).hash() == config.hash()
+    assert read_command(train).hash() == config.hash() == read_command(launcher).hash()
+    assert config_text.build_options(LaunchConfig, build_parser().parse_args(shlex.split(launcher)[1:])) == launch
+    assert read_papermill(mill).hash() == config.hash()
+    assert read_papermill(config_text.to_papermill(config, notebook)).hash() == config.hash()  # by its knobs alone
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory) -> Path:
+    """A notebook with knobs of its own, and options that win over them."""
+    sources = ["".join(f"{name}: {type(value).__name__} = {value}\n" for name, value in KNOBS.items()) + 'options: str = ""',
+               "from sftlab import config_file\n"
+               f"config = config_file.build(options, {', '.join(f'{name}={name}' for name in KNOBS)})"]  # fmt: skip
+    cells = [{"cell_type": "code", "id": f"c{number}", "metadata": {"tags": ["parameters"]} if not number else {},
+              "execution_count": None, "outputs": [], "source": source} for number, source in enumerate(sources)]  # fmt: skip
+    path = tmp_path_factory.mktemp("book") / "knobs.ipynb"
+    about = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    path.write_text(json.dumps({"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(config=configurations())
+def test_all_four_forms_of_any_configuration_give_it_back(config, notebook):
+    check_forms(config, notebook, TrainConfig(**KNOBS))
+
+
+@pytest.mark.parametrize("config", [HARD, TrainConfig(), TrainConfig(lora_r=1)], ids=["hard", "defaults", "one"])
+def test_their_real_readers_give_it_back(config, notebook, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    start = TrainConfig(**KNOBS, weight_decay=0.1)
+    check_forms(config, notebook, start)
+    monkeypatch.chdir(tmp_path)
+    Path("設定 1.yaml").write_text(config_text.write(config), encoding="utf-8")
+    assert read_command("sftlab train --config '設定 1.yaml'").hash() == config.hash()
+    assert read_command("sftlab launch --gpus-per-node 2 train --config '設定 1.yaml' --seed 7").seed == 7
+    words = shlex.split(config_text.to_papermill(config, notebook, start))
+    done = CliRunner().invoke(papermill, [*words[1:], "--prepare-only"])
+    assert done.exit_code == 0, done.output
+    found: dict = {}
+    for cell in json.loads(Path("out.ipynb").read_text())["cells"]:
+        exec("".join(cell["source"]), found)
+    assert found["config"].hash() == config.hash()
+
+
+def test_notebook_08_makes_the_configuration_that_its_command_names(tmp_path):
+    """The cell itself, with its parameters and without its data."""
+    cells = ["".join(cell["source"]) for cell in json.loads(config_text.NOTEBOOK.read_text(encoding="utf-8"))["cells"]]
+    cell = next(source for source in cells if "config_text.build(options" in source)
+    found = {"config_text": config_text, "work": tmp_path, "rows": 8, "DataConfig": dict,
+             "data": types.SimpleNamespace(prepare=lambda _: "a set")}  # fmt: skip
+    exec(next(source for source in cells if "options: str" in source), found)
+    exec(cell, found)
+    command = config_text.to_papermill(HARD, start=found["config"])
+    exec(PythonTranslator.codify({"options": _resolve_type(shlex.split(command)[-1])}), found)
+    exec(cell, found)
+    assert found["config"].hash() == HARD.hash()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora_r: 8\nlernrate: 1", "line 2: sftlab train has no option 'lernrate'. Did you mean 'learning_rate'"),
+        ("lora_r: eight", "line 1: lora_r: 'eight' is no int. Write it like 16"),
+        ("lora_r: 0", "at least 1"),
+        ("optim: adam_torch", "Did you mean"),
+        ("lora_r: 8\nlora-r: 9", "line 2: lora_r stands there twice"),
+        ("lora_r: {a: 1}", "options inside it"),
+        ("- lora_r: 8", "no options in it"),
+        ("lora_r: [", "no YAML"),
+        ("bf16: yes", "true or false"),
+        ("use_4bit: true", "add --use-lora"),
+        ("7c", "no preset '7c'"),
+        ("none.yaml", "no such file"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(text, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        config_text.build(text)
+
+
+def test_values_are_read_as_on_the_command_line(tmp_path):
+    text = 'learning_rate: 2e-4\nseed: 010\noutput_dir: 007\nbf16: ~\ndeepspeed:\nmodel_name: "~"\nuse-lora: True'
+    config = config_text.build(text, lora_r=4)
+    assert (config.learning_rate, config.seed, config.output_dir, config.bf16, config.deepspeed, config.model_name, config.use_lora,
+            config.lora_r) == (2e-4, 10, "007", None, None, "~", True, 4)  # fmt: skip
+    path = tmp_path / "bad.yaml"
+    path.write_bytes("output_dir: 実行".encode("cp932"))
+    with pytest.raises(UserError, match="UTF-8"):
+        config_text.read(path)
+    path.write_text('\ufeff{"lora_r": 4}', encoding="utf-8")
+    assert config_text.read(path) == {"lora_r": 4} and config_text.read("7b")["lora_r"] == 16

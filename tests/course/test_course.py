@@ -1,0 +1,182 @@
+"""Headless runs through the real papermill and real kernels: what is refused, coerced, skipped, and how runs end."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sftlab import files
+from sftlab.course import headless
+from sftlab.errors import UserError
+
+PARAMETERS = (
+    'profile: str = "cpu"\nlora_r: int = 16  # rank\nlearning_rate: float = 2e-4\npacking: bool = True\n'
+    "name: Optional[str] = None\nranks: List[int] = [1]\nlimit = 3"
+)
+SHOWN = ["application/vnd.plotly.v1+json", "image/png", "text/plain"]
+NAMES = "profile, lora_r, learning_rate, packing, name, ranks, limit"
+
+
+def write_notebook(path: Path, *sources: str, parameters: str = "") -> Path:
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    book = nbformat.v4.new_notebook(metadata=kernel | {"language_info": {"name": "python"}})
+    if parameters:
+        parameters = "from typing import List, Optional\n" + parameters
+        book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    for source in sources:
+        tags = ["raises-exception"] if "wanted" in source else []
+        book.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": tags}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+    return path
+
+
+def run(*arguments) -> int:
+    parser = argparse.ArgumentParser()
+    headless.add_run_arguments(parser)
+    return headless.run_command(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def read_status(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["-p", "lora_rr", "4"], "no parameter 'lora_rr'. Did you mean 'lora_r'? Declared: learning_rate, limit"),
+        (["-p", "lora_r", "1.5"], "lora_r: '1.5' is no int"),
+        (["-p", "packing", "maybe"], "packing: 'maybe' is no bool"),
+        (["-p", "ranks", "4,x"], "ranks: 'x' is no int"),
+        (["--profile", "gqu"], "profile: 'gqu' is not one of smoke, cpu, gpu. Did you mean 'gpu'?"),
+        (["-p", "profile", "huge"], "profile: 'huge' is not one of"),
+        (["--timeout", "0"], "timeout: 0 is no time"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, given, message):
+    book = write_notebook(tmp_path / "a.ipynb", "1", parameters=PARAMETERS)
+    with pytest.raises(UserError) as caught:
+        run(book, "--output-dir", tmp_path / "out", *given)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_and_files_that_can_not_work_are_refused(tmp_path):
+    book = write_notebook(tmp_path / "books" / "04_first.ipynb", "1")
+    (tmp_path / "broken.ipynb").write_text("{")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    other = write_notebook(tmp_path / "other" / "04_first.ipynb", "1")
+    for message, *given in (
+        ("Did you mean '04_first.ipynb'?", book.with_name("04_fist.ipynb")),
+        ("no notebook there", tmp_path / "full"),
+        ("can't be read", tmp_path / "broken.ipynb"),
+        ("is there and not empty", book, "--output-dir", tmp_path / "full"),
+        ("holds the notebooks themselves", book, "--output-dir", book.parent, "--continue"),
+        ("a name of its own", book, other),
+        ("name its folder", book, "--continue"),
+    ):
+        with pytest.raises(UserError, match=message.replace("?", r"\?")):
+            run(*given)
+
+
+def test_parameters_arrive_as_declared_and_only_where_declared(tmp_path):
+    check = (
+        f"import json, os\nprint(json.dumps([[{NAMES}], os.environ['SFTLAB_PROFILE'], os.environ['HF_HUB_OFFLINE']]))"
+    )
+    keep = "from sftlab.course import record\nrecord('b', before={'facts': 0.1}, after={'facts': (0.5, 0.4, 0.6)})"
+    draw = "from sftlab import plots\nplots.show(plots.lines([1, 2], {'a': [3, 4]}, 'x', 'y', 'A'))"
+    books = tmp_path / "books {x}"
+    write_notebook(books / "a.ipynb", check, parameters=PARAMETERS)
+    write_notebook(books / "b.ipynb", keep, draw)
+    out = tmp_path / "out {y}"
+    given = {"lora_r": "4", "learning_rate": "2e-5", "packing": "false", "name": "null", "ranks": "4,16", "limit": "7"}
+    pairs = [part for name, value in given.items() for part in ("-p", name, value)]
+    assert run(books, "--output-dir", out, "--profile", "smoke", *pairs) == 0
+    printed = nbformat.read(out / "a.ipynb", 4).cells[-1].outputs[0].text
+    assert json.loads(printed) == [["smoke", 4, 2e-5, False, None, [4, 16], 7], "smoke", "1"]
+    assert read_status(out, "a")["parameters"]["ranks"] == [4, 16] and read_status(out, "b")["parameters"] == {}
+    assert json.loads((out / "work" / "b" / "record.json").read_text())["after"] == {"facts": [0.5, 0.4, 0.6]}
+    assert {"index.html", "plotly.min.js", "a.html", "b.html"} <= {path.name for path in out.iterdir()}
+    assert "50.0 % (40.0 to 60.0)" in (out / "index.html").read_text()
+    assert list(nbformat.read(out / "b.ipynb", 4).cells[-1].outputs[0].data) == SHOWN
+    assert "Plotly.newPlot(" in (out / "b.html").read_text()
+    assert "SFTLAB_RUN_DIR" not in os.environ
+
+
+def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys):
+    books = tmp_path / "books"
+    write_notebook(books / "a_failed.ipynb", "x = 1", "1 / 0", "x = 2")
+    write_notebook(books / "b_dead.ipynb", "import os\nos.kill(os.getpid(), 9)", "print('never')")
+    write_notebook(books / "c_quit.ipynb", "import sys\nsys.exit(0)", "print('never')")
+    write_notebook(books / "d_fine.ipynb", "1 / 0  # wanted", "print('reached')")
+    out = tmp_path / "out"
+    assert run(books, "--output-dir", out) == 3
+    names = ("a_failed", "b_dead", "c_quit", "d_fine")
+    assert [read_status(out, name)["status"] for name in names] == ["failed", "dead kernel", "failed", "completed"]
+    assert [read_status(out, name)["cell"] for name in names] == [1, 0, 0, None]
+    assert read_status(out, "a_failed")["error"].endswith("ZeroDivisionError: division by zero")
+    assert "sys.exit" in read_status(out, "c_quit")["error"]
+    printed, bars = capsys.readouterr()
+    assert "4/4 d_fine" in bars and "2/2" in bars  # a progress bar for each notebook
+    assert "a_failed: failed in cell 2\n    1 / 0\n" in printed and "ran out of memory" in printed
+    assert f"Report: {out / 'index.html'}" in printed and f"dead kernel: {out / 'b_dead.html'}" in printed
+    assert (
+        "The kernel died" in (out / "b_dead.html").read_text()
+        and "An Exception" not in (out / "d_fine.html").read_text()
+    )
+
+
+def test_continue_skips_only_what_completed_with_the_same_input(tmp_path, capsys):
+    book = write_notebook(
+        tmp_path / "a.ipynb", "import time\ntime.sleep(600 if limit == 60 else 0)", parameters="limit: int = 3"
+    )
+    out = tmp_path / "out"
+    started = time.monotonic()
+    assert run(book, "--output-dir", out, "--timeout", 3, "-p", "limit", 60) == 4
+    assert time.monotonic() - started < 300
+    assert "longer than the 3 seconds" in read_status(out, "a")["error"]
+    for given, skipped in ((4, False), (4, True), (5, False)):
+        assert run(book, "--output-dir", out, "--continue", "-p", "limit", given) == 0
+        assert ("skipped" in capsys.readouterr().out) is skipped
+    write_notebook(book, "limit", parameters="limit: int = 3")
+    assert run(book, "--output-dir", out, "--continue", "-p", "limit", 5) == 0
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_an_interrupt_stops_all_and_leaves_status_and_index(tmp_path):
+    flag, out = tmp_path / "running", tmp_path / "out"
+    write_notebook(tmp_path / "books" / "a.ipynb", f"import time\nopen({str(flag)!r}, 'w').close()\ntime.sleep(600)")
+    write_notebook(tmp_path / "books" / "b.ipynb", "1")
+    code = "import sys, test_course; sys.exit(test_course.run(*sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "books"), "--output-dir", str(out)]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(files.ROOT), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+    end = time.monotonic() + 120
+    while not flag.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 130
+    assert read_status(out, "a")["status"] == "interrupted" and not (out / "b.json").exists()
+    assert "interrupted" in (out / "index.html").read_text()
+
+
+def test_a_folder_with_a_notebook_of_ones_own_is_left_alone(tmp_path):
+    book = write_notebook(tmp_path / "a.ipynb", "1 + 1")
+    mine = write_notebook(tmp_path / "mine" / "a.ipynb", "my = 'work'")
+    with pytest.raises(UserError, match="is not the output of an earlier run"):
+        run(book, "--output-dir", tmp_path / "mine", "--continue")
+    assert "my = 'work'" in mine.read_text()
+
+
+def test_the_network_is_cut_in_kernels_too(tmp_path):
+    book = write_notebook(tmp_path / "out.ipynb", "import socket\nsocket.getaddrinfo('huggingface.co', 443)")
+    assert run(book, "--output-dir", tmp_path / "runs") == 1
+    assert "without a network" in read_status(tmp_path / "runs", "out")["error"]

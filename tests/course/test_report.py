@@ -1,0 +1,104 @@
+"""The pages of a run: they open offline, show charts, and escape what notebooks and records put into them."""
+
+import base64
+import json
+import re
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from sftlab import machine, plots
+from sftlab.course import html, notebook
+
+EVIL = "<script>alert(1)</script>"
+HISTORY = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    """The HTML of a notebook with a chart, and with much that a page must not load or run."""
+    fig = plots.loss_curve(HISTORY, title="</script>" + EVIL)
+    chart = {plots.PLOTLY_MIME: json.loads(fig.to_json()), "text/plain": plots.summarise(fig)}
+    chart["image/png"] = base64.b64encode(plots.draw_static(fig)).decode()
+    foreign = "<script src='https://cdn.example/x.js'></script><img src='//cdn.example/x.png'><p>kept</p>"
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "IntSlider(value=3)"}
+    outputs = [nbformat.v4.new_output("display_data", data) for data in (chart, {"text/html": foreign}, widget)]
+    outputs.append(nbformat.v4.new_output("stream", text=EVIL))
+    book = nbformat.v4.new_notebook(metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}})
+    book.cells = [
+        nbformat.v4.new_markdown_cell("# Title\n$x^2$ [link](https://example.org) ![pic](https://example.org/p.png)"),
+        nbformat.v4.new_code_cell(f"print('{EVIL}')", outputs=outputs, execution_count=1),
+    ]
+    folder = tmp_path_factory.mktemp("run")
+    nbformat.write(book, folder / "a.ipynb")
+    html.export_html(folder / "a.ipynb", folder / "a.html")
+    assert {path.name for path in folder.iterdir()} == {"a.ipynb", "a.html", "plotly.min.js"}
+    return (folder / "a.html").read_text()
+
+
+def loaded(page: str) -> list[str]:
+    """Everything that the page loads by itself."""
+    found = re.findall(r"""<(?!a\b)\w+[^>]*?\b(?:src|href|srcset)\s*=\s*["']?([^"'\s>]+)""", page)
+    return [address[:40] for address in found] + re.findall(
+        r"""@import[^;]*|import\s+\S*\s*from\s*["']http[^"']*""", page
+    )
+
+
+def test_a_page_loads_nothing_but_plotly_beside_it(page):
+    assert {address for address in loaded(page) if not address.startswith("data:image/png;base64,")} == {
+        "plotly.min.js"
+    }
+    assert "kept" in page and "[left out: https://example.org/p.png]" in page and "IntSlider(value=3)" in page
+    assert 'href="https://example.org"' in page  # a link is followed by a person only
+
+
+def test_a_page_has_the_chart_and_its_picture_and_runs_no_text(page):
+    assert page.count("Plotly.newPlot(") == 1 and page.count('src="data:image/png;base64,') == 1
+    assert EVIL not in page and "&lt;script&gt;alert(1)" in page
+    figure = json.loads(re.search(r"const f = (.*), d = document", page).group(1))
+    assert figure["data"][0]["y"] == [2.0, 1.0] and EVIL in figure["layout"]["title"]["text"]
+
+
+def test_cells_of_a_table_are_read_as_they_were_given(tmp_path):
+    cells = ["</s>", EVIL, "a|b", 'it\'s "so"', "a &amp; b", "odd ` <b>"]
+    code = ["</s>", "a*b*c_d_e", "$x$", "<|im_end|>", "\\n", "'x' & 'y'"]
+    table = notebook.show_table(("text", "code"), [(one, f"`{two}`") for one, two in zip(cells, code, strict=True)])
+    output = nbformat.v4.new_output("display_data", {"text/markdown": table.data})
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
+    nbformat.write(book, tmp_path / "a.ipynb")
+    html.export_html(tmp_path / "a.ipynb", tmp_path / "a.html")
+    soup = BeautifulSoup((tmp_path / "a.html").read_text(), "html.parser")
+    assert [cell.text for cell in soup.select("td")] == [cell for row in zip(cells, code, strict=True) for cell in row]
+    assert [cell.text for cell in soup.select("td code")] == code
+
+
+def test_index_without_records_tells_the_machine(tmp_path):
+    text = html.write_index(tmp_path).read_text()
+    assert "0 of 0 notebooks completed" in text and re.search(r"\d+ CPUs, \d+ GiB memory.*Python 3", text)
+    assert re.search(r"torch [\d.]+.*, transformers [\d.]+, trl [\d.]+, peft [\d.]+", text)
+
+
+def test_of_two_versions_of_a_package_the_one_that_is_imported_is_named(tmp_path, monkeypatch):
+    for number in ("1.0", "2.0"):
+        made = tmp_path / number / "peft-0.dist-info"
+        made.mkdir(parents=True)
+        (made / "METADATA").write_text(f"Name: peft\nVersion: {number}\n")
+        monkeypatch.syspath_prepend(str(tmp_path / number))
+    assert "peft 2.0" in machine.describe_machine()[-1]
+
+
+def test_index_shows_scores_loss_and_failures_and_escapes_all_of_it(tmp_path):
+    failed = {"notebook": "b", "status": "failed", "seconds": 75.2, "cell": 2, "cell_source": EVIL, "error": EVIL}
+    (tmp_path / "b.json").write_text(json.dumps(failed))
+    (tmp_path / "other.json").write_text("[1]")
+    record = {"title": EVIL, "note": EVIL, "before": {EVIL: [0.1, 0.05, 0.2], "ppl": 12.3456}, "log_history": HISTORY}
+    for name, facts in (("a", record | {"after": {EVIL: [0.5, 0.4, 0.6]}}), ("b", {"log_history": [EVIL]})):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "record.json").write_text(json.dumps(facts))
+    text = html.write_index(tmp_path).read_text()
+    assert EVIL not in text and text.count("&lt;script&gt;alert(1)") >= 5
+    assert "1 min 15 s" in text and "b: failed in cell 3" in text
+    assert "10.0 % (5.0 to 20.0)" in text and "50.0 % (40.0 to 60.0)" in text and "12.35" in text
+    assert text.count("Plotly.newPlot(") == 1 and text.count("The loss can't be drawn") == 1
+    assert {address for address in loaded(text) if not address.startswith("data:")} == {"plotly.min.js"}

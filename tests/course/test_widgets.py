@@ -1,0 +1,245 @@
+"""The form edits one configuration, keeps what was typed, refuses aloud, never shows outdated figures, and runs nothing itself."""
+
+import dataclasses
+import json
+import time
+import types
+from pathlib import Path
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from sftlab.config import presets
+from sftlab.config import text as config_text
+from sftlab.config.configs import TrainConfig
+from sftlab.course import form_worker, widgets
+from sftlab.errors import UserError
+from sftlab.memory import duration
+from sftlab.models import load
+from sftlab.runs import background, panel
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Configurations whose figures were asked for, by forms without a process behind them; None: they no longer hold."""
+    found = []
+    monkeypatch.setattr(form_worker, "ask", lambda _, config: found.append(config))
+    monkeypatch.setattr(form_worker, "drop", lambda _: found.append(None))
+    return found
+
+
+def make(config: TrainConfig, **options):
+    form = widgets.make_form(config, **options)
+    return form, form.children[0]
+
+
+def test_every_option_is_a_control_of_a_group_with_help_range_and_default():
+    fields = {field["name"]: field for field in widgets.describe()}
+    assert set(fields) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert all(field["help"] and field["group"] and field["default"] for field in fields.values())
+    assert [fields["lora_r"][key] for key in ("kind", "range", "default")] == [
+        "number",
+        "a whole number, at least 1",
+        "16",
+    ]
+    assert dict(fields["bf16"]["choices"]) == {"": "auto", "true": "yes", "false": "no"}
+    assert [name for name, _ in fields["optim"]["choices"]] == list(widgets.FIELDS["optim"].metadata["choices"])
+    config = TrainConfig(bf16=False, learning_rate=1e-5, deepspeed="zero2", use_lora=True)
+    assert widgets.read(widgets.to_texts(config), TrainConfig()).config == config
+
+
+def test_a_valid_edit_is_the_configuration_at_once(asked):
+    form, controls = make(TrainConfig(use_lora=True))
+    form.take({"set": {"learning_rate": "2e-3", "lora_r": " 8", "bf16": "false", "deepspeed": ""}})
+    assert (form.config.learning_rate, form.config.lora_r, form.config.bf16, form.config.deepspeed) == (
+        2e-3,
+        8,
+        False,
+        None,
+    )
+    assert controls.state["texts"]["learning_rate"] == "2e-3" and controls.state["ready"]
+    assert controls.state["changed"] == ["learning_rate", "use_lora", "lora_r", "bf16"] and asked[-1] == form.config
+    form.take({"reset": "lora_r"})
+    assert (
+        form.config.lora_r == 16
+        and controls.state["texts"]["lora_r"] == "16"
+        and "lora_r" not in controls.state["changed"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("lora_r", "0", "at least 1"),
+        ("lora_r", "8.5", "no int"),
+        ("learning_rate", "fast", "2e-4 or 0.0002"),
+        ("learning_rate", "2", "between 0 and 1"),
+        ("max_steps", "0", "trains nothing"),
+        ("deepspeed", "zero9", "Did you mean"),
+        ("use_dora", "true", "add --use-lora"),
+    ],
+)
+def test_what_is_refused_stays_in_its_field_and_is_said_there(name, text, message, asked):
+    form, controls = make(TrainConfig())
+    form.take({"set": {name: text}})
+    assert form.config == TrainConfig() and message in controls.state["problems"][name]
+    assert controls.state["texts"][name] == text and name in controls.state["why"] and not controls.state["ready"]
+    assert asked[-1] is None and not controls.figures["rows"]  # nothing that was known before is shown as if it held
+    form.take({"start": True})
+    assert form.children[1].children == ()
+    form.take({"set": {name: widgets.to_text(getattr(TrainConfig(), name))}})
+    assert controls.state["ready"] and not controls.state["problems"] and asked[-1] == form.config
+
+
+def test_conflicts_stand_at_the_fields_that_make_them(asked):
+    form, controls = make(TrainConfig())
+    form.take({"set": {"use_4bit": "true", "lora_r": "x"}})
+    assert set(controls.state["problems"]) == {"use_4bit", "use_lora", "lora_r"}
+    form.take({"set": {"use_lora": "true", "lora_r": "8"}})
+    assert form.config.use_4bit and not controls.state["problems"]
+    form.take({"set": {"use_8bit": "true"}})
+    assert set(controls.state["problems"]) == {"use_4bit", "use_8bit"}
+
+
+def test_presets_say_what_they_change(asked):
+    given = TrainConfig(use_lora=True, use_8bit=True, lora_r=4)
+    form, controls = make(given)
+    for preset in presets.PRESETS:
+        form.take({"preset": preset.name})
+        assert {name: getattr(form.config, name) for name in preset.options} == preset.options
+        form.take({"preset": "as given"})
+        assert form.config == given
+    form.take({"preset": "70b"})
+    assert "use_8bit True -> False" in controls.state["notice"] and "lora_r 4 -> 8" in controls.state["notice"]
+    form.take({"preset": "all defaults"})
+    assert form.config == TrainConfig() and controls.state["changed"] == []
+
+
+def test_start_runs_what_is_shown_and_says_what_is_refused(asked, monkeypatch, tmp_path):
+    import ipywidgets
+
+    folder, started = tmp_path / "実行", []
+    monkeypatch.setattr(panel, "make_panel", lambda run: ipywidgets.Label(str(run)))
+    monkeypatch.setattr(background, "start", lambda config, launch: started.append(config) or folder)
+    form, controls = make(TrainConfig(output_dir=str(folder)))
+    form.take({"set": {"lora_r": "8"}})
+    assert not started and controls.state["offers"] == {}
+    form.take({"start": True})
+    assert started == [form.config] and form.children[1].children[0].value == str(folder)
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    form.take({"set": {"lora_r": "9"}})
+    offered = controls.state["offers"]["output_dir"]["text"]
+    assert offered == f"{folder}-2"
+    monkeypatch.undo()
+    monkeypatch.setattr(form_worker, "ask", lambda *_: None)
+    form.take({"start": True})  # the real one, which refuses a folder that holds something
+    assert "exists" in controls.state["why"] and (folder / "run.json").read_text() == "{}"
+    form.take({"set": {"output_dir": offered}, "fill": True})
+    assert form.config.output_dir == offered and controls.state["offers"] == {}
+
+
+def test_edits_are_there_again_after_a_restart_if_the_same_was_given(asked, tmp_path):
+    given, saved = TrainConfig(use_lora=True), tmp_path / "work" / "form.yaml"
+    form, _ = make(given, saved=saved)
+    form.take({"set": {"lora_r": "8"}})
+    form.take({"set": {"lora_r": "zero"}})
+    assert config_text.build(saved).lora_r == 8
+    again, controls = make(given, saved=saved)
+    assert again.config == form.config and "goes on from" in controls.state["notice"]
+    assert make(dataclasses.replace(given, seed=1), saved=saved)[0].config.lora_r == 16
+
+
+def test_answers_to_earlier_questions_are_dropped_and_a_failure_is_said():
+    told = []
+    worker = form_worker.Worker(lambda rows, done: told.append((rows, done)), asked=2)
+    lines = [json.dumps({"asked": asked, "figures": [asked], "done": True}) for asked in (1, 2)]
+    worker.process = types.SimpleNamespace(stdout=lines, wait=lambda: 0)
+    form_worker.follow(worker, worker.process)
+    assert told == [([2], True)]
+    worker.process = types.SimpleNamespace(stdout=lines[:1], wait=lambda: -9)
+    form_worker.follow(worker, worker.process)
+    assert "-9" in told[-1][0][0]["note"]
+
+
+def test_figures_are_those_of_the_run(dataset):
+    """In the real process: parameters and steps as the trainer has them, and what can't be known said instead."""
+    told: list = []
+    worker = form_worker.Worker(lambda rows, done: told.append({row["name"]: row for row in rows} | {"done": done}))
+
+    def ask(until="done", **options) -> dict:
+        told.clear()
+        form_worker.ask(
+            worker, TrainConfig(dataset_path=str(dataset), use_lora=True, max_length=128, bf16=False, **options)
+        )
+        end = time.monotonic() + 200
+        while not (told and told[-1].get(until)) and time.monotonic() < end:
+            time.sleep(0.05)
+        return told[-1]
+
+    try:
+        found = ask(lora_r=8, batch_size=8, gradient_accumulation_steps=3, num_epochs=2)
+        model = load.load_model("tiny-base")
+        widths = [(p.in_features, p.out_features) for n, p in model.named_modules() if n.endswith("_proj")]
+        assert found["trained parameters"]["value"] == f"{sum(8 * (a + b) for a, b in widths):,}"
+        assert found["steps"]["value"] == "12"  # 128 rows: 16 batches, 6 steps of 3 in each epoch
+        assert "fits" in found["memory"]["value"] and found["time"]["value"].startswith("about")
+        assert "can't be reached" in ask(model_name="nobody/nothing")["model"]["note"]
+        large = ask("memory", batch_size=4096, model_name="random:Llama-2-7b-hf")
+        assert (
+            "does not fit" in large["memory"]["value"] and not large["done"]
+        )  # advice takes minutes here, and is cut short
+        asked = time.monotonic()
+        assert ask(lora_r=4)["done"] and time.monotonic() - asked < 30
+    finally:
+        form_worker.close(worker)
+    assert worker.process.wait(60) == 0
+
+
+def test_steps_are_those_of_the_trainer():
+    config = TrainConfig(batch_size=4, gradient_accumulation_steps=3, num_epochs=1.5)
+    assert duration.count_steps(config, [9] * 50) == (5, 8)  # 13 batches
+    assert duration.count_steps(config, [9] * 50, processes=2) == (3, 5)
+    assert duration.count_steps(dataclasses.replace(config, max_steps=3), [9] * 50) == (5, 3)
+
+
+def test_a_form_is_shown_where_someone_sits_and_only_there(tmp_path):
+    code = "from sftlab import config, widgets\nform = widgets.hyperparameters(config.TrainConfig(lora_r=8, use_lora=True))\nform"
+    manager, client = start_new_kernel(cwd=str(tmp_path))
+    try:
+        shown = {}
+        for someone in (False, True):
+            outputs: list = []
+            client.execute_interactive(
+                code, allow_stdin=someone, timeout=120, stdin_hook=print, output_hook=outputs.append
+            )
+            shown[someone] = [message["content"] for message in outputs if message["msg_type"] in ("stream", "execute_result", "display_data", "error")]  # fmt: skip
+            reply = client.execute_interactive(
+                "assert form.config.lora_r == 8", allow_stdin=someone, timeout=60, stdin_hook=print
+            )
+            assert reply["content"]["status"] == "ok"
+        assert [line["name"] for line in shown[False]] == ["stdout"] and "nobody is here" in shown[False][0]["text"]
+        assert any("application/vnd.jupyter.widget-view+json" in content.get("data", {}) for content in shown[True])
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_the_browser_gets_no_html():
+    """Whatever a model or a folder is called is put there as text."""
+    script = (Path(widgets.__file__).parent / "form" / "form.js").read_text(encoding="utf-8")
+    assert "innerHTML" not in script and "insertAdjacentHTML" not in script and "eval(" not in script
+
+
+def test_a_free_folder_is_found(tmp_path):
+    for name in ("a", "b-2", "b-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    assert widgets.find_free(str(tmp_path / "none")) is None
+    assert widgets.find_free(str(tmp_path / "a")) == str(tmp_path / "a-2")
+    assert widgets.find_free(str(tmp_path / "b-2")) == str(tmp_path / "b-4")
+
+
+def test_a_wrong_preset_is_told():
+    with pytest.raises(UserError, match="There are"):
+        presets.find_preset("8b")

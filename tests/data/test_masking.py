@@ -1,0 +1,145 @@
+"""The mask: from spans, checked against a second, independent way; and the view of it."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftlab.data import formats, masking
+from sftlab.models import load
+
+TOKENIZERS = {}
+
+
+def get_tokenizer(format: str):
+    if format not in TOKENIZERS:
+        TOKENIZERS[format] = load.load_tokenizer("tiny-base")
+        formats.set_format(TOKENIZERS[format], format)
+    return TOKENIZERS[format]
+
+
+letters = st.characters(exclude_categories=["Cs"])
+words = st.text(st.sampled_from("ab 東京カナ。\n#[]{%<>𠮷😀é\u200d"), min_size=1, max_size=12)
+texts = st.one_of(words, st.text(letters, min_size=1, max_size=20)).filter(lambda text: text.strip())
+safe = texts.filter(lambda text: not re.search(r"<s>|</s>|<pad>|<\|im_", text))
+
+
+@st.composite
+def chats(draw):
+    chat = [{"role": "system", "content": draw(safe)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        chat += [{"role": "user", "content": draw(safe)}, {"role": "assistant", "content": draw(safe)}]
+    return chat
+
+
+@pytest.mark.parametrize("format", formats.TEMPLATES)
+@settings(max_examples=60, deadline=None)
+@given(chat=chats())
+def test_the_mask_is_what_turn_by_turn_rendering_says(format, chat):
+    tokenizer = get_tokenizer(format)
+    made = masking.encode_chats(tokenizer, [chat])
+    ids, labels = made["input_ids"][0].tolist(), made["labels"][0].tolist()
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert ids == tokenizer.encode(text, add_special_tokens=False) and tokenizer.decode(ids) == text
+    # the second way: a token is trained if its bytes reach into what the text gains by an assistant's turn
+    spans = masking.find_turns(tokenizer, [chat])[1][0]
+    borders = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
+    at, wanted = 0, []
+    for token in ids:
+        size = len(tokenizer.convert_ids_to_tokens(token)) if token not in tokenizer.all_special_ids else 0
+        size = size or len(tokenizer.decode([token]).encode())
+        inside = any(at < end and at + size > start for start, end in borders)
+        wanted.append(token if inside else masking.IGNORED)
+        at += size
+    assert at == len(text.encode()) and labels == wanted
+
+
+@pytest.mark.parametrize("format", formats.TEMPLATES)
+def test_many_chats_at_once_are_encoded_as_one_by_one(format):
+    tokenizer = get_tokenizer(format)
+    given_chats = [
+        [{"role": "user", "content": "首都は？" * n}, {"role": "assistant", "content": "東京" * n}] for n in range(1, 9)
+    ]
+    together = masking.encode_chats(tokenizer, given_chats)
+    for n, chat in enumerate(given_chats):
+        alone = masking.encode_chats(tokenizer, [chat])
+        assert all((together[name][n] == alone[name][0]).all() for name in together)
+
+
+def test_transformers_own_mask_is_the_same():
+    for format in formats.TEMPLATES:
+        tokenizer = get_tokenizer(format)
+        chat = [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}] * 2
+        theirs = tokenizer.apply_chat_template([chat], return_dict=True, return_assistant_tokens_mask=True)
+        ours = masking.encode_chats(tokenizer, [chat])
+        assert ours["input_ids"][0].tolist() == theirs["input_ids"][0]
+        assert (ours["labels"][0] != masking.IGNORED).tolist() == [bool(one) for one in theirs["assistant_masks"][0]]
+
+
+def test_the_verdicts_name_each_fault():
+    tokenizer = get_tokenizer("alpaca")
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    good = ([bos, 50, 60, eos], [-100, -100, 60, eos])
+    faults = {
+        "some tokens are trained": ([bos, 50, eos], [-100] * 3, None),
+        "the end of sequence (EOS) is trained": ([bos, 50, eos], [-100, 50, -100], None),
+        "each answer ends in EOS": ([bos, 50, 60, 70, eos], [-100, 50, -100, 70, eos], None),
+        "nothing is cut off": (*good, 3),
+        "BOS comes first, and never twice in a row": ([bos, *good[0]], [-100, *good[1]], None),
+    }
+    assert all(masking.check_row(tokenizer, *good).values())
+    for name, (ids, labels, limit) in faults.items():
+        assert masking.check_row(tokenizer, ids, labels, limit)[name] is False
+
+
+def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole():
+    tokenizer = get_tokenizer("alpaca")
+    text = "首都は東京。𠮷野家😀 naïve\n\n### x"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == text
+    groups = masking.group_tokens(tokenizer, ids)
+    assert "".join(part for part, _ in groups) == text and any(part == "😀" and len(at) > 1 for part, at in groups)
+    assert [position for _, at in groups for position in at] == list(range(len(ids)))
+
+
+def test_the_view_shows_every_kind_and_escapes_what_the_data_holds():
+    tokenizer = get_tokenizer("chatml")
+    chat = [
+        {"role": "user", "content": "<script>alert(1)</script>"},
+        {"role": "assistant", "content": "はい、😀。" * 4},
+    ]
+    made = masking.encode_chats(tokenizer, [chat])
+    row = {name: values[0] for name, values in made.items()}
+    view = masking.show(row, tokenizer, max_length=len(row["input_ids"]) - 4)
+    html = view._repr_html_()
+    assert "<script>" not in html and all(f'title="{kind}: ' in html for kind in masking.STYLES)
+    assert "✗ NOT: nothing is cut off" in html and "✗ NOT: the end of sequence" in html
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(view))
+    assert tokenizer.decode(row["input_ids"]) in plain
+    marked = masking.show(row, tokenizer).to_text(colour=False)
+    assert "⟦" + "はい、😀。" * 4 + "<|im_end|>⟧" in marked
+
+
+def test_where_bytes_do_not_add_up_the_offsets_decide():
+    """A special token that takes the spaces beside it leaves fewer bytes than the text has."""
+    import json
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    state = json.loads(load.load_tokenizer("tiny-base").backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_start|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>  ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    made = masking.encode_chats(
+        tokenizer, [[{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}]]
+    )
+    trained = [token for token in made["labels"][0].tolist() if token != masking.IGNORED]
+    assert tokenizer.decode(trained) == "東京</s>"

@@ -1,0 +1,74 @@
+"""Files into rows: every kind, every encoding, folders, and what can't be read."""
+
+import codecs
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from sftlab.data import readers
+from sftlab.errors import UserError
+
+TEXT = 'instruction,output\n日本の首都はどこですか。,東京\n"二行の\n質問, ここまで",はい\n'
+ROWS = [
+    {"instruction": "日本の首都はどこですか。", "output": "東京"},
+    {"instruction": "二行の\n質問, ここまで", "output": "はい"},
+]
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (TEXT.encode(), ""),
+        (codecs.BOM_UTF8 + TEXT.replace("\n", "\r\n").encode(), ""),
+        (TEXT.encode("utf-16"), ""),
+        (TEXT.encode("cp932"), "CP932"),
+        (TEXT.encode("euc_jp"), "EUC-JP"),
+    ],
+    ids=["utf-8", "bom-crlf", "utf-16", "cp932", "euc-jp"],
+)
+def test_csv_is_read_in_every_encoding_with_line_breaks_in_cells(raw, said, tmp_path, capsys):
+    (tmp_path / "a.csv").write_bytes(raw)
+    rows = [row for _, row in readers.read_files([tmp_path / "a.csv"], "csv")]
+    assert [{key: text.replace("\r\n", "\n") for key, text in row.items()} for row in rows] == ROWS
+    printed = capsys.readouterr().out
+    assert (said in printed) if said else not printed
+
+
+def test_every_kind_gives_the_same_rows_from_files_and_folders(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    write = readers.json.dumps
+    (tmp_path / "a.json").write_text(write(ROWS), encoding="utf-8")
+    (tmp_path / "b.json").write_text(write({"version": 1, "data": ROWS}), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("".join(write(row) + "\n\n" for row in ROWS), encoding="utf-8")
+    (tmp_path / "a.csv").write_text(TEXT, encoding="utf-8")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    for kind, names in {
+        "json": ("a.json", "b.json"),
+        "jsonl": ("a.jsonl",),
+        "csv": ("a.csv",),
+        "parquet": ("a.parquet",),
+    }.items():
+        for name in names:
+            assert [row for _, row in readers.read_files([tmp_path / name], kind)] == ROWS
+    found = readers.read_files([tmp_path], "json")
+    assert [row for _, row in found] == ROWS * 2 and found[3][0] == f"{tmp_path / 'b.json'}: row 2"
+
+
+def test_a_folder_without_such_files_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(UserError, match="the folder holds no .jsonl or .ndjson file"):
+        readers.read_files([tmp_path], "jsonl")
+    with pytest.raises(UserError, match="none.csv: no such file"):
+        readers.read_files([tmp_path / "none.csv"], "csv")
+
+
+def test_deep_nesting_is_a_message_and_no_crash(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(UserError, match="nested too deeply"):
+        readers.read_json(tmp_path / "deep.json")
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(readers.json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    assert len(readers.read_files([tmp_path, tmp_path / "a.jsonl"], "jsonl")) == 2

@@ -1,0 +1,54 @@
+"""The forgetting probe: what is read, what is said, and that a spoiled model is seen to have forgotten."""
+
+import pytest
+import torch
+
+from sftlab.data import cleaning
+from sftlab.errors import UserError
+from sftlab.evaluate import forgetting
+from sftlab.models import load
+
+HOW = {"resamples": 500}
+
+
+def test_the_bundled_prose_is_in_both_languages():
+    texts = forgetting.read_texts()
+    assert len(texts) == len(set(texts)) == 40 and all(60 < len(text.encode()) < 400 for text in texts)
+    assert sum(cleaning.find_language(text) == "Japanese" for text in texts) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("a.txt", "only one\nparagraph", "holds 1 text"), ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2 has no `text`"),
+     ("a.csv", "x", "no such .txt or .jsonl"), ("a.txt", "", "is empty")],
+)  # fmt: skip
+def test_unfit_prose_is_refused(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        forgetting.read_texts(tmp_path / name)
+
+
+def test_a_spoiled_model_forgot_and_the_size_is_said():
+    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
+    name, texts, facts = forgetting.choose_probe("tiny-base", None, 60)
+    assert texts[1] == "The atomic number of hassium is 108." and texts[0].endswith("アジアです。")
+    how = {"batch_size": 32, "bf16": False, "max_length": 256}
+    before = forgetting.measure(model, tokenizer, texts, facts, **how)
+    same = forgetting.compare(name, texts, before, before, **HOW)
+    assert not same["forgot"] and same["verdict"].startswith("No measurable forgetting")
+    assert same["completed"]["base"][0] > 0.9 and set(same["languages"]) == {"Japanese", "Latin script"}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    found = forgetting.compare(name, texts, before, forgetting.measure(model, tokenizer, texts, facts, **how), **HOW)
+    assert found["forgot"] and found["verdict"].startswith("Forgot: the loss on prose is higher by ")
+    assert found["loss"]["difference"][1] > 0 and found["bits_per_byte"]["tuned"] > found["bits_per_byte"]["base"]
+
+
+def test_only_one_language_forgotten_is_not_lost_in_the_mean():
+    texts = ["english text"] * 20 + ["日本語の文"] * 20
+    counts = torch.ones(40).numpy()
+    change = torch.cat([-torch.rand(20) - 1, torch.rand(20) + 1]).numpy()
+    base, tuned = ({"sums": counts * 2 + part, "counts": counts, "bytes": 400, "completed": []} for part in (0, change))
+    found = forgetting.compare("x", texts, base, tuned, **HOW)
+    assert "forgot in Japanese +1." in found["verdict"]

@@ -1,0 +1,239 @@
+"""Export: merged and adapter folders of many kinds of run load plainly and give the trained model; a fault stops them."""
+
+import errno
+import json
+
+import pytest
+
+from sftlab import machine
+from sftlab.config.configs import DataConfig, ExportConfig, TrainConfig
+from sftlab.data import dataset
+from sftlab.errors import UserError
+from sftlab.export import checks
+from sftlab.export import folder as export_folder
+from sftlab.models import load
+from sftlab.train import run, saved
+
+STEPS = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-2, "max_length": 128, "bf16": False, "logging_steps": 1,
+         "eval_samples": 8}  # fmt: skip
+# The run measured its held-out loss in its own precision, of which bfloat16 keeps 8 bits; exports are measured in float32.
+ROUNDING = {False: 2e-4, True: 2e-2}
+
+
+@pytest.fixture
+def make_run(dataset, tmp_path):
+    """A run of three steps, large enough to change the model a lot: its folder."""
+
+    def make(model_name: str, dataset_path=dataset, **options):
+        folder = tmp_path / "run"
+        config = {"model_name": model_name, "dataset_path": str(dataset_path), "output_dir": str(folder)}
+        run.train(TrainConfig(**STEPS | {"use_lora": True} | config | options))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def save_base(tmp_path):
+    """A base with random weights as a folder of its own, so that it can be quantised, and have a tokenizer of its own."""
+
+    def save(name: str, renamed=(), change=lambda model: None):
+        from transformers import AutoTokenizer, set_seed
+
+        folder = tmp_path / "base"
+        load.load_tokenizer("tiny-base").save_pretrained(folder)
+        if renamed:  # the tokens that chatml brings are then new, and the vocabulary grows
+            text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+            config = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+            for token in renamed:
+                text, config = (part.replace(token, token.replace("im", "no")) for part in (text, config))
+            (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+            (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
+            assert not set(renamed) & set(AutoTokenizer.from_pretrained(folder).get_vocab())
+        set_seed(1)
+        model = load.build_random(name)
+        change(model)
+        model.save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+def export_run(run, **options) -> tuple[dict, str]:
+    folder = run.parent / "export"
+    return export_folder.export(ExportConfig(run_dir=str(run), output_dir=str(folder), **options)), str(folder)
+
+
+def measure_loss(folder: str, dataset_path) -> float:
+    """Held-out loss, as the run's own, of a folder that transformers alone loads."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, total, count = AutoModelForCausalLM.from_pretrained(folder, dtype="float32"), 0.0, 0
+    for row in dataset.load_prepared(dataset_path)[0]["test"].select(range(STEPS["eval_samples"])):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            losses = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], labels[0, 1:], reduction="none")
+        total, count = total + losses.sum().item(), count + (labels[0, 1:] != -100).sum().item()
+    return total / count
+
+
+def read_loss(run) -> float:
+    return json.loads((run / "result.json").read_text())["metrics"]["eval_loss"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neo-125M", "phi-2", "falcon-7b", "gemma-7b"])
+def test_every_architecture_merges_to_the_model_that_was_trained(name, bf16, make_run, dataset):
+    run = make_run(f"random-tiny:{name}", bf16=bf16)
+    facts, folder = export_run(run, dtype="float32")
+    assert facts["checks"]["merged"]["relative"] < 2e-5
+    assert measure_loss(folder, dataset) == pytest.approx(read_loss(run), abs=ROUNDING[bf16])
+
+
+def set_bias(model):
+    import torch
+
+    torch.nn.init.normal_(model.lm_head.bias)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "options"),
+    [
+        ("random-tiny:phi-2", set_bias, {}),  # a head with a bias, which PEFT forgets beside trained token rows
+        ("random-tiny:gpt2", lambda model: None, {}),  # tied embeddings, Conv1D
+        ("random-tiny:Mistral-7B-v0.1", lambda model: None, {"use_4bit": True}),
+        ("random-tiny:Mistral-7B-v0.1", lambda model: None, {"use_dora": True, "use_rslora": True, "lora_alpha": 8}),
+    ],
+)
+def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(
+    name, change, options, bf16, save_base, make_run, tmp_path
+):
+    base = save_base(name, renamed=("<|im_start|>", "<|im_end|>"), change=change)
+    grown = dataset.prepare(DataConfig(model=base, format="chatml", num_samples=64, output_dir=str(tmp_path / "sets")))
+    run = make_run(base, grown, bf16=bf16, **options)
+    facts, folder = export_run(run, dtype="float32")
+    assert measure_loss(folder, grown) == pytest.approx(read_loss(run), abs=ROUNDING[bf16])
+    if change is set_bias:
+        with pytest.raises(UserError, match="output layer has a bias"):
+            export_folder.export(ExportConfig(run_dir=str(run), kind="adapter", output_dir=str(tmp_path / "adapter")))
+        assert not (tmp_path / "adapter").exists()
+    else:
+        export_folder.export(ExportConfig(run_dir=str(run), kind="adapter", output_dir=str(tmp_path / "adapter")))
+        assert "resize_token_embeddings" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["falcon-7b", "Mistral-7B-v0.1"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_is_merged_as_it_was_read_and_both_ways_are_measured(
+    name, bits, bf16, save_base, make_run, dataset
+):
+    run = make_run(save_base(f"random-tiny:{name}"), bf16=bf16, **{f"use_{bits}bit": True})
+    facts, folder = export_run(run, dtype="float32")
+    ways = facts["checks"]["ways"]
+    assert ways["dequantised"]["relative"] <= ways["published"]["relative"]
+    assert bits == 8 or ways["dequantised"]["relative"] < 1e-5 and ways["published"]["relative"] > 0.005
+    assert measure_loss(folder, dataset) == pytest.approx(read_loss(run), abs=ROUNDING[bf16])
+    card = (run.parent / "export" / "README.md").read_text(encoding="utf-8")
+    assert f"held in {bits} bits" in card and "on the published base" in card
+
+
+def test_a_merge_that_is_wrong_puts_nothing_in_place(tuned_run, tmp_path, monkeypatch):
+    from peft.tuners.lora import Linear
+
+    right = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: 0.99 * right(self, name))
+    with pytest.raises(UserError, match="merging: the logits are off by .*Nothing was put in place"):
+        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "out" / "x")))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_that_is_saved_wrong_puts_nothing_in_place(tuned_run, tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    right = PreTrainedModel.save_pretrained
+
+    def save(self, folder, **options):
+        self.model.norm.weight.data[0] *= 1.02  # two steps of bfloat16 in one weight of four million
+        right(self, folder, **options)
+        self.model.norm.weight.data[0] /= 1.02
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    with pytest.raises(UserError, match="the folder, loaded again: the logits are off"):
+        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "out" / "x")))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_answer_that_ends_elsewhere_is_a_difference():
+    import torch
+
+    steps = [torch.eye(3), torch.eye(3)]
+    read = [
+        checks.Reading(torch.eye(3), answers, steps) for answers in ([[0, 1], [0]], [[0, 1], [0, 1]], [[0, 2], [0]])
+    ]
+    assert checks.find_gap(read[0], read[0]) == 0
+    assert checks.find_gap(read[0], read[1]) == float("inf")
+    assert checks.find_gap(read[0], read[2]) == pytest.approx(1 / torch.eye(3).std().item())
+
+
+def test_a_template_or_a_token_that_is_lost_is_named(tuned_run):
+    kept, lost = (load.load_tokenizer(str(tuned_run)) for _ in range(2))
+    lost.chat_template = None
+    with pytest.raises(UserError, match="chat template was lost"):
+        checks.require_same_tokens(kept, lost)
+    lost.chat_template, lost.eos_token = kept.chat_template, "<|im_end|>"
+    with pytest.raises(UserError, match="eos_token_id was 2"):
+        checks.require_same_tokens(kept, lost)
+    other = load.load_tokenizer(str(tuned_run))
+    other.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.NFKC()
+    with pytest.raises(UserError, match="cuts '.*' otherwise"):
+        checks.require_same_tokens(kept, other)
+
+
+def test_what_is_no_finished_run_is_refused(tuned_run, tmp_path, sftlab_command):
+    code, _, error = sftlab_command("export", tuned_run / "checkpoint-2", "--output-dir", tmp_path / "x")
+    assert code == 2 and "is a checkpoint. Name its run" in error and len(error.strip().splitlines()) == 1
+    with pytest.raises(UserError, match="not a run folder"):
+        saved.open_run(tmp_path)
+    for status in ("interrupted", "failed"):
+        folder = tmp_path / status
+        folder.mkdir()
+        (folder / "run.json").write_text("{}")
+        (folder / "result.json").write_text(json.dumps({"status": status}))
+        with pytest.raises(UserError, match=f"is {status}"):
+            saved.open_run(folder)
+
+
+def test_what_exists_stays_unless_it_is_an_export_and_overwrite_is_said(tuned_run, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep")
+    for options, message in (({}, "exists"), ({"overwrite": True}, "is not an export")):
+        with pytest.raises(UserError, match=message):
+            export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(mine), **options))
+    assert (mine / "notes.txt").read_text() == "keep"
+
+
+def test_kinds_that_a_run_does_not_allow(make_run, tmp_path):
+    full = make_run("random-tiny:gpt2", use_lora=False)
+    with pytest.raises(UserError, match="there is no adapter"):
+        export_folder.export(ExportConfig(run_dir=str(full), kind="adapter", output_dir=str(tmp_path / "x")))
+    facts, folder = export_run(full, dtype="float16")
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_memory_that_is_not_there_is_said_first(tuned_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "free_memory", lambda gpu: 1e6)
+    with pytest.raises(UserError, match="float32, 0.0 GB"):
+        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "x")))
+
+
+def test_a_full_disk_is_said_in_a_line(tuned_run, tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    def save(self, folder, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    with pytest.raises(UserError, match="no room for the model"):
+        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "out" / "x")))
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,158 @@
+"""Downloads: safe files only, size and room before anything moves, and no byte lost where a connection breaks once."""
+
+import errno
+import shutil
+
+import pytest
+
+from sftlab.errors import UserError
+from sftlab.hub import download, stand_in
+from sftlab.models import load
+
+WEIGHTS = stand_in.StandIn.files / "model.safetensors"
+
+
+class Breaking(stand_in.StandIn):
+    """Breaks off in the middle of the weights, and sends none at the next calls, `breaks` times in all. `ranges` are the Range headers asked with."""
+
+    ranges, breaks = [], 1
+
+    def send_file(self, name):
+        if name == "model.safetensors" and self.command == "GET":
+            self.ranges.append(self.headers.get("Range"))
+        super().send_file(name)
+
+    def send_body(self, content):
+        broken = len(content) > 1e6 and len(self.ranges) <= self.breaks
+        half = len(content) // 2 if len(self.ranges) == 1 else 0
+        super().send_body(content[:half] if broken else content)
+        self.close_connection = broken
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """A server that breaks off, seen by a client that doesn't wait before it tries again and works in small pieces."""
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 65536)
+    Breaking.ranges, Breaking.breaks = [], 1
+    with stand_in.serving(Breaking) as address:
+        yield address
+
+
+def test_after_a_broken_connection_the_client_asks_for_the_rest_alone(breaking, tmp_path):
+    with stand_in.visiting(breaking, tmp_path):
+        folder = download.fetch(download.plan("lab/public"))
+    half = WEIGHTS.stat().st_size // 2 // 65536 * 65536
+    assert Breaking.ranges == [None, f"bytes={half}-"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_what_broke_off_for_good_is_said_and_whole_files_are_kept(breaking, tmp_path, monkeypatch, capsys):
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with stand_in.visiting(breaking, tmp_path):
+        with monkeypatch.context() as full:
+            full.setattr("huggingface_hub.file_download.http_get", fill)
+            with pytest.raises(
+                UserError, match=r"broke off \(OSError: .*No space left.* Make room there, or set HF_HOME"
+            ):
+                download.fetch(download.plan("lab/public"))
+        Breaking.breaks = 100
+        with pytest.raises(UserError, match="the download broke off .* whole are kept. Start the same command again"):
+            download.fetch_asked("lab/public", yes=False)
+        assert download.find_snapshot("lab/public") is None and not list(tmp_path.rglob("*.incomplete"))
+        assert [file.filename for file in download.plan("lab/public").files if file.will_download] == [WEIGHTS.name]
+        Breaking.breaks = 0
+        folder = download.fetch_asked("lab/public", yes=False)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+    assert "8.2 MB to fetch in 7 files" in capsys.readouterr().out
+
+
+def test_a_network_that_goes_after_the_plan_is_no_whole_download(breaking, tmp_path):
+    with stand_in.visiting(breaking, tmp_path):
+        load.locate("lab/public")  # its config.json, so that the cache has a folder
+        wanted = download.plan("lab/public")
+    with stand_in.visiting("http://127.0.0.1:9", tmp_path):
+        with pytest.raises(UserError, match="the download broke off"):
+            download.fetch(wanted)
+
+
+@pytest.fixture(scope="module")
+def address():
+    with stand_in.serving() as address:
+        yield address
+
+
+def test_a_model_is_fetched_once_said_before_and_then_loaded_offline(address, tmp_path, capsys):
+    with stand_in.visiting(address, tmp_path):
+        model = load.load_model("lab/public")
+        assert (
+            "lab/public: 8.2 MB to fetch in 6 files of 8.2 MB; the rest is here; they go to" in capsys.readouterr().err
+        )
+        load.load_model("lab/public")
+        assert "to fetch" not in capsys.readouterr().err
+        assert "all 8.2 MB are here" in download.describe(download.plan("lab/public"))
+        snapshot = download.find_snapshot("lab/public")
+        snapshot.rename(snapshot.with_name("0" * 40))  # the page has a newer commit, with the same weights
+        wanted = download.plan("lab/public")
+        assert [file.filename for file in wanted.files if file.will_download and file.file_size > 1e6] == []
+        snapshot.with_name("0" * 40).rename(snapshot)
+    with stand_in.visiting("http://127.0.0.1:9", tmp_path):
+        assert load.load_model("lab/public").num_parameters() == model.num_parameters()
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    with stand_in.visiting(address, tmp_path):
+        with pytest.raises(
+            UserError, match=r"8\.2 MB are to be fetched .* 1\.0 MB free: 7\.7 MB more are needed.* HF_HOME"
+        ):
+            load.load_model("lab/public")
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_only_safe_files_that_are_used_are_chosen():
+    names = ["config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "README.md", "LICENSE.txt",
+             "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
+             "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "consolidated.safetensors", "model.gguf",
+             "original/params.json", "onnx/model.onnx", "tf_model.h5", "modeling_own.py"]  # fmt: skip
+    assert download.choose_files(names) == [
+        "chat_template.jinja", "config.json", "merges.txt", "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
+    ]  # fmt: skip
+    assert "model-00001-of-00002.safetensors" not in download.choose_files([*names, "model.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("pytorch_model.bin", r"are pickles \(pytorch_model\.bin\)"), ("x.onnx", "holds no weights")]
+)
+def test_a_repository_without_safetensors_is_refused(name, message):
+    with pytest.raises(UserError, match=f"{message}.*safetensors/convert"):
+        download.choose_files(["config.json", name])
+
+
+@pytest.mark.parametrize(
+    ("files", "whole"), [(["model.safetensors"], True), ([], False), (["a"], False), (["a", "b"], True)]
+)
+def test_a_model_is_whole_when_each_part_of_its_index_is_there(files, whole, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a", "y": "b"}}')
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    assert download.is_whole(tmp_path) == whole
+
+
+def test_the_command_asks_before_much_and_not_before_little(sftlab_command, address, tmp_path, monkeypatch):
+    online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    code, out, error = sftlab_command("download", "lab/public", **online)
+    assert code == 0 and "to fetch" in out and "whole: " in out, error
+    code, out, error = sftlab_command("download", "lab/pending", HF_TOKEN=stand_in.TOKENS["read"], **online)
+    assert code == 2 and "your request waits" in error and len(error.strip().splitlines()) == 1
+    assert sftlab_command("download", "tiny-base")[1].strip() == "tiny-base: nothing to fetch, it is on this machine"
+    monkeypatch.setattr(download, "SMALL", 10**6)
+    with stand_in.visiting(address, tmp_path / "other"):
+        with pytest.raises(UserError, match="no terminal to ask on. Add --yes"):
+            download.fetch_asked("lab/public", yes=False)
+        assert download.fetch_asked("lab/public", yes=True).is_dir()

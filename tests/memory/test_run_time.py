@@ -1,0 +1,50 @@
+"""The time estimate counts the steps that are made, and compares like with like."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sftlab.config.configs import TrainConfig
+from sftlab.memory import duration
+from sftlab.models import load
+
+
+def test_steps_and_operations_are_those_of_the_run():
+    model = load.load_model("tiny-base")
+    config = TrainConfig(num_epochs=2, batch_size=4, gradient_accumulation_steps=2, max_length=64, eval_steps=100)
+    plain, line = duration.expect(config, model, [16] * 64, [16], False)
+    assert plain["steps"] == 2 * 64 / 8 and "16 steps" in line
+    assert plain["flops"] == pytest.approx(2 * 64 * duration.count_step(model, [16]))
+    packed, _ = duration.expect(TrainConfig(**vars(config) | {"packing": True}), model, [16] * 64, [16], False)
+    assert packed["steps"] == 2 * 16 / 8 and packed["flops"] == pytest.approx(plain["flops"])
+
+
+def test_a_tiny_step_is_expected_to_take_its_calls_and_a_shared_beginning_is_computed_once():
+    model, fast = load.load_model("tiny-base"), 1e18
+    config = TrainConfig(max_steps=100, batch_size=4)
+    calls, _ = duration.expect(config, model, [16] * 64, [16], False, rate=fast)
+    least = 100 * duration.count_layers(model) * duration.CALLS * duration.measure_call()
+    assert least < calls["expected_seconds"] < 1.5 * least + 2 * duration.SAVING
+    again, _ = duration.expect(replace(config, gradient_checkpointing=True), model, [16] * 64, [16], False, rate=fast)
+    assert again["expected_seconds"] > 1.5 * calls["expected_seconds"]
+    once, _ = duration.expect(config, model, [16] * 64, [16], False, rate=fast, shared=8)
+    assert once["flops"] == pytest.approx(calls["flops"] * 10 / 16, rel=0.02)  # (8 + 4 · 8) / (4 · 16)
+
+
+def test_measuring_draws_no_random_numbers_from_a_run():
+    duration.measure_call.cache_clear()
+    before = torch.get_rng_state()
+    duration.measure_call()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_stopped_early_is_compared_with_its_share():
+    expected = {"expected_seconds": 100.0, "steps": 10, "flops": 1e9, "matrix_rate": 1e9, "device": "cpu"}
+    told = duration.measure(expected, time.time() - 20, steps=2)
+    assert told["error"] == pytest.approx(0, abs=0.02) and told["share"] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_seconds_as_people_say_them():
+    assert [duration.say(seconds) for seconds in (42, 720, 12600)] == ["42 s", "12 min", "3.5 h"]

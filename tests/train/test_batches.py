@@ -1,0 +1,94 @@
+"""Batches: every row once per epoch, in an order that seed and epoch decide, with little padding; rows cut as said."""
+
+import random
+
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftlab.config.configs import TrainConfig
+from sftlab.train import run
+from sftlab.train import trainer as train_trainer
+from sftlab.train.trainer import LikeLengths, count_shared, cut_rows
+
+
+@given(st.lists(st.integers(1, 500), max_size=300), st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
+def test_every_row_comes_once_an_epoch_in_an_order_of_seed_and_epoch(lengths, size, seed, epoch):
+    orders = []
+    for _ in range(2):
+        sampler = LikeLengths(lengths, size, seed)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[1] and sorted(orders[0]) == list(range(len(lengths)))
+
+
+def test_epochs_differ_and_hold_little_padding():
+    rng = random.Random(0)
+    lengths = [int(rng.lognormvariate(4.5, 0.8)) + 5 for _ in range(4000)]
+    sampler, orders = LikeLengths(lengths, 8, seed=1), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+
+    def share_of_padding(order):
+        batches = [[lengths[row] for row in order[at : at + 8]] for at in range(0, len(order), 8)]
+        return 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
+
+    assert orders[0] != orders[1]
+    assert share_of_padding(orders[0]) < 0.08 < 0.4 < share_of_padding(range(4000))
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-100, 7]), min_size=1, max_size=12), min_size=1, max_size=20), st.integers(1, 14)
+)
+def test_rows_are_cut_and_those_that_teach_nothing_are_left_out(labels, max_length):
+    split = Dataset.from_dict(
+        {"input_ids": [list(range(len(row))) for row in labels], "labels": labels, "messages": ["x"] * len(labels)}
+    )
+    cut, lengths = cut_rows(split, max_length)
+    wanted = [row[:max_length] for row in labels if 7 in row[:max_length]]
+    assert list(cut["labels"]) == wanted and lengths == [len(row) for row in wanted]
+    assert [len(ids) for ids in cut["input_ids"]] == lengths
+
+
+def test_a_split_that_is_a_selection_keeps_to_it():
+    labels = [[7] * (number + 1) for number in range(10)]
+    split = Dataset.from_dict({"input_ids": labels, "labels": labels}).select([8, 2, 5])
+    cut, lengths = cut_rows(split, 6)
+    assert lengths == [6, 3, 6] and [len(row) for row in cut["labels"]] == lengths
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=6), st.integers(0, 3)), min_size=1, max_size=8),
+    st.lists(st.integers(0, 2), max_size=4),
+)
+def test_shared_tokens_are_the_same_in_all_rows_and_none_of_them_is_trained_or_before_a_trained_one(rows, start):
+    ids = [start + rest + [5, 5] for rest, _ in rows]
+    labels = [[-100] * (len(row) - 1 - at % len(row)) + row[len(row) - 1 - at % len(row) :] for row, (_, at) in zip(ids, rows, strict=True)]  # fmt: skip
+    split = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    half = len(ids) // 2
+    splits = [split.select(range(half)), split.select(range(half, len(ids)))] if half else [split]
+    shared = count_shared(*splits)
+    limit = min(row.index(next(label for label in row if label != -100)) for row in labels) - 1
+    alike = next((at for at in range(min(map(len, ids))) if len({row[at] for row in ids}) > 1), min(map(len, ids)))
+    assert shared == max(0, min(limit, alike))
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(bf16, dataset, tmp_path, monkeypatch):
+    logs = []
+    for number in range(2):
+        config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / str(number)), max_steps=3, batch_size=8, use_lora=True,
+                             learning_rate=2e-3, lora_dropout=0, bf16=bf16, logging_steps=1, eval_samples=20)  # fmt: skip
+        trainer = run.make_trainer(config)
+        assert ("computed once" in trainer.choices["batches"]) == (number == 0)
+        places = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])["input_ids"].numel()
+        trainer.train()
+        logs.append((places, [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]))
+        monkeypatch.setattr(train_trainer, "LEAST", 10**6)
+    (fewer, ours), (places, theirs) = logs
+    assert fewer < 0.7 * places
+    for one, other in zip(ours, theirs, strict=True):
+        for name in {"loss", "eval_loss", "grad_norm", "mean_token_accuracy", "num_tokens"} & set(one):
+            assert one[name] == pytest.approx(other[name], rel=0.03 if bf16 else 1e-4), name
