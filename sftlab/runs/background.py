@@ -14,14 +14,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+
 from sftlab import files
 from sftlab.config import text as config_text
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.runs import state
 from sftlab.runs.state import ABOUT, ACTIVE, LOG, Run, find_process, read, stamp
-from sftlab.train import checkpoints, folder as run_folder
-
+from sftlab.train import checkpoints
+from sftlab.train import folder as run_folder
 
 __all__ = ["ACTIVE", "Run", "attach", "find", "read", "resume", "start", "stop", "wait"]
 

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
 from sftlab import files
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError, place_error
 from sftlab.runs import state
-from sftlab.train import distributed, folder as run_folder
-
+from sftlab.train import distributed
+from sftlab.train import folder as run_folder
 
 # Variables that every process of a run must find alike. Tokens are not among them: each node has its own.
 PASSED_ON = (

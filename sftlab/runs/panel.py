@@ -8,11 +8,11 @@ it goes on when the cell has ended, and ends with the run or the panel.
 
 import threading
 import time
+
 from sftlab import pages, plots
 from sftlab.errors import UserError
 from sftlab.runs import background, state
 from sftlab.train import checkpoints
-
 
 EVERY = 1.0  # seconds from update to update
 LAST_LINES = 20  # of the log are shown

@@ -13,12 +13,13 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.files import ROOT
 from sftlab.memory import duration
-from sftlab.train import checkpoints, distributed, folder as run_folder
-
+from sftlab.train import checkpoints, distributed
+from sftlab.train import folder as run_folder
 
 ACTIVE = ("starting", "running")
 DEPTH = 5  # folders deep that runs are looked for

@@ -7,12 +7,12 @@ sftlab runs runs/lab --follow
 import json
 import time
 from pathlib import Path
+
 from sftlab import pages
 from sftlab.config.configs import RunsConfig
 from sftlab.errors import UserError
 from sftlab.runs import background, panel, state
 from sftlab.runs.state import find_place, read
-
 
 SHOWN = ("loss", "eval_loss", "learning_rate", "grad_norm")  # of a log's entry
 NOTHING = "—"  # of the list of runs to compare with
