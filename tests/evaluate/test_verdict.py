@@ -37,7 +37,7 @@ def test_the_same_answers_dealt_to_other_questions_are_no_gain():
 
 def test_five_right_of_five_are_not_enough_though_the_bootstrap_is_sure():
     result = judge(0, 5, 5)
-    assert result.outcome == "too few questions" and "+38.6 to +100.0" in result.sentence
+    assert result.outcome == "too few questions" and "+56.6 to +100.0" in result.sentence
     assert "The loss on the answers did change, by -0.500" in result.sentence
     assert judge(0, 6, 6).outcome == "better"
 
