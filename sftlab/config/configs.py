@@ -7,57 +7,51 @@ The command line, the notebooks' parameters and the forms are made from these fi
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sftlab.config import conflicts
 from sftlab.config.options import Options, coerce, option
 from sftlab.errors import UserError
 
+GROUPS = (
+    "model",
+    "data",
+    "LoRA",
+    "optimisation",
+    "saving and logging",
+    "hardware",
+)  # of a training's options, in this order
+of_model, of_data, of_lora, of_optimisation, of_saving, of_hardware = (partial(option, group=group) for group in GROUPS)
+
 TRUST = "run Python code that the model brings along, with your rights on this machine; off: such a model is refused"
 FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
+SOURCES = ("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES)  # the bundled facts, public sets, your own files
+FORMATS = ("alpaca", "chatml", "llama2", "model")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
 @dataclass
 class DataConfig(Options):
     """What `sftlab prepare` makes: a folder that `datasets.load_from_disk` opens, with `train` and `test`."""
 
-    model: str = option(
-        "tiny-base", "model whose tokenizer cuts the text: tiny-base, a catalogue name, a Hub id, a folder"
-    )
-    source: str = option(
-        "facts",
-        "where the rows come from: the bundled facts, a public set, or your own files",
-        choices=("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES),
-    )
+    model: str = option("tiny-base", "model whose tokenizer is used: tiny-base, a catalogue name, a Hub id, a folder")
+    source: str = option("facts", "where the rows come from", choices=SOURCES)
     source_path: list | None = option(
-        None, "your files, or folders of them, for --source json, jsonl, csv or parquet", paths=True
+        None, "files, or folders of them, for --source json, jsonl, csv, parquet", paths=True
     )
     test_path: str | None = option(None, "a file with held-out rows, instead of splitting some off")
-    columns: list | None = option(
-        None, "what the columns of your files are called, as instruction=question,output=answer"
-    )
+    columns: list | None = option(None, "names of your files' columns, as instruction=question,output=answer")
     hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
-    format: str = option(
-        "alpaca",
-        "prompt format; model is the tokenizer's own template",
-        choices=("alpaca", "chatml", "llama2", "model"),
-    )
-    num_samples: int | None = option(
-        None, "a seeded random sample of this many training rows; all of them if not given", low=1
-    )
-    test_size: float = option(
-        0.1, "share of the rows that is held out when there is no --test-path", low=0.001, high=0.9
-    )
-    max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted aloud", low=8)
+    format: str = option("alpaca", "prompt format; model: the tokenizer's own", choices=FORMATS)
+    num_samples: int | None = option(None, "a seeded random sample of so many training rows; default: all", low=1)
+    test_size: float = option(0.1, "share of the rows that is held out without --test-path", low=0.001, high=0.9)
+    max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted", low=8)
     dedupe: str = option(
-        "exact",
-        "drop rows that repeat an earlier one: exact (but for case, width, spaces), or near, too",
-        choices=("off", "exact", "near"),
+        "exact", "drop rows that repeat an earlier one, or come near one", choices=("off", "exact", "near")
     )
-    near_threshold: float = option(
-        0.9, "similarity (Jaccard, of runs of 5 characters) from which --dedupe near drops a row", low=0.3, high=1
-    )
-    fix_mojibake: bool = option(False, "mend text that was decoded wrongly, as the report offers")
+    near_threshold: float = option(0.9, "Jaccard similarity of 5-grams from which near drops a row", low=0.3, high=1)
+    fix_mojibake: bool = option(False, "fix text that was decoded wrongly, as the report offers")
     output_dir: str = option("datasets", "the folder in which the data set's folder is made")
     overwrite: bool = option(False, "replace the data set's folder if it exists")
     offline: bool = option(False, "don't use the network: the bundled sample stands in for a public set")
@@ -82,120 +76,60 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bi
 class TrainConfig(Options):
     """One training run: `sftlab train`, the notebooks and the launchers all read these."""
 
-    model_name: str = option(
-        "tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder", group="model"
+    model_name: str = of_model("tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder")
+    trust_remote_code: bool = of_model(False, TRUST)
+    dataset_path: str = of_data("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`")
+    output_dir: str = of_saving("runs/sft", "the run folder that is made")
+    num_epochs: float = of_optimisation(3.0, "passes over the training set", low=0.001)
+    max_steps: int = of_optimisation(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
+    batch_size: int = of_optimisation(4, "sequences per device and step", low=1)
+    gradient_accumulation_steps: int = of_optimisation(1, "batches that are added up before the weights move", low=1)
+    learning_rate: float = of_optimisation(2e-4, "peak learning rate of the schedule", low=0, high=1)
+    lr_scheduler_type: str = of_optimisation("linear", "how the learning rate falls", choices=SCHEDULES)
+    warmup_steps: float = of_optimisation(0.0, "steps of rising learning rate; below 1: a share of all steps", low=0)
+    optim: str = of_optimisation(
+        "adamw_torch_fused", "the optimizer; those in 8 bits save memory, and are slow on a CPU", choices=OPTIMIZERS
     )
-    trust_remote_code: bool = option(False, TRUST, group="model")
-    dataset_path: str = option("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`", group="data")
-    output_dir: str = option("runs/sft", "the run folder that is made", group="saving and logging")
-    num_epochs: float = option(3.0, "passes over the training set", low=0.001, group="optimisation")
-    max_steps: int = option(
-        -1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1, group="optimisation"
+    weight_decay: float = of_optimisation(0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1)
+    max_grad_norm: float = of_optimisation(1.0, "gradients are clipped to this norm; 0: never", low=0)
+    max_length: int = of_data(1024, "longest sequence in tokens", low=8)
+    packing: bool = of_data(False, "fill each sequence with several samples, which never see each other")
+    use_lora: bool = of_lora(False, "train low-rank adapters instead of all weights")
+    lora_r: int = of_lora(16, "rank of the LoRA adapters: their inner width", low=1)
+    lora_alpha: int = of_lora(32, "scale of the adapters: their output is multiplied by alpha / r", low=1)
+    lora_dropout: float = of_lora(0.1, "dropout on the adapters' input", low=0, high=0.9)
+    lora_target_modules: str = of_lora("auto", "layers with adapters: names with commas, all-linear, or auto")
+    use_rslora: bool = of_lora(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
+    use_dora: bool = of_lora(False, "learn the length of each weight row apart from its direction (DoRA); slower")
+    train_new_tokens: bool = of_lora(True, "with LoRA, train the embeddings of the format's new tokens, too")
+    use_4bit: bool = of_model(False, "store the base in 4-bit NF4 (QLoRA); needs --use-lora")
+    use_8bit: bool = of_model(False, "store the base in 8-bit (LLM.int8); needs --use-lora")
+    gradient_checkpointing: bool = of_hardware(False, "recompute activations: less memory, more time")
+    bf16: bool | None = of_model(None, "compute in bfloat16; default: where this machine has instructions for it")
+    use_flash_attention: bool | None = of_model(
+        None, "variable-length attention, without padding; default: where possible"
     )
-    batch_size: int = option(4, "sequences per device and step", low=1, group="optimisation")
-    gradient_accumulation_steps: int = option(
-        1, "batches that are added up before the weights move", low=1, group="optimisation"
+    dataloader_num_workers: int = of_hardware(0, "processes that make batches ready; 0: none beside the trainer", low=0)
+    keep_memory: bool | None = of_hardware(
+        None, "on a CPU, keep freed memory for the next step; default: where it fits"
     )
-    learning_rate: float = option(2e-4, "peak learning rate of the schedule", low=0, high=1, group="optimisation")
-    lr_scheduler_type: str = option(
-        "linear",
-        "how the learning rate falls",
-        choices=("linear", "cosine", "constant", "constant_with_warmup"),
-        group="optimisation",
+    check_memory: bool = of_hardware(True, "refuse a run that is expected not to fit in this machine's free memory")
+    deepspeed: str | None = of_hardware(None, "DeepSpeed: zero1, zero2, zero3, also with -offload, or a JSON file")
+    logging_steps: int = of_saving(10, "log the loss every so many steps", low=1)
+    report_to: str = of_saving("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
+    save_steps: int = of_saving(500, "write a checkpoint every so many steps", low=1)
+    save_total_limit: int = of_saving(2, "how many checkpoints are kept: the last ones, and the best among them", low=1)
+    eval_steps: int = of_saving(0, "held-out loss every so many steps; 0: once per epoch", low=0)
+    eval_samples: int = of_saving(200, "held-out rows that the loss is taken on during training; 0: all of them", low=0)
+    early_stopping_patience: int = of_saving(
+        0, "stop after so many held-out losses without a new best; 0: never", low=0
     )
-    warmup_steps: float = option(
-        0.0, "steps in which the learning rate rises; below 1: their share of all steps", low=0, group="optimisation"
+    load_best_model_at_end: bool = of_saving(
+        False, "keep the checkpoint with the lowest held-out loss, and end with it"
     )
-    optim: str = option(
-        "adamw_torch_fused",
-        "the optimizer; those that keep their state in 8 bits save memory, and are slow on a CPU",
-        choices=OPTIMIZERS,
-        group="optimisation",
-    )
-    weight_decay: float = option(
-        0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1, group="optimisation"
-    )
-    max_grad_norm: float = option(1.0, "longer gradients are cut to this length; 0: never", low=0, group="optimisation")
-    max_length: int = option(1024, "longest sequence in tokens", low=8, group="data")
-    packing: bool = option(False, "fill each sequence with several samples, which never see each other", group="data")
-    use_lora: bool = option(False, "train low-rank adapters instead of all weights", group="LoRA")
-    lora_r: int = option(16, "rank of the LoRA adapters: their inner width", low=1, group="LoRA")
-    lora_alpha: int = option(32, "scale of the adapters: their output is multiplied by alpha / r", low=1, group="LoRA")
-    lora_dropout: float = option(0.1, "dropout on the adapters' input", low=0, high=0.9, group="LoRA")
-    lora_target_modules: str = option(
-        "auto", "layers that get adapters, as names with commas, or all-linear; auto: the catalogue's", group="LoRA"
-    )
-    use_rslora: bool = option(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks", group="LoRA")
-    use_dora: bool = option(
-        False, "learn the length of each weight row apart from its direction (DoRA); slower", group="LoRA"
-    )
-    train_new_tokens: bool = option(
-        True,
-        "with LoRA, train the embeddings of tokens that the format brings and pre-training never saw",
-        group="LoRA",
-    )
-    use_4bit: bool = option(False, "hold the base in 4-bit NF4 (QLoRA); needs --use-lora", group="model")
-    use_8bit: bool = option(False, "hold the base in 8-bit (LLM.int8); needs --use-lora", group="model")
-    gradient_checkpointing: bool = option(
-        False, "recompute activations in the backward pass: less memory, more time", group="hardware"
-    )
-    bf16: bool | None = option(
-        None, "compute in bfloat16; neither said: where this machine has instructions for it", group="model"
-    )
-    use_flash_attention: bool | None = option(
-        None,
-        "variable-length attention, without padding: flash-attn's, else torch's; neither said: where there is one",
-        group="model",
-    )
-    dataloader_num_workers: int = option(
-        0, "processes that make batches ready; 0: none beside the trainer", low=0, group="hardware"
-    )
-    keep_memory: bool | None = option(
-        None,
-        "on a CPU, keep freed memory for the next step: faster, and up to twice as much; neither said: where it fits",
-        group="hardware",
-    )
-    check_memory: bool = option(
-        True, "refuse a run that is expected not to fit in this machine's free memory", group="hardware"
-    )
-    deepspeed: str | None = option(
-        None,
-        "share the run out with DeepSpeed: zero1, zero2, zero3, each also with -offload, or a configuration file (JSON)",
-        group="hardware",
-    )
-    logging_steps: int = option(10, "log the loss every so many steps", low=1, group="saving and logging")
-    report_to: str = option(
-        "none", "where the log goes, too", choices=("none", "tensorboard", "trackio"), group="saving and logging"
-    )
-    save_steps: int = option(500, "write a checkpoint every so many steps", low=1, group="saving and logging")
-    save_total_limit: int = option(
-        2, "how many checkpoints are kept: the last ones, and the best among them", low=1, group="saving and logging"
-    )
-    eval_steps: int = option(
-        0, "held-out loss every so many steps; 0: once per epoch", low=0, group="saving and logging"
-    )
-    eval_samples: int = option(
-        200,
-        "held-out rows that the loss is taken on during training; 0: all of them",
-        low=0,
-        group="saving and logging",
-    )
-    early_stopping_patience: int = option(
-        0,
-        "stop after so many held-out losses in a row that are no better than the best; 0: never",
-        low=0,
-        group="saving and logging",
-    )
-    load_best_model_at_end: bool = option(
-        False,
-        "keep the checkpoint with the lowest held-out loss, and end with it instead of the last step",
-        group="saving and logging",
-    )
-    resume: bool = option(False, "go on from the last checkpoint in --output-dir", group="saving and logging")
-    overwrite: bool = option(False, "delete --output-dir first if it exists", group="saving and logging")
-    seed: int = option(
-        42, "seed of the order of the rows, of dropout and of the adapters", low=0, high=2**32 - 1, group="optimisation"
-    )
+    resume: bool = of_saving(False, "resume from the last checkpoint in --output-dir")
+    overwrite: bool = of_saving(False, "delete --output-dir first if it exists")
+    seed: int = of_optimisation(42, "seed of row order, dropout and adapters", low=0, high=2**32 - 1)
 
     def check(self) -> None:
         if self.max_steps == 0:
@@ -212,17 +146,16 @@ class EvaluateConfig(Options):
     dataset_path: str | None = option(None, "another prepared data set whose `test` rows are asked, not the run's own")
     num_questions: int = option(200, "a seeded random sample of so many held-out rows; 0: all of them", low=0)
     max_new_tokens: int | None = option(
-        None, "longest answer in tokens; default: half as long again as the longest expected one, 512 at most", low=1
+        None, "longest answer in tokens; default: 1.5 times the longest expected, at most 512", low=1
     )
     batch_size: int = option(32, "rows answered at once", low=1)
     temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, with one seed for both", low=0)
     judge_by: str = option(
-        "auto", "what decides: exact match where the usual answer is one short line, else the loss, or as said",
+        "auto",
+        "what decides; auto: exact match for short answers, else the loss",
         choices=("auto", "exact_match", "loss"),
-    )  # fmt: skip
-    smallest_gain: float = option(
-        0.1, "a gain in exact match that matters: fewer questions than could show it are too few", low=0.001, high=1
     )
+    smallest_gain: float = option(0.1, "the smallest gain in exact match that matters", low=0.001, high=1)
     level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
     resamples: int = option(10_000, "resamples of the bootstrap", low=100)
     prose: str | None = option(None, "text to look for forgetting in: a .txt of paragraphs, a .jsonl with `text`")
@@ -237,25 +170,14 @@ class ExportConfig(Options):
 
     run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
     output_dir: str | None = option(None, "the folder that is made (default: exports/RUN-KIND)")
-    kind: str = option(
-        "merged",
-        "a whole model, or the adapter alone, which is small and needs its base",
-        choices=("merged", "adapter"),
-    )
-    dtype: str = option(
-        "bfloat16", "what the weights of a merged model are rounded to", choices=("bfloat16", "float16", "float32")
-    )
+    kind: str = option("merged", "a whole model, or the adapter alone", choices=("merged", "adapter"))
+    dtype: str = option("bfloat16", "dtype of a merged model", choices=("bfloat16", "float16", "float32"))
     merge_into: str = option(
-        "dequantised",
-        "for a run on a base in 4 or 8 bits: merge into what those bits say, which is the model that was trained, "
-        "or into the weights as published",
-        choices=("dequantised", "published"),
+        "dequantised", "base of a quantized run to merge into", choices=("dequantised", "published")
     )
     base_id: str | None = option(None, "what others load the base by (OWNER/NAME), where yours is a folder")
     trust_remote_code: bool = option(False, TRUST)
-    push: str | None = option(
-        None, "upload the export to this repository of the Hub (OWNER/NAME), private unless --public"
-    )
+    push: str | None = option(None, "upload to this repository of the Hub, OWNER/NAME; private unless --public")
     public: bool = option(False, "make the repository that --push creates public")
     overwrite: bool = option(False, "replace --output-dir if it is an export, and files of the same names with --push")
 
@@ -270,14 +192,10 @@ class ExportConfig(Options):
 class ChatConfig(Options):
     """What `sftlab chat` talks to, and how answers are drawn."""
 
-    model_name: str = option(
-        "runs/sft", "a run folder, an export, tiny-base, a catalogue name or a Hub id; may be given without the flag"
-    )
+    model_name: str = option("runs/sft", "a run folder, an export, tiny-base, a catalogue name or a Hub id")
     trust_remote_code: bool = option(False, TRUST)
     system: str = option("", "a system message, which stands before the conversation")
-    format: str = option(
-        "model", "prompt format; model is the tokenizer's own template", choices=("model", "alpaca", "chatml", "llama2")
-    )
+    format: str = option("model", "prompt format; model: the tokenizer's own", choices=FORMATS)
     max_new_tokens: int = option(256, "longest answer in tokens", low=1)
     temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, more freely the higher", low=0)
     seed: int = option(42, "seed of drawn answers", low=0, high=2**32 - 1)
@@ -323,22 +241,19 @@ class BenchmarkConfig(Options):
     devices_per_node: int = option(1, "GPUs of a node; where there is none, processes", low=1)
     sizes: list | None = option(None, "training rows of the data sets (default: 1000,5000,10000)")
     scaling: str = option(
-        "strong", "more devices for the same global batch (strong), for the same batch on each (weak), or both in turn",
+        "strong",
+        "more devices for the same global batch (strong), or on each (weak)",
         choices=("strong", "weak", "both"),
-    )  # fmt: skip
+    )
     global_batch: int | None = option(
-        None, "samples of a step in strong scaling; default: those of the most devices, at the batch of each that is given; "
-        "to add more nodes to a grid later, give the one that it was measured with",
-        low=1,
-    )  # fmt: skip
+        None, "samples of a step in strong scaling; default: those of the most devices", low=1
+    )
     steps: int = option(30, "steps that are timed", low=1)
     seconds: float | None = option(None, "take as many steps as fill about this time, instead of --steps", low=0.1)
     untimed_steps: int = option(5, "steps before these, which warm up and don't count", low=1)
     repeats: int = option(3, "how often each point is measured, in turn with the others", low=1)
     output_dir: str = option("results", "the folder that gets a JSON file per point")
-    hostfile: str | None = option(
-        None, "nodes of DeepSpeed's launcher, as `host slots=8` in lines; else all is on this machine"
-    )
+    hostfile: str | None = option(None, "file with a line `host slots=8` for each node; default: this machine")
     oversubscribe: bool = option(False, "measure more processes than there are cores all the same; the results say so")
     overwrite: bool = option(False, "measure points anew that --output-dir holds")
 
@@ -372,21 +287,17 @@ class LaunchConfig(Options):
 
     nodes: int = option(1, "machines in all", low=1)
     gpus_per_node: int | None = option(
-        None, "processes on each node, one per GPU; all GPUs of this one if not given", low=1
+        None, "processes on each node, one per GPU; default: all GPUs of this one", low=1
     )
     hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node")
     slurm: bool = option(False, "write a batch file for Slurm's sbatch instead of starting")
     slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
     batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
     launcher: str = option(
-        "torchrun",
-        "what starts the processes, with or without --deepspeed; deepspeed also reaches the hostfile's other nodes, by ssh",
-        choices=("torchrun", "deepspeed"),
+        "torchrun", "what starts the processes; deepspeed reaches other nodes by ssh", choices=("torchrun", "deepspeed")
     )
     node_rank: int | None = option(None, "start on each node by hand: this one's number, from 0", low=0)
-    master_addr: str | None = option(
-        None, "address of the first node, where all meet; the hostfile's first if not given"
-    )
+    master_addr: str | None = option(None, "address of the first node; default: the hostfile's first")
     master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
     log_dir: str | None = option(None, "folder for each rank's output (default: OUTPUT_DIR-logs)")
     dry_run: bool = option(False, "check, and print the commands, but start nothing")
@@ -408,9 +319,7 @@ class LaunchConfig(Options):
 class RunsConfig(Options):
     """Which runs `sftlab runs` lists, and which one it stops, resumes or follows."""
 
-    folder: str | None = option(
-        None, "where to look, in all folders below (default: runs); may be given without the flag"
-    )
+    folder: str | None = option(None, "where to look, in all folders below (default: runs)")
     stop: str | None = option(None, "ask the run in this folder to write a checkpoint and end")
     resume: str | None = option(None, "go on with the run in this folder from its last checkpoint, in the background")
     follow: str | None = option(None, "print the losses of the run in this folder as they come, until it ends")
@@ -426,13 +335,11 @@ class ReportConfig(Options):
     """What `sftlab report` makes of folders with results."""
 
     folders: list | None = option(
-        None, "folders with results, the first against each other (default: results)", paths=True
+        None, "folders with results, the first against the others (default: results)", paths=True
     )
     output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
     bandwidth: float | None = option(
-        None,
-        "GB/s that each device can send to other nodes, for two bounds of the speed on 2, 4 and 8 nodes, marked as modelled",
-        low=0.001,
+        None, "GB/s between nodes, for two modelled bounds of the speed on more nodes", low=0.001
     )
     overwrite: bool = option(False, "replace a file at --output that is no report")
 
@@ -451,28 +358,19 @@ class SweepConfig(Options):
 
     notebook: str = option("", "the notebook; it must leave its numbers by course.record(…, metrics={…})")
     grid: list | None = option(
-        None, "a parameter of the notebook and the values to try, as lora_r=4,16,64; texts that hold commas as a JSON list, "
-        'layers=["q_proj,v_proj","all-linear"]; repeatable: all combinations are tried', paths=True,
-    )  # fmt: skip
-    parameters: list | None = option(
-        None, "a parameter that the notebook declares, the same for all points; repeatable"
+        None, "a parameter and its values, as lora_r=4,16 or a JSON list; repeatable", paths=True
     )
+    parameters: list | None = option(None, "a parameter of the notebook, the same for all points; repeatable")
     seeds: list | None = option(None, "run each setting with each of these values of the parameter `seed`, as 1,2,3")
     metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
     direction: str = option(
-        "auto", "whether the best is the lowest or the highest; auto: by the metric's name, where that says it",
-        choices=("auto", "min", "max"),
-    )  # fmt: skip
-    sample: int | None = option(
-        None, "try only so many settings of the grid, drawn at random, always the same ones", low=1
+        "auto", "whether the lowest or the highest is best; auto: by the name", choices=("auto", "min", "max")
     )
+    sample: int | None = option(None, "try only so many settings of the grid, a seeded random sample", low=1)
     profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
     timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
-    isolate: bool = option(
-        False, "give each point a kernel of its own, which must load the libraries first; else a point runs in the kernel of "
-        "the last one if that completed, unless the metric is a time or a memory",
-    )  # fmt: skip
+    isolate: bool = option(False, "give each point a kernel of its own; always so for times and memory")
     dry_run: bool = option(False, "check, and say what would run, but start nothing")
     overwrite: bool = option(False, "run points anew that --output-dir holds as completed")
 
@@ -505,9 +403,7 @@ class AccessConfig(Options):
 class ModelsConfig(Options):
     """What `sftlab models` shows."""
 
-    model: str | None = option(
-        None, "all about this model: a catalogue name, a Hub id or a folder; may be given without the flag"
-    )
+    model: str | None = option(None, "all about this model: a catalogue name, a Hub id or a folder")
     json: bool = option(False, "print JSON")
 
 
@@ -523,9 +419,7 @@ class DownloadConfig(Options):
 class DoctorConfig(Options):
     """What `sftlab doctor` looks at: this machine and installation, or what is left of a run."""
 
-    target: str | None = option(
-        None, "a run folder, results of `sftlab run`, a log file, or - for standard input; this machine if not given"
-    )
+    target: str | None = option(None, "a run folder, results of `sftlab run`, a log, or - for standard input")
     slow: bool = option(True, "of a complete run, measure where its time went; takes some seconds")
     json: bool = option(False, "print JSON instead of lines")
 

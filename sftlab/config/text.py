@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab.config import presets
-from sftlab.config.configs import LaunchConfig, TrainConfig
+from sftlab.config.configs import GROUPS, LaunchConfig, TrainConfig
 from sftlab.config.options import Options, check_value
 from sftlab.errors import UserError, near_match
 from sftlab.files import ROOT
@@ -200,22 +200,26 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options], only: tuple = (), but: tuple = ()) -> None:
-    """One flag for each field of a configuration; values stay text, the configuration itself checks them."""
-    for field in dataclasses.fields(options):
-        if only and field.name not in only or field.name in but:
-            continue
+    """One flag for each field of a configuration, in its groups; values stay text, the configuration itself checks them."""
+    found = [field for field in dataclasses.fields(options) if field.name not in but]
+    found = [field for field in found if field.name in only] if only else found
+    groups = {
+        name: parser.add_argument_group(name) for name in GROUPS if any(f.metadata["group"] == name for f in found)
+    }
+    for field in found:
+        group = groups.get(field.metadata["group"], parser)
         flag = "--" + field.name.replace("_", "-")
         help = field.metadata["help"].replace("%", "%%")
         kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
         if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
             continue
         choices = (
             "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else kind.__name__.upper()
         )
         default = "" if field.default in (None, "") else f" (default: {field.default})"
         several = {"nargs": "+"} if kind is list else {}
-        parser.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default, **several)
+        group.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default, **several)
 
 
 def add_config_file(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from sftlab import files
 from sftlab.config import conflicts, presets
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config import text as config_text
-from sftlab.config.configs import LaunchConfig, TrainConfig
+from sftlab.config.configs import GROUPS, LaunchConfig, TrainConfig
 from sftlab.config.options import check_value
 from sftlab.course import form_worker
 from sftlab.data.dataset import FACTS
@@ -207,7 +207,6 @@ def count_gpus() -> int:
     return launcher.count_gpus()
 
 
-GROUPS = ("model", "data", "LoRA", "optimisation", "hardware", "saving and logging")  # in this order
 AUTO = {"": "auto", "true": "yes", "false": "no"}  # of a bool that may be left to the machine
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 

@@ -24,8 +24,6 @@ from sftlab.runs.state import ABOUT, ACTIVE, LOG, Run, find_process, read, stamp
 from sftlab.train import checkpoints
 from sftlab.train import folder as run_folder
 
-__all__ = ["ACTIVE", "Run", "attach", "find", "read", "resume", "start", "stop", "wait"]
-
 
 def start(config: TrainConfig, launch: LaunchConfig | None = None) -> Run:
     """Start a training in the background, on several devices with `launch`, and return at once.

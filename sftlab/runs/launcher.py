@@ -148,7 +148,9 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
             check_port(config.master_port)
     print(check_batch(train, config.nodes * config.gpus_per_node))
     if train.deepspeed:
-        print(f"ZeRO-{deepspeed_configs.find_stage(train.deepspeed)}, from {deepspeed_configs.find_config(train.deepspeed)}")
+        print(
+            f"ZeRO-{deepspeed_configs.find_stage(train.deepspeed)}, from {deepspeed_configs.find_config(train.deepspeed)}"
+        )
     environment = choose_environment(config.gpus_per_node)
     if config.slurm:
         return write_batch_file(config, train_flags, log_dir, environment)
@@ -357,6 +359,7 @@ def choose_hosts(path: str | Path, nodes: int, gpus_per_node: int) -> list[str]:
             raise UserError(f"gpus_per_node: {gpus_per_node} are asked for, and {host} has slots={hosts[host]} in {path}. The number "
                             "counts the GPUs of one node, not of all.")  # fmt: skip
     return chosen
+
 
 NODE, FIRST = "$SLURM_NODEID", "$MASTER_ADDR"  # what a node's command has in these places, known when the job runs
 HERE = ("PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # what is right on this machine, and may not be on a node

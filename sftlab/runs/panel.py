@@ -37,8 +37,7 @@ def write_status(run: state.Run) -> str:
 def write_facts(run: state.Run) -> str:
     """The progress bar, and what the run has come to."""
     facts = [
-        f"<div><span>{pages.text(name)}</span> <b>{pages.text(text)}</b></div>"
-        for name, text in state.list_facts(run)
+        f"<div><span>{pages.text(name)}</span> <b>{pages.text(text)}</b></div>" for name, text in state.list_facts(run)
     ]
     known = (
         f" max='{run.max_steps}' value='{run.step}'"

@@ -185,6 +185,7 @@ def find(folder: str | Path | None = None) -> list[Run]:
         )
     return sorted(map(read, found), key=lambda run: run.started or 0, reverse=True)
 
+
 WORDS = {
     "starting": "is starting: the libraries, the data and the model are being loaded",
     "running": "is running",

@@ -28,7 +28,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     arguments = [text for text in sys.argv[1:] if not text.startswith("--local_rank=")]  # the deepspeed launcher's
-    run = record(lambda: run_training(build_train_parser().parse_args(arguments)))
+    run = record(lambda: run_training(build_training(build_train_parser().parse_args(arguments))))
     sys.exit(run_guarded(run, arguments))
 
 
@@ -39,8 +39,8 @@ def tell_unexpected(output_dir: str) -> int:
     return 1
 
 
-def run_training(args: argparse.Namespace) -> int:
-    config = build_training(args)
+def run_training(config: TrainConfig) -> int:
+    """Train, and print what came of it; its exit code: 0 completed, 1 failed, 128 and the signal's number interrupted."""
     from sftlab.models import load
 
     load.quiet_libraries()

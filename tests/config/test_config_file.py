@@ -57,7 +57,7 @@ def configurations(draw):
 
 def read_command(text: str) -> TrainConfig:
     args = build_parser().parse_args(shlex.split(text)[1:])
-    return config_text.build_training(args.parse_training(args.training) if hasattr(args, "training") else args)
+    return config_text.build_training(build_parser().parse_args(args.training) if hasattr(args, "training") else args)
 
 
 def read_papermill(text: str, knobs: dict = KNOBS) -> TrainConfig:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from sftlab import files
-from sftlab.runs import launcher as runs_launcher, state
-from sftlab.train import distributed
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError
+from sftlab.runs import launcher as runs_launcher
+from sftlab.runs import state
+from sftlab.train import distributed
 
 HOSTS = "# the cluster\nnode-1 slots=8\n\nnode-2 slots=4  # older\n"
 

@@ -11,9 +11,10 @@ import time
 import pytest
 
 from sftlab import cli, files
-from sftlab.runs import background, panel, state, table as runs_table
-from sftlab.train import folder as run_folder
 from sftlab.config.configs import TrainConfig
+from sftlab.runs import background, panel, state
+from sftlab.runs import table as runs_table
+from sftlab.train import folder as run_folder
 
 BAD = "<script>alert(1)</script>"
 
@@ -102,9 +103,7 @@ def test_text_from_outside_is_shown_as_text(make_run, tmp_path):
     run = make_run("run<b>&'", [3.0])
     logs = state.find_logs(run.folder)
     logs.mkdir()
-    (logs / state.LOG).write_text(
-        f"日本語 {BAD}\n\x1b[31mred\n50%\r100% done\n{{'loss': '3.0'}}\n", encoding="utf-8"
-    )
+    (logs / state.LOG).write_text(f"日本語 {BAD}\n\x1b[31mred\n50%\r100% done\n{{'loss': '3.0'}}\n", encoding="utf-8")
     files.write_json(run.folder / "result.json", {"status": "failed", "error": f"ValueError: {BAD}"})
     texts = read_texts(panel.make_panel(state.read(run.folder)))
     assert "<script>alert" not in texts and "run<b>" not in texts and "&lt;script&gt;" in texts

@@ -6,10 +6,11 @@ import platform
 import pytest
 
 from sftlab import files
-from sftlab.runs import background, panel, state, table
-from sftlab.train import folder as run_folder, run as train_run
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
+from sftlab.runs import background, panel, state, table
+from sftlab.train import folder as run_folder
+from sftlab.train import run as train_run
 
 SHORT = {"use_lora": True, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3, "eval_samples": 8}
 GONE = {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}  # a process that can't be: Linux counts to 2**22

@@ -12,10 +12,12 @@ import psutil
 import pytest
 
 from sftlab import files
-from sftlab.runs import background, state
-from sftlab.train import checkpoints, folder as run_folder, run as train_run
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError
+from sftlab.runs import background, state
+from sftlab.train import checkpoints
+from sftlab.train import folder as run_folder
+from sftlab.train import run as train_run
 
 SHORT = {"use_lora": True, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3, "eval_samples": 8}
 LONG = SHORT | {"max_steps": 4000, "save_steps": 1000, "eval_steps": 1000, "logging_steps": 10}  # to be stopped
@@ -169,7 +171,9 @@ def test_what_a_run_is_refused_for_is_said(dataset, tmp_path):
     (tmp_path / "run" / "thesis.txt").write_text("ten years")
     with pytest.raises(UserError, match="output_dir: .*run exists"):
         background.start(config)
-    run = background.start(TrainConfig(**vars(config) | {"dataset_path": "nowhere", "output_dir": str(tmp_path / "other")}))
+    run = background.start(
+        TrainConfig(**vars(config) | {"dataset_path": "nowhere", "output_dir": str(tmp_path / "other")})
+    )
     ended = background.wait(run, 180)
     assert ended.status == "failed" and ended.said.startswith("refused: ") and "nowhere" in ended.said
     assert not (tmp_path / "other").exists() and state.read(tmp_path / "nothing").status == "none"
