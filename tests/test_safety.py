@@ -63,9 +63,9 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen):
     (home / "token").write_text(TOKEN)
     (home / "token").chmod(0o600)
     notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("import os, huggingface_hub\nfrom sftlab import tokens\nprint(tokens.find_token(), repr(tokens.find_token()))\n"
-                                  "tokens.find_token()"),
-        nbformat.v4.new_code_cell("from sftlab import access\naccess.check('planted/private')"),
+        nbformat.v4.new_code_cell("import os, huggingface_hub\nfrom sftlab.hub import token\nprint(token.find_token(), repr(token.find_token()))\n"
+                                  "token.find_token()"),
+        nbformat.v4.new_code_cell("from sftlab.hub import access\naccess.check('planted/private')"),
     ])  # fmt: skip
     nbformat.write(notebook, tmp_path / "own.ipynb")
     environment = os.environ | {"HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_ENDPOINT": serve(Hub), "HF_HUB_OFFLINE": "0",

@@ -145,7 +145,9 @@ def test_a_program_watches_itself_and_no_watcher_outlives_it(tmp_path):
     with monitor.watching(None) as found:
         pass
     assert found == {}
-    script = f"import time\nfrom sftlab import watch\nwith watch.watching({str(tmp_path / 'killed')!r}, 0.1):\n"
+    script = (
+        f"import time\nfrom sftlab.bench import monitor\nwith monitor.watching({str(tmp_path / 'killed')!r}, 0.1):\n"
+    )
     script += "    print('in', flush=True)\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout.readline() == "in\n"

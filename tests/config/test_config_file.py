@@ -83,8 +83,8 @@ def check_forms(config: TrainConfig, notebook: Path, start: TrainConfig) -> None
 def notebook(tmp_path_factory) -> Path:
     """A notebook with knobs of its own, and options that win over them."""
     sources = ["".join(f"{name}: {type(value).__name__} = {value}\n" for name, value in KNOBS.items()) + 'options: str = ""',
-               "from sftlab import config_file\n"
-               f"config = config_file.build(options, {', '.join(f'{name}={name}' for name in KNOBS)})"]  # fmt: skip
+               "from sftlab.config import text\n"
+               f"config = text.build(options, {', '.join(f'{name}={name}' for name in KNOBS)})"]  # fmt: skip
     cells = [{"cell_type": "code", "id": f"c{number}", "metadata": {"tags": ["parameters"]} if not number else {},
               "execution_count": None, "outputs": [], "source": source} for number, source in enumerate(sources)]  # fmt: skip
     path = tmp_path_factory.mktemp("book") / "knobs.ipynb"

@@ -204,7 +204,7 @@ def test_steps_are_those_of_the_trainer():
 
 
 def test_a_form_is_shown_where_someone_sits_and_only_there(tmp_path):
-    code = "from sftlab import config, widgets\nform = widgets.hyperparameters(config.TrainConfig(lora_r=8, use_lora=True))\nform"
+    code = "from sftlab import config\nfrom sftlab.course import widgets\nform = widgets.hyperparameters(config.TrainConfig(lora_r=8, use_lora=True))\nform"
     manager, client = start_new_kernel(cwd=str(tmp_path))
     try:
         shown = {}
