@@ -16,7 +16,7 @@ TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # a token of the Hugging Face Hub; a
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can mend. The message says what, where and how; exit code 2."""
+    """Something that the person at the keyboard can fix. The message says what, where and how; exit code 2."""
 
 
 def refuse_token(value: object, where: str) -> None:
@@ -34,16 +34,16 @@ def near_match(name: str, names: typing.Iterable[str]) -> str:
 
 
 def place_error(place: object, why: str, instead: str = "", option: str = "output_dir") -> UserError:
-    """The error about a file or folder that can't be written. `instead`: what helps, besides another name for `option`."""
+    """The error about a file or folder that can't be written. `instead`: what else helps than another name for `option`."""
     name = f"{instead}, or name" if instead else "Name"
     return UserError(f"{option}: {place} {why}. {name} another --{option.replace('_', '-')}.")
 
 
-MENDED = (UserError, FileExistsError, NotADirectoryError, PermissionError)  # what `cli.main` says in a line
+FIXABLE = (UserError, FileExistsError, NotADirectoryError, PermissionError)  # what `cli.main` says in a line
 
 
 def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
-    """Run a command and return its exit code: 0 done, 2 something the user can mend, said in one line, 130 interrupted."""
+    """Run a command and return its exit code: 0 done, 2 something the user can fix, said in one line, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):  # a log file in a narrow encoding must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -53,7 +53,7 @@ def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
         return run()
     except UserError as error:
         message = str(error)
-    except MENDED as error:
+    except FIXABLE as error:
         message = f"{error.filename}: {error.strerror}. Name another file or folder."
     except KeyboardInterrupt:
         print("sftlab: interrupted", file=sys.stderr)

@@ -145,7 +145,7 @@ def freeze_libraries(all_loaded: bool) -> None:
 
 
 def reset_peak() -> None:
-    """Begin to measure the peak of this process, or of the GPU, anew; what is free is given back before.
+    """Begin to measure the peak of this process, or of the GPU, again; what is free is given back before.
 
     On a Mac a process's peak can't be reset.
     """

@@ -255,7 +255,7 @@ class BenchmarkConfig(Options):
     output_dir: str = option("results", "the folder that gets a JSON file per point")
     hostfile: str | None = option(None, "file with a line `host slots=8` for each node; default: this machine")
     oversubscribe: bool = option(False, "measure more processes than there are cores all the same; the results say so")
-    overwrite: bool = option(False, "measure points anew that --output-dir holds")
+    overwrite: bool = option(False, "measure points again that --output-dir holds")
 
     def check(self) -> None:
         self.sizes = parse_counts("sizes", self.sizes or [1000, 5000, 10000])
@@ -372,7 +372,7 @@ class SweepConfig(Options):
     timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
     isolate: bool = option(False, "give each point a kernel of its own; always so for times and memory")
     dry_run: bool = option(False, "check, and say what would run, but start nothing")
-    overwrite: bool = option(False, "run points anew that --output-dir holds as completed")
+    overwrite: bool = option(False, "run points again that --output-dir holds as completed")
 
     def check(self) -> None:
         if self.seeds:

@@ -17,11 +17,11 @@ class Conflict:
 
     options: tuple[str, ...]
     why: str
-    mend: str
+    fix: str
     seen: typing.Callable[[typing.Any], bool]
 
     def __str__(self) -> str:
-        return f"{', '.join(self.options)}: {self.why}; {self.mend}."
+        return f"{', '.join(self.options)}: {self.why}; {self.fix}."
 
 
 CONFLICTS = (
@@ -32,7 +32,7 @@ CONFLICTS = (
     Conflict(("use_rslora or use_dora", "no use_lora"), "they are kinds of LoRA", "add --use-lora",
              lambda c: (c.use_rslora or c.use_dora) and not c.use_lora),
     Conflict(("use_4bit or use_8bit", "deepspeed with ZeRO-3"),
-             "ZeRO-3 shares out pieces of every weight, and a quantised one is loaded whole on each GPU: nothing is saved",
+             "ZeRO-3 shards pieces of every weight, and a quantised one is loaded whole on each GPU: nothing is saved",
              "take --deepspeed zero2, or leave out the quantisation",
              lambda c: (c.use_4bit or c.use_8bit) and deepspeed_configs.find_stage(c.deepspeed) == 3),
     Conflict(("deepspeed with ZeRO-0",),
@@ -58,7 +58,7 @@ def find(config) -> list[Conflict]:
 def format_table() -> str:
     """The table as Markdown."""
     rows = [("these", "don't go together, because", "instead")]
-    rows += [(" + ".join(conflict.options), conflict.why, conflict.mend) for conflict in CONFLICTS]
+    rows += [(" + ".join(conflict.options), conflict.why, conflict.fix) for conflict in CONFLICTS]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---|---|", *lines[1:]])
 

@@ -48,7 +48,7 @@ def read_zero(name: str | None) -> dict:
 
 
 def find_stage(name: str | None) -> int:
-    """The ZeRO stage of a configuration: 0 (nothing is shared out) to 3. Raises UserError for one that isn't."""
+    """The ZeRO stage of a configuration: 0 (nothing is sharded) to 3. Raises UserError for one that isn't."""
     stage = read_zero(name).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"deepspeed: {find_config(name)} asks for ZeRO stage {stage!r}; there are 0, 1, 2 and 3.")

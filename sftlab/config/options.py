@@ -93,7 +93,7 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Refuse what can't work together, with the mend in the message."""
+        """Refuse what can't work together, with the fix in the message."""
 
     def hash(self) -> str:
         """12 hex digits that are equal for equal configurations, wherever they were written down."""

@@ -100,7 +100,7 @@ def check_folder(folder: Path, path: Path, points: list[Point], overwrite: bool)
             told = {"source_sha256": "with the notebook as it was then", "profile": f"in the profile {facts.get('profile')}",
                     "notebook": f"of {facts.get('notebook')}", "parameters": "with other -p"}  # fmt: skip
             what = ", ".join(words for key, words in told.items() if facts.get(key) != point.job[key])
-            raise place_error(folder, f"holds {point.name} {what}", "Run it anew with --overwrite")
+            raise place_error(folder, f"holds {point.name} {what}", "Run it again with --overwrite")
 
 
 def check_metric(points: list[Point], metric: str) -> None:

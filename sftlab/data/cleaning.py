@@ -102,10 +102,10 @@ def repair(text: str) -> str:
 
 
 def find_mojibake(rows: list[dict]) -> list[tuple[str, str, str]]:
-    """(place, text, mended text), shortened, of the texts that were decoded wrongly."""
+    """(place, text, fixed text), shortened, of the texts that were decoded wrongly."""
     texts = [(row["place"], text) for row in rows for text in get_texts(row) if not text.isascii()]
     changed = [(place, text, repair(text)) for place, text in texts]
-    return [(place, text[:60], mended[:60]) for place, text, mended in changed if mended != text]
+    return [(place, text[:60], fixed[:60]) for place, text, fixed in changed if fixed != text]
 
 
 def has_controls(text: str) -> bool:
@@ -169,7 +169,7 @@ def drop_special(rows: list[dict], tokenizer) -> tuple[list[dict], dict[str, str
 
 # Held-out rows that the training rows give away: the same prompt, a prompt inside another, or nearly the same row.
 #
-# A score on rows that were trained on says how well they were learned by heart. `prepare` keeps equal prompts apart; a
+# A score on rows that were trained on says how well they were memorised. `prepare` keeps equal prompts apart; a
 # prompt with a polite word before it slips through, and so does what came into the set another way.
 
 

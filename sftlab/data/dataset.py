@@ -215,7 +215,7 @@ def claim_folder(config: DataConfig, rows: int) -> Path:
     """The folder that a set goes to, its parent made. Raises UserError for one that exists, unless it may be replaced."""
     folder = dataset_folder(config, rows)
     if folder.exists() and not config.overwrite:
-        raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it anew.")
+        raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it again.")
     if folder.exists() and not (folder / FACTS).is_file():
         raise place_error(folder, "is not a data set of the lab; it stays")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def find_turns(tokenizer, chats: list[list[dict]]) -> tuple[list[str], list[list
             before = render(chat[:turn], tokenize=False, add_generation_prompt=True)
             after = render(chat[: turn + 1], tokenize=False)
             if not (after.startswith(before) and text.startswith(after)):
-                raise UserError("format: this chat template has no {% generation %} markers, and writes earlier turns anew at "
+                raise UserError("format: this chat template has no {% generation %} markers, and writes earlier turns again at "
                                 "each later one, so answers can't be told apart. Choose --format alpaca.")  # fmt: skip
             found.append((len(before), len(after.rstrip("\n"))))
         spans.append(found)

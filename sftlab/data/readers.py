@@ -24,7 +24,7 @@ class BadRow(str):
 def read_files(paths: list[str | Path], kind: str) -> list[tuple[str, object]]:
     """Rows of files of one kind, each with its place in words: ("a.csv: row 3", row). A folder stands for its files.
 
-    Rows come as they are, in the order of the files, or as a BadRow. Raises UserError with file, place and the mend where a file can't be read at all.
+    Rows come as they are, in the order of the files, or as a BadRow. Raises UserError with file, place and the fix where a file can't be read at all.
     """
     found = list({file.resolve(): file for path in paths for file in find_files(Path(path), kind)}.values())
     rows = []
@@ -47,7 +47,7 @@ def find_files(path: Path, kind: str) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text. UTF-8 with or without BOM, UTF-16 with BOM; CP932 and EUC-JP are recognised and said aloud."""
+    """A file's text. UTF-8 with or without BOM, UTF-16 with BOM; CP932 and EUC-JP are recognised and reported."""
     raw = path.read_bytes()
     if not raw.strip():
         raise UserError(f"{path}: the file is empty; it must hold rows.")
@@ -86,7 +86,7 @@ def read_json(path: str | Path) -> list:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg}); mend it there."
+            f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg}); fix it there."
         ) from None
     except (RecursionError, ValueError):
         raise UserError(

@@ -135,7 +135,7 @@ def list_findings(found: dict) -> list[tuple[str, list[str]]]:
         "answers of one character": found["tiny_answers"],
         "answers that begin with white space": found["answers_with_space_first"],
         "control or lost characters": found["control_characters"],
-        "mojibake (--fix-mojibake mends it)": [f"{row}: {old!r} -> {new!r}" for row, old, new in found["mojibake"]],
+        "mojibake (--fix-mojibake fixes it)": [f"{row}: {old!r} -> {new!r}" for row, old, new in found["mojibake"]],
     }
     return [(label, items) for label, items in named.items() if items]
 
@@ -175,7 +175,7 @@ def write_html(
     for title, heads, rows in (
         ("One prompt, different answers: which is right?", ("row", "text"), groups),
         ("Near duplicates: the same, or only alike?", ("row", "text", "earlier row", "text", "similarity"), pairs),
-        ("Mojibake, and what --fix-mojibake makes of it", ("row", "as read", "mended"), found["mojibake"]),
+        ("Mojibake, and what --fix-mojibake makes of it", ("row", "as read", "fixed"), found["mojibake"]),
         ("Dropped; training rows are kept in dropped.jsonl", ("row", "why"), dropped),
     ):
         if rows:

@@ -18,7 +18,7 @@ HALF = "\ufffd"  # what a decoder shows for the bytes of half a character
 
 
 def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperature: float = 0.0, seed: int = 42):
-    """Yield the model's answer to a conversation in pieces of text, as its tokens come; none ends within a character.
+    """Yield the model's answer to a conversation as its tokens come, text by text; none ends within a character.
 
     messages: dicts with `role` and `content`, the last of them the user's. Closing the generator stops the model. The
     model works in a thread of its own; what it raises is raised here.
@@ -31,23 +31,23 @@ def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperatu
     how = drawn if temperature > 0 else {"do_sample": False}
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    pieces, stop, failed = make_streamer(tokenizer), threading.Event(), []
+    parts, stop, failed = make_streamer(tokenizer), threading.Event(), []
 
     def work():
         try:
             with torch.inference_mode():
-                model.generate(**inputs.to(model.device), streamer=pieces, max_new_tokens=max_new_tokens, num_beams=1,
+                model.generate(**inputs.to(model.device), streamer=parts, max_new_tokens=max_new_tokens, num_beams=1,
                                eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id, **how,
                                stopping_criteria=StoppingCriteriaList([lambda ids, scores: stop_all(ids, stop)]))  # fmt: skip
         except Exception as error:  # raised again by the reader of the stream
             failed.append(error)
-            pieces.end()
+            parts.end()
 
     torch.manual_seed(seed)
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     try:
-        yield from (piece for piece in pieces if piece)
+        yield from (piece for piece in parts if piece)
     finally:
         stop.set()
         worker.join()
@@ -168,15 +168,15 @@ def read_line() -> str | None:
         return ""
 
 
-def say(pieces) -> str:
+def say(parts) -> str:
     """Print an answer as it comes and return it; Ctrl-C stops it, and what was said until then counts."""
     said = ""
     try:
-        for piece in pieces:
+        for piece in parts:
             print(piece, end="", flush=True)
             said += piece
     except KeyboardInterrupt:
-        pieces.close()
+        parts.close()
         print(" … stopped", end="")
     print()
     return said.strip()

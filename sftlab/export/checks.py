@@ -126,23 +126,23 @@ def tolerate(dtype: str, layers: int, width: int) -> float:
     return stored + ROUNDING["float32"] * (roundings * width) ** 0.5
 
 
-def require_close(what: str, trained: Reading, other: Reading, limit: float, mend: str) -> dict:
+def require_close(what: str, trained: Reading, other: Reading, limit: float, fix: str) -> dict:
     """`compare`, with the limit beside it. Raises UserError where it is passed, or an answer parts for no near tie."""
     found = compare(trained, other) | {"limit": limit}
     if not found["relative"] <= limit:  # NaN is no pass
         raise UserError(f"export: {what}: the logits are off by {found['relative']:.2g} of their spread, and rounding explains "
-                        f"no more than {limit:.2g}. Nothing was put in place. {mend}")  # fmt: skip
+                        f"no more than {limit:.2g}. Nothing was put in place. {fix}")  # fmt: skip
     gap = find_gap(trained, other)
     if gap > 10 * limit:
         raise UserError(f"export: {what}: an answer differs where the trained model had no doubt (its logits lie {gap:.1%} of "
-                        f"their spread apart). Nothing was put in place. {mend}")  # fmt: skip
+                        f"their spread apart). Nothing was put in place. {fix}")  # fmt: skip
     return found
 
 
 def find_gap(trained: Reading, other: Reading) -> float:
     """Where answers part, by how much the trained model preferred its own token: the largest, as a share of the spread.
 
-    Infinite where one goes on after the other's last token: they are told to end at different tokens.
+    Infinite where one continues past the other's last token: they are told to end at different tokens.
     """
     gaps = [0.0]
     if not other.answers:
@@ -163,7 +163,7 @@ def require_same_tokens(tokenizer, again) -> int:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(again, name) != getattr(tokenizer, name):
             raise UserError(
-                f"export: {name} was {getattr(tokenizer, name)} and is read back as {getattr(again, name)}."
+                f"export: {name} was {getattr(tokenizer, name)} and is dequantized as {getattr(again, name)}."
             )
     for text in TEXTS:
         if again(text).input_ids != tokenizer(text).input_ids:

@@ -83,7 +83,7 @@ def claim_folder(config: ExportConfig, run: saved.Run) -> Path:
     """The folder that is to be made. Raises UserError for one that exists, unless it is an export that may be replaced."""
     folder = Path(config.output_dir or Path("exports") / f"{run.folder.resolve().name}-{config.kind}")
     if folder.exists() and not config.overwrite:
-        raise place_error(folder, "exists", "Add --overwrite to make it anew")
+        raise place_error(folder, "exists", "Add --overwrite to make it again")
     if folder.exists() and not (folder / FACTS).is_file():
         raise place_error(folder, "is not an export of the lab; it stays")
     return folder
@@ -222,9 +222,9 @@ def save_merged(run: saved.Run, probe, config: ExportConfig, new: Path) -> dict:
     checks["reloaded"] = require_close(
         "the folder, loaded again", saved, same, exact if device else 0.0, "The files are at fault."
     )
-    mend = "Choose another --dtype; float32 rounds nothing."
+    fix = "Choose another --dtype; float32 rounds nothing."
     trained = dataclasses.replace(merged, answers=unmerged.answers, steps=unmerged.steps)
-    checks["rounded"] = require_close(f"rounding to {config.dtype}", trained, reloaded, limit, mend)
+    checks["rounded"] = require_close(f"rounding to {config.dtype}", trained, reloaded, limit, fix)
     return checks
 
 

@@ -111,7 +111,7 @@ STATES = {
     ),
     "rejected": State(
         False, "access is gated, and its authors have turned your request down",
-        "Take another model, or ask the authors at {page} why; asking anew is possible only if they set it back.", "{page}",
+        "Take another model, or ask the authors at {page} why; asking again is possible only if they set it back.", "{page}",
     ),
     "reset": State(
         False, "access is gated, and its authors have set your request back", "Ask again at {page}.", "{page}"

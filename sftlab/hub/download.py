@@ -21,7 +21,7 @@ from sftlab.errors import UserError
 from sftlab.hub import client as hub_client
 
 SMALL = 1e9  # bytes that are fetched without asking
-SPARE = 0.05  # share of the size that shall stay free besides, for the cache's own files and for others
+SPARE = 0.05  # share of the size that shall stay free as well, for the cache's own files and for others
 # Files beside the weights that transformers reads: settings, tokenizer, template. Only those in the first folder.
 SETTINGS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 NOT_SETTINGS = ("index.json", "requirements.txt", "license.txt", "tf_model", "flax_model", "onnx")

@@ -91,9 +91,9 @@ def check_form(text: str) -> str:
         (place for place, letter in enumerate(value[3:], 4) if not (letter.isascii() and letter.isalnum())), None
     )
     if odd:
-        raise UserError(f"token: character {odd} is no letter or digit. Copy the token anew.")
+        raise UserError(f"token: character {odd} is no letter or digit. Copy the token again.")
     if not TOKEN.fullmatch(value):
-        raise UserError(f"token: it has {len(value)} characters, a whole one has 37. Copy the token anew.")
+        raise UserError(f"token: it has {len(value)} characters, a whole one has 37. Copy the token again.")
     return value
 
 

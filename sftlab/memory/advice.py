@@ -1,6 +1,6 @@
-"""What to do when a run doesn't fit: the levers, cheapest first, with the exact flags and what each would bring.
+"""What to do when a run doesn't fit: the options, cheapest first, with the exact flags and what each would bring.
 
-python -c "from sftlab.memory import advice; print(*[lever.flags for lever in advice.LEVERS], sep='\\n')"
+python -c "from sftlab.memory import advice; print(*[option.flags for option in advice.OPTIONS], sep='\\n')"
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from sftlab.memory.parts import chooses_bf16, estimate
 
 
 @dataclass(frozen=True)
-class Lever:
+class Option:
     """A change to a run: what it costs, and how it is made. `change` returns the new (run, plan), or None: no use."""
 
     flags: str
@@ -47,7 +47,7 @@ def halve_length(config: TrainConfig, plan: MemoryConfig):
 
 
 def quantise(option: str):
-    """The change to a base in 8 or 4 bits, with LoRA only, and not in pieces (ZeRO-3)."""
+    """The change to a base in 8 or 4 bits, with LoRA only, and not sharded (ZeRO-3)."""
 
     def change(config: TrainConfig, plan: MemoryConfig):
         if not config.use_lora or plan.zero == 3 or config.use_4bit or getattr(config, option):
@@ -57,7 +57,7 @@ def quantise(option: str):
     return change
 
 
-def share_out(stage: int):
+def shard(stage: int):
     """The change to a ZeRO stage over the devices that there are."""
 
     def change(config: TrainConfig, plan: MemoryConfig):
@@ -80,58 +80,58 @@ def small_state(config: TrainConfig, plan: MemoryConfig):
     return replace(config, optim="adamw_8bit"), plan
 
 
-LEVERS = (
-    Lever("--bf16", "no quality, as a rule", compute_low),
-    Lever("--gradient-checkpointing", "a third to a half more time; the same result", set_options(gradient_checkpointing=True)),
-    Lever("half the --batch-size, twice the --gradient-accumulation-steps", "some speed; the same steps", halve_batch),
-    Lever("--deepspeed with ZeRO-2", "some communication; the same result", share_out(2)),
-    Lever("--deepspeed with ZeRO-3", "more communication; the same result", share_out(3)),
-    Lever("--optim adamw_8bit", "a little precision of the optimizer's state", small_state),
-    Lever("--use-lora", "another method: few weights are trained, at a higher --learning-rate",
+OPTIONS = (
+    Option("--bf16", "no quality, as a rule", compute_low),
+    Option("--gradient-checkpointing", "a third to a half more time; the same result", set_options(gradient_checkpointing=True)),
+    Option("half the --batch-size, twice the --gradient-accumulation-steps", "some speed; the same steps", halve_batch),
+    Option("--deepspeed with ZeRO-2", "some communication; the same result", shard(2)),
+    Option("--deepspeed with ZeRO-3", "more communication; the same result", shard(3)),
+    Option("--optim adamw_8bit", "a little precision of the optimizer's state", small_state),
+    Option("--use-lora", "another method: few weights are trained, at a higher --learning-rate",
           set_options(use_lora=True)),
-    Lever("--use-8bit", "a little quality, and time", quantise("use_8bit")),
-    Lever("--use-4bit", "a little quality: measure it", quantise("use_4bit")),
-    Lever("half the --max-length", "longer rows are cut", halve_length),
+    Option("--use-8bit", "a little quality, and time", quantise("use_8bit")),
+    Option("--use-4bit", "a little quality: measure it", quantise("use_4bit")),
+    Option("half the --max-length", "longer rows are cut", halve_length),
 )  # fmt: skip
 
 
 def find_path(
-    config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS, shared: int = 0
-) -> list[tuple[Lever, int]] | None:
-    """The cheapest levers that together make a run fit, each with the bytes after it; None where none do.
+    config: TrainConfig, plan: MemoryConfig, room: float, options=OPTIONS, shared: int = 0
+) -> list[tuple[Option, int]] | None:
+    """The cheapest options that together make a run fit, each with the bytes after it; None where none do.
 
     shared: tokens that all rows begin with, as in `parts.estimate`.
 
-    They are pulled in their order until the run fits, each as often as it helps; then those that turn out not to be needed are taken back.
+    They are tried in their order until the run fits, each as often as it helps; then those that turn out not to be needed are taken back.
     """
 
     def total(state: tuple[TrainConfig, MemoryConfig]) -> int:
         return parts.estimate(*state, shared=shared).total
 
-    pulled: list[Lever] = []
+    tried: list[Option] = []
     state = (config, plan)
-    for lever in levers:
-        while total(state) > room and (changed := lever.change(*state)):
+    for option in options:
+        while total(state) > room and (changed := option.change(*state)):
             if total(changed) >= total(state):
                 break
-            state, pulled = changed, [*pulled, lever]
+            state, tried = changed, [*tried, option]
     if total(state) > room:
         return None
-    for lever in dict.fromkeys(pulled):  # the cheap ones may not be needed once a strong one was pulled
-        while lever in pulled:
-            fewer = list(pulled)
-            fewer.remove(lever)
+    for option in dict.fromkeys(tried):  # the cheap ones may not be needed once a strong one was tried
+        while option in tried:
+            fewer = list(tried)
+            fewer.remove(option)
             if apply(fewer, config, plan) is None or total(apply(fewer, config, plan)) > room:
                 break
-            pulled = fewer
-    return [(lever, total(apply(pulled[:number], config, plan))) for number, lever in enumerate(pulled, 1)]
+            tried = fewer
+    return [(option, total(apply(tried[:number], config, plan))) for number, option in enumerate(tried, 1)]
 
 
-def apply(levers: list[Lever], config: TrainConfig, plan: MemoryConfig) -> tuple[TrainConfig, MemoryConfig] | None:
-    """The run and plan after these levers; None where one can't be pulled."""
+def apply(options: list[Option], config: TrainConfig, plan: MemoryConfig) -> tuple[TrainConfig, MemoryConfig] | None:
+    """The run and plan after these options; None where one can't be applied."""
     state = (config, plan)
-    for lever in levers:
-        state = lever.change(*state)
+    for option in options:
+        state = option.change(*state)
         if state is None:
             return None
     return state
@@ -150,30 +150,30 @@ def write_flags(before: TrainConfig, after: TrainConfig) -> str:
 
 def advise(config: TrainConfig, plan: MemoryConfig, room: float, length: int | None = None, shared: int = 0) -> str:
     """The cheapest change that makes a run fit, in a sentence. length: of its sequences, where that is known."""
-    levers = LEVERS[:-1] if length else LEVERS
-    return tell_path(replace(config, max_length=max(8, length or config.max_length)), plan, room, levers, shared)[0]
+    options = OPTIONS[:-1] if length else OPTIONS
+    return tell_path(replace(config, max_length=max(8, length or config.max_length)), plan, room, options, shared)[0]
 
 
-def tell_path(config: TrainConfig, plan: MemoryConfig, room: float, levers=LEVERS, shared: int = 0) -> list[str]:
-    """What to add so that a run fits, in a line, then each lever of it with its cost."""
-    path = find_path(config, plan, room, levers, shared)
+def tell_path(config: TrainConfig, plan: MemoryConfig, room: float, options=OPTIONS, shared: int = 0) -> list[str]:
+    """What to add so that a run fits, in a line, then each option of it with its cost."""
+    path = find_path(config, plan, room, options, shared)
     if path is None:
         return [f"nothing makes it fit in {room / 1e9:.1f} GB on {plan.devices} device(s). Take larger ones, more of them (--devices), "
                  "or a smaller model."]  # fmt: skip
-    after, new_plan = apply([lever for lever, _ in path], config, plan)
+    after, new_plan = apply([option for option, _ in path], config, plan)
     flags = write_flags(config, after)
     zero = f"ZeRO-{new_plan.zero} over {plan.devices} devices" if new_plan.zero != plan.zero else ""
     lines = [f"to make it fit, add: {' and '.join(part for part in (flags, zero) if part)}"]
-    return lines + [f"  {lever.flags}: {total / 1e9:.2f} GB; costs {lever.cost}" for lever, total in path]
+    return lines + [f"  {option.flags}: {total / 1e9:.2f} GB; costs {option.cost}" for option, total in path]
 
 
 def describe_advice(config: TrainConfig, plan: MemoryConfig, room: float) -> list[str]:
-    """The advice as lines: the path, then what each lever alone would bring."""
+    """The advice as lines: the path, then what each option alone would bring."""
     lines = [*tell_path(config, plan, room), "each alone:"]
-    for lever in LEVERS:
-        if changed := lever.change(config, plan):
+    for option in OPTIONS:
+        if changed := option.change(config, plan):
             total = parts.estimate(*changed).total
-            lines.append(f"  {lever.flags:<64}{total / 1e9:>9.2f} GB")
+            lines.append(f"  {option.flags:<64}{total / 1e9:>9.2f} GB")
     return lines
 
 
@@ -233,7 +233,7 @@ def describe(config: TrainConfig, plan: MemoryConfig) -> list[str]:
     """The estimate as lines for a terminal: parts, what fits where, and advice where it doesn't."""
     if plan.zero == 3 and (config.use_4bit or config.use_8bit):
         raise UserError(
-            "zero: stage 3 shares out pieces of every weight, and a quantised one is whole on each device; take --zero 2."
+            "zero: stage 3 shards pieces of every weight, and a quantised one is whole on each device; take --zero 2."
         )
     if config.deepspeed and not plan.zero:
         plan = replace(

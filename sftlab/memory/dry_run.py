@@ -1,4 +1,4 @@
-"""A training step on tensors without bytes: how much it would hold, and how much of it at its peak.
+"""A training step on fake tensors: how much it would hold, and how much of it at its peak.
 
 The model's own code runs, PEFT's adapters, autocast and gradient checkpointing included, on torch's fake tensors: they
 have a shape and a type, and nothing is computed. What each operation would have allocated, and what was freed, is
@@ -238,7 +238,7 @@ def count(model) -> tuple[dict[str, int], int]:
     """(dtype -> bytes of the weights that don't learn, bytes of bitsandbytes' constants), each stored weight once.
 
     4 bits: half a byte each; a scale for 64 weights, itself in 8 bits, with one of 4 bytes for 256 scales (QLoRA,
-    arXiv:2305.14314, section 3); two code books and an offset. 8 bits: a byte each, and 4 bytes for each row.
+    arXiv:2305.14314, section 3); two codebooks and an offset. 8 bits: a byte each, and 4 bytes for each row.
     """
     from bitsandbytes.nn import Int8Params, Params4bit
 

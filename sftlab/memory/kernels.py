@@ -1,4 +1,4 @@
-"""What stands in for kernels when a step is run on tensors without bytes: it allocates and keeps what they do.
+"""What stands in for kernels when a step is run on fake tensors: it allocates and keeps what they do.
 
 Read off bitsandbytes 0.50 (autograd/_functions.py) and TRL 1.16 (kernels/chunked_logprob.py).
 
@@ -16,7 +16,7 @@ TILE = (4096, 32768)  # tokens and vocabulary of the logits that TRL holds at a 
 
 
 class QuantisedProduct(torch.autograd.Function):
-    """x times a weight that is read back into x's dtype for the moment; in 8 bits x is kept, though no gradient asks it."""
+    """x times a weight that is dequantized to x's dtype for the moment; in 8 bits x is kept, though no gradient asks it."""
 
     @staticmethod
     def forward(ctx, x, shape, keeps_input):
@@ -43,12 +43,12 @@ class TiledHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope):
         hidden, weight = ctx.saved_tensors
-        slopes = [torch.zeros(part.shape, dtype=torch.float32) if needed else None
+        grads = [torch.zeros(part.shape, dtype=torch.float32) if needed else None
                   for part, needed in zip((hidden, weight), ctx.needs_input_grad, strict=True)]  # fmt: skip
         tile = torch.empty(min(len(hidden), TILE[0]), TILE[1], dtype=ctx.compute)
         piece = weight[: TILE[1]].to(ctx.compute)
         del tile, piece
-        return tuple(None if s is None else s.to(p.dtype) for s, p in zip(slopes, (hidden, weight), strict=True))
+        return tuple(None if s is None else s.to(p.dtype) for s, p in zip(grads, (hidden, weight), strict=True))
 
 
 @contextlib.contextmanager

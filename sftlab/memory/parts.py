@@ -1,6 +1,6 @@
 """How much memory a training run takes, before it begins: each part of it, per device, and what would fit.
 
-Activations, the output layer's part and the peak come from a step on tensors without bytes (`dry_run`), weights from an
+Activations, the output layer's part and the peak come from a step on fake tensors (`dry_run`), weights from an
 exact walk of the model, the rest by formula. benchmarks/memory.py checks it against measured peaks.
 
     sftlab memory --model meta-llama/Llama-2-7b-hf --use-lora --batch-size 4 --device gpu

@@ -48,7 +48,7 @@ def quiet_libraries() -> None:
 
         quantise.import_bitsandbytes()
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says aloud that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed prints that it found none
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     machine.freeze_libraries("trl" in sys.modules)
@@ -252,7 +252,7 @@ def check_targets(model, targets: list[str] | str) -> None:
 
 
 def fit_vocabulary(model, tokenizer) -> None:
-    """Give the model an embedding for every token of the tokenizer; said aloud where some are new."""
+    """Give the model an embedding for every token of the tokenizer; reported where some are new."""
     weight = model.get_input_embeddings().weight
     rows = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 only a piece of it is here
     if len(tokenizer) > rows:

@@ -10,7 +10,7 @@ import traceback
 
 from sftlab.config.configs import TrainConfig
 from sftlab.config.text import CommandParser, add_config_file, add_options, build_training
-from sftlab.errors import MENDED, name_doctor, run_guarded
+from sftlab.errors import FIXABLE, name_doctor, run_guarded
 
 
 def build_train_parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def run_training(config: TrainConfig) -> int:
 
     try:
         result = run.train(config)
-    except MENDED:
+    except FIXABLE:
         raise
     except Exception:
         return tell_unexpected(config.output_dir)

@@ -107,7 +107,7 @@ class Divergence(TrainerCallback):
             if weight.is_floating_point() and not getattr(weight, "ds_tensor", weight).isfinite().all()
         ]
         if broken and state.global_step == 0:
-            return f"the base model's weights hold such values before the first step ({broken[0]}). Load it anew."
+            return f"the base model's weights hold such values before the first step ({broken[0]}). Load it again."
         if not broken and state.global_step == 0 and not args.bf16:
             return "at the first step, from sound weights. Look at the data's report, and at the model's own precision."
         return ("the weights themselves are broken. " if broken else "") + self.advise(args)
@@ -199,7 +199,7 @@ class LiveLog(TrainerCallback):
 
 # What one process holds of a training: weights, gradients, the optimizer's state, in bytes, at the first step.
 #
-# These are the three things that ZeRO shares out, so that one can see who holds what.
+# These are the three things that ZeRO shards, so that one can see who holds what.
 
 
 class Held(TrainerCallback):

@@ -1,4 +1,4 @@
-"""The folder of a training run: claimed without losing anything, gone on in, and ended with result.json.
+"""The folder of a training run: claimed without losing anything, resumed, and ended with result.json.
 
 A run folder holds run.json (the configuration, written first), log.jsonl and progress.json (as it goes on), checkpoints,
 the adapter or model with its tokenizer, trainer_state.json and, written last, result.json.
@@ -72,7 +72,7 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
     if config.resume:
         checkpoint = checkpoints.find_last(folder)
         if checkpoint is None:
-            raise UserError(f"resume: {folder} holds no whole checkpoint to go on from; start anew with --overwrite.")
+            raise UserError(f"resume: {folder} holds no whole checkpoint to go on from; start again with --overwrite.")
         check_resumed(config, processes)
         return checkpoint
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
@@ -84,7 +84,7 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
 
 
 def begin(config: TrainConfig, about: dict) -> None:
-    """Say what was chosen, and make the folder anew (--overwrite) or go on in it; called when the run has all it needs."""
+    """Say what was chosen, and make the folder again (--overwrite) or go on in it; called when the run has all it needs."""
     folder = Path(config.output_dir)
     print("\n".join(f"{name}: {choice}" for name, choice in about["choices"].items()), flush=True)
     if config.overwrite and folder.exists():

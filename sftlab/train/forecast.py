@@ -85,12 +85,12 @@ def expect(
         expected["expected_bytes"] = own = whole.total - libraries  # which are there already
         line = f"{own / 1e9:.2f} GB expected beside {libraries / 1e9:.1f} for the libraries; {room / 1e9:.1f} are free"
         if own > room:
-            mend = memory_advice.advise(run, plan, room + libraries, length, shared)
+            fix = memory_advice.advise(run, plan, room + libraries, length, shared)
             if config.check_memory and not gpu:
                 raise UserError(
-                    f"memory: {line}, so the run would not fit; {mend}. (--no-check-memory tries it all the same.)"
+                    f"memory: {line}, so the run would not fit; {fix}. (--no-check-memory tries it all the same.)"
                 )
-            line += f". It may not fit; {mend}"
+            line += f". It may not fit; {fix}"
     if not gpu:
         fits = expected["expected_bytes"] is not None and expected["expected_bytes"] * KEPT < room
         expected["kept"] = config.keep_memory if config.keep_memory is not None else fits
@@ -136,10 +136,10 @@ def advising(config: TrainConfig, expected: dict | None = None):
             raise
         traceback.clear_frames(error.__traceback__)  # lets the step's tensors go: advice needs some room, too
         gc.collect()
-        raise UserError(f"out of memory ({words[:160]}). {mend(config, expected)}") from None
+        raise UserError(f"out of memory ({words[:160]}). {fix(config, expected)}") from None
 
 
-def mend(config: TrainConfig, expected: dict | None) -> str:
+def fix(config: TrainConfig, expected: dict | None) -> str:
     """What to change in a run that ran out of memory, whatever was expected of it."""
     import torch
 

@@ -166,9 +166,9 @@ def check_bounds(model, config: TrainConfig, in_rows: bool, bf16: bool) -> None:
     if config.packing and not in_rows:
         raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
     if in_rows and attention.leaks(model, bf16):
-        mend = "Add --no-use-flash-attention" + (", and leave out --packing." if config.packing else ".")
+        fix = "Add --no-use-flash-attention" + (", and leave out --packing." if config.packing else ".")
         raise UserError(f"use_flash_attention: with {model.config._attn_implementation}, samples of {config.model_name} in one row "
-                        f"see each other. {mend}")  # fmt: skip
+                        f"see each other. {fix}")  # fmt: skip
 
 
 def train(config: TrainConfig) -> dict:
@@ -177,7 +177,7 @@ def train(config: TrainConfig) -> dict:
     The run folder holds the adapter or model, the tokenizer with its template, `trainer_state.json`, the checkpoints
     and, written last, `result.json`. Its status is completed, interrupted (by SIGINT or SIGTERM, after a checkpoint) or
     failed (with the error); a run that was killed leaves none. `seconds` counts from this start, `steps` all steps of
-    the run, resumed or not. Raises UserError for what the user can mend.
+    the run, resumed or not. Raises UserError for what the user can fix.
     """
     with distributed.joined(config) as world:
         return train_here(config, world)

@@ -70,7 +70,9 @@ def test_padding_changes_nothing_but_the_time(dataset, tmp_path):
                        eval_dataset=fresh.eval_dataset, processing_class=fresh.processing_class)  # fmt: skip
     plain.train()
     losses.append([entry["loss"] for entry in plain.state.log_history if "loss" in entry])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5) and losses[2] == pytest.approx(
+        losses[0], rel=1e-5, abs=1e-5
+    )
 
 
 def test_a_packed_row_holds_whole_samples_and_learns_their_answers(dataset, tmp_path):
