@@ -1,4 +1,4 @@
-"""The command line: help for every option, one line and exit code 2 for what the user can mend."""
+"""The command line: help for every option, one line and exit code 2 for what the user can fix."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Options: strings become their declared type or are refused, wrong values name the mend."""
+"""Options: strings become their declared type or are refused, wrong values name the fix."""
 
 import dataclasses
 

@@ -179,6 +179,6 @@ def test_every_conflict_of_the_table_is_refused_with_its_reason_and_its_mend(tmp
     for example, conflict in zip(EXAMPLES, conflicts.CONFLICTS, strict=True):
         with pytest.raises(UserError) as refused:
             TrainConfig(**example)
-        assert str(refused.value) == str(conflict) and conflict.mend in str(conflict)
+        assert str(refused.value) == str(conflict) and conflict.fix in str(conflict)
         assert conflict.why in conflicts.format_table()
     TrainConfig(use_4bit=True, use_lora=True, deepspeed="zero2.json")

@@ -130,7 +130,7 @@ def test_a_sweep_keeps_failures_apart_and_the_same_command_runs_only_what_is_lef
     assert sweep.run_sweep(SweepConfig.build(grid=["lora_r=4,8"], **given)) == 0
     assert len(counter.read_text()) == 6  # rank 4 was there
     other = given | {"parameters": [["word", str(counter) + "2"]]}
-    with pytest.raises(UserError, match="with other -p. Run it anew with --overwrite, or name another --output-dir"):
+    with pytest.raises(UserError, match="with other -p. Run it again with --overwrite, or name another --output-dir"):
         sweep.run_sweep(SweepConfig.build(grid=["lora_r=4"], **other))
     with pytest.raises(UserError, match="no point recorded 'steps_loss'.*There is: eval_loss, steps"):
         sweep.run_sweep(SweepConfig.build(grid=["lora_r=4"], metric="steps_loss", **given))
