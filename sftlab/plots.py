@@ -17,13 +17,6 @@ import warnings
 # Okabe and Ito's colour-blind safe palette, the two with least contrast on white last (jfly.uni-koeln.de/color).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
-# plotly's places of a text, as matplotlib says them: points away, and which part of the text is there
-PLACES = {
-    "top center": ((0, 4), "center", "baseline"),
-    "bottom center": ((0, -4), "center", "top"),
-    "middle left": ((0, 0), "right", "center"),
-    "middle right": ((0, 0), "left", "center"),
-}
 SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
 JAPANESE_FONTS = (
     "Noto Sans CJK JP",
@@ -150,8 +143,6 @@ def show(fig) -> None:
 
 def summarise(fig) -> str:
     """The figure's numbers in a few lines of text: for people who can't see it, and for logs."""
-    if isinstance(fig.layout.meta, str):  # a figure whose axes hold several scales brings its own words
-        return fig.layout.meta
     out = [fig.layout.title.text or ""]
     for trace in fig.data:
         if trace.type == "bar":
@@ -163,9 +154,8 @@ def summarise(fig) -> str:
                 out.append(f"  {str(x).replace('<br>', ' ')}{part}: {y:.1f}{span}")
         elif trace.error_y.array is not None:
             for x, y, down, up in zip(trace.x, trace.y, *_errors(trace), strict=True):
-                out.append(
-                    f"  {trace.name}, {x}: {y:.1f}" + (f" ({y - down:.1f} to {y + up:.1f})" if down or up else "")
-                )
+                span = f" ({y - down:.4g} to {y + up:.4g})" if y is not None and (down or up) else ""
+                out += [] if y is None else [f"  {trace.name}, {x}: {y:.4g}{span}"]
         elif trace.mode != "text":
             points = [(y, x) for x, y in zip(trace.x, trace.y, strict=True) if y is not None and math.isfinite(y)]
             first, last, low = (f"{y:.4g} at {x}" for y, x in (points[0], points[-1], min(points))) if points else "???"
@@ -199,7 +189,6 @@ def _draw(fig) -> bytes:
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
 
     canvas = FigureCanvasAgg(Figure(figsize=(7, 4), dpi=100, layout="constrained"))  # no pyplot: no global state
     canvas.figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
@@ -217,12 +206,8 @@ def _draw(fig) -> bytes:
             if any(downs + ups):
                 axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor="#444444", capsize=5)
         elif trace.mode == "text":
-            sides = trace.textposition or "top center"
-            sides = itertools.repeat(sides) if isinstance(sides, str) else sides
-            for x, y, text, side in zip(xs, ys, trace.text, sides, strict=False):
-                place, across, up = PLACES[side]
-                shown = axes.annotate(_plain(text), (x, y), place, textcoords="offset points", ha=across, va=up)
-                shown.set_path_effects([withStroke(linewidth=3, foreground="white")])  # readable where it meets lines
+            for x, y, text in zip(xs, ys, trace.text, strict=True):
+                axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
         else:
             symbol, hollow = (
                 (trace.marker.symbol or "circle").removesuffix("-open"),
@@ -240,11 +225,6 @@ def _draw(fig) -> bytes:
     if fig.layout.xaxis.tickvals:
         axes.set_xticks(fig.layout.xaxis.tickvals, [_plain(text) for text in fig.layout.xaxis.ticktext])
         axes.minorticks_off()
-    if fig.layout.yaxis.visible is False:
-        axes.yaxis.set_visible(False)
-        axes.spines[["left", "bottom"]].set_visible(False)
-    if fig.layout.xaxis.range and fig.layout.xaxis.type != "log":  # whose range plotly gives as exponents
-        axes.set_xlim(fig.layout.xaxis.range)
     axes.set(title=_plain(fig.layout.title.text), ylim=fig.layout.yaxis.range)
     axes.set(xlabel=_plain(fig.layout.xaxis.title.text), ylabel=_plain(fig.layout.yaxis.title.text))
     if fig.layout.showlegend:

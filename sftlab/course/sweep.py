@@ -134,8 +134,8 @@ def run_point(
 
 def tell_end(folder: Path, points: list[Point], summary, metric: str) -> int:
     """Print the table, the verdict, and what failed; return the exit code."""
-    heads, rows = sweep_report.list_settings(summary, metric)
-    print("\n" + "\n".join(" | ".join(str(cell) for cell in row) for row in [heads, *rows]))
+    settings = sweep_report.list_settings(summary, metric)
+    print("", *(" | ".join(row) for row in [settings.columns, *settings.values]), sep="\n")
     print(f"\n{summary.verdict}", *(f"- {words}" for words in summary.warnings), sep="\n")
     bad = [one for one in points if one.status not in ("completed", "waiting")]
     lost = [one for one in points if one.status == "completed" and not math.isfinite(one.metrics.get(metric, math.nan))]

@@ -16,14 +16,16 @@ How it is judged:
 python -c "from sftlab.course import sweep_report; print(sweep_report.__doc__)"
 """
 
-import csv
-import io
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from urllib.parse import quote
+
+import numpy
+import pandas
+from scipy.stats import t
 
 from sftlab import files, machine, pages, plots
 from sftlab.config.configs import SweepConfig
@@ -33,13 +35,15 @@ from sftlab.memory import duration
 from sftlab.pages import table, text
 
 LEVEL = 0.95
-COSTS = {
-    "steps": "steps",
-    "trained_parameters": "trained parameters",
-    "tokens": "tokens",
-}  # what a record may call them
+COSTS = ("steps", "trained_parameters", "tokens")  # what a record may call them
 UNEQUAL = 1.2  # from here on costs are told
 MOST = 4  # settings that are named in a sentence
+SHOWN = ("steps", "trained_parameters")  # the cost of a setting stands beside its score
+STYLE = "<style>.settings td{white-space:nowrap}</style>"
+FRESH = 15  # seconds for which a page is left as it is between two points
+CUT = 200  # letters of an error in the list of points
+LOG_FROM = 8  # values that differ by this factor get a logarithmic axis
+LINES = len(plots.COLOURS)  # in a chart
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Setting:
     """
 
     values: dict
-    points: list[Point]
+    points: list[Point] = field(default_factory=list)
     known: dict = field(default_factory=dict)
     failed: list[Point] = field(default_factory=list)
     mean: float | None = None
@@ -84,93 +88,89 @@ class Summary:
     settings: list[Setting]
     seeds: list
     alike: list[Setting]
-    verdict: str
-    warnings: list[str]
-    relative: bool = False
+    relative: bool
+    verdict: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def running(self) -> list[Setting]:
+        return [one for one in self.settings if one.mean is not None]
 
 
 def summarise(points: list[Point], metric: str, direction: str) -> Summary:
     """Group the points by setting and judge them by `metric`; direction: min or max."""
-    groups = {}
+    groups: dict[str, Setting] = {}
     for point in points:
-        group = groups.setdefault(repr(point.setting), Setting(point.setting, []))
+        group = groups.setdefault(repr(point.setting), Setting(point.setting))
         group.points.append(point)
-        value = point.metrics.get(metric, math.nan)
-        if math.isfinite(value):
+        if math.isfinite(value := point.metrics.get(metric, math.nan)):
             group.known[point.seed] = value
         elif point.status not in ("waiting", "interrupted"):
             group.failed.append(point)
     tried = [group for group in groups.values() if group.known]
     running = [group for group in tried if not group.failed] or tried
-    seeds = [seed for seed in dict.fromkeys(point.seed for point in points) if running and all(seed in group.known for group in running)]  # fmt: skip
+    seeds = dict.fromkeys(point.seed for point in points) if running else ()
+    seeds = [seed for seed in seeds if all(seed in one.known for one in running)]
     running = running if seeds else []
-    sign = 1 if direction == "min" else -1
-    relative = direction == "min" and all(value > 0 for group in running for value in group.known.values())
-    scale, back = (math.log, math.exp) if relative else (float, float)
-    for group in running:
-        middle, interval = average([scale(group.known[seed]) for seed in seeds], LEVEL)
-        group.mean, group.interval = back(middle), interval and tuple(map(back, interval))
-    running.sort(key=lambda group: sign * group.mean)
-    constant = len(seeds) > 1 and all(len({one.known[seed] for seed in seeds}) == 1 for one in running)
-    for other in running[1:]:
-        apart = [sign * (scale(other.known[seed]) - scale(running[0].known[seed])) for seed in seeds]
-        change, interval = average(apart, 1 - (1 - LEVEL) / (len(running) - 1))
-        ends = [change, *(interval or (None, None))]
-        other.behind = tuple(end if end is None else math.exp(end) if relative else end for end in ends)
-    alike = [
-        other for other in running[1:] if len(seeds) > 1 and other.behind[1] <= relative
-    ]  # a ratio of 1, a difference of 0
-    settings = running + [group for group in groups.values() if group not in running]
-    verdict = judge(running, seeds, alike, metric, direction, relative, constant, bool(tried))
-    return Summary(settings, seeds, alike, verdict, find_warnings(running, settings, points), relative)
+    # a column for each setting, a row for each seed
+    scores = pandas.DataFrame({at: [one.known[seed] for seed in seeds] for at, one in enumerate(running)})
+    relative = direction == "min" and bool((scores > 0).all(axis=None))
+    scores = numpy.log(scores) if relative else scores
+    if running:
+        order = (scores.mean() if direction == "min" else -scores.mean()).sort_values(kind="stable").index
+        apart = scores.sub(scores[order[0]], axis=0) * (1 if direction == "min" else -1)
+        tables = [average(scores, LEVEL), average(apart, 1 - (1 - LEVEL) / max(1, len(running) - 1))]
+        means, behind = (numpy.exp(table) if relative else table for table in tables)
+        for at in order:
+            middle, low, high = means.loc[at]
+            running[at].mean, running[at].interval = middle, None if len(seeds) < 2 else (low, high)
+            running[at].behind = tuple(None if math.isnan(end) else end for end in behind.loc[at])
+        running = [running[at] for at in order]
+        running[0].behind = None
+    constant = len(seeds) > 1 and bool((scores.nunique() == 1).all())
+    same = 1 if relative else 0  # a ratio, or a difference
+    alike = [one for one in running[1:] if len(seeds) > 1 and one.behind[1] <= same]
+    summary = Summary(running + [group for group in groups.values() if group not in running], seeds, alike, relative)
+    summary.verdict, summary.warnings = judge(summary, metric, direction, constant), find_warnings(summary, points)
+    return summary
 
 
-def average(values: list[float], level: float) -> tuple[float, tuple | None]:
-    """The mean, and Student's interval of it; None for a single value."""
-    if len(values) < 2:
-        return values[0], None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return mean(values), (mean(values) - half, mean(values) + half)
+def average(scores, level: float):
+    """For each column its mean and the ends of Student's interval, which are NaN for a single row."""
+    middle, half = scores.mean(), scores.sem() * t.ppf((1 + level) / 2, max(1, len(scores) - 1))
+    return pandas.DataFrame({"mean": middle, "low": middle - half, "high": middle + half})
 
 
-def judge(running: list[Setting], seeds: list, alike: list[Setting], metric: str, direction: str, relative: bool, constant: bool, tried: bool = True) -> str:  # fmt: skip
-    """The verdict in words, by the rules above. constant: a setting's number never changed with the seed; tried: some point completed."""
+def judge(summary: Summary, metric: str, direction: str, constant: bool) -> str:
+    """The verdict in words, by the rules above. constant: a setting's number never changed with the seed."""
+    running, seeds, alike, relative = summary.running, summary.seeds, summary.alike, summary.relative
+    if not running and any(one.known for one in summary.settings):
+        return "No setting can be judged: no seed was completed by all settings."
     if not running:
-        return ("No setting can be judged: no seed was completed by all settings." if tried else
-                "No setting can be judged yet: no point has completed.")  # fmt: skip
+        return "No setting can be judged yet: no point has completed."
     best, others, word = running[0], running[1:], "Lowest" if direction == "min" else "Highest"
     if len(seeds) < 2 or constant:
         second = f"; next is {others[0].name} with {others[0].mean:.4g}" if others else ""
-        why = ("The seeds changed nothing, so nothing can be said about chance: does the notebook use `seed`, or is the score "
-               "at its end?" if constant else "With one run of each, nothing can be said about chance: another seed may order "
-               "them in another way. Give --seeds 1,2,3.")  # fmt: skip
+        why = "With one run of each, nothing can be said about chance: another seed may order them in another way. Give --seeds 1,2,3."
+        if constant:
+            why = "The seeds changed nothing, so nothing can be said about chance: does the notebook use `seed`, or is the score at its end?"
         return f"{word} {metric}: {best.name} with {best.mean:.4g}{second}. {why}"
-    low, high = best.interval
-    words = (
-        f"{word} mean {metric} over {len(seeds)} seeds: {best.name} with {best.mean:.4g} ({low:.4g} to {high:.4g}). "
-    )
-    worse = [other for other in others if other not in alike]
+    interval = "{:.4g} to {:.4g}".format(*best.interval)
+    words = [f"{word} mean {metric} over {len(seeds)} seeds: {best.name} with {best.mean:.4g} ({interval})."]
     if not others:
-        return words + "There is no other setting to compare it with."
+        words.append("There is no other setting to compare it with.")
     if alike:
         which = f"any of the other {len(alike)}" if len(alike) == len(others) > MOST else list_names(alike)
-        words += f"No measurable difference between it and {which}. "
-    if worse:
-        which = (
-            f"{'All' if len(worse) == len(others) else 'The'} {len(worse)} others are"
-            if len(worse) > 1
-            else f"{worse[0].name} is"
-        )
-        nearest = f"; the nearest, {worse[0].name}," if len(worse) > 1 else " and"
-        by = (
-            f"has {tell(worse[0].behind, relative)} its {metric}"
-            if relative
-            else f"is behind by {tell(worse[0].behind, relative)}"
-        )
-        words += f"{which} measurably worse{nearest} {by}."
-    return words.strip()
+        words.append(f"No measurable difference between it and {which}.")
+    if worse := [other for other in others if other not in alike]:
+        which, by = worse[0].name, tell(worse[0].behind, relative)
+        by = f"has {by} its {metric}" if relative else f"is behind by {by}"
+        if len(worse) > 1:
+            every = "All" if len(worse) == len(others) else "The"
+            words.append(f"{every} {len(worse)} others are measurably worse; the nearest, {which}, {by}.")
+        else:
+            words.append(f"{which} is measurably worse and {by}.")
+    return " ".join(words)
 
 
 def list_names(settings: list[Setting]) -> str:
@@ -181,59 +181,46 @@ def list_names(settings: list[Setting]) -> str:
 
 def tell(behind: tuple, relative: bool) -> str:
     """A difference, or a ratio, with its interval."""
-    words = ["" if end is None else f"{end:.3g}" for end in behind]
-    unit = " times" if relative else ""
-    return words[0] + unit if not words[1] else f"{words[0]}{unit} ({words[1]} to {words[2]})"
+    change, low, high = behind
+    words = f"{change:.3g}{' times' if relative else ''}"
+    return words if low is None else f"{words} ({low:.3g} to {high:.3g})"
 
 
 def write_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def find_warnings(running: list[Setting], settings: list[Setting], points: list[Point]) -> list[str]:
+def find_warnings(summary: Summary, points: list[Point]) -> list[str]:
     """What to know before the verdict is believed: failures, points to come, an edge of the grid, unequal costs."""
-    found = []
-    for one in settings:
-        if one.failed:
-            found.append(f"{one.name}: {len(one.failed)} of its {len(one.points)} points ended without a result, so it is "
-                         + ("compared all the same: none is without." if one in running else "out of the running."))  # fmt: skip
+    found, running = [], summary.running
+    for one in (one for one in summary.settings if one.failed):
+        so = "compared all the same: none is without" if one in running else "out of the running"
+        number = f"{len(one.failed)} of its {len(one.points)} points"
+        found.append(f"{one.name}: {number} ended without a result, so it is {so}.")
     still = [one.name for one in running if len(one.known) > 1 and len(set(one.known.values())) == 1]
     if 1 < len(still) < len(running):
-        found.append(
-            f"{', '.join(still[:MOST])}: the seeds changed nothing there, so between these settings chance was not seen."
-        )
+        names = ", ".join(still[:MOST])
+        found.append(f"{names}: the seeds changed nothing there, so between these settings chance was not seen.")
     left = sum(point.status in ("waiting", "interrupted") for point in points)
     if left:
         found.append(f"{left} of {len(points)} points have not run to their end: the same command goes on.")
-    for axis in running[0].values if running else ():
-        tried = sorted(
-            {one.values[axis] for one in settings if one.known or one.failed}, key=str
-        )  # beyond it all may fail
-        if len(tried) > 2 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried):
-            ends = {min(tried): "smallest", max(tried): "largest"}
-            value = running[0].values[axis]
-            if value in ends:
-                found.append(
-                    f"{axis}={write_value(value)} is the {ends[value]} value that was tried: the best may lie beyond it."
-                )
-    costs = {words: [one.average(name) for one in running if one.average(name)] for name, words in COSTS.items()}
-    unequal = [f"{words} {write_number(min(values))} to {write_number(max(values))}" for words, values in costs.items()
-               if values and max(values) > UNEQUAL * min(values)]  # fmt: skip
+    for axis, value in running[0].values.items() if running else ():
+        tried = {one.values[axis] for one in summary.settings if one.known or one.failed}  # beyond it all may fail
+        if len(tried) > 2 and all(is_number(one) for one in tried) and value in (min(tried), max(tried)):
+            end = "smallest" if value == min(tried) else "largest"
+            found.append(f"{axis}={write_value(value)} is the {end} value that was tried: the best may lie beyond it.")
+    unequal = []
+    for name in COSTS:
+        costs = [one.average(name) for one in running if one.average(name)]
+        if costs and max(costs) > UNEQUAL * min(costs):
+            unequal.append(f"{name.replace('_', ' ')} {write_number(min(costs))} to {write_number(max(costs))}")
     if unequal:
         found.append(f"They don't cost the same: {'; '.join(unequal)}. What costs more may win by that alone.")
     return found
 
 
-# What a sweep leaves beside its points: sweep.json, sweep.csv and index.html, which opens offline.
-#
-# All three are written whole while a sweep runs, so that it can be looked at, also after it was killed: the tables after each
-# point, the page, whose charts take a second, every few seconds.
-
-
-SHOWN = ("steps", "trained_parameters")  # the cost of a setting stands beside its score
-STYLE = "<style>.settings td{white-space:nowrap}</style>"
-FRESH = 15  # seconds for which a page is left as it is between two points
-CUT = 200  # letters of an error in the list of points
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def write_all(folder: Path, config: SweepConfig, direction: str, points: list[Point], page: bool = True) -> Summary:
@@ -268,15 +255,11 @@ def write_page(folder: Path, config: SweepConfig, direction: str, points: list[P
 
 def make_csv(points: list[Point]) -> str:
     """A line for each point: parameters, seed, status, seconds, metrics. The first sign tells a spreadsheet that it's UTF-8."""
-    metrics = list(dict.fromkeys(name for one in points for name in one.metrics))
-    seeds = ["seed"] if points[0].seed is not None else []
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*points[0].setting, *seeds, "status", "seconds", *metrics])
-    for one in points:
-        values = [*one.setting.values(), *([one.seed] if seeds else [])]
-        writer.writerow([*values, one.status, one.seconds, *(one.metrics.get(name, "") for name in metrics)])
-    return "\ufeff" + out.getvalue()
+    seeds = [{} if one.seed is None else {"seed": one.seed} for one in points]
+    about = [{"status": one.status, "seconds": one.seconds} for one in points]
+    parts = ([one.setting for one in points], seeds, about, [one.metrics for one in points])
+    whole = pandas.concat([pandas.DataFrame(part, dtype=object) for part in parts], axis=1)  # a whole number stays one
+    return "\ufeff" + whole.to_csv(index=False, lineterminator="\n")
 
 
 def place(one: Setting, summary: Summary) -> str:
@@ -292,24 +275,29 @@ def place(one: Setting, summary: Summary) -> str:
     return "no measurable difference" if one in summary.alike else "worse"
 
 
-def list_settings(summary: Summary, metric: str) -> tuple[tuple, list[tuple]]:
-    """The table of settings, best first: heads and rows, as texts."""
-    axes, extra = list(summary.settings[0].values), [name for name in SHOWN if any(one.average(name) for one in summary.settings)]  # fmt: skip
-    others = dict.fromkeys(name for one in summary.settings for point in one.points for name in point.metrics)
-    extra = [*(name for name in others if name not in (metric, *extra)), *extra]
-    heads = (*axes, f"mean {metric}", "95 % interval", "behind the best (95 % for all)", "", *(name.replace("_", " ") for name in extra),
-             "time", "points")  # fmt: skip
+def list_settings(summary: Summary, metric: str) -> pandas.DataFrame:
+    """The table of settings as texts, best first."""
+    known = dict.fromkeys(name for one in summary.settings for point in one.points for name in point.metrics)
+    extra = sorted(
+        (name for name in known if name != metric), key=lambda name: SHOWN.index(name) if name in SHOWN else -1
+    )
     rows = []
     for one in summary.settings:
         done = sum(point.status == "completed" for point in one.points)
-        rows.append((
-            *(write_value(value) for value in one.values.values()), "" if one.mean is None else f"{one.mean:.4g}",
-            "" if one.interval is None else "{:.4g} to {:.4g}".format(*one.interval),
-            "" if one.behind is None else tell(one.behind, summary.relative), place(one, summary),
-            *("" if one.average(name) is None else write_number(one.average(name)) for name in extra),
-            "" if one.seconds is None else duration.say(one.seconds), f"{done} of {len(one.points)}",
-        ))  # fmt: skip
-    return heads, rows
+        row = {name: write_value(value) for name, value in one.values.items()}
+        row |= {
+            f"mean {metric}": None if one.mean is None else f"{one.mean:.4g}",
+            "95 % interval": one.interval and "{:.4g} to {:.4g}".format(*one.interval),
+            "behind the best (95 % for all)": one.behind and tell(one.behind, summary.relative),
+            "": place(one, summary),
+        }
+        for name in extra:
+            average = one.average(name)
+            row[name.replace("_", " ")] = None if average is None else write_number(average)
+        seconds = one.seconds
+        row |= {"time": None if seconds is None else duration.say(seconds), "points": f"{done} of {len(one.points)}"}
+        rows.append(row)
+    return pandas.DataFrame(rows).fillna("")
 
 
 def make_page(config: SweepConfig, direction: str, points: list[Point], summary: Summary, folder: Path) -> list[str]:
@@ -318,16 +306,16 @@ def make_page(config: SweepConfig, direction: str, points: list[Point], summary:
     fixed = name_values(dict(config.parameters or []))
     about = f"{done} of {len(points)} points completed, profile {points[0].job['profile']}. {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
     best = summary.settings[0].values if summary.seeds else None
-    known = [one for one in points if config.metric in one.metrics]
-    charts = [parallel_coordinates(points, config.metric, direction, best)] if known else []
+    charts = [plot_against(summary, name, config.metric, direction) for name in points[0].setting if best]
     charts += [fig for fig in [loss_curves(points, best)] if fig]
+    settings = list_settings(summary, config.metric)
     failed = [one for one in points if one.status not in ("completed", "waiting")]
     return [
         STYLE, f"<h1>Sweep of {text(points[0].job['notebook'])}</h1>", f"<p>{text(about)}</p>",
         f"<p>The same in all: {text(fixed)}.</p>" if fixed else "", f"<p><strong>{text(summary.verdict)}</strong></p>",
         "<ul>" + "".join(f"<li>{text(words)}</li>" for words in summary.warnings) + "</ul>" if summary.warnings else "",
         *[f"<section>{html.show_chart(fig)}</section>" for fig in charts],
-        "<h2>Settings</h2>", f'<div class="settings">{table(*list_settings(summary, config.metric))}</div>',
+        "<h2>Settings</h2>", f'<div class="settings">{table(settings.columns, settings.values)}</div>',
         "<h2>Points</h2>", list_points(points, folder, config.metric),
         *[html.show_failure({"notebook": one.name, "status": one.status, "cell": one.cell, "cell_source": one.cell_source,
                                "error": one.error}) for one in failed],
@@ -351,162 +339,61 @@ def list_points(points: list[Point], folder: Path, metric: str) -> str:
     return table(("point", "status", metric, "time"), rows)
 
 
-# The figures of a sweep: parallel coordinates, with an axis for each parameter and the metric last, and all loss curves.
-#
-# They are plotly figures of plain lines, so that they need no WebGL, are drawn as pictures by `plots.draw_static`, and have
-# colours that are told apart on light and dark ground and by the colour blind.
+def plot_against(summary: Summary, name: str, metric: str, direction: str = "min"):
+    """The mean of a metric against the setting `name`, a line for each value of the other one, error bars for the intervals.
 
-
-GOOD, MIDDLE, POOR = plots.COLOURS[0], plots.GREY, plots.COLOURS[1]
-LOG_FROM = 8  # values that differ by this factor get a logarithmic axis
-MOST_TICKS = 10
-SPREAD = 0.03  # how far lines through one value are set apart, in heights of an axis
-
-
-@dataclass
-class Axis:
-    """Where values lie on a vertical line from 0 to 1; scale: linear, log or texts; ticks: (place, text)."""
-
-    name: str
-    scale: str
-    values: list
-    ticks: list
-
-    def place(self, value) -> float:
-        if self.scale == "texts":
-            at, low, high = self.values.index(value), 0, len(self.values) - 1
-        else:
-            change = math.log if self.scale == "log" else float
-            at, low, high = (change(one) for one in (value, min(self.values), max(self.values)))
-        return 0.5 if low == high else (at - low) / (high - low)
-
-
-def make_axis(name: str, values: list, even_ticks: bool = False) -> Axis:
-    """An axis for these values: numbers in order, other things as they first come. even_ticks: instead of one at each value."""
-    distinct = list(dict.fromkeys(values))
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in distinct):
-        axis = Axis(name, "texts", distinct, [])
-        axis.ticks = [(axis.place(value), shorten(write_value(value))) for value in distinct]
-        return axis
-    low, high = min(distinct), max(distinct)
-    axis = Axis(name, "log" if low > 0 and high >= LOG_FROM * low else "linear", sorted(distinct), [])
-    if len(distinct) <= MOST_TICKS and not even_ticks or low == high:
-        axis.ticks = [
-            (axis.place(value), write_value(value) if not even_ticks else f"{value:.4g}") for value in axis.values
-        ]
-        return axis
-    for at in (0, 0.25, 0.5, 0.75, 1):
-        value = low ** (1 - at) * high**at if axis.scale == "log" else low + at * (high - low)
-        axis.ticks.append((at, f"{value:.3g}"))
-    return axis
-
-
-def parallel_coordinates(points: list, metric: str, direction: str = "min", best: dict | None = None, title: str = ""):
-    """A line for each point of a sweep, through its parameters to its metric; the better it is, the bluer.
-
-    points: `grid.Point`s, of which setting and metrics are used. direction: min or max. best: the setting that is
-    drawn thick. Points without the metric are dashed and end before it. Raises ValueError where no point has it.
+    summary: what `summarise` found by this metric; direction: min or max. With more than two settings a line is
+    of a combination of the others' values, and LINES of them are drawn: those with the best point. Between values that are
+    no numbers there is nothing, and no line. Raises ValueError where no setting has a mean.
     """
-    known = sorted(
-        (one for one in points if math.isfinite(one.metrics.get(metric, math.nan))), key=lambda one: one.metrics[metric]
-    )
+    known = summary.running
     if not known:
-        raise ValueError(f"no point has {metric}")
-    axes = [make_axis(name, [one.setting[name] for one in points]) for name in points[0].setting]
-    last = make_axis(metric, [one.metrics[metric] for one in known], even_ticks=True)
-    traces = []
-    for number, point in enumerate([*(one for one in points if one not in known), *known]):
-        drawn = point in known
-        shift = SPREAD * (2 * known.index(point) / max(1, len(known) - 1) - 1) if drawn else 0
-        ys = [axis.place(point.setting[axis.name]) + shift for axis in axes]
-        ys += [last.place(point.metrics[metric])] if drawn else []
-        quality = abs(ys[-1] - (direction == "min")) if drawn else None
-        name = name_values(point.setting if point.seed is None else point.setting | {"seed": point.seed})
-        name += f"<br>{metric} {point.metrics[metric]:.4g}" if drawn else f"<br>{point.status}"
-        thick = point.setting == best
-        line = {
-            "color": mix(quality) if drawn else MIDDLE,
-            "width": 4 if thick else 1.5,
-            "dash": "solid" if drawn else "dot",
-        }
-        traces.append((thick, number, {"type": "scatter", "mode": "lines", "x": list(range(len(ys))), "y": ys, "line": line,
-                                       "name": name, "hoverinfo": "name", "opacity": 1 if thick else 0.75}))  # fmt: skip
-    traces = [trace for *_, trace in sorted(traces, key=lambda one: one[:2])]  # the best on top
-    for trace in traces:
-        trace |= {"hoverlabel": {"namelength": -1}}
-    for number, axis in enumerate([*axes, last]):
-        places, texts = zip(*axis.ticks, strict=True)
-        ruler = {"type": "scatter", "hoverinfo": "skip", "x": [number] * len(places), "y": list(places)}
-        traces.append(
-            ruler
-            | {"mode": "lines", "x": [number, number], "y": [-0.05, 1.05], "line": {"color": MIDDLE, "width": 1.5}}
-        )
-        traces.append(ruler | label_ticks(places, texts, number == 0, axis is last))
-    fig = plots.lines(
-        [], {}, "", "", title or f"{len(points)} points" + (f"; thick: {name_values(best)}" if best else "")
-    )
-    fig.add_traces(traces)
-    heads = [f"{axis.name}<br>(log)" if axis.scale == "log" else axis.name for axis in axes]
-    heads.append(f"{metric}<br>({'lower' if direction == 'min' else 'higher'} is better)")
-    ticks = {"tickvals": list(range(len(heads))), "ticktext": heads, "range": [-0.45, len(axes) + 0.45]}
-    return fig.update_layout(showlegend=False, hovermode="closest", xaxis=ticks | {"showgrid": False},
-                             yaxis={"visible": False, "range": [-0.17, 1.15]}, meta=describe(fig, known, points, metric, direction))  # fmt: skip
-
-
-def label_ticks(places: tuple, texts: tuple, first: bool, last: bool) -> dict:
-    """Where an axis's numbers stand: beside the outer axes, and on those between clear of the lines that meet at a tick."""
-    if first or last:
-        texts = [f"{text}\u2002" if first else f"\u2002{text}" for text in texts]
-        return {
-            "mode": "text",
-            "text": texts,
-            "textposition": ["middle left" if first else "middle right"] * len(texts),
-        }
-    low = min(places) if len(places) > 1 else None
-    sides = ["bottom center" if at == low else "top center" for at in places]
-    ys = [at - SPREAD if at == low else at + SPREAD for at in places]
-    return {"mode": "text", "y": ys, "text": list(texts), "textposition": sides}
-
-
-def describe(fig, known: list, points: list, metric: str, direction: str) -> str:
-    """The chart in words: the points from the best on, the first ten of them, and what is not there."""
-    ranked = known if direction == "min" else known[::-1]
-    out = [fig.layout.title.text]
-    for one in ranked[:10]:
-        values = one.setting if one.seed is None else one.setting | {"seed": one.seed}
-        out.append(f"  {metric} {one.metrics[metric]:.4g}: {name_values(values)}")
-    out += [f"  … and {len(ranked) - 10} more, up to {ranked[-1].metrics[metric]:.4g}"] if len(ranked) > 10 else []
-    out += [f"  {len(points) - len(known)} without {metric}"] if len(points) > len(known) else []
-    return "\n".join(out)
+        raise ValueError(f"no setting has a mean {metric}")
+    groups: dict[str, list] = {}
+    for one in known:  # best first
+        others = {key: value for key, value in one.values.items() if key != name}
+        groups.setdefault(name_values(others) or metric, []).append(one)
+    numbers = all(is_number(one.values[name]) for one in known)
+    values = list(dict.fromkeys(one.values[name] for one in known))
+    values = sorted(values) if numbers else values
+    lines = {label: {one.values[name]: one for one in group} for label, group in list(groups.items())[:LINES]}
+    means = {label: [line[value].mean if value in line else None for value in values] for label, line in lines.items()}
+    left = f"; {LINES} of {len(groups)} lines" if len(groups) > LINES else ""
+    title = f"{metric} against {name} ({'lower' if direction == 'min' else 'higher'} is better{left})"
+    labels = [write_value(value) for value in values]
+    fig = plots.lines(values if numbers else labels, means, name, metric, title)
+    for trace, line in zip(fig.data, lines.values(), strict=True):
+        ends = [line[value].interval if value in line else None for value in values]
+        if any(ends):
+            spans = [
+                (0, 0) if pair is None else (y - pair[0], pair[1] - y) for y, pair in zip(trace.y, ends, strict=True)
+            ]
+            downs, ups = zip(*spans, strict=True)
+            trace.error_y = {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "thickness": 1}
+        trace.mode = "lines+markers" if numbers else "markers"
+    if not numbers:
+        return fig
+    kind = "log" if values[0] > 0 and values[-1] >= LOG_FROM * values[0] else "linear"
+    return fig.update_xaxes(type=kind, tickvals=values, ticktext=labels)
 
 
 def loss_curves(points: list, best: dict | None = None):
     """The training loss of every point that logged one; those of the setting `best` are blue and on top. None if none did."""
     traces = []
-    for point in points:
+    for point in sorted(points, key=lambda point: point.setting == best):
         logged = [(entry["step"], entry["loss"]) for entry in point.log_history if "loss" in entry and "step" in entry]
-        if not logged:
-            continue
-        ours = point.setting == best
-        name = name_values(point.setting if point.seed is None else point.setting | {"seed": point.seed})
-        steps, losses = (list(values) for values in zip(*logged, strict=True))
-        traces.append((ours, {"type": "scatter", "mode": "lines", "name": name, "x": steps, "y": losses, "opacity": 1 if ours else 0.6,
-                              "line": {"color": GOOD if ours else MIDDLE, "width": 3 if ours else 1}}))  # fmt: skip
+        if logged:
+            ours = point.setting == best
+            name = name_values(point.setting if point.seed is None else point.setting | {"seed": point.seed})
+            steps, losses = (list(values) for values in zip(*logged, strict=True))
+            line = {"color": plots.COLOURS[0] if ours else plots.GREY, "width": 3 if ours else 1}
+            trace = {"type": "scatter", "mode": "lines", "name": name, "x": steps, "y": losses}
+            traces.append(trace | {"line": line, "opacity": 1 if ours else 0.6})
     if not traces:
         return None
     title = "Training loss of every point" + (f"; blue: {name_values(best)}" if best else "")
-    fig = plots.lines([], {}, "step", "loss", title).add_traces(
-        [trace for _, trace in sorted(traces, key=lambda one: one[0])]
+    return (
+        plots.lines([], {}, "step", "loss", title)
+        .add_traces(traces)
+        .update_layout(showlegend=False, hovermode="closest")
     )
-    return fig.update_layout(showlegend=False, hovermode="closest")
-
-
-def mix(quality: float) -> str:
-    """A colour from vermilion (0, the worst) over grey to blue (1, the best): as hex."""
-    first, second, share = (POOR, MIDDLE, 2 * quality) if quality < 0.5 else (MIDDLE, GOOD, 2 * quality - 1)
-    parts = [(int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5)]
-    return "#" + "".join(f"{round(one + share * (two - one)):02x}" for one, two in parts)
-
-
-def shorten(text: str) -> str:
-    return text if len(text) <= 24 else text[:23] + "…"

@@ -4,6 +4,7 @@ sftlab prepare --source json --source-path data_samples/facts_train.json
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,9 @@ from sftlab.data import report as data_report
 from sftlab.data.rows import check_columns, check_rows, get_answer, get_prompt, parse_columns
 from sftlab.errors import UserError, place_error
 from sftlab.models import load
+from sftlab.models.load import IGNORED
 
+LEAST = 8  # tokens that must be the same in all rows, for a batch to hold them once
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
 
@@ -279,3 +282,76 @@ def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> N
     if [ids.tolist() for ids in masking.encode_chats(tokenizer, rows["messages"])["input_ids"]] != rows["input_ids"]:
         raise UserError(f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
                         f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`.")  # fmt: skip
+
+
+def cut_rows(split, max_length: int, whole: bool = False):
+    """The rows of a datasets.Dataset from which something is learned within max_length, cut to it when they are read.
+
+    `whole`: not cut, because packing does that itself, and takes no rows that are made when they are read.
+    Returns (the Dataset with `input_ids` and `labels`, the lengths of its rows in tokens).
+    """
+    import numpy
+
+    column = split.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
+    lengths = numpy.diff(column.offsets.to_numpy())
+    rows = numpy.repeat(numpy.arange(len(lengths)), lengths)
+    places = numpy.arange(len(rows)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)
+    learned = rows[(column.flatten().to_numpy() != IGNORED) & (places < max_length)]
+    kept = numpy.unique(learned)
+    lengths = numpy.minimum(lengths[kept], max_length).tolist()
+    split = split.select_columns(["input_ids", "labels"])
+    split = split if len(kept) == len(split) else split.select(kept)
+    if lengths and max(lengths) == max_length and not whole:
+        split = split.with_transform(functools.partial(cut_columns, max_length=max_length))
+    return split, lengths
+
+
+def cut_splits(config: TrainConfig, splits):
+    """(training rows, the tokens of each, held-out rows that are looked at, the tokens of each) of a prepared set, as `cut_rows`
+    has them. Raises UserError where max_length leaves none.
+    """
+    held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
+    found = [cut_rows(split, config.max_length, whole=config.packing) for split in (splits["train"], held_out)]
+    for kind, (_, lengths) in zip(("row", "held-out row"), found, strict=True):
+        if not lengths:
+            raise UserError(f"max_length: within {config.max_length} tokens no {kind} has an answer left; raise it.")
+    return *found[0], *found[1]
+
+
+def cut_columns(rows: dict, max_length: int) -> dict:
+    """A function of its own because the data loader's processes must be able to import it."""
+    return {name: [row[:max_length] for row in column] for name, column in rows.items()}
+
+
+def find_shared(config, *splits) -> int:
+    """How many tokens a run's batches may hold once: those that all rows begin with, if they are enough to be worth it."""
+    return limit_shared(config, count_shared(*splits)) if limit_shared(config, LEAST) else 0
+
+
+def limit_shared(config, shared: int) -> int:
+    """`shared`, or 0 where a run's batches are made in another way, or so few tokens aren't worth it."""
+    alone = config.packing or config.batch_size < 2 or config.use_flash_attention is False
+    return 0 if alone or shared < LEAST else shared
+
+
+def count_shared(*splits) -> int:
+    """How many tokens all rows of some datasets.Datasets begin with, none of them trained or followed by a trained one.
+
+    A chat format often begins with the same sentences. In a row without padding they may stand once for a whole batch.
+    """
+    import numpy
+
+    columns, limits = [], []
+    for split in splits:
+        table = split.with_format("arrow")[:]
+        ids, labels = (table[name].combine_chunks() for name in ("input_ids", "labels"))
+        starts = ids.offsets.to_numpy()[:-1] - ids.offsets.to_numpy()[0]
+        lengths = numpy.diff(ids.offsets.to_numpy())
+        places = numpy.arange(len(ids.flatten())) - numpy.repeat(starts, lengths)
+        trained = places[labels.flatten().to_numpy() != IGNORED]
+        limits.append(int(min(lengths.min(), trained.min())) - 1 if len(trained) else 0)
+        columns.append((ids.flatten().to_numpy(), starts))
+    for at in range(min(limits)):
+        if len({int(token) for ids, starts in columns for token in numpy.unique(ids[starts + at])}) > 1:
+            return at
+    return max(0, min(limits))

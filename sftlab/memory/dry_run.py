@@ -3,7 +3,8 @@
 The model's own code runs, PEFT's adapters, autocast and gradient checkpointing included, on torch's fake tensors: they
 have a shape and a type, and nothing is computed. What each operation would have allocated, and what was freed, is
 counted. So there is no formula for each architecture, and a model of 70 billion parameters takes seconds. Only
-bitsandbytes' layers and, for a GPU, TRL's head are stood in for, by what their source keeps.
+bitsandbytes' layers and, for a GPU, TRL's head are stood in for, by what their source keeps. It may run in a thread: modes of
+torch are each thread's own, and its default dtype, its generator and its functions stay as they are.
 
     python -c "from sftlab.memory import dry_run; from sftlab.config.configs import TrainConfig; print(dry_run.run(TrainConfig(), 4, 64))"
 """
@@ -13,6 +14,7 @@ import copy
 import dataclasses
 import functools
 import logging
+import threading
 import weakref
 from dataclasses import dataclass, replace
 
@@ -22,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 
+ONE_AT_A_TIME = threading.RLock()  # torch notes in a variable of all threads whether a dispatch mode is on
 FEW_LAYERS = (2, 4)  # each layer adds the same amount: these two say how much
 MIXED_LAYERS = (6, 12)  # where layers of several kinds take turns, as in Gemma 3
 
@@ -86,7 +89,8 @@ def counting(config: TrainConfig):
     """Turns whatever goes wrong with a model's code inside into CantCount: a run shall not fail by its estimate."""
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # which tells each of its failures
     try:
-        yield
+        with ONE_AT_A_TIME:
+            yield
     except UserError:
         raise
     except Exception as error:  # a mixture of experts asks for numbers, another model builds layers in its own way …
@@ -152,14 +156,11 @@ def build(config: TrainConfig, settings, layers: int):
         load.check_targets(model, lora.target_modules)
         if lora.use_dora and (config.use_4bit or config.use_8bit):
             raise RuntimeError("DoRA reads the lengths of quantised weights, which are not there")
-        model = get_peft_model(model, lora, low_cpu_mem_usage=True)
+        with torch.device("meta"):  # PEFT's low_cpu_mem_usage replaces a method of all modules meanwhile
+            model = get_peft_model(model, lora)
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        if lora:
-            model.enable_input_require_grads()
     return model.train()
 
 
@@ -185,6 +186,16 @@ def _step(
         dropouts = {"attention_dropout", "attn_pdrop"} & set(vars(settings.get_text_config()))
         settings.get_text_config().update(dict.fromkeys(dropouts, 0.0))
     model = build(config, settings, layers)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(
+            {
+                "use_reentrant": False,
+                "preserve_rng_state": False,  # else torch's generator, which is that of all threads, would be set back
+                "context_fn": lambda: (contextlib.nullcontext(), kernels.as_on(gpu)),  # off in a backward pass
+            }
+        )
+        if config.use_lora:
+            model.enable_input_require_grads()
     adapters.prepare(model, config.bf16, cpu=not gpu)
     in_rows = not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN
     if in_rows:

@@ -77,8 +77,10 @@ def measure_call() -> float:
     """Seconds that a tiny linear layer takes on this CPU, forward and backward: the best of a few."""
     import torch
 
-    with torch.random.fork_rng(devices=[]):  # a run draws the same numbers whether this was measured before or not
-        layers = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(20)))
+    # no random numbers: a run draws the same ones whether this was measured before, or meanwhile, or not
+    layers = torch.nn.Sequential(*(torch.nn.utils.skip_init(torch.nn.Linear, 16, 16) for _ in range(20)))
+    for weight in layers.parameters():
+        torch.nn.init.constant_(weight, 1 / 16)
     x, best = torch.ones(16, 16, requires_grad=True), math.inf
     for _ in range(10):
         start = time.perf_counter()
@@ -172,7 +174,8 @@ def measure_products(dtype=None, size: int | None = None) -> float:
     gpu = torch.cuda.is_available()
     device, size = ("cuda", size or 8192) if gpu else ("cpu", size or 1536)
     dtype = dtype or (torch.bfloat16 if gpu else torch.float32)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)  # or a cell that runs meanwhile would draw other numbers
+    a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()

@@ -9,6 +9,7 @@ import contextlib
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch.overrides import TorchFunctionMode
 
 from sftlab.models.loss import AnswerLoss
 
@@ -51,28 +52,25 @@ class TiledHead(torch.autograd.Function):
         return tuple(None if s is None else s.to(p.dtype) for s, p in zip(grads, (hidden, weight), strict=True))
 
 
-@contextlib.contextmanager
 def as_on(gpu: bool):
-    """On a GPU dropout keeps a mask of one byte per number, not one of its size, and autocast takes powers in float32."""
-    if not gpu:
-        yield
-        return
-    functional, dropout, power = torch.nn.functional, torch.nn.functional.dropout, torch.pow
+    """The way of a GPU, or of this CPU, while this is on: of the thread that is in it, and not in a backward pass."""
+    return OnGpu() if gpu else contextlib.nullcontext()
 
+
+class OnGpu(TorchFunctionMode):
+    """On a GPU dropout keeps a mask of one byte per number, not one of its size, and autocast takes powers in float32."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.dropout:
+            return self.drop(*args, **kwargs or {})
+        if func is torch.pow and torch.is_tensor(args[0]) and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **kwargs or {})
+        return func(*args, **kwargs or {})
+
+    @staticmethod
     def drop(x, p=0.5, training=True, inplace=False):
         return torch.native_dropout(x, p, True)[0] if training and p else x
-
-    def take_power(x, exponent):
-        if not torch.is_tensor(x) or not torch.is_autocast_enabled("cpu"):
-            return power(x, exponent)
-        with torch.autocast("cpu", enabled=False):
-            return power(x.float(), exponent)
-
-    functional.dropout, torch.pow = drop, take_power
-    try:
-        yield
-    finally:
-        functional.dropout, torch.pow = dropout, power
 
 
 def head_loss(causal, hidden, gpu: bool, trained: int):
@@ -87,7 +85,7 @@ def head_loss(causal, hidden, gpu: bool, trained: int):
 
 
 def make_fake(model, config) -> None:
-    """Give every weight of a model on the meta device a fake tensor on the CPU, inside torch's FakeTensorMode.
+    """Give every weight and buffer of a model on the meta device a fake tensor on the CPU, inside torch's FakeTensorMode.
 
     The layers of bitsandbytes stay empty, and are stood in for.
     """
@@ -102,6 +100,8 @@ def make_fake(model, config) -> None:
                     empty = torch.empty(weight.shape, dtype=weight.dtype)
                     made[weight] = torch.nn.Parameter(empty, requires_grad=weight.requires_grad)
                 part._parameters[name] = made[weight]
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def stand_in(layer, config) -> None:

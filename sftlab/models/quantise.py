@@ -4,6 +4,7 @@ python -c "from sftlab.models import quantise; print(quantise.quantization_confi
 """
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import os
@@ -114,14 +115,26 @@ def build_empty(settings, dtype, quantization=None, trust_remote_code: bool = Fa
     """A model of transformers' configuration `settings` without bytes (torch's meta device), its layers as bitsandbytes
     would hold them. dtype: of all that isn't quantised; quantization: what `quantization_config` returns;
     trust_remote_code: whether code that comes with the model may run.
+
+    Nothing that another thread sees is changed: transformers sets torch's default dtype while it builds in a given one, so
+    it's told none, and accelerate's `init_empty_weights` replaces a method of all modules, where `torch.device` has this thread only.
     """
-    from accelerate import init_empty_weights
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    name = settings.name_or_path
-    with plain_falcon(), init_empty_weights(include_buffers=False), remote_code.guarded(name, name, trust_remote_code):
-        model = AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
+    name, settings = settings.name_or_path, copy.deepcopy(settings)
+    for part in (settings, *(getattr(settings, key) for key in settings.sub_configs)):
+        if part is not None:
+            part.dtype = None
+    with torch.device("meta"), remote_code.guarded(name, name, trust_remote_code):
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
+    model.config.dtype = dtype
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    for part in model.modules():
+        if type(part).__name__ == "FalconLinear":  # as in `plain_falcon`
+            part.__class__ = torch.nn.Linear
     model.tie_weights()
     if quantization:
         quantizer = AutoHfQuantizer.from_config(quantization)
@@ -159,7 +172,7 @@ def build_random(settings, dtype, quantization, device):
                 new = torch.nn.Parameter(new, requires_grad=weight.requires_grad)
             part._parameters[own] = new
         for own, buffer in part._buffers.items():
-            part._buffers[own] = None if buffer is None else buffer.to(device)
+            part._buffers[own] = None if buffer is None else torch.empty_like(buffer, device=device)
         if not hasattr(part, "source_cls"):
             model._init_weights(part)
     model.tie_weights()

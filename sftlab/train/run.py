@@ -68,7 +68,7 @@ def make_trainer(config: TrainConfig):
 
         from sftlab.models import attention
         from sftlab.train import callbacks
-        from sftlab.train.trainer import MULTIPLE, InRows, LabTrainer, cut_rows, find_shared
+        from sftlab.train.trainer import MULTIPLE, InRows, LabTrainer
 
     check_machine(config)
     splits, report = dataset.load_prepared(config.dataset_path)
@@ -80,14 +80,8 @@ def make_trainer(config: TrainConfig):
     unseen = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
-    train_split, lengths = cut_rows(splits["train"], config.max_length, whole=config.packing)
-    if not lengths:
-        raise UserError(f"max_length: within {config.max_length} tokens no row has an answer left; raise it.")
-    held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
-    held_out, left = cut_rows(held_out, config.max_length, whole=config.packing)
-    if not left:
-        raise UserError(f"max_length: within {config.max_length} tokens no held-out row has an answer left; raise it.")
-    shared = find_shared(config, train_split, held_out)
+    train_split, lengths, held_out, left = dataset.cut_splits(config, splits)
+    shared = dataset.find_shared(config, train_split, held_out)
     bf16, why = distributed.from_main(lambda: run_folder.read_precision(config) or load.choose_precision(config))
     choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
     counts = report["splits"]["train"]

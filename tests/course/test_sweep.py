@@ -279,26 +279,36 @@ def test_an_unfinished_round_and_an_edge_of_the_grid_and_unequal_costs_are_told(
     assert "rate=1 is the smallest value" in told and "steps 10 to 30" in told
 
 
-def test_parallel_coordinates_put_each_line_through_its_values():
-    points = [Point({"learning_rate": rate, "書式": word}, None, {}, "", "completed", metrics={"loss": loss})
-              for rate, word, loss in ((1e-4, "日本", 3.0), (1e-3, "alpaca", 1.0), (1e-2, "日本", 2.0))]  # fmt: skip
-    points.append(Point({"learning_rate": 1e-4, "書式": "alpaca"}, None, {}, "", "failed"))
-    fig = sweep_report.parallel_coordinates(points, "loss", "min", best=points[1].setting)
-    lines = {trace.name.split("<br>")[0]: trace for trace in fig.data if trace.hoverinfo == "name"}
-    middle, failed = lines["learning_rate=1e-3, 書式=alpaca"], lines["learning_rate=1e-4, 書式=alpaca"]
-    assert (
-        middle.y[0] == pytest.approx(0.5, abs=1.01 * sweep_report.SPREAD)
-        and middle.y[-1] == 0
-        and middle.line.width == 4
-    )
-    assert middle.line.color.upper() == sweep_report.GOOD and failed.line.dash == "dot" and len(failed.x) == 2
-    assert fig.layout.xaxis.ticktext[0] == "learning_rate<br>(log)"
-    words = plots.summarise(fig).splitlines()
-    assert words[1] == "  loss 1: learning_rate=1e-3, 書式=alpaca" and words[-1] == "  1 without loss"
+def test_a_metric_is_drawn_against_each_setting_with_a_line_for_each_value_of_the_other(tmp_path):
+    points = [Point({"learning_rate": rate, "書式": word}, seed, {}, "", "completed", metrics={"loss": loss * (1 + seed / 10)})
+              for rate, word, loss in ((1e-4, "日本", 3.0), (1e-3, "alpaca", 1.0), (1e-2, "日本", 2.0)) for seed in (1, 2)]  # fmt: skip
+    points.append(Point({"learning_rate": 1e-4, "書式": "alpaca"}, 1, {}, "", "failed"))
+    found = sweep_report.summarise(points, "loss", "min")
+    fig = sweep_report.plot_against(found, "learning_rate", "loss")
+    assert [trace.name for trace in fig.data] == ["書式=alpaca", "書式=日本"]  # the best one first
+    best, other = fig.data
+    assert (best.x, best.mode) == ((1e-4, 1e-3, 1e-2), "lines+markers") and best.y[0] is None is best.y[2]
+    low, high = found.settings[0].interval
+    assert best.y[1] - best.error_y.arrayminus[1] == pytest.approx(low) and best.y[1] + best.error_y.array[
+        1
+    ] == pytest.approx(high)
+    assert fig.layout.xaxis.type == "log" and fig.layout.xaxis.ticktext == ("1e-4", "1e-3", "0.01")
+    assert f"  書式=alpaca, 0.001: 1.149 ({low:.4g} to {high:.4g})" in plots.summarise(fig).splitlines()
     assert plots.draw_static(fig).startswith(b"\x89PNG")
+    words = sweep_report.plot_against(found, "書式", "loss")
+    assert words.data[0].x == ("alpaca", "日本") and {trace.mode for trace in words.data} == {"markers"}
+    one = sweep_report.summarise([point for point in points if point.seed == 1], "loss", "min")
+    assert sweep_report.plot_against(one, "learning_rate", "loss").data[0].error_y.array is None
     assert sweep_report.loss_curves(points) is None
-    with pytest.raises(ValueError, match="no point has speed"):
-        sweep_report.parallel_coordinates(points, "speed")
+    with pytest.raises(ValueError, match="no setting has a mean speed"):
+        sweep_report.plot_against(sweep_report.summarise(points, "speed", "max"), "learning_rate", "speed")
+
+
+def test_many_lines_are_those_of_the_best_points():
+    points = [Point({"a": a, "b": b, "c": c}, 1, {}, "", "completed", metrics={"loss": a + b + c}) for a in (1, 2) for b in range(4)
+              for c in range(4)]  # fmt: skip
+    fig = sweep_report.plot_against(sweep_report.summarise(points, "loss", "min"), "a", "loss")
+    assert len(fig.data) == 6 and fig.data[0].name == "b=0, c=0" and "6 of 16 lines" in fig.layout.title.text
 
 
 def test_what_is_not_known_is_not_said():

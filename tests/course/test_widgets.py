@@ -1,40 +1,44 @@
 """The form edits one configuration, keeps what was typed, refuses aloud, never shows outdated figures, and runs nothing itself."""
 
 import dataclasses
-import json
+import subprocess
+import sys
+import threading
 import time
 import types
 from pathlib import Path
 
 import pytest
+import torch
 from jupyter_client.manager import start_new_kernel
 
 from sftlab.config import presets
 from sftlab.config import text as config_text
-from sftlab.config.configs import TrainConfig
-from sftlab.course import form_worker, widgets
+from sftlab.config.configs import MemoryConfig, TrainConfig
+from sftlab.course import widgets
+from sftlab.course.widgets import find_figures
 from sftlab.errors import UserError
-from sftlab.memory import duration
+from sftlab.memory import dry_run, duration, parts
 from sftlab.models import load
 from sftlab.runs import background, panel
+from sftlab.train import folder as run_folder
 
 
 @pytest.fixture
 def asked(monkeypatch) -> list:
-    """Configurations whose figures were asked for, by forms without a process behind them; None: they no longer hold."""
+    """Configurations whose figures were asked for, by forms without a thread behind them; None: they no longer hold."""
     found = []
-    monkeypatch.setattr(form_worker, "ask", lambda _, config: found.append(config))
-    monkeypatch.setattr(form_worker, "drop", lambda _: found.append(None))
+    monkeypatch.setattr(widgets.Estimate, "ask", lambda _, config: found.append(config))
     return found
 
 
 def make(config: TrainConfig, **options):
-    form = widgets.make_form(config, **options)
+    form = widgets.Form(config, **options)
     return form, form.children[0]
 
 
 def test_every_option_is_a_control_of_a_group_with_help_range_and_default():
-    fields = {field["name"]: field for field in widgets.describe()}
+    fields = {field["name"]: field for field in widgets.list_fields()}
     assert set(fields) == {field.name for field in dataclasses.fields(TrainConfig)}
     assert all(field["help"] and field["group"] and field["default"] for field in fields.values())
     assert [fields["lora_r"][key] for key in ("kind", "range", "default")] == [
@@ -45,7 +49,7 @@ def test_every_option_is_a_control_of_a_group_with_help_range_and_default():
     assert dict(fields["bf16"]["choices"]) == {"": "auto", "true": "yes", "false": "no"}
     assert [name for name, _ in fields["optim"]["choices"]] == list(widgets.FIELDS["optim"].metadata["choices"])
     config = TrainConfig(bf16=False, learning_rate=1e-5, deepspeed="zero2", use_lora=True)
-    assert widgets.read(widgets.to_texts(config), TrainConfig()).config == config
+    assert widgets.read(widgets.to_texts(config), TrainConfig())[0] == config
 
 
 def test_a_valid_edit_is_the_configuration_at_once(asked):
@@ -132,7 +136,7 @@ def test_start_runs_what_is_shown_and_says_what_is_refused(asked, monkeypatch, t
     offered = controls.state["offers"]["output_dir"]["text"]
     assert offered == f"{folder}-2"
     monkeypatch.undo()
-    monkeypatch.setattr(form_worker, "ask", lambda *_: None)
+    monkeypatch.setattr(widgets.Estimate, "ask", lambda *_: None)
     form.take({"start": True})  # the real one, which refuses a folder that holds something
     assert "exists" in controls.state["why"] and (folder / "run.json").read_text() == "{}"
     form.take({"set": {"output_dir": offered}, "fill": True})
@@ -150,50 +154,142 @@ def test_edits_are_there_again_after_a_restart_if_the_same_was_given(asked, tmp_
     assert make(dataclasses.replace(given, seed=1), saved=saved)[0].config.lora_r == 16
 
 
-def test_answers_to_earlier_questions_are_dropped_and_a_failure_is_said():
-    told = []
-    worker = form_worker.Worker(lambda rows, done: told.append((rows, done)), asked=2)
-    lines = [json.dumps({"asked": asked, "figures": [asked], "done": True}) for asked in (1, 2)]
-    worker.process = types.SimpleNamespace(stdout=lines, wait=lambda: 0)
-    form_worker.follow(worker, worker.process)
-    assert told == [([2], True)]
-    worker.process = types.SimpleNamespace(stdout=lines[:1], wait=lambda: -9)
-    form_worker.follow(worker, worker.process)
-    assert "-9" in told[-1][0][0]["note"]
+@pytest.fixture
+def told():
+    """What an estimate tells: all figures by name, and whether they are all; `wait` for the last ones of what was asked."""
+    answers: list = []
+    estimate = widgets.Estimate(lambda rows, done: answers.append({row["name"]: row for row in rows} | {"done": done}))
+
+    def wait(until="done", seconds=200) -> dict:
+        end = time.monotonic() + seconds
+        while not (answers and answers[-1].get(until)) and time.monotonic() < end:
+            time.sleep(0.02)
+        return answers[-1]
+
+    yield types.SimpleNamespace(answers=answers, wait=wait, ask=estimate.ask)
+    estimate.ask(None)
 
 
-def test_figures_are_those_of_the_run(dataset):
-    """In the real process: parameters and steps as the trainer has them, and what can't be known said instead."""
-    told: list = []
-    worker = form_worker.Worker(lambda rows, done: told.append({row["name"]: row for row in rows} | {"done": done}))
+def test_only_the_newest_settings_are_worked_out_and_a_failure_is_one_line(told, monkeypatch):
+    worked_out, held = [], threading.Event()
+
+    def find_figures(config):
+        worked_out.append(config.lora_r)
+        yield widgets.make_figure("rank", str(config.lora_r))
+        if config.lora_r == 3:
+            held.wait(30)
+            torch.ones(1)  # where what is outdated ends
+        if config.lora_r == 4:
+            raise ValueError("first\n  second")
+
+    monkeypatch.setattr(widgets, "find_figures", find_figures)
+    for rank in (1, 2, 3):  # typed without a pause
+        told.ask(TrainConfig(lora_r=rank))
+    assert told.wait("rank")["rank"]["value"] == "3"
+    told.answers.clear()
+    told.ask(TrainConfig(lora_r=4))
+    held.set()
+    found = told.wait()
+    assert worked_out == [3, 4] and {answer["rank"]["value"] for answer in told.answers} == {"4"}
+    assert (found["figures"]["note"], found["figures"]["bad"]) == ("ValueError: first second", True)
+
+
+def test_figures_are_those_of_the_run(dataset, told):
+    """Parameters and steps as the trainer has them, and what can't be known said instead."""
 
     def ask(until="done", **options) -> dict:
-        told.clear()
-        form_worker.ask(
-            worker, TrainConfig(dataset_path=str(dataset), use_lora=True, max_length=128, bf16=False, **options)
-        )
-        end = time.monotonic() + 200
-        while not (told and told[-1].get(until)) and time.monotonic() < end:
-            time.sleep(0.05)
-        return told[-1]
+        told.answers.clear()
+        told.ask(TrainConfig(dataset_path=str(dataset), use_lora=True, max_length=128, bf16=False, **options))
+        return told.wait(until)
 
-    try:
-        found = ask(lora_r=8, batch_size=8, gradient_accumulation_steps=3, num_epochs=2)
-        model = load.load_model("tiny-base")
-        widths = [(p.in_features, p.out_features) for n, p in model.named_modules() if n.endswith("_proj")]
-        assert found["trained parameters"]["value"] == f"{sum(8 * (a + b) for a, b in widths):,}"
-        assert found["steps"]["value"] == "12"  # 128 rows: 16 batches, 6 steps of 3 in each epoch
-        assert "fits" in found["memory"]["value"] and found["time"]["value"].startswith("about")
-        assert "can't be reached" in ask(model_name="nobody/nothing")["model"]["note"]
-        large = ask("memory", batch_size=4096, model_name="random:Llama-2-7b-hf")
-        assert (
-            "does not fit" in large["memory"]["value"] and not large["done"]
-        )  # advice takes minutes here, and is cut short
-        asked = time.monotonic()
-        assert ask(lora_r=4)["done"] and time.monotonic() - asked < 30
-    finally:
-        form_worker.close(worker)
-    assert worker.process.wait(60) == 0
+    found = ask(lora_r=8, batch_size=8, gradient_accumulation_steps=3, num_epochs=2)
+    model = load.load_model("tiny-base")
+    widths = [(p.in_features, p.out_features) for n, p in model.named_modules() if n.endswith("_proj")]
+    assert found["trained parameters"]["value"] == f"{sum(8 * (a + b) for a, b in widths):,}"
+    assert found["steps"]["value"] == "12"  # 128 rows: 16 batches, 6 steps of 3 in each epoch
+    assert "fits" in found["memory"]["value"] and found["time"]["value"].startswith("about")
+    assert "can't be reached" in ask(model_name="nobody/nothing")["model"]["note"]
+    large = ask("memory", batch_size=4096, model_name="random:Llama-2-7b-hf")
+    assert (
+        "does not fit" in large["memory"]["value"] and not large["done"]
+    )  # advice takes minutes here, and is cut short
+    asked = time.monotonic()
+    assert ask(lora_r=4)["done"] and time.monotonic() - asked < 30
+
+
+def read_shared_state() -> tuple:
+    """What of torch holds for all threads of a process, and is anything that an estimate might touch."""
+    patched = (
+        torch.nn.Module.register_parameter,
+        torch.nn.functional.dropout,
+        torch.pow,
+        torch.nn.init.kaiming_uniform_,
+    )
+    return torch.get_default_dtype(), str(torch.get_default_device()), torch.get_rng_state().tolist(), *patched
+
+
+def test_a_cell_notices_nothing_of_an_estimate(told, dataset, monkeypatch):
+    """While estimates run: seeds, default dtype and device stay, torch's functions are the same, and losses come out alike."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(widgets, "find_figures", find_all_figures)
+
+    def train() -> list[float]:
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 1))
+        optimizer, losses = torch.optim.AdamW(model.parameters()), []
+        for _ in range(20):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = torch.pow(model(torch.randn(32, 64)), 2.0).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    expected, beside = train(), 0
+    before = read_shared_state()
+    told.ask(TrainConfig(dataset_path=str(dataset), max_length=128))
+    while not (told.answers and told.answers[-1]["done"]):
+        assert read_shared_state() == before
+        assert train() == expected
+        beside += 1
+    assert beside > 3 and "figures" not in told.answers[-1], told.answers[-1]
+    assert read_shared_state() == before
+
+
+def find_all_figures(config):
+    """Those of several models and ways of training, as on a CPU and as on a GPU, which are counted in other ways."""
+    for changes in (
+        {"bf16": True, "use_lora": True, "gradient_checkpointing": True, "lora_dropout": 0.1},
+        {"bf16": False, "use_lora": True, "use_4bit": True, "gradient_checkpointing": True, "lora_dropout": 0.1},
+        {"bf16": True, "model_name": "random-tiny:gpt2"},
+        {"bf16": True, "model_name": "random-tiny:falcon-7b", "use_lora": True, "use_8bit": True},
+    ):
+        run = dataclasses.replace(config, **changes)
+        for one in find_figures(run):
+            yield one | {"name": f"{changes} {one['name']}"}
+        found = parts.estimate(run, MemoryConfig(device="gpu"), 64)
+        yield widgets.make_figure(f"{changes} on a GPU", str(found.total))
+
+
+def test_an_estimate_in_a_thread_is_that_of_a_run(told, dataset):
+    config = TrainConfig(
+        dataset_path=str(dataset), max_length=128, bf16=True, use_lora=True, gradient_checkpointing=True
+    )
+    told.ask(config)
+    found = told.wait()
+    dry_run._run.cache_clear()
+    alone = {one["name"]: one for one in find_figures(config)}
+    assert found["memory"]["value"] == alone["memory"]["value"] and found["steps"] == alone["steps"]
+
+
+def test_a_process_ends_in_the_midst_of_an_estimate(tmp_path):
+    code = (
+        "import time; from sftlab config; from sftlab.course import widgets as f; e = f.Estimate(lambda *_: print('told', flush=True))\n"
+        "e.ask(config.TrainConfig(model_name='random:Llama-2-70b-hf', batch_size=4096)); time.sleep(1.5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_steps_are_those_of_the_trainer():
@@ -235,9 +331,9 @@ def test_a_free_folder_is_found(tmp_path):
     for name in ("a", "b-2", "b-3"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").touch()
-    assert widgets.find_free(str(tmp_path / "none")) is None
-    assert widgets.find_free(str(tmp_path / "a")) == str(tmp_path / "a-2")
-    assert widgets.find_free(str(tmp_path / "b-2")) == str(tmp_path / "b-4")
+    assert run_folder.find_free(str(tmp_path / "none")) is None
+    assert run_folder.find_free(str(tmp_path / "a")) == str(tmp_path / "a-2")
+    assert run_folder.find_free(str(tmp_path / "b-2")) == str(tmp_path / "b-4")
 
 
 def test_a_wrong_preset_is_told():

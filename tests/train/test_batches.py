@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftlab.config.configs import TrainConfig
+from sftlab.data import dataset as data_sets
+from sftlab.data.dataset import count_shared, cut_rows
 from sftlab.train import run
-from sftlab.train import trainer as train_trainer
-from sftlab.train.trainer import LikeLengths, count_shared, cut_rows
+from sftlab.train.trainer import LikeLengths
 
 
 @given(st.lists(st.integers(1, 500), max_size=300), st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
@@ -86,7 +87,7 @@ def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(b
         places = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])["input_ids"].numel()
         trainer.train()
         logs.append((places, [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]))
-        monkeypatch.setattr(train_trainer, "LEAST", 10**6)
+        monkeypatch.setattr(data_sets, "LEAST", 10**6)
     (fewer, ours), (places, theirs) = logs
     assert fewer < 0.7 * places
     for one, other in zip(ours, theirs, strict=True):
