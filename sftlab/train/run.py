@@ -11,6 +11,7 @@ import os
 import platform
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 from sftlab import machine
@@ -57,87 +58,171 @@ def sft_config(config: TrainConfig, bf16: bool):
     return args
 
 
+@dataclass
+class Rows:
+    """The rows of a run: the tokenizer with the set's format, its new tokens, each split with its lengths in tokens; shared: tokens
+    that all rows begin with; in_loss: the share of tokens that are in the loss."""
+
+    tokenizer: object
+    new_tokens: list[str]
+    train: object
+    lengths: list[int]
+    held_out: object
+    held_out_lengths: list[int]
+    shared: int
+    in_loss: float
+
+
 def make_trainer(config: TrainConfig):
     """The trainer (TRL's, with our way to the loss), with the model, data set and tokenizer of a run, ready to train.
 
     `trainer.choices` says what was chosen for this machine and why: precision, attention, batches, loss.
     """
     with machine.importing():
-        import torch
-        from transformers import EarlyStoppingCallback, set_seed
+        from transformers import set_seed
 
-        from sftlab.models import attention
-        from sftlab.train import callbacks
-        from sftlab.train.trainer import MULTIPLE, InRows, LabTrainer
+        from sftlab.train.trainer import LabTrainer
 
     check_machine(config)
+    rows = read_rows(config)
+    bf16, precision = choose_precision(config)
+    new_rows = bool(rows.new_tokens and config.use_lora and config.train_new_tokens)
+    memory, fits = forecast.expect(config, rows.lengths, rows.in_loss, bf16, new_rows, rows.shared)
+    small = build_small(config)  # before sft_config, with which transformers shards each model
+    args = sft_config(config, bf16)
+    set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
+    model = build_model(config, rows.tokenizer, bf16)
+    lora = add_adapters(config, model, rows)
+    chosen = set_attention(config, model, small, bf16)
+    args.padding_free = in_rows = knows_bounds(config, small or model, bf16)
+    trainer = LabTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows.train,
+        eval_dataset=rows.held_out,
+        processing_class=rows.tokenizer,
+        peft_config=lora,
+        lengths=None if in_rows else rows.lengths,
+    )
+    shared, batches = set_batches(config, trainer, small or model, rows.shared, in_rows, bf16)
+    add_callbacks(config, trainer)
+    time, words = duration.expect(
+        config,
+        trainer.model,
+        rows.lengths,
+        rows.held_out_lengths,
+        bf16,
+        shared=shared,
+        processes=distributed.read_world().size,
+    )
+    trainer.expected = {"memory": memory, "time": time}
+    trainer.choices = {
+        "precision": precision,
+        "memory": fits,
+        "attention": chosen,
+        "batches": batches,
+        "loss": "completion tokens only" if trainer.uses_answer_head else "TRL's fused loss",
+        "time": words,
+    }
+    return trainer
+
+
+def read_rows(config: TrainConfig) -> Rows:
+    """The prepared set, cut to max_length, and the tokenizer in its format. Raises UserError where they don't fit each other."""
     splits, report = dataset.load_prepared(config.dataset_path)
     if (Path(config.model_name) / "adapter_config.json").is_file():
         raise UserError(
             f"model_name: {config.model_name} holds an adapter. Go on with --resume there, or start from its base."
         )
     tokenizer = load.load_tokenizer(config.model_name, config.trust_remote_code)
-    unseen = formats.set_format(tokenizer, report["format"])
+    new_tokens = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
     check_tokens(splits["train"], tokenizer, report, config)
-    train_split, lengths, held_out, left = dataset.cut_splits(config, splits)
+    train_split, lengths, held_out, held_out_lengths = dataset.cut_splits(config, splits)
     shared = dataset.find_shared(config, train_split, held_out)
-    bf16, why = distributed.from_main(lambda: run_folder.read_precision(config) or load.choose_precision(config))
-    choices = {"precision": f"{'bfloat16' if bf16 else 'float32'}: {why}"}
     counts = report["splits"]["train"]
-    expected, choices["memory"] = forecast.expect(
-        config,
-        lengths,
-        counts["trained_tokens"] / counts["tokens"],
-        bf16,
-        bool(unseen and config.use_lora and config.train_new_tokens),
-        shared,
-    )
-    pieces = deepspeed_configs.find_stage(config.deepspeed) == 3  # then a whole model is on no device
-    small = load.build_small(config.model_name, config.trust_remote_code) if pieces else None
-    args = sft_config(config, bf16)
-    set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
+    in_loss = counts["trained_tokens"] / counts["tokens"]
+    return Rows(tokenizer, new_tokens, train_split, lengths, held_out, held_out_lengths, shared, in_loss)
+
+
+def choose_precision(config: TrainConfig) -> tuple[bool, str]:
+    """Whether a run computes in bfloat16, the same for all processes and on resuming, and why."""
+    bf16, why = distributed.from_main(lambda: run_folder.read_precision(config) or load.choose_precision(config))
+    return bf16, f"{'bfloat16' if bf16 else 'float32'}: {why}"
+
+
+def build_small(config: TrainConfig):
+    """A small model of the same kind to try things out on, for ZeRO-3, where no device holds a whole one; else None."""
+    if deepspeed_configs.find_stage(config.deepspeed) == 3:
+        return load.build_small(config.model_name, config.trust_remote_code)
+    return None
+
+
+def build_model(config: TrainConfig, tokenizer, bf16: bool):
+    """The model with an embedding for each token; what ends an answer is the format's EOS token."""
     model = load.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
     load.fit_vocabulary(model, tokenizer)
-    for settings in (model.config, model.generation_config):  # what ends an answer is the format's
+    for settings in (model.config, model.generation_config):
         settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return model
+
+
+def add_adapters(config: TrainConfig, model, rows: Rows):
+    """PEFT's LoraConfig of a run, or None; a quantized model is made ready for it. Raises UserError for what can't be trained."""
+    import torch
+
     lora = load.lora_config(config)
-    if lora and unseen and config.train_new_tokens and pieces and not torch.cuda.is_available():
-        raise UserError(f"deepspeed: {', '.join(unseen)} are new tokens, whose rows PEFT can't train under ZeRO-3 on a CPU. Take "
-                        "--deepspeed zero2, or --no-train-new-tokens.")  # fmt: skip
     if lora:
+        zero3 = deepspeed_configs.find_stage(config.deepspeed) == 3
+        if rows.new_tokens and config.train_new_tokens and zero3 and not torch.cuda.is_available():
+            raise UserError(
+                f"deepspeed: {', '.join(rows.new_tokens)} are new tokens, whose rows PEFT can't train under ZeRO-3 on a CPU. "
+                "Take --deepspeed zero2, or --no-train-new-tokens."
+            )
         load.check_targets(model, lora.target_modules)
-        if unseen:
-            load.train_tokens(lora, model, tokenizer, unseen, config.train_new_tokens)
+        if rows.new_tokens:
+            load.train_tokens(lora, model, rows.tokenizer, rows.new_tokens, config.train_new_tokens)
     if config.use_4bit or config.use_8bit:
         quantise.prepare_quantised(model, config)
-    choices["attention"] = attention.set_attention(model, config.use_flash_attention, bf16)
-    args.padding_free = in_rows = attention.knows_bounds(model)
-    if pieces:
+    return lora
+
+
+def set_attention(config: TrainConfig, model, small, bf16: bool) -> str:
+    """Choose the attention of the model, and of the small one if there is one; the choice, and why."""
+    from sftlab.models import attention
+
+    if small is not None:
         attention.set_attention(small, config.use_flash_attention, bf16)
-    check_bounds(small or model, config, in_rows, bf16)
-    trainer = LabTrainer(model=model, args=args, train_dataset=train_split,
-                         eval_dataset=held_out, processing_class=tokenizer, peft_config=lora,
-                         lengths=None if in_rows else lengths)  # fmt: skip
+    return attention.set_attention(model, config.use_flash_attention, bf16)
+
+
+def set_batches(config: TrainConfig, trainer, model, shared: int, in_rows: bool, bf16: bool) -> tuple[int, str]:
+    """Choose how batches are made; the tokens that all rows begin with if a batch computes them once, and the choice in words."""
+    from sftlab.models import attention
+    from sftlab.train.trainer import MULTIPLE, InRows
+
     in_short_rows = in_rows and trainer.uses_answer_head and not config.packing
-    shared = shared if in_short_rows and attention.shares_prefix(small or model, bf16) else 0
+    shared = shared if in_short_rows and attention.shares_prefix(model, bf16) else 0
     if in_short_rows:
         trainer.data_collator = InRows(trainer.data_collator, shared, MULTIPLE[bf16])
-    choices["batches"] = ("packed into rows of max_length" if config.packing else
-                          "in one row each, without padding" if in_rows else "of like length, padded")  # fmt: skip
+    if config.packing:
+        return shared, "packed into rows of max_length"
+    words = "in one row each, without padding" if in_rows else "of like length, padded"
     if shared:
-        choices["batches"] += f"; the {shared} tokens that all rows begin with are computed once a batch"
+        words += f"; the {shared} tokens that all rows begin with are computed once a batch"
+    return shared, words
+
+
+def add_callbacks(config: TrainConfig, trainer) -> None:
+    from transformers import EarlyStoppingCallback
+
+    from sftlab.train import callbacks
+
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     if config.load_best_model_at_end:
         trainer.add_callback(callbacks.SaveBest())
     load.expose_bias(trainer.model)
-    choices["loss"] = "the answers' positions alone" if trainer.uses_answer_head else "TRL's fused head"
-    expected_time, choices["time"] = duration.expect(
-        config, trainer.model, lengths, left, bf16, shared=shared, processes=distributed.read_world().size
-    )
-    trainer.choices, trainer.expected = choices, {"memory": expected, "time": expected_time}
-    return trainer
 
 
 def check_machine(config: TrainConfig) -> None:
@@ -153,16 +238,20 @@ def check_machine(config: TrainConfig) -> None:
         raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
 
 
-def check_bounds(model, config: TrainConfig, in_rows: bool, bf16: bool) -> None:
-    """Raises UserError where samples in one row would see each other, tried out on the model itself."""
+def knows_bounds(config: TrainConfig, model, bf16: bool) -> bool:
+    """Whether the model's attention keeps samples in one row apart. Raises UserError where it should and doesn't: it is tried out."""
     from sftlab.models import attention
 
+    in_rows = attention.knows_bounds(model)
     if config.packing and not in_rows:
         raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
     if in_rows and attention.leaks(model, bf16):
         fix = "Add --no-use-flash-attention" + (", and leave out --packing." if config.packing else ".")
-        raise UserError(f"use_flash_attention: with {model.config._attn_implementation}, samples of {config.model_name} in one row "
-                        f"see each other. {fix}")  # fmt: skip
+        used = model.config._attn_implementation
+        raise UserError(
+            f"use_flash_attention: with {used}, samples of {config.model_name} in one row see each other. {fix}"
+        )
+    return in_rows
 
 
 def train(config: TrainConfig) -> dict:

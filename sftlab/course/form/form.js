@@ -164,7 +164,7 @@ function render({ model, el }) {
       const marked = own.filter(({ field }) => state.problems[field.name] || state.offers[field.name]).length;
       if (marked && !details.dataset.marked) details.open = true; // once: who closes it again means it
       details.dataset.marked = marked || "";
-      const words = [changed && `${changed} changed`, refused && `${refused} to mend`].filter(Boolean);
+      const words = [changed && `${changed} changed`, refused && `${refused} to fix`].filter(Boolean);
       count.textContent = words.length ? `(${words.join(", ")})` : "";
     }
     if (notice.textContent !== state.notice) notice.textContent = state.notice;
