@@ -90,7 +90,7 @@ def test_a_run_folder_is_whole_and_loads(finished):
 
 def test_an_existing_run_is_never_lost_unasked(finished):
     config, folder, _ = finished
-    with pytest.raises(UserError, match="--resume to go on, --overwrite to delete"):
+    with pytest.raises(UserError, match="--resume to go on, or --overwrite to delete"):
         train_run.train(config)
     assert (folder / "result.json").is_file()
     somebody = folder.parent / "thesis"
