@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-precision lab browser lint notebooks-clean constraints
+.PHONY: help first run lab test test-precision test-all browser lint docs notebooks-clean constraints
 
 # Python 3.11 is tried before its followers because the versions in constraints.txt were tested on it.
 CHECK_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -22,6 +22,16 @@ PINNED_BUILD := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
 		printf '%-24s %s\n' "$$target" "$$what"; done
+
+# The page is opened where there is a screen; its name is printed in any case.
+first: .venv/installed  ## run notebook 00 on this CPU and open its page
+	@out="runs/first-$$(date +%Y%m%d-%H%M%S)"; page="$(CURDIR)/$$out/00_start_here.html"; \
+	$(IN_VENV) sftlab run notebooks/00_start_here.ipynb --profile cpu --output-dir "$$out" || exit $$?; \
+	if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
+		.venv/bin/python -m webbrowser -t "file://$$page" >/dev/null 2>&1 || true; \
+	fi; \
+	echo "The notebook with its results: $$page"; \
+	echo "Next: make lab opens the course in JupyterLab."
 
 run: .venv/installed  ## run every notebook on this CPU, results in runs/<time>
 	$(IN_VENV) sftlab run notebooks --profile cpu
@@ -45,6 +55,11 @@ test-precision: export OMP_NUM_THREADS = 1
 test-precision: .venv/installed  ## every notebook at its smallest size, in the precision that `make test` leaves out
 	$(RUN_NOTEBOOKS)
 
+# pytest ends with 5 where no test is marked.
+test-all: export HF_HUB_OFFLINE = 1
+test-all: test test-precision  ## both, and the tests marked `slow`, which take many minutes
+	$(IN_VENV) pytest -m slow || [ $$? = 5 ]
+
 lab: .venv/installed  ## open the course in JupyterLab
 	$(IN_VENV) jupyter lab notebooks/00_start_here.ipynb
 
@@ -59,6 +74,9 @@ lint: .venv/installed  ## check style, formatting, and which module imports whic
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) lint-imports
+
+docs: .venv/installed  ## write docs/reference.md again, from the options of the commands
+	$(IN_VENV) python docs/make_reference.py
 
 # Cells marked NBVAL_CHECK_OUTPUT keep what they printed: nbval compares it.
 define STRIP_NOTEBOOKS

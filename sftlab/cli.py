@@ -312,7 +312,8 @@ def launch(args):
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, configs.BenchmarkConfig)
-    add_options(parser, DataConfig, only=configs.DATA_OF_BENCHMARK)
+    source = {"source": "facts for tiny-base, else alpaca"}
+    add_options(parser, DataConfig, only=configs.DATA_OF_BENCHMARK, defaults=source)
     add_options(parser, TrainConfig, but=configs.SET_BY_BENCHMARK)
 
 

@@ -163,16 +163,24 @@ def summarise(fig) -> str:
     return "\n".join(out).replace("<br>", " ")
 
 
-def draw_static(fig) -> bytes:
-    """A plotly figure as a PNG of 700 x 400 pixels: lines, markers, text and bars with error bars, titles, legend.
+def draw_static(fig, kind="png", ink="black", ground="white") -> bytes:
+    """A plotly figure as a PNG of 700 x 400 pixels, or as SVG: lines, markers, text, bars with error bars, titles, legend.
 
-    Letters that no font here has, Japanese ones on some machines, are boxes.
+    `ink` and `ground` are the colours of text and of the background, for dark pages. Letters that no font here has, Japanese
+    ones on some machines, are boxes.
     """
     import matplotlib
 
-    with matplotlib.rc_context({"font.family": _find_fonts()}), warnings.catch_warnings():
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    style = {
+        "font.family": _find_fonts(),
+        "svg.hashsalt": "sftlab",
+        "axes.facecolor": ground,
+        "figure.facecolor": ground,
+    }
+    with matplotlib.rc_context(style | dict.fromkeys(inked, ink)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        return _draw(fig)
+        return _draw(fig, kind, ink)
 
 
 @functools.cache
@@ -184,7 +192,7 @@ def _find_fonts() -> list[str]:
     return ["DejaVu Sans", *[name for name in JAPANESE_FONTS if name in known][:1]]
 
 
-def _draw(fig) -> bytes:
+def _draw(fig, kind: str, ink: str) -> bytes:
     from io import BytesIO
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -193,7 +201,7 @@ def _draw(fig) -> bytes:
     canvas = FigureCanvasAgg(Figure(figsize=(7, 4), dpi=100, layout="constrained"))  # no pyplot: no global state
     canvas.figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     axes = canvas.figure.add_subplot(axisbelow=True)
-    axes.grid(axis="y", color="#dddddd")
+    axes.grid(axis="y", color=ink, alpha=0.13)
     axes.spines[["top", "right"]].set_visible(False)
     for trace in fig.data:
         xs = [_plain(x) if isinstance(x, str) else x for x in trace.x]
@@ -204,7 +212,7 @@ def _draw(fig) -> bytes:
                      edgecolor="white" if hatch else None, linewidth=0, label=_plain(trace.name))  # fmt: skip
             downs, ups = _errors(trace)
             if any(downs + ups):
-                axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor="#444444", capsize=5)
+                axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=ink, alpha=0.7, capsize=5)
         elif trace.mode == "text":
             for x, y, text in zip(xs, ys, trace.text, strict=True):
                 axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
@@ -229,7 +237,7 @@ def _draw(fig) -> bytes:
     axes.set(xlabel=_plain(fig.layout.xaxis.title.text), ylabel=_plain(fig.layout.yaxis.title.text))
     if fig.layout.showlegend:
         axes.legend(frameon=False)
-    canvas.print_png(buffer := BytesIO())
+    canvas.figure.savefig(buffer := BytesIO(), format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 

@@ -1,66 +1,108 @@
-"""The README agrees with reality: its commands, its file tree, its links."""
+"""The documents agree with reality: README in both languages and docs/, their commands, links, tables and file tree."""
 
+import json
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from sftlab.cli import build_parser
+from sftlab.config.text import build_training
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TREE = re.search(r"```\n(sft-lab/\n.*?)```", README, re.S).group(1)
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, JAPANESE = (path.read_text(encoding="utf-8") for path in DOCUMENTS[:2])
+NEEDS = re.compile(r"^\| `?cpu`?(?: \(default\))? \| ([\d.]+) \|", re.M)
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+def list_commands(text: str) -> list[str]:
+    """The commands of a document's bash blocks, without their comments."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in blocks.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def test_there_are_commands():
-    assert len(commands()) >= 8
+def list_links(text: str) -> list[str]:
+    return re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
 
 
-@pytest.mark.parametrize("command", commands())
+def list_anchors(path: Path) -> set[str]:
+    """The names that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+COMMANDS = dict.fromkeys(command for path in DOCUMENTS for command in list_commands(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one_that_exists(command):
     program, *arguments = command.split()
     if program == "make":
         done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    elif program.endswith("sftlab"):
+    elif program == "sftlab" or "sftlab.train" in arguments:
+        assert program in {"sftlab", "torchrun", "deepspeed"}
+        if program != "sftlab":
+            arguments = ["train", *arguments[arguments.index("sftlab.train") + 1 :]]
         args = build_parser().parse_args(arguments)
-        if arguments[0] == "launch":
-            build_parser().parse_args(args.training)
-    elif "sftlab.train" in arguments:
-        assert program in {"deepspeed", "torchrun"}
-        build_parser().parse_args(["train", *arguments[arguments.index("sftlab.train") + 1 :]])
+        if arguments[0] in ("train", "launch"):
+            build_training(build_parser().parse_args(args.training) if arguments[0] == "launch" else args)
     else:
-        assert program in {"git", "cd", "papermill", "conda", "source", ".venv/bin/pip"}, f"unknown program {program}"
+        assert program in {"papermill", "conda", ".venv/bin/pip"}, f"unknown program {program}"
     for path in re.findall(r"(?:notebooks|data_samples)/\S+", command):
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path):
+    for link in list_links(path.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not link.startswith("https://"):
+            assert target.exists(), link
+            assert not anchor or anchor in list_anchors(target), link
+
+
+def test_both_languages_have_the_same_commands_and_links():
+    assert list_commands(README) == list_commands(JAPANESE) and len(list_commands(README)) > 20
+    apart = {"README.ja.md", "README.md", "README.md#files"}
+    assert set(list_links(README)) - apart == set(list_links(JAPANESE)) - apart
+    assert "(README.ja.md)" in README and "(README.md)" in JAPANESE
+
+
+@pytest.mark.parametrize("text", [README, JAPANESE], ids=["English", "Japanese"])
+def test_the_course_is_told_as_its_notebooks_have_it(text):
+    rows = {
+        link: (title, minutes)
+        for title, link, minutes in re.findall(r"^\| \[(.*?)\]\((.*?)\) \|.*\| (\S+) \|$", text, re.M)
+    }
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        words = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        title = words.splitlines()[0].removeprefix("# ").replace(" · ", " ")
+        assert rows.pop(f"notebooks/{path.name}") == (title, NEEDS.search(words)[1])
+    assert not rows
+
+
 def test_the_file_tree_is_the_real_one():
-    told, folders = set(), []
-    for line in TREE.splitlines()[1:]:
-        name = line.split("  ")[0] if not line.startswith(" ") else line.strip().split("  ")[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[: depth - 1], name.rstrip("/")]
-        told.add("/".join(folders))
-    for path in told:
-        assert (ROOT / path).exists(), f"README names {path}, which is not there"
+    assert len(README.splitlines()) <= 180
+    tree = re.search(r"```\n(notebooks/.*?)```", README, re.S)[1]
+    told, folder = set(), ""
+    for line in tree.splitlines():
+        folder = "" if line[0] != " " else folder
+        told.add(folder + line.split()[0].rstrip("/"))
+        folder = folder or line.split()[0]
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    for path in tracked:
-        assert any(path == name or path.startswith(f"{name}/") for name in told), f"README does not name {path}"
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sftlab").rglob("*.py")}
-    files = {
-        path for path in files if path.count("/") == 1 or not path.endswith("/__init__.py")
-    }  # a room is named itself
-    assert {path for path in told if path.startswith("sftlab/") and path.endswith(".py")} == files
+    named = {path.split("/")[0] for path in tracked if not path.startswith(("README", "LICENSE", "."))}
+    named |= {"/".join(path.split("/")[:2]) for path in tracked if path.startswith("sftlab/") and "/__" not in path}
+    assert told == named
 
 
-def test_links_lead_to_files_that_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_the_reference_has_every_command_and_option_as_they_are():
+    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["write_reference"](), "write it again: make docs"
+    parser = build_parser()
+    commands = {name for members in made["list_commands"](parser).values() for name in members}
+    assert made["EXITS"].keys() | made["WRITES"].keys() <= commands

@@ -40,12 +40,12 @@ class DataConfig(Options):
     source_path: list | None = option(
         None, "files, or folders of them, for --source json, jsonl, csv, parquet", paths=True
     )
-    test_path: str | None = option(None, "a file with held-out rows, instead of splitting some off")
+    test_path: str | None = option(None, "a file with the validation rows, instead of splitting some off")
     columns: list | None = option(None, "names of your files' columns, as instruction=question,output=answer")
     hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
     format: str = option("alpaca", "prompt format; model: the tokenizer's own", choices=FORMATS)
     num_samples: int | None = option(None, "a seeded random sample of so many training rows; default: all", low=1)
-    test_size: float = option(0.1, "share of the rows that is held out without --test-path", low=0.001, high=0.9)
+    test_size: float = option(0.1, "share of the rows for validation, without --test-path", low=0.001, high=0.9)
     max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted", low=8)
     dedupe: str = option(
         "exact", "drop rows that repeat an earlier one, or come near one", choices=("off", "exact", "near")
@@ -83,7 +83,7 @@ class TrainConfig(Options):
     num_epochs: float = of_optimisation(3.0, "passes over the training set", low=0.001)
     max_steps: int = of_optimisation(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
     batch_size: int = of_optimisation(4, "sequences per device and step", low=1)
-    gradient_accumulation_steps: int = of_optimisation(1, "batches that are added up before the weights move", low=1)
+    gradient_accumulation_steps: int = of_optimisation(1, "batches whose gradients are added up for a step", low=1)
     learning_rate: float = of_optimisation(2e-4, "peak learning rate of the schedule", low=0, high=1)
     lr_scheduler_type: str = of_optimisation("linear", "how the learning rate falls", choices=SCHEDULES)
     warmup_steps: float = of_optimisation(0.0, "steps of rising learning rate; below 1: a share of all steps", low=0)
@@ -100,7 +100,7 @@ class TrainConfig(Options):
     lora_dropout: float = of_lora(0.1, "dropout on the adapters' input", low=0, high=0.9)
     lora_target_modules: str = of_lora("auto", "layers with adapters: names with commas, all-linear, or auto")
     use_rslora: bool = of_lora(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
-    use_dora: bool = of_lora(False, "learn the length of each weight row apart from its direction (DoRA); slower")
+    use_dora: bool = of_lora(False, "train norm and direction of each weight row separately (DoRA); slower")
     train_new_tokens: bool = of_lora(True, "with LoRA, train the embeddings of the format's new tokens, too")
     use_4bit: bool = of_model(False, "store the base in 4-bit NF4 (QLoRA); needs --use-lora")
     use_8bit: bool = of_model(False, "store the base in 8-bit (LLM.int8); needs --use-lora")
@@ -119,13 +119,13 @@ class TrainConfig(Options):
     report_to: str = of_saving("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
     save_steps: int = of_saving(500, "write a checkpoint every so many steps", low=1)
     save_total_limit: int = of_saving(2, "how many checkpoints are kept: the last ones, and the best among them", low=1)
-    eval_steps: int = of_saving(0, "held-out loss every so many steps; 0: once per epoch", low=0)
-    eval_samples: int = of_saving(200, "held-out rows that the loss is taken on during training; 0: all of them", low=0)
+    eval_steps: int = of_saving(0, "validation loss every so many steps; 0: once per epoch", low=0)
+    eval_samples: int = of_saving(200, "rows that the validation loss is taken on; 0: all of them", low=0)
     early_stopping_patience: int = of_saving(
-        0, "stop after so many held-out losses without a new best; 0: never", low=0
+        0, "stop after so many validation losses without a new best; 0: never", low=0
     )
     load_best_model_at_end: bool = of_saving(
-        False, "keep the checkpoint with the lowest held-out loss, and end with it"
+        False, "keep the checkpoint with the lowest validation loss, and end with it"
     )
     resume: bool = of_saving(False, "resume from the last checkpoint in --output-dir")
     overwrite: bool = of_saving(False, "delete --output-dir first if it exists")
@@ -223,8 +223,8 @@ class MetricsConfig(Options):
     output_dir: str = option("results/current", "the folder that gets metrics.jsonl and summary.json")
     every: float = option(1.0, "seconds from sample to sample", low=0.1, high=3600)
     pid: int | None = option(None, "watch this process and all below it, until it ends", low=1)
-    summary: bool = option(False, "only say what the samples in --output-dir come to")
-    append: bool = option(False, "go on in a metrics.jsonl that is there")
+    summary: bool = option(False, "only print the totals of the samples in --output-dir")
+    append: bool = option(False, "continue a metrics.jsonl that is there")
     overwrite: bool = option(False, "replace a metrics.jsonl that is there")
 
     def check(self) -> None:
@@ -321,7 +321,7 @@ class RunsConfig(Options):
 
     folder: str | None = option(None, "where to look, in all folders below (default: runs)")
     stop: str | None = option(None, "ask the run in this folder to write a checkpoint and end")
-    resume: str | None = option(None, "go on with the run in this folder from its last checkpoint, in the background")
+    resume: str | None = option(None, "resume the run in this folder from its last checkpoint, in the background")
     follow: str | None = option(None, "print the losses of the run in this folder as they come, until it ends")
     json: bool = option(False, "print all that is known of the runs as JSON")
 

@@ -199,8 +199,17 @@ class CommandParser(argparse.ArgumentParser):
         return found, unknown
 
 
-def add_options(parser: argparse.ArgumentParser, options: type[Options], only: tuple = (), but: tuple = ()) -> None:
-    """One flag for each field of a configuration, in its groups; values stay text, the configuration itself checks them."""
+def add_options(
+    parser: argparse.ArgumentParser,
+    options: type[Options],
+    only: tuple = (),
+    but: tuple = (),
+    defaults: dict | None = None,
+) -> None:
+    """One flag for each field of a configuration, in its groups; values stay text, the configuration itself checks them.
+
+    defaults: what --help names as the default of an option for which the command chooses one.
+    """
     found = [field for field in dataclasses.fields(options) if field.name not in but]
     found = [field for field in found if field.name in only] if only else found
     groups = {
@@ -212,12 +221,14 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options], only: t
         help = field.metadata["help"].replace("%", "%%")
         kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
         if kind is bool:
+            help += " (default: on)" if field.default else ""
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
             continue
         choices = (
             "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else kind.__name__.upper()
         )
-        default = "" if field.default in (None, "") else f" (default: {field.default})"
+        default = (defaults or {}).get(field.name, field.default)
+        default = "" if default in (None, "") else f" (default: {default})"
         several = {"nargs": "+"} if kind is list else {}
         group.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default, **several)
 

@@ -219,7 +219,7 @@ def add_run_arguments(parser) -> None:
     parser.add_argument("--profile", default="", help="smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     parser.add_argument("--output-dir", default="", help="folder for all outputs (default: runs/DATE-TIME)")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="stop a notebook that takes longer in all")
-    again = "go on in --output-dir: skip what is completed with the same parameters"
+    again = "continue in --output-dir: skip what is completed with the same parameters"
     parser.add_argument("--continue", dest="continue_", action="store_true", help=again)
 
 
