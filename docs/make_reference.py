@@ -65,14 +65,12 @@ def list_commands(parser: argparse.ArgumentParser) -> dict[str, dict[str, argpar
 def describe_option(action: argparse.Action) -> tuple[str, str, str, str]:
     """An option as a row of a table: its name, values, meaning and default."""
     meaning = (action.help or "").replace("%%", "%")
-    default = re.search(r" \(default: ([^()]*)\)$", meaning)
-    meaning = meaning[: default.start()] if default else meaning
+    found = re.search(r" \(default: ([^()]*)\)$", meaning)
+    meaning, default = (meaning[: found.start()], found[1]) if found else (meaning, "")
     names = [name for name in action.option_strings if not name.startswith("--no-")]
     values = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar or ""
     if isinstance(action, argparse.BooleanOptionalAction):
-        values, default = "on,off", default[1] if default else "" if "default:" in meaning else "off"
-    else:
-        default = default[1] if default else ""
+        values, default = "on,off", default or ("" if "default:" in meaning else "off")
     cells = (", ".join(f"`{name}`" for name in names) or f"`{values}`", values.strip("{}").replace(",", ", "))
     return *(cell.replace("|", r"\|") for cell in (*cells, meaning)), default
 
