@@ -59,20 +59,18 @@ class Job:
 
 
 def make_job(method: str, parameters: float, trained: float, weight_bytes: int = 2, gradient_bytes: int = 2) -> Job:
-    """The job of a model with so many parameters, so many of them trained, of so many bytes each."""
+    """Make the job of a model with so many parameters, so many of them trained, of so many bytes each."""
     return Job(method, gradient_bytes * trained, weight_bytes * trained, weight_bytes * parameters)
 
 
 def read_job(result: Result) -> Job:
-    """What a point's devices exchange in a step, by its configuration. Raises UserError for a model that can't be had.
+    """Read what a point's devices exchange in a step from its configuration. Raises UserError for a model that isn't there.
 
     DDP sends float32. DeepSpeed sends bfloat16 where that is computed in.
     """
     config = TrainConfig.build(**TrainConfig.keep_known(result.config))
-    bf16, stage = (
-        result.choices.get("precision", "").startswith("bfloat16"),
-        deepspeed_configs.find_stage(config.deepspeed),
-    )
+    bf16 = result.choices.get("precision", "").startswith("bfloat16")
+    stage = deepspeed_configs.find_stage(config.deepspeed)
     with dry_run.counting(config):
         settings = dry_run.read_settings(config.model_name, config.trust_remote_code)
         layers = settings.get_text_config().num_hidden_layers
@@ -85,7 +83,7 @@ def read_job(result: Result) -> Job:
 
 
 def pass_ring(size: float, devices: int, nodes: int = 1) -> Traffic:
-    """What a device sends in one pass of a ring over `size` bytes: a reduce-scatter or an all-gather.
+    """Count what a device sends in one pass of a ring over `size` bytes: a reduce-scatter or an all-gather.
 
     Raises ValueError where the nodes have not all as many devices.
     """
@@ -96,7 +94,7 @@ def pass_ring(size: float, devices: int, nodes: int = 1) -> Traffic:
 
 
 def count_step(job: Job, devices: int, nodes: int = 1, micro_batches: int = 1) -> Traffic:
-    """What a device sends in one optimizer step.
+    """Count what a device sends in one optimizer step.
 
     DDP reduces the gradients to all. ZeRO-1 and 2 reduce each device's share of them to it, and gather the new weights:
     as many bytes. ZeRO-3 gathers all weights for the forward and again for the backward pass, and reduces the gradients:
@@ -116,7 +114,7 @@ def count_step(job: Job, devices: int, nodes: int = 1, micro_batches: int = 1) -
 
 
 def bound_step(base: Speed, speed: Speed, job: Job, bandwidth: float) -> tuple[float, float]:
-    """Seconds of a step: (without overlap, with full overlap) of exchange and computation. The rates of `speed` play no part.
+    """Return the seconds of a step: (without overlap, with full overlap) of exchange and computation. The rates of `speed` play no part.
 
     base: measured. bandwidth: bytes per second that a device sends to other nodes. What the devices of a node send each
     other takes no time of its own here; it's a part of the base's step. Raises UserError where the base's own exchange
@@ -135,7 +133,7 @@ def bound_step(base: Speed, speed: Speed, job: Job, bandwidth: float) -> tuple[f
 
 
 def project(base: Speed, job: Job, bandwidth: float, nodes: int, devices_per_node: int, scaling: str) -> list[Speed]:
-    """Two modelled speeds, of no overlap and of full overlap, on `nodes` x `devices_per_node`.
+    """Return two modelled speeds, of no overlap and of full overlap, on `nodes` x `devices_per_node`.
 
     strong: of the base's step; weak: of its work per device. Empty where a strong step's rows can't be divided among so
     many devices. Raises UserError as `bound_step` does.
@@ -153,7 +151,7 @@ def project(base: Speed, job: Job, bandwidth: float, nodes: int, devices_per_nod
 
 
 def extend(series: Series, bandwidth: float) -> tuple[list[Speed], str]:
-    """(modelled speeds on the numbers of nodes that were measured and on NODES, what is missing there and why).
+    """Return (modelled speeds on the numbers of nodes that were measured and on NODES, what is missing there and why).
 
     A node has as many devices as the base's. bandwidth: GB/s (10^9 bytes) that each device sends to other nodes.
     """

@@ -1,6 +1,6 @@
 """How a training run's speed grows with devices, as measured: speed-up and efficiency, with the interval of the repeats.
 
-Measured and modelled speeds are one type that says which it is. `projection` makes the modelled ones.
+Measured and modelled speeds are one type that holds its kind. `projection` makes the modelled ones.
 
     python -c "from sftlab.bench import results, scaling; print(*scaling.list_series(results.read_results('results')[0]), sep='\\n')"
 """
@@ -8,12 +8,12 @@ Measured and modelled speeds are one type that says which it is. `projection` ma
 import json
 import math
 from dataclasses import dataclass
-from statistics import mean, median, stdev
+from statistics import mean, median
 
 from sftlab.bench.results import Result
 
 LEVEL = 0.95
-# What differs from point to point of a series, or says nothing of its speed.
+# What differs from point to point of a series, or doesn't change its speed.
 VARIES = ("batch_size", "gradient_accumulation_steps", "max_steps", "output_dir", "dataset_path", "seed")
 
 
@@ -57,8 +57,8 @@ class Gain:
     devices: int
     ideal: float  # devices over those of the base; cores where they are counted
     speedup: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def efficiency(self) -> tuple[float, float | None, float | None]:
@@ -68,7 +68,7 @@ class Gain:
 
 
 def compare(base: Speed, speed: Speed) -> Gain:
-    """The speed-up of `speed` over the measured `base`, for strong and weak scaling alike: the ratio of their rates.
+    """Return the speed-up of `speed` over the measured `base`, in strong and weak scaling alike the ratio of their rates.
 
     Measured: repeats of the same round were made one after the other, so it's their ratios that are averaged, as logarithms,
     with Student's interval of 95 % (Student 1908, Biometrika 6, p. 1); one round gives no interval, nor does a model.
@@ -76,17 +76,18 @@ def compare(base: Speed, speed: Speed) -> Gain:
     """
     if base.kind != "measured":
         raise ValueError("the base of a speed-up must be measured")
-    ideal = speed.units / base.units
+    about = speed.kind, speed.devices, speed.units / base.units
     if speed.kind != "measured":
-        return Gain(speed.kind, speed.devices, ideal, speed.rate / base.rate, None, None)
+        return Gain(*about, speed.rate / base.rate)
     ratios = [math.log(after / before) for before, after in zip(base.rates, speed.rates, strict=False)]
-    middle = mean(ratios)
     if speed is base or len(ratios) < 2:
-        return Gain("measured", speed.devices, ideal, math.exp(middle), None, None)
-    from scipy.stats import t
+        return Gain(*about, math.exp(mean(ratios)))
+    if len({*ratios}) == 1:
+        return Gain(*about, *[math.exp(ratios[0])] * 3)
+    from scipy.stats import ttest_1samp
 
-    half = t.ppf((1 + LEVEL) / 2, len(ratios) - 1) * stdev(ratios) / math.sqrt(len(ratios))
-    return Gain("measured", speed.devices, ideal, *(math.exp(middle + end) for end in (0, -half, half)))
+    ends = ttest_1samp(ratios, 0).confidence_interval(LEVEL)
+    return Gain(*about, math.exp(mean(ratios)), *map(math.exp, ends))
 
 
 @dataclass(frozen=True)
@@ -107,48 +108,50 @@ class Series:
 
 
 def read_speed(result: Result) -> Speed:
-    """A point's measured speed, with the rate of each repeat."""
+    """Return a point's measured speed, with the rate of each repeat."""
     point, runs = result.point, result.runs
-    tokens = sum(run.tokens for run in runs) / sum(run.step_seconds["steps"] for run in runs)
+    tokens = sum(run.tokens for run in runs) / sum(run.step_seconds.steps for run in runs)
     rates = tuple(run.tokens_per_second for run in runs)
     return Speed(point.devices, point.nodes, point.global_batch, tokens, rates, point.accumulation, count_cores(result))
 
 
 def count_cores(result: Result) -> int:
-    """The cores that a point's processes had together; 0 where GPUs compute."""
+    """Count the cores that a point's processes had together; 0 where GPUs compute."""
     machine = result.machine
     if machine.get("gpu"):
         return 0
-    there = machine["cores"] * (machine.get("machines") or 1) if isinstance(machine["cores"], int) else 10**9
-    return min(result.point.devices * machine["threads"], there)
+    used = result.point.devices * machine["threads"]
+    if not isinstance(machine["cores"], int):  # machines that differ, in words
+        return used
+    return min(used, machine["cores"] * (machine.get("machines") or 1))
 
 
 def list_series(found: list[Result]) -> list[Series]:
-    """The results as series, of those that have the same model, rows, batch, precision, options, machine and versions.
+    """Group the results as series, of those that have the same model, rows, batch, precision, options, machine and versions.
 
     The batch of a strong series is that of a step, of a weak one that of a device.
     """
     groups = {}
     for result in found:
         options = {name: value for name, value in result.config.items() if name not in VARIES}
-        machine = {name: result.machine.get(name) for name in ("cpu", "gpu")}
-        same = json.dumps([options, machine, result.versions], sort_keys=True, default=str)
+        machine = [result.machine.get(name) for name in ("cpu", "gpu")]
         point = result.point
         batch = point.global_batch if point.scaling == "strong" else point.per_device_batch * point.accumulation
-        work = result.data.get("fingerprint"), str(result.choices.get("precision")).split(":")[0], batch
-        groups.setdefault((point.model, point.samples, point.scaling, same, work), []).append(result)
+        work = [result.data.get("fingerprint"), str(result.choices.get("precision")).split(":")[0], batch]
+        same = json.dumps([options, machine, result.versions, work], sort_keys=True, default=str)
+        groups.setdefault((point.model, point.samples, point.scaling, same), []).append(result)
     series = []
-    for (model, samples, scaling, *_), group in groups.items():
+    for (model, samples, scaling, _), group in groups.items():
         group.sort(key=lambda result: result.point.devices)
         speeds = tuple(map(read_speed, group))
-        series.append(Series(model, samples, scaling, tuple(group), speeds, find_notes(group)))
+        series.append(Series(model, samples, scaling, tuple(group), speeds, list_notes(group)))
     return series
 
 
-def find_notes(group: list[Result]) -> tuple[str, ...]:
-    """What makes devices of a series unlike each other."""
+def list_notes(group: list[Result]) -> tuple[str, ...]:
+    """List what makes devices of a series unlike each other."""
     notes, on_cpu = [], not group[0].machine.get("gpu")
-    threads = [result.machine.get("threads") for result in group]
+    threads = [result.machine["threads"] for result in group]
     if on_cpu and len(set(threads)) > 1:
         counts = ", ".join(f"{result.point.devices}: {count}" for result, count in zip(group, threads, strict=True))
         notes.append(f"threads of a process, by devices: {counts}; the ideal counts cores, not processes")

@@ -1,4 +1,4 @@
-"""The benchmark: what a point is, what its worker counts, and a grid that is stopped, goes on, and mixes nothing up."""
+"""The benchmark: what a point is, what its worker counts, and a grid that is stopped, resumed, and mixes nothing up."""
 
 import json
 import math
@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
-from test_results import make_run
+from made_up import make_run
 
 from sftlab import machine
-from sftlab.bench import measure, plan, results, worker
-from sftlab.bench.results import Point
-from sftlab.config.configs import BenchmarkConfig, DataConfig, TrainConfig
+from sftlab.bench import measure, plan, report, results, worker
+from sftlab.bench.results import Memory, Point, StepSeconds
+from sftlab.config.configs import BenchmarkConfig, DataConfig, ReportConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.errors import UserError
 from sftlab.runs import launcher
@@ -28,11 +30,9 @@ TINY = "random-tiny:gpt2"
 def rows(tmp_path_factory) -> Path:
     """48 questions in a file of one's own, of which 43 are trained on."""
     path = tmp_path_factory.mktemp("rows") / "rows.json"
-    path.write_text(
-        json.dumps(
-            [{"instruction": f"What is {n} + {n}? {'Please. ' * (n % 7)}", "output": f"{2 * n}"} for n in range(48)]
-        )
-    )
+    questions = [f"What is {n} + {n}? {'Please. ' * (n % 7)}" for n in range(48)]
+    content = [{"instruction": text, "output": f"{2 * n}"} for n, text in enumerate(questions)]
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -49,19 +49,15 @@ def test_strong_points_keep_the_global_batch_and_weak_ones_that_of_each_device(n
 
 
 def test_a_number_of_nodes_means_the_powers_of_two_up_to_it():
-    assert BenchmarkConfig.build(max_nodes="8").nodes == [1, 2, 4, 8] and BenchmarkConfig(max_nodes=6).nodes == [
-        1,
-        2,
-        4,
-        6,
-    ]
+    assert BenchmarkConfig.build(max_nodes="8").nodes == [1, 2, 4, 8]
+    assert BenchmarkConfig(max_nodes=6).nodes == [1, 2, 4, 6]
     assert BenchmarkConfig().sizes == [1000, 5000, 10000] and BenchmarkConfig(nodes=["4,1", "2"]).nodes == [1, 2, 4]
     with pytest.raises(UserError, match="leave one out"):
         BenchmarkConfig(max_nodes=8, nodes=["2"])
 
 
 @pytest.mark.parametrize(("batch", "whole"), [(3, 8), (4, 10), (5, 24), (8, 12), (1, 7)])
-def test_a_batch_that_cant_be_shared_out_is_refused_and_the_mend_works(batch, whole):
+def test_a_batch_that_cant_be_divided_is_refused_and_the_advice_works(batch, whole):
     bench, config = BenchmarkConfig(nodes=["1,2"], sizes=["100"], global_batch=whole), TrainConfig(batch_size=batch)
     for _ in range(3):
         try:
@@ -70,28 +66,37 @@ def test_a_batch_that_cant_be_shared_out_is_refused_and_the_mend_works(batch, wh
         except UserError as error:
             name, _, rest = str(error).partition(": ")
             if name == "global_batch":
-                bench = replace(bench, global_batch=int(rest.split("take ")[1].split(",")[0]))
+                bench = replace(bench, global_batch=int(rest.split("Take ")[1].split(",")[0]))
             else:
                 config = replace(config, batch_size=int(rest.split("--batch-size ")[1].split(",")[0]))
     assert {point.global_batch for point in points} == {bench.global_batch} and math.gcd(bench.global_batch, 2) == 2
 
 
-def test_what_this_machine_has_no_room_for_is_refused_with_what_it_has(monkeypatch):
+def test_more_than_this_machine_has_is_refused(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     points = plan.list_points(BenchmarkConfig(max_nodes=4, sizes=[100]), TrainConfig())
     bench = BenchmarkConfig(max_nodes=4)
     with pytest.raises(UserError, match="4 processes on 2 cores.*up to 2 here.*--oversubscribe"):
-        plan.check_room(bench, points, gpus=0, cores=2)
+        plan.check_devices(bench, points, gpus=0, cores=2)
     with pytest.raises(UserError, match="4 devices, and this machine has 2 GPU.*--hostfile"):
-        plan.check_room(replace(bench, oversubscribe=True), points, gpus=2, cores=16)
-    plan.check_room(replace(bench, oversubscribe=True), points, gpus=0, cores=2)
+        plan.check_devices(replace(bench, oversubscribe=True), points, gpus=2, cores=16)
+    plan.check_devices(replace(bench, oversubscribe=True), points, gpus=0, cores=2)
     crowded = plan.describe_node(bench, points[-1], gpus=0, cores=2)
-    assert crowded["oversubscribed"] and crowded["threads"] == 1 and "4 processes share 2 cores" in crowded["node_is"]
+    assert crowded["oversubscribed"] and crowded["threads"] == 1
+    assert crowded["node_is"] == "a process of one machine; 4 processes share 2 cores, 1 thread(s) each"
     assert plan.describe_node(bench, points[0], gpus=0, cores=2)["threads"] == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert plan.describe_node(bench, points[0], gpus=0, cores=2)["threads"] == 1
     with pytest.raises(UserError, match="10 rows don't fill a step of 16"):
         plan.list_points(BenchmarkConfig(max_nodes=4, sizes=[10]), TrainConfig())
+
+
+def test_a_share_of_steps_is_refused_where_their_number_is_not_known():
+    timed = BenchmarkConfig(sizes=[1000], seconds=5.0)
+    with pytest.raises(UserError, match="warmup_steps: 0.1 is a share"):
+        plan.list_points(timed, TrainConfig(warmup_steps=0.1))
+    assert plan.list_points(timed, TrainConfig(warmup_steps=3))
+    assert plan.list_points(replace(timed, seconds=None), TrainConfig(warmup_steps=0.1))
 
 
 def test_sets_of_several_sizes_begin_alike_and_repeat_only_where_rows_are_few(rows, tmp_path):
@@ -102,54 +107,50 @@ def test_sets_of_several_sizes_begin_alike_and_repeat_only_where_rows_are_few(ro
     assert [len(ids[size]) for size in (10, 43, 100)] == [10, 43, 100]
     assert list(ids[43])[:10] == list(ids[10]) and list(ids[100]) == [ids[43][n % 43] for n in range(100)]
     assert [sets[size]["distinct_rows"] for size in (10, 43, 100)] == [10, 43, 43]
-    for size, (_, report) in loaded.items():
-        assert report["splits"]["train"]["tokens"] == sum(map(len, ids[size]))
+    for size, (_, about) in loaded.items():
+        assert about["splits"]["train"]["tokens"] == sum(map(len, ids[size]))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")}
     assert plan.prepare_sizes(config, [10, 43, 100]) == sets
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")} == before
 
 
-@pytest.mark.parametrize("how", [{"use_flash_attention": False}, {"gradient_accumulation_steps": 2}, {"packing": True, "max_length": 256}],
-                         ids=["padded", "without padding", "packed"])  # fmt: skip
-def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, tmp_path):
-    """An epoch goes by untimed, and the next one is timed: each row once."""
+HOW = [{"use_flash_attention": False}, {"gradient_accumulation_steps": 2}, {"packing": True, "max_length": 256}]
+
+
+@pytest.mark.parametrize("how", HOW, ids=["padded", "without padding", "packed"])
+def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, tmp_path, monkeypatch):
+    """An epoch isn't timed, and the next one is: each row once. Without padding its steps are chosen to fill a time."""
     splits, _ = data_set.load_prepared(dataset)
     lengths = [len(ids) for ids in splits["train"]["input_ids"]]
-    batch = 1 if "packing" in how else 8
-    steps = len(lengths) // batch // how.get("gradient_accumulation_steps", 1)
+    batch, accumulation = 1 if "packing" in how else 8, how.get("gradient_accumulation_steps", 1)
+    steps, fill = len(lengths) // batch // accumulation, accumulation > 1
     if "packing" in how:
         from trl import pack_dataset
 
         steps = len(pack_dataset(splits["train"].select_columns(["input_ids", "labels"]), 256, "bfd"))
-    config = TrainConfig(model_name=TINY, dataset_path=str(dataset), output_dir=str(tmp_path / "run"), batch_size=batch, bf16=False,
-                         max_steps=2 * steps, logging_steps=10**6, **how)  # fmt: skip
-    point = Point(
-        TINY, 128, 1, 1, "strong", batch * config.gradient_accumulation_steps, batch, config.gradient_accumulation_steps
-    )
-    plan = {"point": asdict(point), "config": asdict(config), "untimed": steps, "steps": steps, "seconds": None, "started": time.time(),
-            "threads": 1, "precision": None}  # fmt: skip
-    measured = worker.measure(plan)
-    run = results.build(results.Run, measured["run"], "run")
+    common = {"model_name": TINY, "dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "bf16": False}
+    most = 10**6 if fill else 2 * steps
+    config = TrainConfig(batch_size=batch, max_steps=most, logging_steps=10**6, **common, **how)
+    point = Point(TINY, 128, 1, 1, "strong", batch * accumulation, batch, accumulation)
+    about = {"point": asdict(point), "config": asdict(config), "untimed": steps, "threads": 1, "precision": None}
+    asked = []
+    monkeypatch.setattr(worker, "count_steps", lambda *times: asked.append(times) or steps)
+    about |= {"steps": 1, "seconds": 5.0} if fill else {"steps": steps, "seconds": None}
+    measured = worker.measure(about | {"started": time.time()})
+    run = results.convert(results.Run, measured["run"], "run")
     results.check_run(run, "run")
+    assert [seconds for seconds, step in asked if step > 0] == [5.0] * fill
     assert (run.tokens, run.samples) == (sum(lengths), len(lengths))
     assert run.trained_tokens == sum(label != -100 for labels in splits["train"]["labels"] for label in labels)
-    assert len(run.losses) == 2 * steps and len(run.step_seconds["all"]) == steps
-    assert sum(run.step_seconds["all"]) == pytest.approx(run.window_seconds, rel=0.05)
-    assert (run.padding_share > 0) == ("use_flash_attention" in how) and measured["attention"].startswith(
-        "sdpa" if run.padding_share else "sftlab"
-    )
+    assert len(run.losses) == 2 * steps and len(run.step_seconds.all) == steps
+    assert sum(run.step_seconds.all) <= run.window_seconds
+    assert (run.padding_share > 0) == ("use_flash_attention" in how)
+    assert measured["attention"].startswith("sdpa" if run.padding_share else "sftlab")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_a_stated_time_takes_the_steps_that_fill_it(dataset, tmp_path):
-    config = TrainConfig(
-        model_name=TINY, dataset_path=str(dataset), output_dir=str(tmp_path), max_steps=10**6, bf16=False
-    )
-    plan = {"point": asdict(Point(TINY, 128, 1, 1, "weak", 4, 4, 1)), "config": asdict(config), "untimed": 3, "steps": 1,
-            "seconds": 1.0, "started": time.time(), "threads": 1, "precision": None}  # fmt: skip
-    run = worker.measure(plan)["run"]
-    assert run["step_seconds"]["steps"] > 4 and len(run["losses"]) == 3 + run["step_seconds"]["steps"]
-    assert 0.2 < run["window_seconds"] < 5  # the last untimed step tells how many; other programs may come between
+def test_a_time_is_filled_by_steps_like_the_last_untimed_one():
+    assert [worker.count_steps(1.0, step) for step in (0.1, 0.3, 5.0)] == [10, 3, 2]
 
 
 @pytest.fixture
@@ -165,15 +166,14 @@ def grid(rows, tmp_path, monkeypatch):
             fault = (faults or {}).get(len(order))
             if fault:
                 raise fault
-            return {"run": asdict(make_run()), "machine": machine, "versions": {"torch": "2"}, "attention": "sdpa",
-                    "choices": {"precision": precision or f"float32: by run {len(order)}"}}  # fmt: skip
+            out = {"run": asdict(make_run()), "machine": machine, "versions": {"torch": "2"}, "attention": "sdpa"}
+            return out | {"choices": {"precision": precision or f"float32: by run {len(order)}"}}
 
         monkeypatch.setattr(measure, "run_point", run_point)
-        bench = BenchmarkConfig(
-            nodes=["1,2"], sizes=["40"], output_dir=str(tmp_path / "out"), oversubscribe=True, **options
-        )
+        common = {"nodes": ["1,2"], "sizes": ["40"], "output_dir": str(tmp_path / "out"), "oversubscribe": True}
         config = TrainConfig(model_name=TINY, batch_size=2, learning_rate=rate)
-        return measure.run_benchmark(bench, config, DataConfig(source="json", source_path=[str(rows)])), list(order)
+        data = DataConfig(source="json", source_path=[str(rows)])
+        return measure.run_benchmark(BenchmarkConfig(**common, **options), config, data), list(order)
 
     return run
 
@@ -182,7 +182,7 @@ def read_counts(folder: Path) -> list[int]:
     return [len(result.runs) for result in results.read_results(folder / "out")[0]]
 
 
-def test_repeats_take_turns_and_a_stopped_grid_goes_on_where_it_was(grid, tmp_path, capsys):
+def test_repeats_take_turns_and_a_stopped_grid_is_resumed(grid, tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         grid({4: KeyboardInterrupt()})
     assert read_counts(tmp_path) == [2, 1]
@@ -194,7 +194,7 @@ def test_repeats_take_turns_and_a_stopped_grid_goes_on_where_it_was(grid, tmp_pa
     assert {result.choices["precision"] for result in found} == {"float32: by run 1"} and not problems
 
 
-def test_a_failed_point_keeps_its_error_and_the_others_go_on(grid, tmp_path):
+def test_a_failed_point_keeps_its_error_and_the_others_are_measured(grid, tmp_path):
     code, order = grid({2: measure.PointFailed("out of memory", ["last words"])}, repeats=2)
     assert (code, order) == (1, ["1", "2", "1"]) and read_counts(tmp_path) == [2]
     (failed,) = (tmp_path / "out").glob("*.failed.json")
@@ -203,12 +203,12 @@ def test_a_failed_point_keeps_its_error_and_the_others_go_on(grid, tmp_path):
     assert grid(repeats=2) == (0, ["2", "2"]) and not failed.exists()
 
 
-def test_old_points_stay_until_they_are_measured_anew(grid, tmp_path, capsys):
+def test_old_points_stay_until_they_are_measured_again(grid, tmp_path, capsys):
     grid(repeats=1)
     old = {path.stem: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}
     with pytest.raises(KeyboardInterrupt):
         grid({2: KeyboardInterrupt()}, rate=1e-2, repeats=1, overwrite=True)
-    assert "the same command without --overwrite goes on" in capsys.readouterr().out
+    assert "the same command without --overwrite resumes" in capsys.readouterr().out
     [kept] = (tmp_path / "out").glob("*.replaced")
     assert kept.stem.endswith("_2x1_strong") and kept.read_bytes() == old[kept.stem] and read_counts(tmp_path) == [1]
     assert grid(rate=1e-2, repeats=1) == (0, ["2"]) and not kept.exists() and read_counts(tmp_path) == [1, 1]
@@ -216,19 +216,11 @@ def test_old_points_stay_until_they_are_measured_anew(grid, tmp_path, capsys):
 
 def test_where_only_the_global_batch_differs_the_one_of_the_file_is_named(grid, tmp_path):
     grid(repeats=1)  # of two devices with two rows each: 4
-    with pytest.raises(UserError, match=r"with a global batch of 4, and now it is 8. Add --global-batch 4 to go on"):
+    with pytest.raises(UserError, match=r"with a global batch of 4, and now it is 8. Add --global-batch 4 to continue"):
         grid(repeats=1, global_batch=8)
-    with pytest.raises(UserError, match="was measured otherwise .*learning_rate 0.001 -> 0.01"):
+    with pytest.raises(UserError, match="was measured with other options .*learning_rate 0.001 -> 0.01"):
         grid(repeats=1, global_batch=8, rate=1e-2)
     assert grid(repeats=1, global_batch=4) == (0, [])
-
-
-def test_a_share_of_steps_is_refused_where_their_number_is_not_known():
-    timed = BenchmarkConfig(sizes=[1000], seconds=5.0)
-    with pytest.raises(UserError, match="warmup_steps: 0.1 is a share"):
-        plan.list_points(timed, TrainConfig(warmup_steps=0.1))
-    assert plan.list_points(timed, TrainConfig(warmup_steps=3))
-    assert plan.list_points(replace(timed, seconds=None), TrainConfig(warmup_steps=0.1))
 
 
 def test_hosts_are_started_by_the_deepspeed_launcher_whatever_the_head_node_has(tmp_path, monkeypatch):
@@ -249,47 +241,60 @@ def test_hosts_are_started_by_the_deepspeed_launcher_whatever_the_head_node_has(
     assert build()[:2] == [sys.executable, "-m"]
 
 
-def test_a_run_is_counted_up_from_its_ranks_by_hand(monkeypatch):
+def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     """Two ranks of one machine with 4 cores, 5 timed steps of a window of 10 s and 8 s."""
     monkeypatch.setattr(machine, "count_cores", lambda: 4)
     monkeypatch.setattr(worker.os, "cpu_count", lambda: 8)
-    shared = {"device": {"gpu": None}, "gpu_use": None, "memory": {"kept": False}, "busy": 26.0}
-    parts = [shared | {"window": 10.0, "used": 12.0, "seconds": [1.0, 2.0, 3.0, 4.0, 10.0], "lengths": [30, 50], "trained": 20,
-                       "positions": 100, "losses": [3.0, 1.0], "rate": 100.0, "peak": 7},
-             shared | {"window": 8.0, "used": 6.0, "busy": 99.0, "seconds": [9.0] * 5, "lengths": [40, 20, 10], "trained": 30, "positions": 100,
-                       "losses": [2.0, 2.0], "rate": 300.0, "peak": 9}]  # fmt: skip
+    memory = Memory(None, 1e8, False)
+    one = {"device": {"gpu": None}, "gpu_use": None, "memory": memory, "busy": 26.0, "positions": 100, "window": 10.0}
+    two = one | {"window": 8.0, "busy": 99.0, "seconds": [9.0] * 5, "lengths": [40, 20, 10], "trained": 30}
+    one |= {"seconds": [1.0, 2.0, 3.0, 4.0, 10.0], "lengths": [30, 50], "trained": 20}
+    one |= {"losses": [3.0, 1.0], "rate": 100.0, "peak": 7}
+    two |= {"losses": [2.0, 2.0], "rate": 300.0, "peak": 9}
     point = Point(TINY, 40, 1, 2, "weak", 4, 2, 1)
-    plan = {"untimed": 1, "bf16": True, "local_size": 2, "started": time.time() - 60}
-    start = worker.datetime(2026, 1, 2, tzinfo=worker.datetime.fromisoformat("2026-01-02T00:00:00+00:00").tzinfo)
-    run = worker.summarise(parts, point, 2000.0, start, plan)
-    assert 60 <= run.pop("seconds") < 70
-    assert run == {
-        "tokens": 150, "trained_tokens": 50, "samples": 5, "window_seconds": 10.0, "tokens_per_second": 15.0, "trained_tokens_per_second": 5.0,
-        "samples_per_second": 0.5, "tokens_per_second_per_device": 7.5, "padding_share": pytest.approx(50 / 200),
-        "step_seconds": {"median": 3.0, "p10": pytest.approx(1.4), "p90": pytest.approx(7.6), "steps": 5, "warmup": 1,
-                         "all": [1.0, 2.0, 3.0, 4.0, 10.0]},
-        "peak_bytes": [7, 9], "memory": [{"kept": False}] * 2, "flops_per_second_per_device": 2000 / 10 / 2, "matrix_rate": 200.0,
-        "utilisation": None, "utilisation_measured": 100 / 200, "device_use": 18 / 10 / 4, "losses": [2.5, 1.5], "first_loss": 2.5,
-        "last_loss": 1.5, "others_use": pytest.approx((26 - 18) / 10 / 8), "started": "2026-01-02T00:00:00+00:00",
-    }  # fmt: skip
-    gpus = [
-        part | {"device": {"gpu": "NVIDIA H100 PCIe"}, "gpu_use": use}
-        for part, use in zip(parts, (0.5, 0.9), strict=True)
-    ]
-    run = worker.summarise(gpus, point, 2000.0, start, plan | {"local_size": 1})
-    assert run["device_use"] == pytest.approx(0.7) and run["utilisation"] == pytest.approx(100 / 756e12)
-    assert run["others_use"] == pytest.approx((26 - 12) / 10 / 8)  # only the first rank is on this machine
-    assert worker.summarise(gpus, point, 2000.0, start, plan | {"bf16": False})["utilisation"] is None
+    about = {"untimed": 1, "bf16": True, "started": time.time() - 60, "begun": datetime(2026, 1, 2, tzinfo=UTC)}
+    run = worker.combine([one, two], point, 2000.0, 18.0, about)
+    steps = StepSeconds(3.0, pytest.approx(1.4), pytest.approx(7.6), 5, 1, [1.0, 2.0, 3.0, 4.0, 10.0])
+    assert run.seconds >= 60 and replace(run, seconds=60.0) == results.Run(
+        tokens=150,
+        trained_tokens=50,
+        samples=5,
+        window_seconds=10.0,
+        tokens_per_second=15.0,
+        trained_tokens_per_second=5.0,
+        samples_per_second=0.5,
+        tokens_per_second_per_device=7.5,
+        padding_share=pytest.approx(50 / 200),
+        step_seconds=steps,
+        peak_bytes=[7, 9],
+        memory=[memory] * 2,
+        flops_per_second_per_device=2000 / 10 / 2,
+        matrix_rate=200.0,
+        utilisation=None,
+        utilisation_measured=100 / 200,
+        device_use=18 / 10 / 4,
+        losses=[2.5, 1.5],
+        first_loss=2.5,
+        last_loss=1.5,
+        others_use=pytest.approx((26 - 18) / 10 / 8),
+        started="2026-01-02T00:00:00+00:00",
+        seconds=60.0,
+    )
+    gpus = [one | {"gpu_use": 0.5}, two | {"gpu_use": 0.9}]
+    gpus = [part | {"device": {"gpu": "NVIDIA H100 PCIe"}} for part in gpus]
+    run = worker.combine(gpus, point, 2000.0, 12.0, about)
+    assert run.device_use == pytest.approx(0.7) and run.utilisation == pytest.approx(100 / 756e12)
+    assert run.others_use == pytest.approx((26 - 12) / 10 / 8)
+    assert worker.combine(gpus, point, 2000.0, 12.0, about | {"bf16": False}).utilisation is None
 
 
-def test_what_was_measured_otherwise_is_never_mixed(grid, tmp_path):
+def test_what_was_measured_with_other_options_is_never_mixed(grid, tmp_path):
     grid(repeats=1)
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}
-    with pytest.raises(
-        UserError, match=r"_1x1_strong.json: was measured otherwise \(learning_rate 0.001 -> 0.01\). Add --overwrite"
-    ):
+    other = r"_1x1_strong.json was measured with other options \(learning_rate 0.001 -> 0.01\). Add --overwrite"
+    with pytest.raises(UserError, match=other):
         grid(rate=1e-2)
-    with pytest.raises(UserError, match=r"was measured otherwise \(steps, batch or data\)"):
+    with pytest.raises(UserError, match=r"was measured with other options \(steps, batch or data\)"):
         grid(steps=7)
     with pytest.raises(UserError, match=r"on another machine \(cpu one -> other\)"):
         grid(machine={"cpu": "other", "cores": 2}, repeats=2)
@@ -297,39 +302,48 @@ def test_what_was_measured_otherwise_is_never_mixed(grid, tmp_path):
     assert grid(rate=1e-2, repeats=1, overwrite=True) == (0, ["1", "2"]) and read_counts(tmp_path) == [1, 1]
 
 
-def start(folder: Path, rows: Path, *flags: str) -> list[str]:
+def make_command(folder: Path, rows: Path, *flags: str) -> list[str]:
     """The command of a grid of a model without dropout, which would differ in each process."""
-    return [sys.executable, "-m", "sftlab.cli", "benchmark", "random-tiny:Llama-2-7b-hf", "--sizes", "40", "--batch-size", "4", "--no-bf16",
-            "--untimed-steps", "2", "--output-dir", str(folder), "--source", "json", "--source-path", str(rows), "--oversubscribe", *flags]  # fmt: skip
+    command = [sys.executable, "-m", "sftlab.cli", "benchmark", "random-tiny:Llama-2-7b-hf", "--sizes", "40"]
+    command += ["--batch-size", "4", "--no-bf16", "--untimed-steps", "2", "--output-dir", str(folder), "--repeats", "1"]
+    return [*command, "--source", "json", "--source-path", str(rows), "--oversubscribe", *flags]
 
 
-def test_two_processes_train_as_one_does_and_everything_is_written_down(rows, tmp_path):
-    command = start(tmp_path, rows, "--nodes", "1,2", "--steps", "4", "--repeats", "1", "--learning-rate", "1e-2")
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+@pytest.fixture(scope="module")
+def measured(rows, tmp_path_factory) -> Path:
+    """A folder of a real grid: one process and two, four steps of the same global batch."""
+    folder = tmp_path_factory.mktemp("measured")
+    command = make_command(folder, rows, "--nodes", "1,2", "--steps", "4", "--learning-rate", "1e-2")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    (one, two), problems = results.read_results(tmp_path)
-    assert not problems and [(result.point.devices, result.point.global_batch) for result in (one, two)] == [
-        (1, 8),
-        (2, 8),
-    ]
+    return folder
+
+
+def test_two_processes_train_as_one_does_and_everything_is_written_down(measured):
+    (one, two), problems = results.read_results(measured)
+    points = [(result.point.devices, result.point.global_batch) for result in (one, two)]
+    assert not problems and points == [(1, 8), (2, 8)]
     first, second = one.runs[0], two.runs[0]
     assert first.losses == pytest.approx(second.losses, rel=1e-5) and first.last_loss < first.first_loss
     assert (first.tokens, first.trained_tokens, first.samples) == (second.tokens, second.trained_tokens, 4 * 8)
     assert len(second.peak_bytes) == len(second.memory) == 2
     assert two.machine["machines"] == 1 and "2 processes share" in two.machine["node_is"]
     assert 0 < second.utilisation_measured < 1 and second.utilisation is None and 0 < second.device_use <= 1
-    assert not (tmp_path / ".work").exists()
+    assert not (measured / ".work").exists()
 
 
-def test_a_grid_that_is_ended_takes_its_processes_along_and_a_worker_that_dies_is_told(rows, tmp_path):
-    import psutil
+def test_a_real_grid_is_reported_with_bounds(measured, tmp_path):
+    config = ReportConfig(folders=[str(measured)], output=str(tmp_path / "page.html"), bandwidth=1.0)
+    page = report.write_report(config).read_text(encoding="utf-8")
+    assert "random-tiny-Llama-2-7b-hf_40_2x1_strong" in page and "modelled, full overlap" in page
+    assert "Left out" not in page
 
-    process = subprocess.Popen(
-        start(tmp_path, rows, "--nodes", "2", "--seconds", "600", "--repeats", "1"), stdout=subprocess.PIPE, text=True
-    )
-    family, limit = [], time.monotonic() + 120
+
+def test_a_grid_that_is_ended_takes_its_processes_along(rows, tmp_path):
+    command = make_command(tmp_path, rows, "--nodes", "2", "--seconds", "600")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 240
     while len(list(tmp_path.glob(".work/*/ranks-0/*/attempt_0/*/stderr.log"))) < 2 and time.monotonic() < limit:
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -337,9 +351,12 @@ def test_a_grid_that_is_ended_takes_its_processes_along_and_a_worker_that_dies_i
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130 and not psutil.wait_procs(family, timeout=10)[1]
     assert not (tmp_path / ".work").exists() and not list(tmp_path.glob("*.json"))
+
+
+def test_the_error_of_a_worker_that_fails_is_that_of_the_point(tmp_path):
     bench = BenchmarkConfig(nodes=["2"], sizes=["40"], output_dir=str(tmp_path), seconds=600, untimed_steps=2)
     config = TrainConfig(model_name=TINY, batch_size=4, learning_rate=1.0, dataset_path="nowhere")
     grid = measure.Grid(bench, config, {40: {"path": str(tmp_path / "nowhere")}}, 0)
     point = plan.list_points(bench, config)[0]
     with pytest.raises(measure.PointFailed, match="dataset_path: .*nowhere is not a data set"):
-        measure.run_point(grid, point, "float32: as asked for", 1)
+        measure.run_point(grid, point, "float32: as configured", 1)

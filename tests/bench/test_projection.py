@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_scaling import GRID, make_result
+from made_up import GRID, make_result
 
 from sftlab import plots
 from sftlab.bench import projection, scaling

@@ -1,0 +1,70 @@
+"""Results as `sftlab benchmark` writes them, with numbers that are easy to reckon with."""
+
+import dataclasses
+
+from sftlab.bench.results import Memory, Point, Result, Run, StepSeconds
+from sftlab.config.configs import TrainConfig
+
+MACHINE = {"cpu": "Some CPU", "cores": 8, "memory_bytes": 2**34, "gpu": None, "gpus": 0, "machines": 1, "threads": 1}
+MACHINE |= {"node_is": "a process of one machine", "oversubscribed": False}
+
+
+def make_run(devices: int = 1, rate: float = 1000.0, accumulation: int = 1, **changes) -> Run:
+    """A run of 30 steps of 400 tokens for each device and micro-batch, at `rate` tokens per second."""
+    tokens = 30 * 400 * devices * accumulation
+    step = tokens / rate / 30
+    run = Run(
+        tokens=tokens,
+        trained_tokens=tokens // 4,
+        samples=tokens // 50,
+        window_seconds=tokens / rate,
+        tokens_per_second=rate,
+        trained_tokens_per_second=rate / 4,
+        samples_per_second=rate / 50,
+        tokens_per_second_per_device=rate / devices,
+        padding_share=0.125,
+        step_seconds=StepSeconds(step, 0.9 * step, 1.2 * step, 30, 5, [step] * 30),
+        peak_bytes=[int(2e9 + 1e8 * rank) for rank in range(devices)],
+        memory=[Memory(1e9, 1.1e9 - 1e8 * rank, False) for rank in range(devices)],
+        flops_per_second_per_device=2.5e12,
+        matrix_rate=1e13,
+        utilisation=None,
+        utilisation_measured=0.25,
+        device_use=0.9,
+        losses=[3.0 - step / 100 for step in range(35)],
+        first_loss=3.0,
+        last_loss=2.66,
+        others_use=0.01,
+        started="2026-01-01T00:00:00+00:00",
+        seconds=60.0,
+    )
+    return dataclasses.replace(run, **changes)
+
+
+def make_result(
+    devices=1, scaling="weak", rates=None, batch=4, config=None, nodes=None, repeats=3, run=None, **changes
+):
+    """A point with its runs; by default a device takes a second for 1000 tokens, and repeats are 1 % apart."""
+    rates = rates or [1000 * devices / (1 + 0.01 * ((repeat + devices) % 3)) for repeat in range(3)]
+    accumulation = 8 // devices if scaling == "strong" else 1
+    total = batch * accumulation * devices
+    point = Point(
+        changes.pop("model", "tiny-base"), 1000, nodes or devices, devices, scaling, total, batch, accumulation
+    )
+    settings = dataclasses.asdict(TrainConfig()) | {"batch_size": batch, "gradient_accumulation_steps": accumulation}
+    result = Result(
+        point,
+        settings | (config or {}),
+        "0" * 12,
+        repeats,
+        MACHINE,
+        {"torch": "2.13.0", "bitsandbytes": "0.50.2"},
+        "sdpa: why",
+        {"precision": "float32: why"},
+        {"source": "facts", "rows": 1000, "distinct_rows": 1000, "fingerprint": "f"},
+        [make_run(devices, rate, accumulation, **(run or {})) for rate in rates],
+    )
+    return dataclasses.replace(result, **changes)
+
+
+GRID = [make_result(devices, scaling) for scaling in ("strong", "weak") for devices in (1, 2, 4, 8)]
