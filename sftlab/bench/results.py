@@ -83,7 +83,7 @@ class Run:
     tokens_per_second_per_device: float
     padding_share: float  # of the positions that were computed, 0..1
     step_seconds: StepSeconds
-    peak_bytes: list[float]  # of each rank: the most that the process held, on a GPU its allocator
+    peak_bytes: list[float]  # of each rank: the most that the process took, on a GPU its allocator
     memory: list[Memory]  # of each rank
     flops_per_second_per_device: float
     matrix_rate: float  # what plain matrix products reached on a device with all devices at work, FLOP/s

@@ -14,7 +14,7 @@ from sftlab.config.configs import ReportConfig
 from sftlab.errors import UserError
 from sftlab.pages import Chart, Section, Table
 
-LINES = 12  # of a chart; more can't be told apart
+LINES = 12  # of a chart; more can't be distinguished
 HEADS = ("series", "devices", "ideal", "tokens/s", "speed-up", "efficiency")
 MEASURED = (
     "Speed-up over the smallest number of devices that was measured: the geometric mean of the rounds' ratios, with Student's "

@@ -13,32 +13,16 @@ def make_run(devices: int = 1, rate: float = 1000.0, accumulation: int = 1, **ch
     """A run of 30 steps of 400 tokens for each device and micro-batch, at `rate` tokens per second."""
     tokens = 30 * 400 * devices * accumulation
     step = tokens / rate / 30
-    run = Run(
-        tokens=tokens,
-        trained_tokens=tokens // 4,
-        samples=tokens // 50,
-        window_seconds=tokens / rate,
-        tokens_per_second=rate,
-        trained_tokens_per_second=rate / 4,
-        samples_per_second=rate / 50,
-        tokens_per_second_per_device=rate / devices,
-        padding_share=0.125,
-        step_seconds=StepSeconds(step, 0.9 * step, 1.2 * step, 30, 5, [step] * 30),
-        peak_bytes=[int(2e9 + 1e8 * rank) for rank in range(devices)],
-        memory=[Memory(1e9, 1.1e9 - 1e8 * rank, False) for rank in range(devices)],
-        flops_per_second_per_device=2.5e12,
-        matrix_rate=1e13,
-        utilisation=None,
-        utilisation_measured=0.25,
-        device_use=0.9,
-        losses=[3.0 - step / 100 for step in range(35)],
-        first_loss=3.0,
-        last_loss=2.66,
-        others_use=0.01,
-        started="2026-01-01T00:00:00+00:00",
-        seconds=60.0,
-    )
-    return dataclasses.replace(run, **changes)
+    about = {"tokens": tokens, "trained_tokens": tokens // 4, "samples": tokens // 50, "window_seconds": tokens / rate}
+    about |= {"tokens_per_second": rate, "trained_tokens_per_second": rate / 4, "samples_per_second": rate / 50}
+    about |= {"tokens_per_second_per_device": rate / devices, "padding_share": 0.125, "device_use": 0.9}
+    about |= {"step_seconds": StepSeconds(step, 0.9 * step, 1.2 * step, 30, 5, [step] * 30)}
+    about |= {"peak_bytes": [int(2e9 + 1e8 * rank) for rank in range(devices)]}
+    about |= {"memory": [Memory(1e9, 1.1e9 - 1e8 * rank, False) for rank in range(devices)]}
+    about |= {"flops_per_second_per_device": 2.5e12, "matrix_rate": 1e13, "utilisation_measured": 0.25}
+    about |= {"utilisation": None, "losses": [3.0 - step / 100 for step in range(35)], "first_loss": 3.0}
+    about |= {"last_loss": 2.66, "others_use": 0.01, "started": "2026-01-01T00:00:00+00:00", "seconds": 60.0}
+    return Run(**about | changes)
 
 
 def make_result(
@@ -52,19 +36,12 @@ def make_result(
         changes.pop("model", "tiny-base"), 1000, nodes or devices, devices, scaling, total, batch, accumulation
     )
     settings = dataclasses.asdict(TrainConfig()) | {"batch_size": batch, "gradient_accumulation_steps": accumulation}
-    result = Result(
-        point,
-        settings | (config or {}),
-        "0" * 12,
-        repeats,
-        MACHINE,
-        {"torch": "2.13.0", "bitsandbytes": "0.50.2"},
-        "sdpa: why",
-        {"precision": "float32: why"},
-        {"source": "facts", "rows": 1000, "distinct_rows": 1000, "fingerprint": "f"},
-        [make_run(devices, rate, accumulation, **(run or {})) for rate in rates],
-    )
-    return dataclasses.replace(result, **changes)
+    about = {"point": point, "config": settings | (config or {}), "config_hash": "0" * 12, "repeats": repeats}
+    about |= {"machine": MACHINE, "versions": {"torch": "2.13.0"}, "attention": "sdpa: why"}
+    about |= {"choices": {"precision": "float32: why"}}
+    about |= {"data": {"source": "facts", "rows": 1000, "distinct_rows": 1000, "fingerprint": "f"}}
+    about |= {"runs": [make_run(devices, rate, accumulation, **(run or {})) for rate in rates]}
+    return Result(**about | changes)
 
 
 GRID = [make_result(devices, scaling) for scaling in ("strong", "weak") for devices in (1, 2, 4, 8)]
