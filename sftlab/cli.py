@@ -196,7 +196,7 @@ def export(args, config):
 def runs(args, config):
     from sftlab.runs import table
 
-    return table.show_runs(config)
+    return table.run_command(config)
 
 
 @command(

@@ -26,7 +26,7 @@ from sftlab.bench.results import DISTURBED, Point, Result, Run
 from sftlab.config.configs import BenchmarkConfig, DataConfig, LaunchConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.memory import duration
-from sftlab.runs import launcher, state
+from sftlab.runs import launcher, logs
 from sftlab.train import distributed
 
 NEVER = 10**9
@@ -277,9 +277,9 @@ def run_command(command: list[str], work: Path, environment: dict) -> int:
 
 def explain_failure(work: Path, code: int) -> PointFailed:
     """Explain what went wrong with a point: the error of the process that failed first, else the launcher's."""
-    failed = state.find_failed(work)
-    lines = [line for line in state.read_end(failed.log).splitlines() if line.strip()][-LAST_LINES:]
-    message = failed.words or state.explain_end("\n".join(lines))  # without a launcher there is one log
+    failed = logs.find_failed(work)
+    lines = [line for line in logs.read_end(failed.log).splitlines() if line.strip()][-LAST_LINES:]
+    message = failed.reason or logs.explain_end("\n".join(lines))  # without a launcher there is one log
     if message:
         return PointFailed(message.removeprefix("refused: "), lines)
     who = failed if failed.signal else f"exit code {code}"

@@ -1,4 +1,4 @@
-"""Errors that are known: symptom, cause, mend. The table is data, known_errors.yaml; here it's read and looked for in texts.
+"""Errors that are known: symptom, cause, fix. The table is known_errors.yaml; here it is read, and searched for in texts.
 
 python -m sftlab.doctor.known_errors
 """
@@ -25,7 +25,7 @@ class Known:
     what: str
     seen: tuple[re.Pattern, ...]
     cause: str
-    mend: tuple[str, ...]
+    fix: tuple[str, ...]
     read: str | None = None
     weak: bool = False
 
@@ -40,7 +40,7 @@ class Finding:
     file: str
     line: int
     cause: str
-    mend: tuple[str, ...]
+    fix: tuple[str, ...]
     read: str | None
     weak: bool
 
@@ -52,13 +52,13 @@ def load_table() -> tuple[Known, ...]:
 
     rows = yaml.load(TABLE.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return tuple(
-        Known(**row | {"seen": tuple(re.compile(text, re.M) for text in row["seen"]), "mend": tuple(row["mend"])})
+        Known(**row | {"seen": tuple(re.compile(text, re.M) for text in row["seen"]), "fix": tuple(row["fix"])})
         for row in rows
     )
 
 
 def hide(text: str) -> str:
-    """The text without what is nobody else's business: tokens, and the name of the home folder."""
+    """The text without what is private: tokens, and the name of the home folder."""
     home = str(Path.home())
     text = SECRET.sub(lambda found: f"{found[1] or found[2]}_…", text)
     return re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text) if len(home) > 1 else text
@@ -72,7 +72,7 @@ def find_end(text: str) -> int:
     if not own:
         return 0
     last = own[-1]
-    while CHAINED.search(text, 0, starts[last]):  # what led to it belongs to it
+    while CHAINED.search(text, 0, starts[last]):  # the cause belongs to it
         if not last:
             return 0
         last -= 1
@@ -87,15 +87,15 @@ def match(text: str, file: str) -> list[Finding]:
         if not hits:
             continue
         hit = next((hit for hit in hits if hit.start() >= end), hits[-1])
-        found.append((known.weak, hit.start() < end, rank, describe(known, hit, text, file)))
+        found.append((known.weak, hit.start() < end, rank, make_finding(known, hit, text, file)))
     return [finding for *_, finding in sorted(found, key=lambda one: one[:3])]
 
 
-def describe(known: Known, hit: re.Match, text: str, file: str) -> Finding:
-    """A row with what was found put into its words."""
+def make_finding(known: Known, hit: re.Match, text: str, file: str) -> Finding:
+    """A row with the values that were found filled in."""
     start = text.rfind("\n", 0, hit.start()) + 1
     line = text[start : text.find("\n", hit.end()) if "\n" in text[hit.end() :] else len(text)]
-    line = hide(line.strip().rsplit("\r", 1)[-1])  # first: a token that is cut in two is not known as one any more
+    line = hide(line.strip().rsplit("\r", 1)[-1])  # first: a token that is cut in two is not recognised
     at = max(0, line.find(hide(hit.group())) - 80) if len(line) > LONGEST else 0
     words = {name: value for name, value in hit.groupdict().items() if value}
 
@@ -105,14 +105,15 @@ def describe(known: Known, hit: re.Match, text: str, file: str) -> Finding:
         return hide(re.sub(r"\{[a-z]+\}", lambda left: left.group()[1:-1].upper(), sentence))
 
     symptom = ("…" if at else "") + line[at : at + LONGEST] + ("…" if len(line) > at + LONGEST else "")
-    return Finding(known.name, fill(known.what), symptom, hide(file), text.count("\n", 0, hit.start()) + 1,
-                   fill(known.cause), tuple(fill(one) for one in known.mend), known.read, known.weak)  # fmt: skip
+    number, fixes = text.count("\n", 0, hit.start()) + 1, tuple(map(fill, known.fix))
+    filled = (fill(known.what), symptom, hide(file), number, fill(known.cause), fixes)
+    return Finding(known.name, *filled, known.read, known.weak)
 
 
 def format_table() -> str:
     """The table as Markdown."""
-    lines = ["| error | cause | mend |", "|---|---|---|"]
-    cells = ((known.what, known.cause, "; ".join(known.mend)) for known in load_table())
+    lines = ["| error | cause | fix |", "|---|---|---|"]
+    cells = ((known.what, known.cause, "; ".join(known.fix)) for known in load_table())
     return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)])
 
 

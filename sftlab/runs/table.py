@@ -1,9 +1,10 @@
-"""All runs of a folder: a table in the terminal (`sftlab runs`), and in a notebook one to choose from and to compare by.
+"""All runs of a folder: a table in the terminal (`sftlab runs`), and in a notebook one to choose from and to compare.
 
 sftlab runs
 sftlab runs runs/lab --follow
 """
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -11,92 +12,120 @@ from pathlib import Path
 from sftlab import pages
 from sftlab.config.configs import RunsConfig
 from sftlab.errors import UserError
+from sftlab.memory import duration
 from sftlab.runs import background, panel, state
-from sftlab.runs.state import find_place, read
+from sftlab.runs.state import Run
 
-SHOWN = ("loss", "eval_loss", "learning_rate", "grad_norm")  # of a log's entry
-NOTHING = "—"  # of the list of runs to compare with
-
-
-def name_run(run: state.Run, folder: str | Path) -> str:
-    return str(run.folder.relative_to(Path(folder).absolute()))
+HEADS = ("run", "status", "step", "time left", "loss", "validation", "tokens/s", "began", "configuration")
+LOGGED = ("loss", "eval_loss", "learning_rate", "grad_norm")  # of an entry of the log
+NOTHING = "—"  # in the list of runs to compare with
 
 
-def list_rows(folder: str | Path) -> list[tuple[str, ...]]:
-    return [state.list_row(run, name_run(run, folder)) for run in state.find(folder)]
+def find_named(folder: str | Path) -> dict[str, Run]:
+    """The runs of a folder by their paths in it."""
+    return {str(run.folder.relative_to(Path(folder).absolute())): run for run in state.find(folder)}
+
+
+def list_row(name: str, run: Run) -> tuple[str, ...]:
+    """A run as a line of a table under HEADS."""
+    return (
+        name,
+        run.status,
+        state.format_step(run),
+        "" if run.seconds_left is None else duration.say(run.seconds_left),
+        state.format_number(run.find_last("loss")),
+        state.format_number(run.find_last("eval_loss")),
+        f"{run.speed[1]:,.0f}" if run.speed else "",
+        time.strftime("%m-%d %H:%M", time.localtime(run.started)) if run.started else "",
+        run.config_hash,
+    )
+
+
+def to_json(run: Run) -> dict:
+    """A run as plain data: the row of the table in numbers, with its configuration."""
+    names = ("status", "reason", "step", "max_steps", "started", "config_hash", "seconds_left")
+    return (
+        {"folder": str(run.folder)}
+        | {name: getattr(run, name) for name in names}
+        | {
+            "loss": run.find_last("loss"),
+            "eval_loss": run.find_last("eval_loss"),
+            "tokens_per_second": run.speed[1] if run.speed else None,
+            "memory_bytes": run.progress.get("memory_bytes"),
+            "config": dataclasses.asdict(run.config) if run.config else None,
+        }
+    )
+
+
+def format_table(folder: str | Path) -> str:
+    """The runs of a folder as text, a line for each; why one ended is below."""
+    found = find_named(folder)
+    if not found:
+        return f"no runs in {folder}"
+    rows = [HEADS, *(list_row(name, run) for name, run in found.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(lines + [f"{name}: {run.reason}" for name, run in found.items() if run.reason])
 
 
 def make_list(folder: str | Path):
     """A box with all runs of a folder in a table, a list to choose one from, another to compare it with, and its panel."""
-    found = {name_run(run, folder): run for run in state.find(folder)}
     import ipywidgets
 
-    table = ipywidgets.HTML()
-    chosen = ipywidgets.Dropdown(options=list(found), description="run", layout={"width": "max-content"})
-    beside = ipywidgets.Dropdown(
-        options=[NOTHING, *found], description="compare with", style={"description_width": "initial"}
-    )
+    table, place = ipywidgets.HTML(), ipywidgets.VBox()
+    wide = {"description_width": "initial"}
+    chosen = ipywidgets.Dropdown(description="run", layout={"width": "max-content"})
+    other = ipywidgets.Dropdown(options=[NOTHING], description="compare with", style=wide)
     again = ipywidgets.Button(description="Look again", tooltip="for runs that have begun since")
-    place = ipywidgets.VBox()
+    found = {}
 
-    def show(_=None) -> None:
+    def update_panel(_=None) -> None:
         for old in place.children:
             panel.close(old)
-        run, other = found.get(chosen.value), found.get(beside.value)
-        place.children = [panel.make_panel(run, None if other is run else other)] if run else []
+        run, beside = found.get(chosen.value), found.get(other.value)
+        place.children = [panel.make_panel(run, None if beside is run else beside)] if run else []
 
-    def look(_=None) -> None:
+    def update_table(_=None) -> None:
         found.clear()
-        found.update({name_run(run, folder): run for run in state.find(folder)})
-        rows = list_rows(folder)
-        words = pages.table(state.HEADS, rows) if rows else f"<p>no runs in {pages.text(folder)}</p>"
-        table.value = f"{panel.STYLE}<div class='sftlab-run'>{words}</div>"
-        for field, options in ((chosen, list(found)), (beside, [NOTHING, *found])):
+        found.update(find_named(folder))
+        rows = [list_row(name, run) for name, run in found.items()]
+        html = pages.table(HEADS, rows) if rows else f"<p>no runs in {pages.text(folder)}</p>"
+        table.value = f"{panel.STYLE}<div class='sftlab-run'>{html}</div>"
+        for field, options in ((chosen, list(found)), (other, [NOTHING, *found])):
             if list(field.options) != options:
                 kept = field.value
                 field.options = options
                 if kept in options:
                     field.value = kept
 
-    look()
-    show()
-    chosen.observe(show, "value")
-    beside.observe(show, "value")
-    again.on_click(look)
-    return ipywidgets.VBox([table, ipywidgets.HBox([chosen, beside, again]), place])
+    update_table()
+    update_panel()
+    chosen.observe(update_panel, "value")
+    other.observe(update_panel, "value")
+    again.on_click(update_table)
+    return ipywidgets.VBox([table, ipywidgets.HBox([chosen, other, again]), place])
 
 
-def format_table(folder: str | Path) -> str:
-    """The runs of a folder as text, a line for each; why one failed stands below."""
-    found = state.find(folder)
-    if not found:
-        return f"no runs in {folder}"
-    rows = [state.HEADS, *(state.list_row(run, name_run(run, folder)) for run in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines + [f"{name_run(run, folder)}: {run.said}" for run in found if run.said])
-
-
-def show_runs(config: RunsConfig) -> int:
-    """`sftlab runs`: list, or stop, resume or follow one run. Returns the exit code."""
+def run_command(config: RunsConfig) -> int:
+    """`sftlab runs`: list all, or stop, resume or follow one. Returns the exit code."""
     if config.stop:
-        background.stop(choose(config.stop))
+        background.stop(find_run(config.stop))
         print(f"asked {config.stop} to stop; it writes a checkpoint first")
     if config.resume:
-        print(state.tell(background.resume(choose(config.resume))))
+        print(state.format_run(background.resume(find_run(config.resume))))
     if config.follow:
-        return follow(choose(config.follow))
+        return follow(find_run(config.follow))
     if config.stop or config.resume:
         return 0
     folder = config.folder or state.find_place()
     if config.json:
-        print(json.dumps([state.to_json(run) for run in state.find(folder)], ensure_ascii=False, indent=2))
+        print(json.dumps([to_json(run) for run in state.find(folder)], ensure_ascii=False, indent=2))
     else:
         print(format_table(folder))
     return 0
 
 
-def choose(folder: str) -> state.Run:
+def find_run(folder: str) -> Run:
     """The run of a folder. Raises UserError where there is none."""
     run = state.read(folder)
     if run.status == "none":
@@ -104,31 +133,29 @@ def choose(folder: str) -> state.Run:
     return run
 
 
-def follow(run: state.Run) -> int:
-    """Print the log of a run as it comes, until the run ends or Ctrl-C, which the run doesn't notice."""
-    shown = max(0, len(run.history) - 10)
+def follow(run: Run) -> int:
+    """Print the log of a run as it comes, until the run ends, or Ctrl-C, which the run doesn't notice."""
+    printed = max(0, len(run.history) - 10)
     while True:
         run = state.read(run.folder)
-        for entry in run.history[shown:]:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if name in SHOWN)
+        for entry in run.history[printed:]:
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if name in LOGGED)
             if numbers:
                 print(f"step {entry['step']}: {numbers}", flush=True)
-        shown = len(run.history)
+        printed = len(run.history)
         if run.status not in state.ACTIVE:
-            print(state.tell(run))
+            print(state.format_run(run))
             return 0 if run.status == "completed" else 1
         time.sleep(0.5)
 
 
 def attach(folder: str | Path | None = None):
-    """The panel of a run, by its folder, or of all runs in a folder, to choose from; default: those in `find_place`.
+    """The panel of a run, by its folder, or of all runs in a folder, to choose from; default: those in `state.find_place`.
 
-    Where nobody looks on (papermill, nbval) the same is printed, with the curve as a picture, and None returned.
+    Without a reader (papermill, nbval) the same is printed, with the curve as a picture, and None returned.
     """
-    from sftlab.runs.panel import has_reader
-
-    run = read(folder) if folder is not None else None
+    reader, run = panel.has_reader(), state.read(folder) if folder is not None else None
     if run and run.status != "none":
-        return panel.make_panel(run) if has_reader() else panel.show_still(run)
-    place = folder or find_place()
-    return make_list(place) if has_reader() else print(format_table(place))
+        return panel.make_panel(run) if reader else panel.print_run(run)
+    place = folder or state.find_place()
+    return make_list(place) if reader else print(format_table(place))

@@ -1,7 +1,24 @@
-"""One run: its steps, trainer, callbacks, checkpoints, folder, processes, and what was saved (notebook 04)."""
+"""One run: its steps, trainer, callbacks, checkpoints, folder, processes, and what was saved (notebook 04).
 
-from sftlab.train.distributed import find_port
-from sftlab.train.run import make_trainer, train
-from sftlab.train.saved import load_any, load_models, load_run, open_run, read_run
+The names are loaded at their first use, so that a run folder is read (`sftlab runs`, `sftlab doctor`) without torch.
+"""
 
-__all__ = ["find_port", "load_any", "load_models", "load_run", "make_trainer", "open_run", "read_run", "train"]
+import importlib
+
+MODULES = {
+    "find_port": "distributed",
+    "load_any": "saved",
+    "load_models": "saved",
+    "load_run": "saved",
+    "make_trainer": "run",
+    "open_run": "saved",
+    "read_run": "saved",
+    "train": "run",
+}
+__all__ = list(MODULES)
+
+
+def __getattr__(name: str):
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from sftlab import machine
 from sftlab.cli import main
 from sftlab.config.configs import DoctorConfig
-from sftlab.doctor import checks as doctor_checks
+from sftlab.doctor import checks
 from sftlab.doctor.checks import FAILS, NOTE, OK
 
 
@@ -21,11 +23,11 @@ def test_the_whole_check_up_on_this_machine(sftlab_command, tmp_path):
     code, out, error = sftlab_command("doctor", "--json", HF_TOKEN=token, HOME=str(tmp_path))
     found = json.loads(out)
     lines = {line["name"]: line for line in found["checks"]}
-    assert list(lines) == list(doctor_checks.CHECKS)
+    assert list(lines) == list(checks.CHECKS)
     assert code == 0 and found["healthy"], [line for line in lines.values() if line["state"] == FAILS]
     assert lines["token"]["found"] == "one is set, by HF_TOKEN" and token not in out + error
     assert lines["device"]["state"] == NOTE and "the course runs on this CPU" in lines["device"]["found"]
-    assert lines["network"]["state"] == NOTE and "4 bits off by 0.0" in lines["quantisation"]["found"]
+    assert lines["network"]["state"] == NOTE and "4 bits off by 0.0" in lines["quantization"]["found"]
     assert str(tmp_path) not in out and found["versions"]["torch"]
     assert sum(line["seconds"] for line in lines.values()) < 60  # about 5 s of an idle core
 
@@ -34,68 +36,82 @@ def test_a_check_that_raises_is_a_line_that_fails(monkeypatch, capsys):
     def broken():
         raise ImportError("/a/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEi")
 
-    checks = {"python": doctor_checks.check_python, "attention": broken, "ports": doctor_checks.check_ports}
-    monkeypatch.setattr(doctor_checks, "CHECKS", checks)
-    assert doctor_checks.run(DoctorConfig()) == 1
+    few = {"python": checks.check_python, "attention": broken, "ports": checks.check_ports}
+    monkeypatch.setattr(checks, "CHECKS", few)
+    assert checks.run(DoctorConfig()) == 1
     out = capsys.readouterr().out
     assert "undefined symbol" in out and "-> pip uninstall flash-attn" in out and "1 of 3 fail: attention" in out
-    checks["attention"] = doctor_checks.check_bundle
-    assert doctor_checks.run(DoctorConfig()) == 0 and "nothing fails" in capsys.readouterr().out
+    few["attention"] = checks.check_bundle
+    assert checks.run(DoctorConfig()) == 0 and "nothing fails" in capsys.readouterr().out
 
 
-def test_packages_that_are_missing_outside_or_untested(monkeypatch):
+def test_a_broken_torch_is_reported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    code = "from sftlab.doctor import checks; print(checks.format_report(checks.examine()))"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "fails  device" in done.stdout and "libcudart" in done.stdout and "ok     python" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "words"),
+    [
+        ("0.9", FAILS, "trl 0.9 (needs"),
+        ("1.16.99", NOTE, "trl 1.16.99 (tested: "),
+        (None, FAILS, "trl is not installed"),
+    ],
+)
+def test_packages_that_are_missing_outside_or_untested(version, state, words, monkeypatch):
     real = metadata.version
-    assert doctor_checks.check_packages()[0] in (OK, NOTE)
-    pin = doctor_checks.read_pins()["trl"]
-    for found, state, words in (("0.9", FAILS, "trl 0.9 (needs"), ("1.16.99", NOTE, f"trl 1.16.99 (tested: {pin})"), (None, FAILS, "trl is not installed")):  # fmt: skip
+    assert checks.check_packages()[0] in (OK, NOTE)
 
-        def version(name, found=found):
-            if name != "trl":
-                return real(name)
-            if found is None:
-                raise metadata.PackageNotFoundError(name)
-            return found
+    def find(name):
+        if name == "trl" and version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version if name == "trl" else real(name)
 
-        monkeypatch.setattr(metadata, "version", version)
-        outcome = doctor_checks.check_packages()
-        assert outcome[0] == state and words in outcome[1] and "-c constraints.txt" in outcome[2]
+    monkeypatch.setattr(metadata, "version", find)
+    found = checks.check_packages()
+    assert found[0] == state and words in found[1] and "-c constraints.txt" in found[2]
 
 
 def test_a_gpu_that_torch_can_not_use(monkeypatch):
+    import torch
+
     card = [{"index": 0, "name": "NVIDIA H100", "memory_total_bytes": 80 * 10**9}]
     monkeypatch.setattr(machine, "describe_gpus", lambda: card)
     monkeypatch.setattr(machine, "read_driver", lambda: "525.60")
-    assert doctor_checks.check_device()[:2] == (NOTE, "1 GPUs, hidden by CUDA_VISIBLE_DEVICES")
+    assert checks.check_device()[:2] == (NOTE, "1 GPUs, hidden by CUDA_VISIBLE_DEVICES")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for cuda, words in ((None, "is a build for CPUs"), ("13.0", "with CUDA 13.0 can't use it; driver 525.60")):
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        state, found, step = doctor_checks.check_device()
+        state, found, step = checks.check_device()
         assert state == FAILS and words in found and step
 
 
-def test_a_quantisation_that_does_not_work(monkeypatch):
+def test_a_quantization_that_does_not_work(monkeypatch):
     from bitsandbytes import functional
 
-    monkeypatch.setattr(functional, "dequantize_4bit", lambda held, state: -held.new_ones(64, 64).float())
-    assert doctor_checks.check_quantisation()[0] == FAILS
+    monkeypatch.setattr(functional, "dequantize_4bit", lambda weights, state: -weights.new_ones(64, 64).float())
+    assert checks.check_quantization()[0] == FAILS
 
 
 def test_little_disk_and_little_memory(monkeypatch):
     room = shutil.disk_usage("/")
     for free, state in ((2 * 10**8, FAILS), (5 * 10**9, NOTE), (10**11, OK)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: room._replace(free=free))
-        assert doctor_checks.check_disk()[0] == state
+        assert checks.check_disk()[0] == state
     for free, state in ((5 * 10**8, FAILS), (2 * 10**9, NOTE), (10**10, OK)):
         monkeypatch.setattr(machine, "free_memory", lambda gpu, free=free: free)
-        assert doctor_checks.check_memory()[0] == state
+        assert checks.check_memory()[0] == state
 
 
 def test_tools_a_port_and_downloads_that_were_cut_off(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
     monkeypatch.setattr(shutil, "which", lambda tool, path=None: None if tool == "g++" else tool)
-    state, found, step = doctor_checks.check_compiler()
+    state, found, step = checks.check_compiler()
     assert state == NOTE and "g++ missing" in found and "apt install" in step
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,44 +120,44 @@ def test_tools_a_port_and_downloads_that_were_cut_off(monkeypatch, tmp_path):
             taken.listen()
         except OSError:
             pass  # another program has it, which is as good
-        state, found, step = doctor_checks.check_ports()
+        state, found, step = checks.check_ports()
         assert state == NOTE and "in use" in found and step.startswith("--master-port ")
-    from huggingface_hub import constants
-
     blobs = tmp_path / "models--a--b" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "abc.incomplete").write_bytes(b"x" * 10**6)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    state, found, step = doctor_checks.check_cache()
-    assert state == NOTE and "1 useless rests of downloads" in found and "in 1 models" in found and "prune" in step
+    state, found, step = checks.check_cache()
+    assert state == NOTE and "1 unfinished downloads" in found and "in 1 models" in found and "prune" in step
 
 
-def test_the_kernel_of_another_python(monkeypatch):
+def test_the_kernel_of_another_python_or_none(monkeypatch, tmp_path):
     from jupyter_client import kernelspec
 
-    def get(program):
-        return lambda name: kernelspec.KernelSpec(argv=[program, "-m", "ipykernel_launcher"])
+    kernel = tmp_path / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    about = {"argv": ["/usr/bin/python9", "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(about))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    state, found, step = checks.check_notebooks()
+    assert state == NOTE and "/usr/bin/python9" in found and "--sys-prefix" in step
 
-    monkeypatch.setattr(kernelspec, "get_kernel_spec", get("/usr/bin/python9"))
-    assert doctor_checks.check_notebooks()[0] == NOTE
-
-    def none(name):
+    def find_none(name):
         raise kernelspec.NoSuchKernel(name)
 
-    monkeypatch.setattr(kernelspec, "get_kernel_spec", none)
-    assert doctor_checks.check_notebooks()[0] == FAILS
+    monkeypatch.setattr(kernelspec, "get_kernel_spec", find_none)
+    assert checks.check_notebooks()[0] == FAILS
 
 
 @pytest.mark.parametrize("arguments", [["doctor", "--help"], ["doctor", "--target"]])
 def test_the_command_needs_no_library_to_explain_itself(arguments, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
-    told = capsys.readouterr()
-    assert "RUN" in told.out + told.err
+    printed = capsys.readouterr()
+    assert "RUN" in printed.out + printed.err
 
 
 def test_the_report_holds_no_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "lab").mkdir()
-    monkeypatch.setattr(doctor_checks, "CHECKS", {"x": lambda: (OK, f"{Path.home()}/lab {os.sep}", "")})
-    assert doctor_checks.examine()[0].found == "~/lab /"
+    monkeypatch.setattr(checks, "CHECKS", {"x": lambda: (OK, f"{Path.home()}/lab {os.sep}", "")})
+    assert checks.examine()[0].found == "~/lab /"

@@ -1,0 +1,103 @@
+"""Run folders as a training leaves them, and short trainings."""
+
+import os
+import time
+
+import pytest
+
+from sftlab import files
+from sftlab.config.configs import TrainConfig
+from sftlab.runs import logs, panel, state
+from sftlab.train import folder as run_folder
+
+
+@pytest.fixture
+def configure(dataset, tmp_path):
+    """Makes the configuration of a short training of tiny-base into tmp_path/NAME."""
+
+    def make(name: str = "run", **options) -> TrainConfig:
+        usual = {"use_lora": True, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3}
+        usual |= {"eval_samples": 8, "dataset_path": str(dataset), "output_dir": str(tmp_path / name)}
+        return TrainConfig(**usual | options)
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """Makes a run folder at a step of 100: its log has these losses, one each 10 steps; its process is this one."""
+    monkeypatch.setattr(panel, "EVERY", 0.02)
+
+    def make(name: str = "run", losses=(), result: dict | None = None, checkpoint: int = 0, **progress) -> state.Run:
+        folder = tmp_path / name
+        config = TrainConfig(output_dir=str(folder), use_lora=True, lora_r=4)
+        files.write_json(folder / "run.json", {"config": vars(config), "config_hash": config.hash(), "processes": 1})
+        for number, loss in enumerate(losses, 1):
+            run_folder.append(folder, {"loss": loss, "step": 10 * number, "learning_rate": 1e-3, "max_steps": 100})
+        if checkpoint:
+            files.write_json(folder / f"checkpoint-{checkpoint}" / "trainer_state.json", {"global_step": checkpoint})
+        (folder / run_folder.PROGRESS).unlink(missing_ok=True)
+        set_progress(
+            folder, **{"process": run_folder.identify(), "started": 100.0, "step": 10 * len(losses)} | progress
+        )
+        if result:
+            files.write_json(folder / "result.json", result)
+        return state.read(folder)
+
+    return make
+
+
+@pytest.fixture(name="set_progress")
+def give_set_progress():
+    return set_progress
+
+
+def set_progress(folder, **changes) -> None:
+    """Write progress.json as a training does that has been at it for 10 seconds."""
+    path, now = folder / run_folder.PROGRESS, time.time()
+    usual = {"time": now, "tokens": changes["step"] * 7, "max_steps": 100, "epoch": 1.5, "doing": "training"}
+    usual |= {"memory_bytes": 5e8, "began": {"time": now - 10, "step": 0, "tokens": 0}}
+    files.write_json(path, files.read_json(path) | usual | changes)
+
+
+@pytest.fixture
+def put_attempt():
+    """Writes what a start in the background leaves in the folder of logs."""
+
+    def put(folder, started: float, output: str = "", process=None, launch=None, asked=None, **options) -> None:
+        place = logs.find_logs(folder)
+        files.write_text(place / logs.LOG, output)
+        config = TrainConfig(output_dir=str(folder), lora_r=64, **options)
+        about = {
+            "process": process,
+            "started": started,
+            "offset": 0,
+            "cwd": "/",
+            "config": vars(config),
+            "launch": launch,
+        }
+        about |= {"result_before": state.stamp(folder), "command": []} | ({"asked": asked} if asked else {})
+        files.write_json(place / state.ABOUT, about)
+
+    return put
+
+
+@pytest.fixture
+def wait_until():
+    def wait(look, seconds: float = 180):
+        end = time.monotonic() + seconds
+        while not (found := look()):
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+        return found
+
+    return wait
+
+
+@pytest.fixture(autouse=True)
+def end_runs(tmp_path):
+    """Ends the processes of a test's runs."""
+    yield
+    for run in state.find(tmp_path):
+        if run.process and run.process["pid"] != os.getpid() and not state.is_elsewhere(run.process):
+            os.kill(run.process["pid"], 9)
