@@ -75,7 +75,7 @@ def hyperparameters(config: TrainConfig, notebook=None, *, saved=None, launch: L
     """A form for a configuration, to be shown as the last line of a cell; `.config` is the present one.
 
     notebook: the one whose papermill command is shown (default: 08); saved: a YAML file that keeps what is edited, from which
-    the form goes on after the kernel was restarted, as long as the same configuration is given; launch: how several devices are started, for Start, too.
+    the form keeps its values when the kernel is restarted, as long as the same configuration is given; launch: how several devices are started, for Start, too.
     """
     if panel.has_reader():
         return Form(config, notebook, saved=saved, launch=launch)
