@@ -212,7 +212,7 @@ def test_the_fullest_batch_is_one_that_is_likely():
 
 def limited(options: list[str], room: int) -> tuple[int, str]:
     """`sftlab train` in a process that may hold `room` bytes more than the libraries take."""
-    code = "import resource, sys; from sftlab import machine; import sftlab.memory.dry_run, sftlab.memory.kernels, sftlab.train.trainer, psutil\n"
+    code = "import resource, sys, psutil, sftlab.memory.dry_run, sftlab.memory.kernels, sftlab.train.run, sftlab.train.trainer\n"
     code += f"most = psutil.Process().memory_info().data + {room}\n"
     code += "resource.setrlimit(resource.RLIMIT_DATA, (most, most))\nfrom sftlab.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
