@@ -285,7 +285,7 @@ def test_an_estimate_in_a_thread_is_that_of_a_run(told, dataset):
 
 def test_a_process_ends_in_the_midst_of_an_estimate(tmp_path):
     code = (
-        "import time; from sftlab config; from sftlab.course import widgets as f; e = f.Estimate(lambda *_: print('told', flush=True))\n"
+        "import time; from sftlab import config; from sftlab.course import widgets as f; e = f.Estimate(lambda *_: print('told', flush=True))\n"
         "e.ask(config.TrainConfig(model_name='random:Llama-2-70b-hf', batch_size=4096)); time.sleep(1.5)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
