@@ -39,11 +39,7 @@ from sftlab.train import distributed, forecast
 from sftlab.train.folder import find_free
 
 BROWSER = Path(__file__).resolve().parent / "form"
-GIVEN, DEFAULTS, WORKING = (
-    "as given",
-    "all defaults",
-    "working it out …",
-)  # two presets of the form itself, a figure's note
+GIVEN, DEFAULTS, WORKING = "as given", "all defaults", "working it out …"  # the first two are presets
 AUTO = {"": "auto", "true": "yes", "false": "no"}  # of a bool that may be left to the machine
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 SUGGESTIONS = {"model_name": [model.hub_id for model in catalog.MODELS], "deepspeed": deepspeed_configs.list_names()}
