@@ -56,6 +56,21 @@ def hash_shingles(text: str):
     return numpy.unique(hashes >> numpy.uint64(32))
 
 
+def find_nearest(shingles, others, candidates) -> tuple[float, int]:
+    """The highest Jaccard similarity among candidates, and whose it is: of equals the earliest; (0.0, 0) without any.
+
+    shingles: sorted distinct hashes of a text; others: those of other texts, by the indices in `candidates`.
+    """
+    import numpy
+
+    matches = [(0.0, 0)]  # the index as a negative number, so that max takes the earliest
+    for other in sorted(candidates)[:CANDIDATES]:
+        common = len(numpy.intersect1d(shingles, others[other], assume_unique=True))
+        matches.append((common / (len(shingles) + len(others[other]) - common), -other))
+    similarity, best = max(matches)
+    return similarity, -best
+
+
 def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, float]]:
     """Rows that nearly repeat an earlier one: index -> (index of that one, Jaccard similarity of their shingles).
 
@@ -63,7 +78,6 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
     shingles themselves. Prompts and answers count; a system message, which many rows may share, doesn't. A row is compared
     with rows that are kept only, and with no more than the first hundred of them that look alike.
     """
-    import numpy
     from datasketch import MinHash, MinHashLSH
     from tqdm.auto import tqdm
 
@@ -75,13 +89,9 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
         shingles = hash_shingles("\0".join(filter(None, get_texts(row)[has_system(row) :])))
         sketch = empty.copy()
         sketch.update_batch(shingles.tolist())
-        matches = [(0.0, 0)]  # similarity, and the index as a negative number: of equals the earliest wins
-        for other in sorted(index_of.query(sketch))[:CANDIDATES]:
-            common = len(numpy.intersect1d(shingles, kept[other], assume_unique=True))
-            matches.append((common / (len(shingles) + len(kept[other]) - common), -other))
-        similarity, best = max(matches)
+        similarity, best = find_nearest(shingles, kept, index_of.query(sketch))
         if similarity >= threshold:
-            near[index] = (-best, similarity)
+            near[index] = (best, similarity)
         else:
             index_of.insert(index, sketch)
             kept[index] = shingles
@@ -238,7 +248,6 @@ def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) 
     after "Please tell me:", in the one set or the other, and has the same answer; `near duplicate` has a Jaccard similarity of `threshold` or
     more between the runs of five characters of prompt and answer (`find_near`; MinHash: Broder 1997).
     """
-    import numpy
     from datasketch import MinHash, MinHashLSH
     from tqdm.auto import tqdm
 
@@ -267,13 +276,9 @@ def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) 
             leaks[number] = {"why": "prompt inside", "train": nested[number], "similar": 1.0}
             continue
         hashes, minima = sketch(row)
-        matches = [(0.0, 0)]  # similarity, and the row as a negative number: of equals the earliest wins
-        for other in sorted(index_of.query(minima))[:CANDIDATES]:
-            common = len(numpy.intersect1d(hashes, shingles[other], assume_unique=True))
-            matches.append((common / (len(hashes) + len(shingles[other]) - common), -other))
-        similar, best = max(matches)
+        similar, best = find_nearest(hashes, shingles, index_of.query(minima))
         if similar >= threshold:
-            leaks[number] = {"why": "near duplicate", "train": -best, "similar": round(similar, 3)}
+            leaks[number] = {"why": "near duplicate", "train": best, "similar": round(similar, 3)}
     return leaks
 
 

@@ -167,7 +167,7 @@ def test_a_stopped_run_saves_a_checkpoint_in_all_processes(dataset, tmp_path, la
     ranks = find_ranks(process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--resume" in errors
+    assert process.returncode == 130 and "add --resume to the same command" in errors
     result = files.read_json(tmp_path / "run" / "result.json")
     assert result["status"] == "interrupted"
     assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks.values())
