@@ -1,16 +1,149 @@
-"""Pieces of HTML pages that open offline and load nothing from the network.
+"""Reports as HTML pages that open offline: sections of paragraphs, lists, tables and charts, by one jinja2 template.
 
-python -c "from sftlab import pages; print(pages.table(('a', 'b'), [(1, 2)]))"
+python -c "from sftlab.pages import *; write_page(Path('a.html'), 'A page', [Section('Numbers', [Table(('a', 'b'), [(1, 2)])])])"
 """
 
+import functools
 import html
 import json
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup as Html  # a block or a cell of ready-made HTML; everything else is escaped
+
 from sftlab import files
 from sftlab.errors import UserError, place_error
+
+MARK = "made by sftlab report"  # what a file must hold to be replaced unasked
+# The browser itself refuses to load anything, whatever a script in the page asks for.
+POLICY = Html("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:")
+NUMBER = tuple("0123456789+-−±<>≤≥~–—")  # what a cell begins with that holds a number, or none
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text, numbers or Html. The first column names the row.
+
+    `words`: numbers of the columns that hold sentences; None: those with a cell that doesn't begin like a number.
+    """
+
+    heads: Sequence
+    rows: Sequence
+    caption: str = ""
+    words: Sequence | None = None
+    modelled: bool = False
+
+    @property
+    def columns_of_words(self) -> set[int]:
+        if self.words is not None:
+            return set(self.words)
+        cells = ((number, str(cell)) for row in self.rows for number, cell in enumerate(row))
+        return {number for number, cell in cells if cell and not cell.startswith(NUMBER)}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plotly figure and a sentence about it: a picture on paper and without JavaScript, else interactive if it is `live`."""
+
+    fig: object
+    caption: str = ""
+    live: bool = True
+
+    @property
+    def title(self) -> str:
+        return self.fig.layout.title.text or ""
+
+    @property
+    def words(self) -> str:
+        """The caption, after the title of a live chart, which plotly would cut on a phone."""
+        return ". ".join(filter(None, (self.title if self.live else "", self.caption)))
+
+    @property
+    def summary(self) -> str:
+        """The chart's numbers in a sentence."""
+        from sftlab.plots import summarise
+
+        return summarise(self.fig)
+
+    @property
+    def png(self) -> str:
+        from sftlab.plots import draw_static
+
+        return b64encode(draw_static(self.fig)).decode()
+
+    @property
+    def spec(self) -> Html:
+        """The figure as JSON, its legend below it."""
+        spec = json.loads(self.fig.to_json())
+        rows = -(-len(spec["data"]) // 2)  # of the legend; on a phone it may take more
+        spec["layout"].pop("title", None)
+        spec["layout"] |= {"height": 380 + 24 * rows, "margin": {"l": 60, "r": 20, "t": 20, "b": 80 + 24 * rows}}
+        spec["layout"]["legend"] = {"orientation": "h", "x": 0, "y": -60 / 280, "yanchor": "top"}
+        return Html(json.dumps(spec).replace("<", "\\u003c"))  # no text in it can end the script
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with its blocks: paragraphs (str), lists (list of str), tables, charts, Html. `page`: on a new page of paper."""
+
+    title: str
+    blocks: list = field(default_factory=list)
+    page: bool = False
+
+
+def preformatted(value: object) -> Html:
+    """A block of text whose lines and spaces stay as they are."""
+    return Html("<pre>{}</pre>").format(value)
+
+
+@functools.cache
+def load_template():
+    return Environment(loader=PackageLoader("sftlab", ""), autoescape=True).get_template("page.html.j2")
+
+
+def render(block) -> str:
+    """One block as HTML, for a widget."""
+    return str(load_template().module.draw(block))
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section], intro: Sequence = (), script: str = "") -> None:
+    """Write a page, whole or not at all. `intro`: blocks below the title.
+
+    plotly.js is inside, once, if there is a live chart; or it is loaded from the file `script` beside the page.
+    """
+    live = any(isinstance(block, Chart) and block.live for section in sections for block in section.blocks)
+    plotly = ""
+    if live and not script:
+        from plotly.offline import get_plotlyjs
+
+        plotly = Html(get_plotlyjs())
+    page = load_template().render(
+        title=title,
+        sections=sections,
+        intro=intro,
+        script=script,
+        plotly=plotly,
+        policy="" if script else POLICY,
+        mark=MARK,
+    )
+    files.write_text(path, page + "\n")
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Raises UserError where a file is in the way that no report is."""
+    if path.is_dir():
+        raise UserError(f"output: {path} is a folder; name a file in it, as {path / 'report.html'}.")
+    if path.exists() and not overwrite:
+        with open(path, "rb") as source:
+            if MARK.encode() not in source.read(10_000):
+                raise place_error(path, "exists and is no report", "Add --overwrite", option="output")
+
+
+# What pages without sections still use.
+
 
 STYLE = """:root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;overflow-wrap:break-word}
@@ -51,121 +184,5 @@ def write(path: Path, title: str, parts: list[str], script: str = "", meta: str 
     files.write_text(path, page)
 
 
-# A report of sections, tables and charts as one HTML file.
-#
-# The page is alone: plotly.js is inside, once, and nothing is loaded. On paper, and without JavaScript, each chart is a
-# picture; the tables beside it hold its numbers.
-
-
-MARK = "made by sftlab report"  # what a file must hold to be replaced unasked
-# The browser itself refuses to load anything, whatever a script in the page asks for.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-REPORT_STYLE = """<style>body{max-width:72rem}caption{text-align:left;font-weight:bold;padding:.3rem 0}
-table{font-size:.9rem}th,td{padding:.3rem .6rem}tbody th{white-space:nowrap}
-td{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}td.words{text-align:left;white-space:normal;min-width:10rem}
-thead th:not(:first-child){text-align:right}thead th.words{text-align:left!important}thead th{vertical-align:bottom}tbody th{font-weight:normal}
-.modelled table{outline:2px dashed #8888;outline-offset:3px}.modelled td,.modelled tbody th{font-style:italic}
-figure{margin:1rem 0}figcaption{color:#787878}.live{display:none}
-@media screen{.drawn img{display:none}.drawn .live{display:block}}
-@page{size:A4 landscape;margin:12mm}
-@media print{body{max-width:none;font-size:11px;padding:0}h2,caption{break-after:avoid}section{break-inside:auto}.page{break-before:page}
-tr,figure{break-inside:avoid}.wide{overflow:visible}thead{display:table-header-group}figure img{max-width:15cm}}</style>"""
-DRAW = """<script>for (const figure of document.querySelectorAll("figure.chart")) {
-  const spec = JSON.parse(figure.querySelector("script").textContent);
-  figure.classList.add("drawn");
-  Plotly.newPlot(figure.querySelector(".live"), spec.data, spec.layout, {responsive: true, displayModeBar: false});
-}</script>"""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are text. The first column names the row; `words`: numbers of the columns that hold sentences."""
-
-    heads: tuple
-    rows: list
-    caption: str = ""
-    words: tuple = ()
-    modelled: bool = False
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A plotly figure, and a sentence below it."""
-
-    fig: object
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with what stands below it: paragraphs (str), lists (list of str), tables, charts. `page`: on a new page."""
-
-    title: str
-    blocks: list = field(default_factory=list)
-    page: bool = False
-
-
-def to_html(title: str, sections: list[Section]) -> list[str]:
-    """The parts of the page's body."""
-    from plotly.offline import get_plotlyjs
-
-    parts = [REPORT_STYLE, f"<!-- {MARK} -->", f"<h1>{text(title)}</h1>"]
-    for section in sections:
-        kind = ' class="page"' if section.page else ""
-        parts += [f"<section{kind}><h2>{text(section.title)}</h2>", *map(html_block, section.blocks), "</section>"]
-    if any(isinstance(block, Chart) for section in sections for block in section.blocks):
-        parts += [f"<script>{get_plotlyjs()}</script>", DRAW]
-    return parts
-
-
-def html_block(block) -> str:
-    if isinstance(block, Table):
-        return html_table(block)
-    if isinstance(block, Chart):
-        from sftlab.plots import summarise
-
-        spec = json.loads(block.fig.to_json())
-        rows = -(-len(spec["data"]) // 2)  # of the legend, below the chart, where on a phone it may take more
-        title = spec["layout"].pop("title", {}).get("text") or ""  # plotly would cut it on a phone
-        spec["layout"] |= {"height": 380 + 24 * rows, "margin": {"l": 60, "r": 20, "t": 20, "b": 80 + 24 * rows}}
-        spec["layout"]["legend"] = {"orientation": "h", "x": 0, "y": -60 / 280, "yanchor": "top"}
-        spec = json.dumps(spec).replace("<", "\\u003c")  # no text in it can end the script
-        live = f'<div class="live" role="img" aria-label="{text(summarise(block.fig))}"></div>'
-        data = f'<script type="application/json">{spec}</script>'
-        words = f"{title}. {block.caption}" if block.caption else title
-        return f'<figure class="chart"><figcaption>{text(words)}</figcaption>{picture(block.fig)}{live}{data}</figure>'
-    if isinstance(block, list):
-        return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in block) + "</ul>"
-    return f"<p>{text(block)}</p>"
-
-
-def html_table(table: Table) -> str:
-    """A table whose cells say to which column and row they belong."""
-
-    def mark(number: int) -> str:
-        return ' class="words"' if number in table.words else ""
-
-    caption = f"<caption>{text(table.caption)}</caption>" if table.caption else ""
-    heads = "".join(f'<th scope="col"{mark(number)}>{text(head)}</th>' for number, head in enumerate(table.heads))
-    rows = ""
-    for first, *others in table.rows:
-        cells = "".join(f"<td{mark(number)}>{text(cell)}</td>" for number, cell in enumerate(others, 1))
-        rows += f'<tr><th scope="row">{text(first)}</th>{cells}</tr>'
-    kind = "wide modelled" if table.modelled else "wide"  # one that can be scrolled must be reached by keys, too
-    return f'<div class="{kind}" tabindex="0"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def check_place(path: Path, overwrite: bool) -> None:
-    """Raises UserError where a file is in the way that no report is."""
-    if path.is_dir():
-        raise UserError(f"output: {path} is a folder; name a file in it, as {path / 'report.html'}.")
-    if path.exists() and not overwrite:
-        with open(path, "rb") as source:
-            if MARK.encode() not in source.read(10_000):
-                raise place_error(path, "exists and is no report", "Add --overwrite", option="output")
-
-
 def write_html(path: Path, title: str, sections: list[Section]) -> None:
-    """Write the page, whole."""
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    write(path, title, to_html(title, sections), meta=policy)
+    write_page(path, title, sections)
