@@ -14,19 +14,15 @@ from sftlab.config import conflicts
 from sftlab.config.options import Options, coerce, option
 from sftlab.errors import UserError
 
-GROUPS = (
-    "model",
-    "data",
-    "LoRA",
-    "optimisation",
-    "saving and logging",
-    "hardware",
-)  # of a training's options, in this order
-of_model, of_data, of_lora, of_optimisation, of_saving, of_hardware = (partial(option, group=group) for group in GROUPS)
+# of a training's options, in this order
+GROUPS = ("model", "data", "LoRA", "optimization", "saving and logging", "hardware")
+of_model, of_data, of_lora, of_optimization, of_saving, of_hardware = (partial(option, group=group) for group in GROUPS)
 
 TRUST = "run Python code that the model brings along, with your rights on this machine; off: such a model is refused"
 FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
 SOURCES = ("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES)  # the bundled facts, public sets, your own files
+QUANTIZED_BASES = ("dequantised", "published")
+JUDGES = ("auto", "exact_match", "loss")
 FORMATS = ("alpaca", "chatml", "llama2", "model")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -37,9 +33,7 @@ class DataConfig(Options):
 
     model: str = option("tiny-base", "model whose tokenizer is used: tiny-base, a catalogue name, a Hub id, a folder")
     source: str = option("facts", "where the rows come from", choices=SOURCES)
-    source_path: list | None = option(
-        None, "files, or folders of them, for --source json, jsonl, csv, parquet", paths=True
-    )
+    source_path: list | None = option(None, "files or folders, for --source json, jsonl, csv, parquet", paths=True)
     test_path: str | None = option(None, "a file with the validation rows, instead of splitting some off")
     columns: list | None = option(None, "names of your files' columns, as instruction=question,output=answer")
     hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
@@ -47,9 +41,7 @@ class DataConfig(Options):
     num_samples: int | None = option(None, "a seeded random sample of so many training rows; default: all", low=1)
     test_size: float = option(0.1, "share of the rows for validation, without --test-path", low=0.001, high=0.9)
     max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted", low=8)
-    dedupe: str = option(
-        "exact", "drop rows that repeat an earlier one, or come near one", choices=("off", "exact", "near")
-    )
+    dedupe: str = option("exact", "drop rows that repeat an earlier one", choices=("off", "exact", "near"))
     near_threshold: float = option(0.9, "Jaccard similarity of 5-grams from which near drops a row", low=0.3, high=1)
     fix_mojibake: bool = option(False, "fix text that was decoded wrongly, as the report offers")
     output_dir: str = option("datasets", "the folder in which the data set's folder is made")
@@ -80,18 +72,16 @@ class TrainConfig(Options):
     trust_remote_code: bool = of_model(False, TRUST)
     dataset_path: str = of_data("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`")
     output_dir: str = of_saving("runs/sft", "the run folder that is made")
-    num_epochs: float = of_optimisation(3.0, "passes over the training set", low=0.001)
-    max_steps: int = of_optimisation(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
-    batch_size: int = of_optimisation(4, "sequences per device and step", low=1)
-    gradient_accumulation_steps: int = of_optimisation(1, "batches whose gradients are added up for a step", low=1)
-    learning_rate: float = of_optimisation(2e-4, "peak learning rate of the schedule", low=0, high=1)
-    lr_scheduler_type: str = of_optimisation("linear", "how the learning rate falls", choices=SCHEDULES)
-    warmup_steps: float = of_optimisation(0.0, "steps of rising learning rate; below 1: a share of all steps", low=0)
-    optim: str = of_optimisation(
-        "adamw_torch_fused", "the optimizer; those in 8 bits save memory, and are slow on a CPU", choices=OPTIMIZERS
-    )
-    weight_decay: float = of_optimisation(0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1)
-    max_grad_norm: float = of_optimisation(1.0, "gradients are clipped to this norm; 0: never", low=0)
+    num_epochs: float = of_optimization(3.0, "passes over the training set", low=0.001)
+    max_steps: int = of_optimization(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
+    batch_size: int = of_optimization(4, "sequences per device and step", low=1)
+    gradient_accumulation_steps: int = of_optimization(1, "batches whose gradients are added up for a step", low=1)
+    learning_rate: float = of_optimization(2e-4, "peak learning rate of the schedule", low=0, high=1)
+    lr_scheduler_type: str = of_optimization("linear", "how the learning rate falls", choices=SCHEDULES)
+    warmup_steps: float = of_optimization(0.0, "steps of rising learning rate; below 1: a share of all steps", low=0)
+    optim: str = of_optimization("adamw_torch_fused", "the optimizer; 8 bits are slow on a CPU", choices=OPTIMIZERS)
+    weight_decay: float = of_optimization(0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1)
+    max_grad_norm: float = of_optimization(1.0, "gradients are clipped to this norm; 0: never", low=0)
     max_length: int = of_data(1024, "longest sequence in tokens", low=8)
     packing: bool = of_data(False, "fill each sequence with several samples, which never see each other")
     use_lora: bool = of_lora(False, "train low-rank adapters instead of all weights")
@@ -106,13 +96,9 @@ class TrainConfig(Options):
     use_8bit: bool = of_model(False, "store the base in 8-bit (LLM.int8); needs --use-lora")
     gradient_checkpointing: bool = of_hardware(False, "recompute activations: less memory, more time")
     bf16: bool | None = of_model(None, "compute in bfloat16; default: where this machine has instructions for it")
-    use_flash_attention: bool | None = of_model(
-        None, "variable-length attention, without padding; default: where possible"
-    )
+    use_flash_attention: bool | None = of_model(None, "attention without padding; default: where possible")
     dataloader_num_workers: int = of_hardware(0, "processes that make batches ready; 0: none beside the trainer", low=0)
-    keep_memory: bool | None = of_hardware(
-        None, "on a CPU, keep freed memory for the next step; default: where it fits"
-    )
+    keep_memory: bool | None = of_hardware(None, "keep freed memory of a CPU for the next step; default: if it fits")
     check_memory: bool = of_hardware(True, "refuse a run that is expected not to fit in this machine's free memory")
     deepspeed: str | None = of_hardware(None, "DeepSpeed: zero1, zero2, zero3, also with -offload, or a JSON file")
     logging_steps: int = of_saving(10, "log the loss every so many steps", low=1)
@@ -121,15 +107,11 @@ class TrainConfig(Options):
     save_total_limit: int = of_saving(2, "how many checkpoints are kept: the last ones, and the best among them", low=1)
     eval_steps: int = of_saving(0, "validation loss every so many steps; 0: once per epoch", low=0)
     eval_samples: int = of_saving(200, "rows that the validation loss is taken on; 0: all of them", low=0)
-    early_stopping_patience: int = of_saving(
-        0, "stop after so many validation losses without a new best; 0: never", low=0
-    )
-    load_best_model_at_end: bool = of_saving(
-        False, "keep the checkpoint with the lowest validation loss, and end with it"
-    )
+    early_stopping_patience: int = of_saving(0, "stop after so many validations without a new best; 0: never", low=0)
+    load_best_model_at_end: bool = of_saving(False, "end with the checkpoint of the lowest validation loss")
     resume: bool = of_saving(False, "resume from the last checkpoint in --output-dir")
     overwrite: bool = of_saving(False, "delete --output-dir first if it exists")
-    seed: int = of_optimisation(42, "seed of row order, dropout and adapters", low=0, high=2**32 - 1)
+    seed: int = of_optimization(42, "seed of row order, dropout and adapters", low=0, high=2**32 - 1)
 
     def check(self) -> None:
         if self.max_steps == 0:
@@ -145,16 +127,10 @@ class EvaluateConfig(Options):
     run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
     dataset_path: str | None = option(None, "another prepared data set whose `test` rows are asked, not the run's own")
     num_questions: int = option(200, "a seeded random sample of so many held-out rows; 0: all of them", low=0)
-    max_new_tokens: int | None = option(
-        None, "longest answer in tokens; default: 1.5 times the longest expected, at most 512", low=1
-    )
+    max_new_tokens: int | None = option(None, "longest answer in tokens; default: by the longest expected", low=1)
     batch_size: int = option(32, "rows answered at once", low=1)
     temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, with one seed for both", low=0)
-    judge_by: str = option(
-        "auto",
-        "what decides; auto: exact match for short answers, else the loss",
-        choices=("auto", "exact_match", "loss"),
-    )
+    judge_by: str = option("auto", "what decides; auto: by the answers' length", choices=JUDGES)
     smallest_gain: float = option(0.1, "the smallest gain in exact match that matters", low=0.001, high=1)
     level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
     resamples: int = option(10_000, "resamples of the bootstrap", low=100)
@@ -172,9 +148,7 @@ class ExportConfig(Options):
     output_dir: str | None = option(None, "the folder that is made (default: exports/RUN-KIND)")
     kind: str = option("merged", "a whole model, or the adapter alone", choices=("merged", "adapter"))
     dtype: str = option("bfloat16", "dtype of a merged model", choices=("bfloat16", "float16", "float32"))
-    merge_into: str = option(
-        "dequantised", "base of a quantized run to merge into", choices=("dequantised", "published")
-    )
+    merge_into: str = option("dequantised", "base of a quantized run to merge into", choices=QUANTIZED_BASES)
     base_id: str | None = option(None, "what others load the base by (OWNER/NAME), where yours is a folder")
     trust_remote_code: bool = option(False, TRUST)
     push: str | None = option(None, "upload to this repository of the Hub, OWNER/NAME; private unless --public")
@@ -206,10 +180,10 @@ class MemoryConfig(Options):
     """Where a run is to fit, for `sftlab memory`: the kind of device, how many, and how they share."""
 
     device: str = option("cpu", "kind of device to plan for", choices=("cpu", "gpu"))
-    room: float | None = option(None, "GB (10^9 bytes) of each device; what this machine has if not given", low=0.1)
+    room: float | None = option(None, "GB (10^9 bytes) of each device (default: this machine's)", low=0.1)
     devices: int = option(1, "devices in all, over all nodes", low=1)
     zero: int = option(0, "ZeRO stage over these devices; 0: each holds everything (DDP)", low=0, high=3)
-    offload: bool = option(False, "keep the optimizer's state in the host's memory (DeepSpeed's offload); needs --zero")
+    offload: bool = option(False, "keep the optimizer's state in the host's memory; needs --zero")
 
     def check(self) -> None:
         if self.offload and not self.zero:
@@ -232,6 +206,9 @@ class MetricsConfig(Options):
             raise UserError("overwrite: --append keeps what --overwrite replaces; choose one.")
 
 
+SCALING = ("strong", "weak", "both")
+
+
 @dataclass
 class BenchmarkConfig(Options):
     """What `sftlab benchmark` measures: data sets of some sizes, on more and more nodes, how often and how long."""
@@ -240,21 +217,15 @@ class BenchmarkConfig(Options):
     nodes: list | None = option(None, "measure on these numbers of nodes instead, as 1,2,4,8")
     devices_per_node: int = option(1, "GPUs of a node; where there is none, processes", low=1)
     sizes: list | None = option(None, "training rows of the data sets (default: 1000,5000,10000)")
-    scaling: str = option(
-        "strong",
-        "more devices for the same global batch (strong), or on each (weak)",
-        choices=("strong", "weak", "both"),
-    )
-    global_batch: int | None = option(
-        None, "samples of a step in strong scaling; default: those of the most devices", low=1
-    )
+    scaling: str = option("strong", "one global batch for all devices (strong), or for each (weak)", choices=SCALING)
+    global_batch: int | None = option(None, "samples of a step in strong scaling; default: of the most devices", low=1)
     steps: int = option(30, "steps that are timed", low=1)
-    seconds: float | None = option(None, "take as many steps as fill about this time, instead of --steps", low=0.1)
+    seconds: float | None = option(None, "take as many steps as fill about this time", low=0.1)
     untimed_steps: int = option(5, "steps before these, which warm up and don't count", low=1)
     repeats: int = option(3, "how often each point is measured, in turn with the others", low=1)
     output_dir: str = option("results", "the folder that gets a JSON file per point")
     hostfile: str | None = option(None, "file with a line `host slots=8` for each node; default: this machine")
-    oversubscribe: bool = option(False, "measure more processes than there are cores all the same; the results say so")
+    oversubscribe: bool = option(False, "measure more processes than cores, too; the results say so")
     overwrite: bool = option(False, "measure points again that --output-dir holds")
 
     def check(self) -> None:
@@ -281,21 +252,20 @@ def parse_counts(name: str, values: list) -> list[int]:
     return counts
 
 
+LAUNCHERS = ("torchrun", "deepspeed")
+
+
 @dataclass
 class LaunchConfig(Options):
     """How `sftlab launch` starts a training: on how many devices and nodes, and by what."""
 
     nodes: int = option(1, "machines in all", low=1)
-    gpus_per_node: int | None = option(
-        None, "processes on each node, one per GPU; default: all GPUs of this one", low=1
-    )
+    gpus_per_node: int | None = option(None, "processes on each node, one per GPU; default: all of this one", low=1)
     hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node")
     slurm: bool = option(False, "write a batch file for Slurm's sbatch instead of starting")
     slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
     batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
-    launcher: str = option(
-        "torchrun", "what starts the processes; deepspeed reaches other nodes by ssh", choices=("torchrun", "deepspeed")
-    )
+    launcher: str = option("torchrun", "what starts the processes; deepspeed uses ssh", choices=LAUNCHERS)
     node_rank: int | None = option(None, "start on each node by hand: this one's number, from 0", low=0)
     master_addr: str | None = option(None, "address of the first node; default: the hostfile's first")
     master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
@@ -334,13 +304,9 @@ class RunsConfig(Options):
 class ReportConfig(Options):
     """What `sftlab report` makes of folders with results."""
 
-    folders: list | None = option(
-        None, "folders with results, the first against the others (default: results)", paths=True
-    )
+    folders: list | None = option(None, "folders with results, the first against the others", paths=True)
     output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
-    bandwidth: float | None = option(
-        None, "GB/s between nodes, for two modelled bounds of the speed on more nodes", low=0.001
-    )
+    bandwidth: float | None = option(None, "GB/s between nodes, for two modelled bounds of the speed", low=0.001)
     overwrite: bool = option(False, "replace a file at --output that is no report")
 
     def check(self) -> None:
@@ -356,16 +322,12 @@ class ReportConfig(Options):
 class SweepConfig(Options):
     """What `sftlab sweep` tries: a notebook at every point of a grid of its parameters, on some seeds."""
 
-    notebook: str = option("", "the notebook; it must leave its numbers by course.record(…, metrics={…})")
-    grid: list | None = option(
-        None, "a parameter and its values, as lora_r=4,16 or a JSON list; repeatable", paths=True
-    )
+    notebook: str = option("", "the notebook; it must call course.record(…, metrics={…})")
+    grid: list | None = option(None, "a parameter and its values, as lora_r=4,16; repeatable", paths=True)
     parameters: list | None = option(None, "a parameter of the notebook, the same for all points; repeatable")
-    seeds: list | None = option(None, "run each setting with each of these values of the parameter `seed`, as 1,2,3")
+    seeds: list | None = option(None, "run each setting with each of these seeds, as 1,2,3")
     metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
-    direction: str = option(
-        "auto", "whether the lowest or the highest is best; auto: by the name", choices=("auto", "min", "max")
-    )
+    direction: str = option("auto", "which value is best; auto: by the name", choices=("auto", "min", "max"))
     sample: int | None = option(None, "try only so many settings of the grid, a seeded random sample", low=1)
     profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
@@ -424,36 +386,23 @@ class DoctorConfig(Options):
     json: bool = option(False, "print JSON instead of lines")
 
 
-# Every option of the lab by its name, for what checks single values: the parameters of notebooks.
-FIELDS = {
-    field.name: field
-    for options in (
-        DoctorConfig,
-        RunsConfig,
-        ReportConfig,
-        LaunchConfig,
-        BenchmarkConfig,
-        MetricsConfig,
-        MemoryConfig,
-        ChatConfig,
-        ExportConfig,
-        EvaluateConfig,
-        DataConfig,
-        TrainConfig,
-    )
-    for field in dataclasses.fields(options)
-}
+# Options by their name, for what checks single values: the parameters of notebooks.
+OF_NOTEBOOKS = (
+    LaunchConfig,
+    BenchmarkConfig,
+    MemoryConfig,
+    ChatConfig,
+    ExportConfig,
+    EvaluateConfig,
+    DataConfig,
+    TrainConfig,
+)
+FIELDS = {field.name: field for options in OF_NOTEBOOKS for field in dataclasses.fields(options)}
 
 # What a benchmark sets itself; the command line doesn't offer these options of a training.
-SET_BY_BENCHMARK = (
-    "dataset_path", "output_dir", "num_epochs", "max_steps", "logging_steps", "report_to", "save_steps", "save_total_limit",
-    "eval_steps", "eval_samples", "early_stopping_patience", "load_best_model_at_end", "resume", "overwrite",
-)  # fmt: skip
-DATA_OF_BENCHMARK = (
-    "source",
-    "source_path",
-    "columns",
-    "hub_id",
-    "format",
-    "offline",
-)  # options of the data that it takes
+SET_BY_BENCHMARK = tuple(
+    "dataset_path output_dir num_epochs max_steps logging_steps report_to save_steps save_total_limit eval_steps eval_samples "
+    "early_stopping_patience load_best_model_at_end resume overwrite".split()
+)
+# and those of the data that it takes
+DATA_OF_BENCHMARK = ("source", "source_path", "columns", "hub_id", "format", "offline")

@@ -49,11 +49,12 @@ def parse(text: str, where: str) -> dict:
 
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     try:
-        top = yaml.compose(text, Loader=yaml.BaseLoader)
+        top = yaml.compose(text, Loader=yaml.BaseLoader)  # every value as it stands: the options' types read it
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: no YAML: {getattr(error, 'problem', None) or error}. Write `option: value`.") from error  # fmt: skip
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{where}{line}: no YAML: {problem}. Write `option: value`.") from error
     if top is None:
         return {}
     if not isinstance(top, yaml.MappingNode):
@@ -65,22 +66,12 @@ def parse(text: str, where: str) -> dict:
             raise UserError(f"{line}: sftlab train has no option {key.value!r}.{near_match(name, fields)}")
         if name in values:
             raise UserError(f"{line}: {name} stands there twice; leave one out.")
+        value = yaml.BaseLoader("").construct_object(node, deep=True)
         try:
-            values[name] = check_value(fields[name], read_value(name, node))
+            values[name] = check_value(fields[name], "null" if value == "~" and node.style is None else value)
         except UserError as error:
             raise UserError(f"{line}: {error}") from None
     return values
-
-
-def read_value(name: str, node) -> object:
-    """A scalar's text as it stands, or the texts of a list; YAML's `~` is its `null`. Raises UserError for what holds more."""
-    import yaml
-
-    if isinstance(node, yaml.ScalarNode):
-        return "null" if node.value == "~" and node.style is None else node.value
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(part, yaml.ScalarNode) for part in node.value):
-        return [part.value for part in node.value]
-    raise UserError(f"{name}: there are options inside it, and it takes one value.")
 
 
 def build(options: str | Path = "", **values: object) -> TrainConfig:
@@ -97,14 +88,9 @@ def choose(config: TrainConfig, everything: bool = False, also: tuple = ()) -> d
     }
 
 
-def write(config: TrainConfig, everything: bool = False, comments: bool = False) -> str:
-    """A configuration as YAML that `read` gives back: what differs from the defaults, or everything; comments: with each help."""
-    chosen = choose(config, everything)
-    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(config)}
-    lines = [
-        f"{name}: {to_scalar(value)}" + (f"  # {helps[name]}" if comments else "") + "\n"
-        for name, value in chosen.items()
-    ]
+def write(config: TrainConfig, everything: bool = False) -> str:
+    """A configuration as YAML that `read` gives back: what differs from the defaults, or everything."""
+    lines = [f"{name}: {to_scalar(value)}\n" for name, value in choose(config, everything).items()]
     return "".join(lines) or "{}  # all defaults\n"
 
 
@@ -170,14 +156,15 @@ def to_papermill(config: TrainConfig, notebook: str | Path | None = None, start:
 def read_knobs(notebook: Path) -> list[str]:
     """The options of a training that a notebook's parameters cell sets itself."""
     names = {field.name for field in fields(TrainConfig)}
-    cells = [cell for cell in files.read_json(notebook).get("cells", [])
-             if "parameters" in cell.get("metadata", {}).get("tags", [])]  # fmt: skip
-    targets = [target for cell in cells for line in ast.parse("".join(cell["source"])).body
-               for target in ([line.target] if isinstance(line, ast.AnnAssign) else getattr(line, "targets", []))]  # fmt: skip
-    return [target.id for target in targets if isinstance(target, ast.Name) and target.id in names]
+    cells = files.read_json(notebook).get("cells", [])
+    source = ["".join(cell["source"]) for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    assigned = [node for node in ast.walk(ast.parse("\n".join(source))) if isinstance(node, ast.Name)]
+    return [node.id for node in assigned if isinstance(node.ctx, ast.Store) and node.id in names]
 
 
-def list_forms(config: TrainConfig, launch: LaunchConfig, notebook=None, start: TrainConfig | None = None) -> list[dict]:  # fmt: skip
+def list_forms(
+    config: TrainConfig, launch: LaunchConfig, notebook=None, start: TrainConfig | None = None
+) -> list[dict]:
     """The four forms, {name, text}, in the order of a panel."""
     return [
         {"name": "YAML, for --config", "text": write(config)},
@@ -234,7 +221,7 @@ def add_options(
 
 
 def add_config_file(parser: argparse.ArgumentParser) -> None:
-    names = ", ".join(preset.name for preset in presets.PRESETS)
+    names = ", ".join(presets.read_presets())
     help = f"a YAML file with options of a training, or a preset: {names}; flags beside it win"
     parser.add_argument("--config", metavar="FILE", default=None, help=help)
 
@@ -250,7 +237,5 @@ def build_options(options: type[Options], args: argparse.Namespace) -> Options:
 
 def build_training(args: argparse.Namespace) -> TrainConfig:
     """A training's configuration: from --config, if it's given, and the flags beside it, which win."""
-    if not getattr(args, "config", None):
-        return build_options(TrainConfig, args)
-
-    return TrainConfig.build(**read(Path(args.config)) | TrainConfig.keep_known(vars(args)))
+    chosen = read(Path(args.config)) if getattr(args, "config", None) else {}
+    return TrainConfig.build(**chosen | TrainConfig.keep_known(vars(args)))

@@ -55,7 +55,7 @@ class Controls(anywidget.AnyWidget):
     _esm, _css = BROWSER / "form.js", BROWSER / "form.css"
     fields = traitlets.List().tag(sync=True)
     presets = traitlets.List().tag(sync=True)
-    opened = traitlets.List(["model", "data", "LoRA", "optimisation"]).tag(sync=True)
+    opened = traitlets.List(["model", "data", "LoRA", "optimization"]).tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
     figures = traitlets.Dict({"rows": [], "words": ""}).tag(sync=True)
 
@@ -86,7 +86,7 @@ class Form(ipywidgets.VBox):
 
     def __init__(self, config: TrainConfig, notebook=None, *, saved=None, launch: LaunchConfig | None = None):
         own = [{"name": GIVEN, "title": "what the notebook gave"}, {"name": DEFAULTS, "title": "of `sftlab train`"}]
-        named = [{"name": preset.name, "title": presets.say(preset)} for preset in presets.PRESETS]
+        named = [{"name": preset.name, "title": preset.about} for preset in presets.read_presets().values()]
         self.controls, self.area = Controls(fields=list_fields(), presets=own + named), ipywidgets.VBox()
         super().__init__([self.controls, self.area])
         load.quiet_libraries()  # here: two threads that import at once may meet a library that is half there
@@ -123,7 +123,7 @@ class Form(ipywidgets.VBox):
         preset = presets.find_preset(name)
         changes = ", ".join(presets.list_changes(self.config, preset)) or "nothing to change"
         texts = {option: to_text(value) for option, value in preset.options.items()}
-        return texts, f"{name} ({presets.say(preset)}): {changes}"
+        return texts, f"{name} ({preset.about}): {changes}"
 
     def start(self) -> None:
         """Start the run of the present configuration, and show its panel below; what is refused is said beside the button."""

@@ -72,7 +72,7 @@ def check_forms(config: TrainConfig, notebook: Path, start: TrainConfig) -> None
     launch = LaunchConfig(nodes=2, gpus_per_node=8, hostfile="my hosts")
     yaml, mill, train, launcher = (form["text"] for form in config_text.list_forms(config, launch, notebook, start))
     assert config_text.build(yaml if ":" in yaml else "").hash() == config.hash()
-    assert config_text.build(config_text.write(config, everything=True, comments=True)).hash() == config.hash()
+    assert config_text.build(config_text.write(config, everything=True)).hash() == config.hash()
     assert read_command(train).hash() == config.hash() == read_command(launcher).hash()
     assert config_text.build_options(LaunchConfig, build_parser().parse_args(shlex.split(launcher)[1:])) == launch
     assert read_papermill(mill).hash() == config.hash()
@@ -140,7 +140,7 @@ def test_notebook_08_makes_the_configuration_that_its_command_names(tmp_path):
         ("lora_r: 0", "at least 1"),
         ("optim: adam_torch", "Did you mean"),
         ("lora_r: 8\nlora-r: 9", "line 2: lora_r stands there twice"),
-        ("lora_r: {a: 1}", "options inside it"),
+        ("lora_r: {a: 1}", "is no int"),
         ("- lora_r: 8", "no options in it"),
         ("lora_r: [", "no YAML"),
         ("bf16: yes", "true or false"),

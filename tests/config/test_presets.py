@@ -8,10 +8,10 @@ from sftlab.config import presets
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.memory import parts
 
-GUIDE = {  # its table: (batch from, to, rank, 8-bit, 4-bit, nodes from, to)
-    "7b": (4, 8, 16, False, False, 1, 2),
-    "13b": (2, 4, 16, True, False, 2, 4),
-    "70b": (1, 1, 8, False, True, 8, 8),
+GUIDE = {  # its table: (batch from, to, rank, 8-bit, 4-bit, nodes)
+    "7b": (4, 8, 16, False, False, "1-2 nodes"),
+    "13b": (2, 4, 16, True, False, "2-4 nodes"),
+    "70b": (1, 1, 8, False, True, "8 nodes"),
 }
 
 
@@ -20,21 +20,17 @@ def test_the_sizes_are_the_guides(name):
     preset = presets.find_preset(name)
     config = TrainConfig.build(**preset.options)
     assert config.use_lora and config.batch_size == preset.batches[0]
-    told = (*preset.batches, config.lora_r, config.use_8bit, config.use_4bit, *preset.nodes)
+    told = (*preset.batches, config.lora_r, config.use_8bit, config.use_4bit, preset.nodes)
     assert told == GUIDE[name]
 
 
 def test_debug_is_the_guides():
     options = presets.find_preset("debug").options
-    assert (options["model_name"], options["num_epochs"], options["batch_size"]) == ("gpt2", 1, 2)
-    assert (options["logging_steps"], options["save_steps"], options["dataset_path"]) == (
-        1,
-        10,
-        "datasets/alpaca_gpt2_100",
-    )
+    guide = {"model_name": "gpt2", "num_epochs": 1, "batch_size": 2, "logging_steps": 1, "save_steps": 10}
+    assert guide.items() <= options.items() and options["dataset_path"] == "datasets/alpaca_gpt2_100"
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", presets.read_presets().values(), ids=lambda preset: preset.name)
 def test_the_largest_batch_fits_the_gpu_with_a_tenth_to_spare(preset):
     config = dataclasses.replace(TrainConfig.build(**preset.options), batch_size=preset.batches[1])
     plan = MemoryConfig(device="gpu" if preset.gpu else "cpu")

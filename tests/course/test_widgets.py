@@ -108,7 +108,7 @@ def test_conflicts_stand_at_the_fields_that_make_them(asked):
 def test_presets_say_what_they_change(asked):
     given = TrainConfig(use_lora=True, use_8bit=True, lora_r=4)
     form, controls = make(given)
-    for preset in presets.PRESETS:
+    for preset in presets.read_presets().values():
         form.take({"preset": preset.name})
         assert {name: getattr(form.config, name) for name in preset.options} == preset.options
         form.take({"preset": "as given"})
