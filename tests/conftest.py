@@ -72,13 +72,22 @@ def serve():
 
 
 @pytest.fixture
-def sftlab_command():
-    """Runs `sftlab ARGUMENTS…` as a process of its own: (exit code, standard output, standard error)."""
+def sftlab_command(capfd):
+    """Runs `sftlab ARGUMENTS…`: (exit code, standard output, standard error). With environment variables it's a process of its own."""
+    from sftlab import cli
 
     def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-m", "sftlab.cli", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
-        return done.returncode, done.stdout, done.stderr
+        arguments = list(map(str, arguments))
+        if environment:
+            done = subprocess.run([sys.executable, "-m", "sftlab", *arguments], capture_output=True, text=True,
+                                  env=os.environ | environment, timeout=300)  # fmt: skip
+            return done.returncode, done.stdout, done.stderr
+        capfd.readouterr()
+        try:
+            code = cli.main(arguments)
+        except SystemExit as stop:  # argparse leaves this way
+            code = stop.code
+        return code or 0, *capfd.readouterr()
 
     return run
 

@@ -78,7 +78,7 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen):
         ["doctor"],
         ["launch", "--gpus-per-node", "2", *train, "two"],
         ["launch", "--gpus-per-node", "2", "--nodes", "2", "--slurm", *train, "batch"],
-        ["metrics", "watched", "--", sys.executable, "-m", "sftlab.cli", *train, "one"],
+        ["metrics", "watched", "--", sys.executable, "-m", "sftlab", *train, "one"],
         ["train", "--model-name", "planted/private", "--dataset-path", str(dataset), "--output-dir", "none"],
         ["doctor", "one"],
         ["evaluate", "one", "--num-questions", "4", "--num-texts", "2", "--resamples", "100"],
@@ -86,12 +86,11 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen):
         ["run", "own.ipynb", "--output-dir", "headless"],
         ["runs"],
     ]
-    said = ""
-    for command in commands:
-        done = subprocess.run([sys.executable, "-m", "sftlab.cli", *command], cwd=tmp_path, env=environment, capture_output=True,
-                              text=True, timeout=300)  # fmt: skip
-        assert done.returncode in (0, 1, 2), (command, done.stderr[-2000:])
-        said += done.stdout + done.stderr
+    run_all = "import json, sys\nfrom sftlab import cli\nprint([cli.main(each) for each in json.loads(sys.argv[1])])"
+    done = subprocess.run([sys.executable, "-c", run_all, json.dumps(commands)], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    said = done.stdout + done.stderr
+    assert set(json.loads(done.stdout.splitlines()[-1])) <= {0, 1, 2}, said[-3000:]
     assert TOKEN[-4:] in said and TOKEN not in said  # its last letters are shown, so that it's known which one it is
     assert any(b"sftlab" in line for line in seen) and not any(TOKEN.encode() in line for line in seen)
     assert (tmp_path / "one" / "result.json").is_file() and (tmp_path / "headless" / "own.html").is_file()
