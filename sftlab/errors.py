@@ -22,8 +22,10 @@ class UserError(Exception):
 def refuse_token(value: object, where: str) -> None:
     """Raises UserError, which doesn't show it, for a value that holds something like a token: values are written down."""
     if TOKEN.search(str(value)):
-        raise UserError(f"{where}: this looks like a token, and would be kept in histories, process lists and outputs. Make it invalid at "
-                        "huggingface.co/settings/tokens, and give a new one to `sftlab token`, which asks for it.")  # fmt: skip
+        raise UserError(
+            f"{where}: this looks like a token, and would be kept in histories, process lists and outputs. Make it invalid at "
+            "huggingface.co/settings/tokens, and give a new one to `sftlab token`, which asks for it."
+        )
 
 
 def near_match(name: str, names: typing.Iterable[str]) -> str:

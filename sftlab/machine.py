@@ -9,7 +9,6 @@ import functools
 import gc
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,9 +30,7 @@ def choose_precision() -> tuple[bool, str]:
 
     asked = os.environ.get("SFTLAB_BF16", "")
     if asked not in ("", "0", "1"):
-        raise UserError(
-            f"SFTLAB_BF16: {asked!r} is neither 1 (bfloat16) nor 0 (float32). Set one of them, or unset it."
-        )
+        raise UserError(f"SFTLAB_BF16: {asked!r} is neither 1 (bfloat16) nor 0 (float32). Set one, or unset it.")
     gpu = torch.cuda.is_available()
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else has_bf16()
     if asked == "1" and gpu and not fast:
@@ -91,10 +88,10 @@ def free_memory(gpu: bool) -> int:
         with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where there is no limit
             group = Path("/sys/fs/cgroup")
             facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            held = int((group / "memory.current").read_text()) - int(
+            used = int((group / "memory.current").read_text()) - int(
                 facts["inactive_file"]
-            )  # that goes when it's needed
-            limits.append(int((group / "memory.max").read_text()) - held)
+            )  # this goes when it's needed
+            limits.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(limits))
 
 
@@ -209,8 +206,14 @@ def name_device() -> dict:
     import torch
 
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device()) if torch.cuda.is_available() else None
-    return {"cpu": name_processor(), "cores": count_cores(), "physical_cores": psutil.cpu_count(logical=False), "memory_bytes": psutil.virtual_memory().total,
-            "gpu": gpu.name if gpu else None, "gpu_bytes": gpu.total_memory if gpu else None}  # fmt: skip
+    return {
+        "cpu": name_processor(),
+        "cores": count_cores(),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": gpu.name if gpu else None,
+        "gpu_bytes": gpu.total_memory if gpu else None,
+    }
 
 
 def describe(devices: list[dict]) -> dict:
@@ -263,8 +266,7 @@ def read_driver() -> str | None:
         return None
     import pynvml
 
-    found = ask(pynvml.nvmlSystemGetDriverVersion)
-    return found.decode() if isinstance(found, bytes) else found
+    return ask(pynvml.nvmlSystemGetDriverVersion)
 
 
 def describe_gpus() -> list[dict]:
@@ -275,7 +277,6 @@ def describe_gpus() -> list[dict]:
 
         name = ask(pynvml.nvmlDeviceGetName, handle)
         memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-        name = name.decode() if isinstance(name, bytes) else name  # bytes in versions before 11.5
         found.append({"index": index, "name": name, "memory_total_bytes": memory and memory.total})
     return found
 
@@ -293,17 +294,18 @@ def read_gpus() -> list[dict]:
         memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
         milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage, handle)
         celsius = ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
-        found.append({"index": index, "use_percent": use and use.gpu, "memory_bytes": memory and memory.used,
-                      "power_watts": None if milliwatts is None else milliwatts / 1000, "celsius": celsius})  # fmt: skip
+        now = {"use_percent": use and use.gpu, "memory_bytes": memory and memory.used, "celsius": celsius}
+        found.append({"index": index, **now, "power_watts": None if milliwatts is None else milliwatts / 1000})
     return found
 
 
 def ask(question, *arguments):
-    """NVML's answer, or None where this GPU or driver doesn't know or the GPU is lost."""
+    """NVML's answer, text as str (bytes before 11.5), or None where this GPU or driver doesn't know or the GPU is lost."""
     import pynvml
 
     with contextlib.suppress(pynvml.NVMLError):
-        return question(*arguments)
+        answer = question(*arguments)
+        return answer.decode() if isinstance(answer, bytes) else answer
     return None
 
 
@@ -334,27 +336,15 @@ def count_running() -> int:
         return 0
 
 
-SHOWN_PACKAGES = ("torch", "transformers", "trl", "peft")
-
-
 def describe_machine() -> list[str]:
-    """Processors, memory, GPUs and the versions that matter, in a few lines for people."""
-    import importlib.metadata
-
+    """Processor, memory, GPUs and the versions that matter, in a few lines for people."""
     import psutil
 
-    size = f"{os.cpu_count()} CPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB memory"
-    out = [f"{size}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"]
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        try:
-            out += subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-        except (OSError, subprocess.SubprocessError) as error:
-            out.append(f"GPUs unknown: {error}")
-    versions = []
-    for name in SHOWN_PACKAGES:
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"{name} not installed")
-    return [*out, ", ".join(versions)]
+    memory = psutil.virtual_memory().total / 2**30
+    lines = [
+        f"{name_processor()}, {count_cores()} cores, {memory:.0f} GiB memory, {platform.system()} {platform.machine()}"
+    ]
+    lines += [f"{gpu['name']}, {(gpu['memory_total_bytes'] or 0) / 2**30:.0f} GiB" for gpu in describe_gpus()]
+    versions = list_versions()
+    shown = ("python", "torch", "transformers", "trl", "peft")
+    return [*lines, ", ".join(f"{name} {versions[name] or 'not installed'}" for name in shown)]
