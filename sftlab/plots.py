@@ -18,15 +18,7 @@ import warnings
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
-JAPANESE_FONTS = (
-    "Noto Sans CJK JP",
-    "Noto Sans JP",
-    "IPAexGothic",
-    "IPAGothic",
-    "Hiragino Sans",
-    "Yu Gothic",
-    "MS Gothic",
-)
+JAPANESE_FONTS = "Noto Sans CJK JP,Noto Sans JP,IPAexGothic,IPAGothic,Hiragino Sans,Yu Gothic,MS Gothic".split(",")
 GREY = "#787878"  # contrast above 4:1 on white and on JupyterLab's dark background
 SLACK = 1e-9  # the ends of an interval come rounded
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -68,7 +60,7 @@ def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
     downs = [max(0, value - low) for value, low in zip(values, lows, strict=True)]
     ups = [max(0, high - value) for value, high in zip(values, highs, strict=True)]
     bars = {"type": "bar", "x": labels, "y": values, "width": 0.5, "hovertemplate": "%{y:.1f} %<extra>%{x}</extra>"}
-    bars["error_y"] = {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "color": GREY}
+    bars["error_y"] = _error_bars(downs, ups)
     bars["marker"] = {"color": [COLOURS[number % len(COLOURS)] for number in range(len(labels))]}
     above = {"type": "scatter", "mode": "text", "textposition": "top center", "hoverinfo": "skip"}
     above |= {"x": labels, "y": highs, "text": [f"{value:.1f} %" for value in values]}
@@ -80,37 +72,37 @@ def scaling(curves: dict[str, list], title="Efficiency of scaling"):
     """Efficiency in percent over the number of devices. `curves`: label -> list of `scaling.Gain`.
 
     What is measured has filled markers on a solid line; what is modelled hollow, larger ones on a dashed or, for a second
-    kind of model, dotted line, so that both are seen where they agree. The legend names the kind, and each label has its
-    own symbol.
+    kind of model, dotted line, so that both are seen where they agree. Each label has its own symbol.
     """
     traces = []
     for number, (label, gains) in enumerate(curves.items()):
-        kinds = dict.fromkeys(gain.kind for gain in gains)
-        modelled = [kind for kind in kinds if kind != "measured"]
-        for kind in (*modelled, *(kind for kind in kinds if kind == "measured")):  # which is drawn last, on top
-            dash = "solid" if kind == "measured" else ("dash", "dot")[modelled.index(kind) % 2]
-            hollow, size = ("", 8) if kind == "measured" else ("-open", 13)
-            devices, values, lows, highs = zip(
-                *((gain.devices, *gain.efficiency) for gain in gains if gain.kind == kind), strict=True
-            )
+        modelled = list(dict.fromkeys(gain.kind for gain in gains if gain.kind != "measured"))
+        for kind in (*modelled, "measured"):  # which is drawn last, on top
+            points = [(gain.devices, *gain.efficiency) for gain in gains if gain.kind == kind]
+            if not points:
+                continue
+            devices, values, lows, highs = zip(*points, strict=True)
             values = [100 * value for value in values]
+            dash, hollow, size = ("solid", "", 8) if kind == "measured" else (_other_dash(modelled, kind), "-open", 13)
             trace = _line(f"{label}, {kind}", devices, values, number, dash)
             symbol = list(SYMBOLS)[number % len(SYMBOLS)] + hollow
             trace["marker"] = {"symbol": symbol, "size": size, "color": trace["line"]["color"]}
-            ups, downs = ([0 if end is None else abs(100 * end - value) for end, value in zip(ends, values, strict=True)]
-                          for ends in (highs, lows))  # fmt: skip
-            if any(ups + downs):
-                trace["error_y"] = {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": ups,
-                    "arrayminus": downs,
-                    "color": GREY,
-                }
+            if any(end is not None for end in (*lows, *highs)):
+                downs = [0 if low is None else value - 100 * low for low, value in zip(lows, values, strict=True)]
+                ups = [0 if high is None else 100 * high - value for high, value in zip(highs, values, strict=True)]
+                trace["error_y"] = _error_bars(downs, ups)
             traces.append(trace)
     counts = sorted({gain.devices for gains in curves.values() for gain in gains})
     ticks = {"type": "log", "tickvals": counts, "ticktext": [str(count) for count in counts]}
     return _figure(traces, title, "devices", "percent of the ideal").update_layout(xaxis=ticks, yaxis_range=[0, 125])
+
+
+def _other_dash(kinds: list[str], kind: str) -> str:
+    return ("dash", "dot")[kinds.index(kind) % 2]
+
+
+def _error_bars(downs: list[float], ups: list[float]) -> dict:
+    return {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "color": GREY}
 
 
 def length_histogram(lengths: list[tuple[int, int]], marks: dict[str, int], max_length: int):
@@ -172,12 +164,8 @@ def draw_static(fig, kind="png", ink="black", ground="white") -> bytes:
     import matplotlib
 
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    style = {
-        "font.family": _find_fonts(),
-        "svg.hashsalt": "sftlab",
-        "axes.facecolor": ground,
-        "figure.facecolor": ground,
-    }
+    style = {"font.family": _find_fonts(), "svg.hashsalt": "sftlab"}
+    style |= {"axes.facecolor": ground, "figure.facecolor": ground}
     with matplotlib.rc_context(style | dict.fromkeys(inked, ink)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         return _draw(fig, kind, ink)
@@ -206,28 +194,30 @@ def _draw(fig, kind: str, ink: str) -> bytes:
     for trace in fig.data:
         xs = [_plain(x) if isinstance(x, str) else x for x in trace.x]
         ys = [math.nan if y is None else y for y in trace.y]
+        downs, ups = _errors(trace)
         if trace.type == "bar":
             hatch = trace.marker.pattern.shape  # both libraries write them alike
-            axes.bar(xs, ys, width=trace.width or 0.8, bottom=trace.base, color=trace.marker.color, hatch=hatch,
-                     edgecolor="white" if hatch else None, linewidth=0, label=_plain(trace.name))  # fmt: skip
-            downs, ups = _errors(trace)
+            style = {
+                "color": trace.marker.color,
+                "hatch": hatch,
+                "edgecolor": "white" if hatch else None,
+                "linewidth": 0,
+            }
+            axes.bar(xs, ys, width=trace.width or 0.8, bottom=trace.base, label=_plain(trace.name), **style)
             if any(downs + ups):
                 axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=ink, alpha=0.7, capsize=5)
         elif trace.mode == "text":
             for x, y, text in zip(xs, ys, trace.text, strict=True):
                 axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
         else:
-            symbol, hollow = (
-                (trace.marker.symbol or "circle").removesuffix("-open"),
-                (trace.marker.symbol or "").endswith("-open"),
-            )
-            style = DASHES[trace.line.dash or "solid"] * ("lines" in trace.mode) + SYMBOLS[symbol] * (
-                "markers" in trace.mode
-            )
-            axes.plot(xs, ys, style, ms=(trace.marker.size or 6) / 1.5, color=trace.line.color, label=_plain(trace.name),
-                      mfc="none" if hollow else trace.line.color, lw=0.75 * (trace.line.width or 2), alpha=trace.opacity)  # fmt: skip
-            if any(sum(_errors(trace), [])):
-                axes.errorbar(xs, ys, yerr=_errors(trace), fmt="none", ecolor=trace.line.color, alpha=0.5, capsize=4)
+            symbol, colour = trace.marker.symbol or "circle", trace.line.color
+            style = {"color": colour, "lw": 0.75 * (trace.line.width or 2), "alpha": trace.opacity}
+            style |= {"linestyle": DASHES[trace.line.dash or "solid"] if "lines" in trace.mode else "none"}
+            style |= {"marker": SYMBOLS[symbol.removesuffix("-open")] if "markers" in trace.mode else "none"}
+            style |= {"ms": (trace.marker.size or 6) / 1.5, "mfc": "none" if symbol.endswith("-open") else colour}
+            axes.plot(xs, ys, label=_plain(trace.name), **style)
+            if any(downs + ups):
+                axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=colour, alpha=0.5, capsize=4)
     if fig.layout.xaxis.type == "log":
         axes.set_xscale("log")
     if fig.layout.xaxis.tickvals:

@@ -75,7 +75,7 @@ def test_cells_of_a_table_are_read_as_they_were_given(tmp_path):
 
 def test_index_without_records_tells_the_machine(tmp_path):
     text = html.write_index(tmp_path).read_text()
-    assert "0 of 0 notebooks completed" in text and re.search(r"\d+ CPUs, \d+ GiB memory.*Python 3", text)
+    assert "0 of 0 notebooks completed" in text and re.search(r"\d+ cores, \d+ GiB memory.*python 3", text)
     assert re.search(r"torch [\d.]+.*, transformers [\d.]+, trl [\d.]+, peft [\d.]+", text)
 
 
