@@ -54,12 +54,10 @@ def command(group: str, help: str, example: str, *options, places: tuple = (), a
 
 
 def build_parser() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS)) + 2
-    listing = [
-        f"{group}:\n"
-        + "".join(f"  {n:{width}}{c.help.split(';')[0]}\n" for n, c in COMMANDS.items() if c.group == group)
-        for group in GROUPS
-    ]
+    listing = []
+    for group in GROUPS:
+        lines = [f"  {name:11}{one.help.split(';')[0]}\n" for name, one in COMMANDS.items() if one.group == group]
+        listing.append("".join([f"{group}:\n", *lines]))
     parser = argparse.ArgumentParser(
         prog="sftlab",
         usage="sftlab [-h] [--version] COMMAND ...",
@@ -68,18 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sftlab {__version__}")
-    names = parser.add_subparsers(
-        metavar="COMMAND", dest="name", required=True, parser_class=CommandParser, help=argparse.SUPPRESS
-    )
+    parsers = {"metavar": "COMMAND", "dest": "name", "required": True, "parser_class": CommandParser}
+    names = parser.add_subparsers(**parsers, help=argparse.SUPPRESS)
+    form = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     for name, one in COMMANDS.items():
-        own = names.add_parser(
-            name,
-            usage=" ".join(["sftlab", name, *one.arguments, *(f"[{place[1]}]" for place in one.places), "[options]"]),
-            description=one.help,
-            epilog=f"example:\n  {one.example}",
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        usage = " ".join(["sftlab", name, *one.arguments, *(f"[{place[1]}]" for place in one.places), "[options]"])
+        own = names.add_parser(name, usage=usage, description=one.help, epilog=f"example:\n  {one.example}", **form)
         for option, metavar, help, nargs in one.places:
             add_place(own, option, metavar, help, nargs)
         if one.add:
@@ -140,9 +132,8 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("notebook", metavar="NOTEBOOK", help="the notebook")
     repeated = {"action": "append", "default": argparse.SUPPRESS}
     parser.add_argument("--grid", metavar="NAME=VALUES", help=helps["grid"], **repeated)
-    parser.add_argument(
-        "-p", dest="parameters", nargs=2, metavar=("NAME", "VALUE"), help=helps["parameters"], **repeated
-    )
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", dest="parameters", help=helps["parameters"], **pair, **repeated)
     add_options(parser, SweepConfig, but=("notebook", "grid", "parameters"))
 
 
@@ -263,9 +254,8 @@ def metrics(args, config):
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_file(parser)
-    parser.add_argument(
-        "--model", dest="model_name", default=argparse.SUPPRESS, metavar="STR", help="short for --model-name"
-    )
+    short = {"dest": "model_name", "default": argparse.SUPPRESS, "metavar": "STR"}
+    parser.add_argument("--model", help="short for --model-name", **short)
 
 
 @command(

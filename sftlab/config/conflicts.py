@@ -2,7 +2,7 @@
 
 `TrainConfig` refuses them. What depends on the machine or the model is looked at when a run starts.
 
-    python -m sftlab.config.conflicts
+    python -c "from sftlab.config import conflicts; print(conflicts.format_table())"
 """
 
 import typing
@@ -24,30 +24,65 @@ class Conflict:
         return f"{', '.join(self.options)}: {self.why}; {self.fix}."
 
 
+def find_stage(config) -> int:
+    return deepspeed_configs.find_stage(config.deepspeed)
+
+
+def quantizes(config) -> bool:
+    return config.use_4bit or config.use_8bit
+
+
 CONFLICTS = (
-    Conflict(("use_4bit", "use_8bit"), "a weight is held in one precision", "choose one of them",
-             lambda c: c.use_4bit and c.use_8bit),
-    Conflict(("use_4bit or use_8bit", "no use_lora"), "quantised weights can't be trained themselves", "add --use-lora",
-             lambda c: (c.use_4bit or c.use_8bit) and not c.use_lora),
-    Conflict(("use_rslora or use_dora", "no use_lora"), "they are kinds of LoRA", "add --use-lora",
-             lambda c: (c.use_rslora or c.use_dora) and not c.use_lora),
-    Conflict(("use_4bit or use_8bit", "deepspeed with ZeRO-3"),
-             "ZeRO-3 shards pieces of every weight, and a quantised one is loaded whole on each GPU: nothing is saved",
-             "take --deepspeed zero2, or leave out the quantisation",
-             lambda c: (c.use_4bit or c.use_8bit) and deepspeed_configs.find_stage(c.deepspeed) == 3),
-    Conflict(("deepspeed with ZeRO-0",),
-             "it shares nothing out, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW counts, so that the first "
-             "steps are too short", "leave out --deepspeed, which is DDP, or take zero1",
-             lambda c: bool(c.deepspeed) and deepspeed_configs.find_stage(c.deepspeed) == 0),
-    Conflict(("use_dora", "deepspeed with ZeRO-3"),
-             "DoRA reads whole weights to know their lengths, and ZeRO-3 leaves each GPU a piece of them",
-             "take --deepspeed zero2, or plain LoRA", lambda c: c.use_dora and deepspeed_configs.find_stage(c.deepspeed) == 3),
-    Conflict(("packing", "no use_flash_attention"),
-             "packed samples are kept apart by the variable-length attention", "leave out --no-use-flash-attention",
-             lambda c: c.packing and c.use_flash_attention is False),
-    Conflict(("resume", "overwrite"), "one keeps the folder, the other deletes it", "choose one",
-             lambda c: c.resume and c.overwrite),
-)  # fmt: skip
+    Conflict(
+        ("use_4bit", "use_8bit"),
+        "a weight is stored in one precision",
+        "choose one of them",
+        lambda c: c.use_4bit and c.use_8bit,
+    ),
+    Conflict(
+        ("use_4bit or use_8bit", "no use_lora"),
+        "quantized weights can't be trained themselves",
+        "add --use-lora",
+        lambda c: quantizes(c) and not c.use_lora,
+    ),
+    Conflict(
+        ("use_rslora or use_dora", "no use_lora"),
+        "they are kinds of LoRA",
+        "add --use-lora",
+        lambda c: (c.use_rslora or c.use_dora) and not c.use_lora,
+    ),
+    Conflict(
+        ("use_4bit or use_8bit", "deepspeed with ZeRO-3"),
+        "ZeRO-3 shards every weight, and a quantized one is loaded whole on each GPU: nothing is saved",
+        "take --deepspeed zero2, or leave out the quantization",
+        lambda c: quantizes(c) and find_stage(c) == 3,
+    ),
+    Conflict(
+        ("deepspeed with ZeRO-0",),
+        "it shards nothing, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW counts, so that the first "
+        "steps are too short",
+        "leave out --deepspeed, which is DDP, or take zero1",
+        lambda c: bool(c.deepspeed) and find_stage(c) == 0,
+    ),
+    Conflict(
+        ("use_dora", "deepspeed with ZeRO-3"),
+        "DoRA needs whole weights for their norms, and ZeRO-3 leaves each GPU a shard of them",
+        "take --deepspeed zero2, or plain LoRA",
+        lambda c: c.use_dora and find_stage(c) == 3,
+    ),
+    Conflict(
+        ("packing", "no use_flash_attention"),
+        "packed samples are kept apart by the variable-length attention",
+        "leave out --no-use-flash-attention",
+        lambda c: c.packing and c.use_flash_attention is False,
+    ),
+    Conflict(
+        ("resume", "overwrite"),
+        "one keeps the folder, the other deletes it",
+        "choose one",
+        lambda c: c.resume and c.overwrite,
+    ),
+)
 
 
 def find(config) -> list[Conflict]:
@@ -61,7 +96,3 @@ def format_table() -> str:
     rows += [(" + ".join(conflict.options), conflict.why, conflict.fix) for conflict in CONFLICTS]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---|---|", *lines[1:]])
-
-
-if __name__ == "__main__":
-    print(format_table())

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO: which configuration a name means, and its stage.
 
-ZeRO shares a training's state out over the devices: stage 1 the optimizer's, 2 the gradients too, 3 the weights too.
+ZeRO shards a training's state over the devices: stage 1 the optimizer's, 2 the gradients too, 3 the weights too.
 The files that names stand for lie in `sftlab/config/deepspeed`, whose README explains each of their lines.
 
     python -c "from sftlab.config import deepspeed; print(deepspeed.list_names(), deepspeed.find_stage('zero2'))"
@@ -27,8 +27,9 @@ def find_config(name: str) -> Path:
     if not path.is_file():
         path = CONFIGS / f"{path.name.removesuffix('.json')}.json"
     if not path.is_file():
-        raise UserError(f"deepspeed: no file {name}, and no configuration of that name.{near_match(name, list_names())} "
-                        f"There are: {', '.join(list_names())}.")  # fmt: skip
+        known = list_names()
+        hint = f"{near_match(name, known)} There are: {', '.join(known)}."
+        raise UserError(f"deepspeed: no file {name}, and no configuration of that name.{hint}")
     return path
 
 

@@ -43,14 +43,15 @@ def coerce(name: str, value: object, kind: object) -> object:
 EXAMPLES = {bool: "true or false", int: "16", float: "2e-4 or 0.0002", str: "text", list: "4,16,64"}
 
 
-def option(
-    default: object, help: str, *, choices: tuple = (), low: float | None = None, high: float | None = None, paths=False,
-    group: str = "",
-):  # fmt: skip
-    """A dataclass field with its help text, its choices or its range; `paths`: a list of paths, or one as text; `group`: where a
-    form shows it."""
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "paths": paths, "group": group}
-    return dataclasses.field(default=default, metadata=metadata)
+METADATA = {"choices": (), "low": None, "high": None, "paths": False, "group": ""}
+
+
+def option(default: object, help: str, **metadata: object):
+    """A dataclass field with its help text and its METADATA.
+
+    choices, or low and high: what is allowed; paths: a list of paths, or one as text; group: where a form shows it.
+    """
+    return dataclasses.field(default=default, metadata={"help": help} | METADATA | metadata)
 
 
 def check_value(field: dataclasses.Field, value: object) -> object:
