@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup as Html  # a block or a cell of ready-made HTML; everything else is escaped
 
 from sftlab import files
@@ -101,6 +100,8 @@ def preformatted(value: object) -> Html:
 
 @functools.cache
 def load_template():
+    from jinja2 import Environment, PackageLoader
+
     return Environment(loader=PackageLoader("sftlab", ""), autoescape=True).get_template("page.html.j2")
 
 
