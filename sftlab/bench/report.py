@@ -6,37 +6,92 @@
 Measured and modelled speeds have tables of their own. A file that is broken is named and left out.
 """
 
-import contextlib
 import math
+import textwrap
 import time
 from collections import Counter
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean, median
 
 from sftlab import pages, plots
-from sftlab.bench import monitor, results, sections
+from sftlab.bench import monitor, results, scaling
 from sftlab.bench.results import DISTURBED, Result
-from sftlab.bench.scaling import LEVEL
-from sftlab.bench.sections import Entry
+from sftlab.bench.scaling import LEVEL, Gain, Speed
 from sftlab.config.configs import ReportConfig
 from sftlab.errors import UserError
 from sftlab.pages import Chart, Section, Table
 
-MACHINE = ("cpu", "cores", "memory_bytes", "gpu", "gpu_bytes")
-VARIED = ("gpus", "machines", "node_is", "threads", "oversubscribed")  # from point to point of one machine
-LABELS = {
-    "memory_bytes": "memory",
-    "gpu": "GPU",
-    "gpu_bytes": "memory of a GPU",
-    "gpus": "GPUs",
-    "node_is": "a node is",
-    "threads": "threads of a process",
-    "oversubscribed": "more processes than cores",
-}
+LINES = 12  # of a chart; more can't be distinguished
 MOST_POINTS = 1000  # of a line over time
 FEW = 30  # timed steps; with fewer, p10 and p90 are hardly known
-# Options that name places, and choices of how, not of what.
-NOT_THE_WORK = ("output_dir", "dataset_path", "overwrite", "resume", "memory", "time")
+UNITS = {"GB": 1e9, "%": 0.01, "TFLOP/s": 1e12}  # the last word of a column's head
+SPEED = {
+    "tokens/s": "tokens_per_second",
+    "of them in the loss": "trained_tokens_per_second",
+    "for each device": "tokens_per_second_per_device",
+    "samples/s": "samples_per_second",
+    "seconds of a step: median": "step_seconds.median",
+    "10 % take less than": "step_seconds.p10",
+    "90 % take less than": "step_seconds.p90",
+}
+MEMORY = {
+    "peak, with the libraries, GB": "largest_peak",
+    "estimated without them, GB": "largest.expected_bytes",
+    "taken without them, GB": "largest.taken_bytes",
+    "error of the estimate, %": "largest.error",
+}
+LOSSES = {"first loss": "first_loss", "last loss": "last_loss"}
+COMPUTING = {
+    "rate of a device, TFLOP/s": "flops_per_second_per_device",
+    "plain matrix products, TFLOP/s": "matrix_rate",
+    "of these, %": "utilisation_measured",
+    "of the data-sheet's peak, %": "utilisation",
+    "device use, %": "device_use",
+    "padding, %": "padding_share",
+    "taken by other programs, %": "others_use",
+}
+ON_POINTS = "Samples of a step are devices × batch × accumulation. Timed steps, after those of the warm-up, are as many for any number of rows."
+ON_MEASURED = (
+    "Speed-up over the fewest devices that were measured: the geometric mean of the rounds' ratios, with Student's interval of 95 %. "
+    "Efficiency is speed-up over the ideal one, which on CPUs counts cores, not processes. The processes of one machine share its "
+    "memory and caches, which costs speed that no network explains."
+)
+ON_MODELLED = (
+    "Not run. The measured step is scaled to the work of a device, and the exchange between nodes takes its bytes over {:g} GB/s "
+    "for each device, as --bandwidth sets it. No overlap: one after the other. Full overlap: the longer one alone. Latency, slow "
+    "devices and other users of the network are not in it, so a real run can be slower than both."
+)
+ON_MEMORY = (
+    "GB are 10^9 bytes. The peak is the most that a process took; on a GPU, its allocator. The estimate is that of sftlab memory, "
+    "for the process that takes most. Its error is not known where a process kept freed memory for the next step."
+)
+ON_LOSS = (
+    "In strong scaling the losses must agree at equal steps, except for dropout, which is random in each process, or the speeds are "
+    "not of the same work. Points that ran for a time (--seconds) end at different steps: their last losses can't be compared."
+)
+ON_COMPUTING = (
+    "Operations by formula: full fine-tuning 6N + A per token, LoRA 4N + 6n + A; recomputation and padding don't count. The output "
+    "layer counts for every token, though only tokens in the loss go through it, so the real share can be lower. Device use is the "
+    "share of time in which anything ran (on a GPU), or of the cores' time: a device can be in use and slow."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A result with the folder it is from, where there are several."""
+
+    result: Result
+    folder: str
+
+    @property
+    def name(self) -> str:
+        return self.result.point.name + (f" ({self.folder})" if self.folder else "")
+
+    def take(self, name: str) -> list[float]:
+        """Return a value of each repeat where it's known; `name` may have dots."""
+        return [value for value in map(attrgetter(name), self.result.runs) if value is not None]
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -45,85 +100,60 @@ def write_report(config: ReportConfig) -> Path:
     page = Path(config.output) if config.output else folders[0] / "report.html"
     pages.check_place(page, config.overwrite)
     entries, problems = read_folders(folders)
-    watched, more = read_metrics(folders)
-    problems += more
+    watched = read_metrics(folders)
     names = ", ".join(map(str, folders))
     if not entries and not watched:
         left_out = f" {len(problems)} files were left out: {problems[0]}" if problems else ""
         raise UserError(f"folders: {names}: no results of `sftlab benchmark`, no metrics.jsonl.{left_out} Name others.")
-    parts = make_sections(config, folders, entries, problems) + [make_watched(*one) for one in watched.items()]
-    pages.write_html(page, f"Benchmark: {names}", parts)
+    top = [f"Made {time.strftime('%Y-%m-%d %H:%M')} from {len(entries)} points in {names}."]
+    sections = [Section("Left out", [problems])] if problems else []
+    if entries:
+        growth, facts = make_scaling(entries, config.bandwidth)
+        compared, lines = compare_folders(entries)
+        top.append(facts + list_warnings(entries) + lines)
+        sections = [
+            make_setups(entries),
+            *sections,
+            make_points(entries),
+            Section("Throughput", [make_table(entries, "Throughput, measured", SPEED)], page=True),
+            growth,
+            *compared,
+            Section("Memory", [make_table(entries, "Memory, measured and estimated", MEMORY), ON_MEMORY], page=True),
+            Section("Loss", [draw_losses(entries), make_table(entries, "Loss, measured", LOSSES), ON_LOSS], page=True),
+            Section("Utilisation", [make_table(entries, "Utilisation", COMPUTING), ON_COMPUTING], page=True),
+        ]
+    sections += [make_watched(path, samples) for path, samples in watched.items()]
+    pages.write_page(page, f"Benchmark: {names}", [Section("In short", top), *sections])
     return page
 
 
 def read_folders(folders: list[Path]) -> tuple[list[Entry], list[str]]:
     """Return (the points of all folders, what was left out and why)."""
     entries, problems = [], []
-    for folder, name in zip(folders, name_folders(folders), strict=True):
+    counts = Counter(folder.name for folder in folders)
+    for folder in folders:
         if not folder.is_dir():
             raise UserError(f"folders: {folder}: no such folder. Name one of `sftlab benchmark` or `sftlab metrics`.")
         found, wrong = results.read_results(folder)
+        name = folder.name if counts[folder.name] == 1 else str(folder)
         entries += [Entry(result, name if len(folders) > 1 else "") for result in found]
         ours = f"{folder / 'summary.json'}:"  # of `sftlab metrics`
-        problems += [line for line in wrong if not (line.startswith(ours) and (folder / "metrics.jsonl").exists())]
+        problems += [line for line in wrong if not line.startswith(ours)]
     return entries, problems
 
 
-def name_folders(folders: list[Path]) -> list[str]:
-    """Return each folder's own name where no other has it, else its whole path."""
-    counts = Counter(folder.name for folder in folders)
-    return [folder.name if counts[folder.name] == 1 else str(folder) for folder in folders]
-
-
-def read_metrics(folders: list[Path]) -> tuple[dict[str, list[dict]], list[str]]:
-    """Return (path -> samples of each metrics.jsonl in the folders and one below, what could not be read)."""
-    found, problems = {}, []
+def read_metrics(folders: list[Path]) -> dict[str, list[dict]]:
+    """Return path -> samples of each metrics.jsonl in the folders and one below."""
     patterns = ("metrics.jsonl", "*/metrics.jsonl")
-    for path in sorted({path for folder in folders for pattern in patterns for path in folder.glob(pattern)}):
-        try:
-            samples, broken = monitor.read_samples(path)
-            monitor.summarise(samples)
-        except (OSError, ArithmeticError, AttributeError, KeyError, TypeError) as error:
-            problems.append(f"{path}: {error}; left out")
-            continue
-        problems += [f"{path}: {broken} lines are no samples, and are left out"] if broken else []
-        if samples:
-            found[str(path)] = samples
-        else:
-            problems.append(f"{path}: holds no samples; left out")
-    return found, problems
-
-
-def make_sections(
-    config: ReportConfig, folders: list[Path], entries: list[Entry], problems: list[str]
-) -> list[Section]:
-    """Make the sections on the points, with what matters most at the top."""
-    top = [f"Made {time.strftime('%Y-%m-%d %H:%M')} from {len(entries)} points in {', '.join(map(str, folders))}."]
-    left_out = [Section("Left out", [problems])] if problems else []
-    if not entries:
-        return [Section("What this is", top), *left_out]
-    first, *others = name_folders(folders)
-    groups = {name: [entry.result for entry in entries if entry.folder == name] for name in (first, *others)}
-    compared = [compare_folders((first, name), groups[first], groups[name]) for name in others]
-    growth, facts = sections.make_scaling(config, entries)
-    facts += list_warnings(entries) + [line for _, lines in compared for line in lines]
-    top += [facts] if facts else []
-    top += [f"Files that were left out or are incomplete: {len(problems)}, named under Left out."] if problems else []
-    measured = [
-        sections.make_points(entries),
-        sections.make_speed(entries),
-        growth,
-        *(section for section, _ in compared),
-    ]
-    measured += [sections.make_memory(entries), sections.make_loss(entries), sections.make_use(entries)]
-    return [Section("In short", top), make_setups(entries), *left_out, *measured]
+    paths = sorted({path for folder in folders for pattern in patterns for path in folder.glob(pattern)})
+    found = {str(path): monitor.read_samples(path) for path in paths}
+    return {path: samples for path, samples in found.items() if samples}
 
 
 def list_warnings(entries: list[Entry]) -> list[str]:
     """List points at which other programs took much of the machine, and points of too few timed steps."""
     lines, count = [], len(entries)
-    uses = [max(use or 0 for use in entry.take("others_use")) for entry in entries]
-    disturbed = [use for use in uses if use > DISTURBED]
+    disturbed = [use for entry in entries if (use := max(entry.take("others_use"), default=0)) > DISTURBED]
     if disturbed:
         share = f"up to {max(disturbed):.0%} of the machine at {len(disturbed)} of {count} points"
         lines.append(f"DISTURBED: other programs took {share}; speeds are those of a busy machine")
@@ -134,77 +164,187 @@ def list_warnings(entries: list[Entry]) -> list[str]:
     return lines
 
 
+def format_number(value: float) -> str:
+    """Format a number: whole where it is large, else four digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def format_spread(values: list[float], size: float) -> str:
+    """Format the median, and the lowest and the highest of the repeats, in units of `size`."""
+    if not values:
+        return "not known"
+    middle, *ends = (format_number(value / size) for value in (median(values), min(values), max(values)))
+    return middle + (f" ({ends[0]} to {ends[1]})" if len(values) > 1 else "")
+
+
+def make_table(entries: list[Entry], caption: str, columns: dict[str, str]) -> Table:
+    """Make a table of values of the repeats, a row for each point. columns: head -> name in `results.Run`."""
+    sizes = [UNITS.get(head.split()[-1], 1) for head in columns]
+    rows = [
+        (
+            entry.name,
+            *(format_spread(entry.take(name), size) for name, size in zip(columns.values(), sizes, strict=True)),
+        )
+        for entry in entries
+    ]
+    return Table(("point", *columns), rows, f"{caption}: median of the repeats (lowest to highest)")
+
+
+def list_facts(result: Result) -> dict[str, str]:
+    """List the hardware and versions of a point, then its other facts: options, data, choices of the trainer without reasons."""
+    machine = {
+        name: f"{value / 1e9:.1f} GB" if name.endswith("_bytes") and isinstance(value, int) else value
+        for name, value in result.machine.items()
+    }
+    choices = {f"choice of {name}": str(why).split(":")[0] for name, why in result.choices.items() if name != "memory"}
+    options = {name: value for name, value in result.config.items() if name not in scaling.VARIES}
+    facts = machine | result.versions | {"attention": result.attention} | choices | options | result.data
+    return {name.replace("_", " "): str(value) for name, value in facts.items() if value is not None}
+
+
 def make_setups(entries: list[Entry]) -> Section:
-    """Make the table of hardware and versions, with a column for each set-up that was used."""
-    setups = {}
+    """Make the table of hardware and versions, and of other facts in which points differ, each value with its points."""
+    found, counted = {}, {"rows", "distinct rows", "fingerprint"}
     for entry in entries:
-        result = entry.result
-        same = {name: result.machine.get(name) for name in MACHINE} | result.versions | {"attention": result.attention}
-        key = tuple((name, format_fact(name, value)) for name, value in same.items())
-        setups.setdefault(key, []).append(entry)
-    columns = []
-    for same, group in setups.items():
-        facts = {name: [format_fact(name, entry.result.machine.get(name)) for entry in group] for name in VARIED}
-        varied = {name: " / ".join(dict.fromkeys(filter(None, found))) for name, found in facts.items()}
-        points = f"all {len(group)}" if len(setups) == 1 else ", ".join(entry.name for entry in group)
-        columns.append(dict(same) | varied | {"points": points})
-    names = list(dict.fromkeys(name for column in columns for name, value in column.items() if value))
-    rows = [(LABELS.get(name, name), *(column.get(name, "") for column in columns)) for name in names]
-    numbers = range(1, len(columns) + 1)
-    heads = ("", *(f"set-up {number}" for number in numbers))
-    return Section("Hardware and versions", [Table(heads, rows, "", tuple(numbers))])
+        for name, value in list_facts(entry.result).items():
+            found.setdefault(name, {}).setdefault(value, []).append(entry.name)
+    known = {
+        name.replace("_", " ")
+        for entry in entries
+        for name in (*entry.result.machine, *entry.result.versions, "attention")
+    }
+    rows = [
+        (name, value, "all" if len(points) == len(entries) else ", ".join(points))
+        for name, values in found.items()
+        if name in known or len(values) > 1 and name not in counted
+        for value, points in values.items()
+    ]
+    return Section("Hardware and versions", [Table(("", "is", "at"), rows)])
 
 
-def format_fact(name: str, value) -> str:
-    """Format a fact of a machine; empty where it isn't known."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value / 1e9:.1f} GB" if name.endswith("_bytes") and not isinstance(value, str) else str(value)
+def make_points(entries: list[Entry]) -> Section:
+    rows = []
+    for entry in entries:
+        point, result, first = entry.result.point, entry.result, entry.result.runs[0]
+        row = {
+            "point": entry.name,
+            "model": point.model,
+            "data, rows (distinct)": f"{result.data['source']}, {point.samples} ({result.data['distinct_rows']})",
+            "nodes × devices": f"{point.nodes} × {point.devices // max(1, point.nodes)}",
+            "samples of a step": f"{point.global_batch} = {point.devices} × {point.per_device_batch} × {point.accumulation}",
+            "timed steps": f"{first.step_seconds.steps:g} after {first.step_seconds.warmup:g}",
+            "repeats": f"{len(result.runs)} of {result.repeats}",
+            "first started, UTC": first.started[:16].replace("T", " "),
+        }
+        rows.append(row)
+    return Section("The points", [Table(tuple(rows[0]), [tuple(row.values()) for row in rows]), ON_POINTS])
 
 
-def make_watched(path: str, samples: list[dict]) -> Section:
-    """Make the section on what `sftlab metrics` measured meanwhile."""
-    found = monitor.summarise(samples)
-    drawn = [Chart(use_over_time(samples)), Chart(memory_over_time(samples))]
-    table = Table(("", *monitor.AVERAGES), monitor.list_rows(found), "Watched, measured")
-    return Section(f"Watched: {path}", [*drawn, table, monitor.list_facts(found)], page=True)
+def draw_losses(entries: list[Entry]) -> Chart:
+    losses = {clean(entry.name): entry.result.runs[0].losses for entry in entries[:LINES]}
+    longest = max(map(len, losses.values()))
+    series = {label: [*values, *[None] * (longest - len(values))] for label, values in losses.items()}
+    fig = plots.lines(list(range(1, longest + 1)), series, "step", "loss, nats per token", "Loss")
+    return Chart(fig, "The first repeat of each point, the warm-up's steps too.")
 
 
-def use_over_time(samples: list[dict]):
-    """Draw how busy processor and GPUs were, in percent over seconds, from samples of `bench.monitor`."""
-    taken = {"machine: processor": lambda one: one["machine"]["cpu_percent"]}
-    for number, gpu in enumerate(samples[0]["gpus"]):
-        taken[f"GPU {gpu['index']}"] = lambda one, at=number: one["gpus"][at]["use_percent"]
-    return draw_over_time(samples, taken, "percent", "Use over time").update_layout(yaxis_range=[0, 105])
+def name_series(one, folder: str) -> str:
+    """Name the series of a point or `scaling.Series`: what it has in common with the same work on other devices."""
+    return f"{one.model}, {one.samples} rows, {one.scaling}" + (f", {folder}" if folder else "")
 
 
-def memory_over_time(samples: list[dict]):
-    """Draw memory in use in GB (10^9 bytes) over seconds: of the machine, of the watched processes, of each GPU."""
-    taken = {"machine": lambda one: one["machine"]["memory_bytes"] / 1e9}
-    if any(one["process"] for one in samples):
-        taken["watched"] = lambda one: one["process"]["memory_bytes"] / 1e9
-    for number, gpu in enumerate(samples[0]["gpus"]):
-        taken[f"GPU {gpu['index']}"] = lambda one, at=number: one["gpus"][at]["memory_bytes"] / 1e9
-    return draw_over_time(samples, taken, "GB", "Memory over time")
+def clean(label: str) -> str:
+    """Return a label without what plotly would take for markup, in lines that leave room for the chart."""
+    return "<br>".join(textwrap.wrap(label.replace("<", "‹").replace(">", "›"), 48))
 
 
-def draw_over_time(samples: list[dict], taken: dict, unit: str, title: str):
-    """Draw lines over time with gaps where nothing is known; many samples are averaged. taken: label -> function of one."""
-    width = -(-len(samples) // MOST_POINTS)
-    groups = [samples[start : start + width] for start in range(0, len(samples), width)]
-    series = {name: [] for name in taken}
-    for group in groups:
-        for name, take in taken.items():
-            known = []
-            for one in group:
-                with contextlib.suppress(TypeError, IndexError):  # not known at that time
-                    known.append(take(one))
-            known = [value for value in known if value is not None]
-            series[name].append(mean(known) if known else None)
-    xs = [round(group[0]["time"] - samples[0]["time"], 1) for group in groups]
-    return plots.lines(xs, series, "seconds", unit, title)
+def make_scaling(entries: list[Entry], bandwidth: float | None) -> tuple[Section, list[str]]:
+    """Make the section on scaling, measured and modelled apart, and its sentences for the top."""
+    notes, facts, curves, measured, modelled = [], [], {}, [], []
+    for folder in dict.fromkeys(entry.folder for entry in entries):
+        for one in scaling.list_series([entry.result for entry in entries if entry.folder == folder]):
+            name, base = name_series(one, folder), one.speeds[0]
+            while name in curves:  # the same work with other options, hardware or versions
+                name += ", with other settings"
+            speeds, why = scaling.extend(one, bandwidth) if bandwidth else ([], "")
+            notes += [f"{name}: not modelled: {why}"] if why else []
+            gains = [scaling.compare(base, speed) for speed in speeds]
+            curves[name] = [*one.gains, *gains]
+            measured += list_rows(name, one.speeds, one.gains)
+            modelled += [(*row, gain.kind) for row, gain in zip(list_rows(name, speeds, gains), gains, strict=True)]
+            *_, rate, speedup, efficiency = measured[-1]
+            many = one.speeds[-1].devices
+            more = (
+                f", {speedup} times as fast as on {base.devices}; efficiency {efficiency}"
+                if many > base.devices
+                else ""
+            )
+            facts.append(f"{name}: {rate} tokens/s on {many} device(s){more}")
+    heads = ("series", "devices", "ideal", "tokens/s", "speed-up", "efficiency")
+    blocks = [Table(heads, measured, "Scaling, measured"), ON_MEASURED]
+    if any(len(gains) > 1 for gains in curves.values()):
+        drawn = {clean(name): gains for name, gains in list(curves.items())[:LINES]}
+        words = "Measured: filled markers, solid lines. Modelled: hollow markers, dashed and dotted lines."
+        blocks.insert(0, Chart(plots.scaling(drawn), words))
+    if modelled:
+        table = Table((*heads, "kind"), modelled, "Scaling, MODELLED: two bounds, not runs", modelled=True)
+        blocks += [table, ON_MODELLED.format(bandwidth)]
+    return Section("Scaling", [*blocks, notes], page=True), facts
+
+
+def list_rows(name: str, speeds: list[Speed], gains: list[Gain]) -> list[tuple[str, ...]]:
+    """List a row for each number of devices."""
+    return [
+        (name, str(speed.devices), f"{gain.ideal:g}", format_number(speed.rate), *format_gain(gain))
+        for speed, gain in zip(speeds, gains, strict=True)
+    ]
+
+
+def format_gain(gain: Gain) -> tuple[str, str]:
+    """Format speed-up and efficiency with their intervals, as 1.85 (1.71 to 2.01)."""
+    speedup, efficiency = f"{gain.speedup:.3g}", f"{100 * gain.efficiency[0]:.3g} %"
+    if gain.low is None:
+        return speedup, efficiency
+    low, high = (100 * end for end in gain.efficiency[1:])
+    return f"{speedup} ({gain.low:.3g} to {gain.high:.3g})", f"{efficiency} ({low:.3g} to {high:.3g})"
+
+
+def compare_folders(entries: list[Entry]) -> tuple[list[Section], list[str]]:
+    """Make a section for each further folder, on the points it has in common with the first, and lines for the top."""
+    folders = {}
+    for entry in entries:
+        folders.setdefault(entry.folder, {})[entry.result.point] = entry
+    (first, ones), *others = folders.items()
+    sections, lines = [], []
+    for folder, twos in others:
+        rows, differences, verdicts = [], {}, Counter()
+        for one, two in ((ones[point], twos[point]) for point in ones if point in twos):
+            rates = one.take("tokens_per_second"), two.take("tokens_per_second")
+            ratio, low, high = compare_rates(*rates)
+            verdict = "faster" if low and low > 1 else "slower" if high and high < 1 else "no measurable difference"
+            verdicts[verdict := "unknown, with one repeat" if low is None else verdict] += 1
+            interval = "" if low is None else f" ({low:.3f} to {high:.3f})"
+            rates = (format_number(median(each)) for each in rates)
+            losses = (format_number(median(each.take("last_loss"))) for each in (one, two))
+            rows.append((one.result.point.name, *rates, f"{ratio:.3f}{interval}", verdict, *losses))
+            differences |= dict.fromkeys(list_differences(one.result, two.result))
+        title = f"{folder} against {first}"
+        heads = (
+            "point",
+            "tokens/s, first",
+            "second",
+            "ratio (95 % interval)",
+            "second is",
+            "last loss, first",
+            "second",
+        )
+        words = f"The first is {first}, the second {folder}. The interval is of how much the repeats vary, and of nothing else."
+        sections.append(Section(title, [Table(heads, rows, "The same points in both"), words], page=True))
+        lines += [f"{title}: NOT THE SAME {line}" for line in differences]
+        lines.append(
+            f"{title}, {len(rows)} points in both: {', '.join(f'{one} at {count}' for one, count in verdicts.items())}"
+        )
+    return sections, lines
 
 
 def compare_rates(first: list[float], second: list[float]) -> tuple[float, float | None, float | None]:
@@ -221,47 +361,28 @@ def compare_rates(first: list[float], second: list[float]) -> tuple[float, float
     return math.exp(mean(twos) - mean(ones)), *ends
 
 
-def list_differences(pairs: list[tuple[Result, Result]]) -> list[str]:
-    """List in which hardware, versions, options, data and choices of the trainer the pairs differ."""
-    found = {}
-    for pair in pairs:
-        sides = []
-        for one in pair:
-            choices = {name: str(words).split(":")[0] for name, words in one.choices.items()}  # without why
-            kinds = {"hardware": one.machine, "version": one.versions, "option": one.config, "data": one.data}
-            kinds |= {"choice of": choices, "used": {"attention": one.attention}}
-            sides.append({(kind, name): value for kind, values in kinds.items() for name, value in values.items()})
-        for kind, name in sorted({*sides[0], *sides[1]}):
-            mine, other = (side.get((kind, name)) for side in sides)
-            if mine != other and name not in NOT_THE_WORK:
-                line = f"{kind} {name.replace('_', ' ')}: {mine} against {other}"
-                found.setdefault(line, []).append(pair[0].point.name)
-    return [line + (f" (at {', '.join(at)})" if len(at) < len(pairs) else "") for line, at in found.items()]
+def list_differences(first: Result, second: Result) -> list[str]:
+    """List in which facts two results differ."""
+    ones, twos = list_facts(first), list_facts(second)
+    names = [name for name in dict.fromkeys([*ones, *twos]) if ones.get(name) != twos.get(name)]
+    return [f"{name}: {ones.get(name)} against {twos.get(name)}" for name in names]
 
 
-def compare_folders(names: tuple[str, str], first: list[Result], second: list[Result]) -> tuple[Section, list[str]]:
-    """Make the section on the points that two folders have in common, and its lines for the top of the report."""
-    ones, twos = ({(one.point.name, one.point.global_batch): one for one in each} for each in (first, second))
-    title, rows, verdicts = f"{names[1]} against {names[0]}", [], Counter()
-    pairs = [(ones[key], twos[key]) for key in ones if key in twos]
-    for pair in pairs:
-        rates = [[run.tokens_per_second for run in one.runs] for one in pair]
-        ratio, low, high = compare_rates(*rates)
-        verdict = "faster" if low and low > 1 else "slower" if high and high < 1 else "no measurable difference"
-        verdict = "unknown, with one repeat" if low is None else verdict
-        verdicts[verdict] += 1
-        losses = (sections.format_four(median(run.last_loss for run in one.runs)) for one in pair)
-        interval = "" if low is None else f" ({low:.3f} to {high:.3f})"
-        middles = (sections.format_number(median(one)) for one in rates)
-        rows.append((pair[0].point.name, *middles, f"{ratio:.3f}{interval}", verdict, *losses))
-    heads = ("point", "tokens/s, first", "second", "ratio (95 % interval)", "second is", "last loss, first", "second")
-    words = f"The first is {names[0]}, the second {names[1]}. The interval is of how much the repeats vary, and of nothing else."
-    differences = list_differences(pairs)
-    blocks = [Table(heads, rows, "The same points in both", (4,)), words] if rows else ["No point is in both."]
-    blocks += [["They also differ in " + line for line in differences]] if differences else []
-    for name, mine, other in ((names[0], ones, twos), (names[1], twos, ones)):
-        alone = [one.point.name for key, one in mine.items() if key not in other]
-        blocks += [f"Only in {name}: {', '.join(alone)}."] if alone else []
-    counts = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.items())
-    top = [f"{title}: {counts} of {len(rows)} points" if rows else f"{title}: no point is in both"]
-    return Section(title, blocks, page=True), [f"{title}: NOT THE SAME {line}" for line in differences] + top
+def make_watched(path: str, samples: list[dict]) -> Section:
+    """Make the section on what `sftlab metrics` measured meanwhile."""
+    found = monitor.summarise(samples)
+    charts = [Chart(draw_over_time(samples, "percent")), Chart(draw_over_time(samples, "GB"))]
+    table = Table(("", *monitor.AVERAGES), monitor.list_rows(found), "Watched, measured")
+    return Section(f"Watched: {path}", [*charts, table, monitor.list_facts(found)], page=True)
+
+
+def draw_over_time(samples: list[dict], unit: str):
+    """Draw the use in percent or the memory in GB over seconds, with gaps where it isn't known; many samples are averaged."""
+    frame = monitor.make_frame(samples)
+    width = -(-len(frame) // MOST_POINTS)
+    frame = frame.groupby(frame.index[[at - at % width for at in range(len(frame))]]).mean()
+    names, size = (("memory_bytes",), 1e9) if unit == "GB" else (("cpu_percent", "use_percent"), 1)
+    columns = [(part, name) for part, name in frame if name in names and (part != "watched" or unit == "GB")]
+    series = {part: [None if math.isnan(one) else one / size for one in frame[part, name]] for part, name in columns}
+    title = "Memory over time" if unit == "GB" else "Use over time, of the processor and of each GPU"
+    return plots.lines([round(at, 1) for at in frame.index], series, "seconds", unit, title)

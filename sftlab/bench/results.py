@@ -1,7 +1,7 @@
 """The results of a benchmark: one JSON file per point, `results/NAME.json`, written whole after each repeat.
 
-A file holds "schema": 1 and the fields of `Result` but `path`. A point that failed leaves `NAME.failed.json` with the error
-and the last lines of its output instead. The data sets are in the subfolder `data/`, which isn't read here.
+A file holds "schema": 1 and the fields of `Result`. A point that failed leaves `NAME.failed.json` with the error and the last
+lines of its output instead.
 
     python -c "from sftlab.bench import results; print(*results.read_results('results')[1], sep='\\n')"
 """
@@ -64,6 +64,12 @@ class Memory:
     taken_bytes: float | None
     kept: bool
 
+    @property
+    def error(self) -> float | None:
+        """Of the estimate, over what was taken; None where that isn't known, or freed memory was kept."""
+        known = self.expected_bytes and self.taken_bytes and not self.kept
+        return self.expected_bytes / self.taken_bytes - 1 if known else None
+
 
 @dataclass(frozen=True)
 class Run:
@@ -97,15 +103,23 @@ class Run:
     started: str  # ISO 8601, UTC
     seconds: float  # of the processes as a whole, with loading
 
+    @property
+    def largest(self) -> Memory:
+        """Of the rank that took most."""
+        return max(self.memory, key=lambda rank: rank.taken_bytes or 0)
+
+    @property
+    def largest_peak(self) -> float:
+        return max(self.peak_bytes)
+
 
 @dataclass(frozen=True)
 class Result:
     """A point with its repeats, in the order in which they were made.
 
-    machine: what `machine.describe` returns, machines (on how many the processes really ran), node_is (what a node was, in
-    words), threads (of each process), oversubscribed (more processes than cores). attention: what was really used.
-    choices: what the trainer chose and why. data: source, rows, distinct_rows (fewer than rows where rows repeat),
-    fingerprint.
+    machine: what `machine.describe` returns, machines (on how many the processes ran), node_is (what a node was, in words),
+    threads (of each process), oversubscribed (more processes than cores). data: source, rows, distinct_rows (fewer where the
+    source has no more), fingerprint.
     """
 
     point: Point
@@ -114,58 +128,36 @@ class Result:
     repeats: int  # as configured
     machine: dict
     versions: dict
-    attention: str
-    choices: dict
+    attention: str  # what was really used
+    choices: dict  # what the trainer chose and why
     data: dict
     runs: list[Run]
-    path: Path = Path()
 
 
 def write_result(folder: Path, result: Result) -> Path:
     """Write the file of a point, whole, and return its path."""
-    content = {"schema": SCHEMA, **dataclasses.asdict(result)}
-    del content["path"]
     path = Path(folder) / f"{result.point.name}.json"
-    files.write_json(path, content)
+    files.write_json(path, {"schema": SCHEMA, **dataclasses.asdict(result)})
     return path
 
 
 def read_result(path: Path) -> Result:
     """Read the result in a file. Raises ValueError that says what is wrong with it."""
     content = files.read_json(path)
-    if not content:
-        raise ValueError("can't be read as a JSON object")
-    if content.get("schema") != SCHEMA or not isinstance(content.get("point"), dict):
-        raise ValueError(f"is no result of `sftlab benchmark` (schema {content.get('schema')!r}, not {SCHEMA})")
-    result = convert(Result, {name: value for name, value in content.items() if name != "path"}, "result")
-    point = result.point
-    if point.scaling not in SCALINGS:
-        raise ValueError(f"point.scaling is {point.scaling!r}, not strong or weak")
-    if point.global_batch != point.devices * point.per_device_batch * point.accumulation:
-        raise ValueError("point: devices x per_device_batch x accumulation is not global_batch")
+    if content.get("schema") != SCHEMA:
+        raise ValueError("is no result of `sftlab benchmark`")
+    result = convert(Result, content, "result")
+    missing = [name for name in ("cpu", "cores", "threads") if name not in result.machine]
+    if missing:
+        raise ValueError(f"result.machine.{missing[0]} is missing")
     if not result.runs:
         raise ValueError("holds no runs")
-    for name in ("cpu", "cores", "threads"):
-        if name not in result.machine:
-            raise ValueError(f"machine.{name} is missing")
     for number, run in enumerate(result.runs):
-        check_run(run, f"runs[{number}]")
-    return dataclasses.replace(result, path=path)
-
-
-def check_run(run: Run, place: str) -> None:
-    """Raises ValueError where the numbers of a run are impossible."""
-    for name in ("tokens", "samples", "window_seconds", "tokens_per_second", "samples_per_second"):
-        if getattr(run, name) <= 0:
-            raise ValueError(f"{place}.{name} is {getattr(run, name)}")
-    for name in ("peak_bytes", "losses"):
-        if not getattr(run, name):
-            raise ValueError(f"{place}.{name} is empty")
-    steps = run.step_seconds
-    if not steps.p10 <= steps.median <= steps.p90:
-        raise ValueError(f"{place}.step_seconds: p10, median and p90 are not in order")
-    if abs(run.tokens / run.window_seconds / run.tokens_per_second - 1) > 0.01:
-        raise ValueError(f"{place}: tokens / window_seconds is not tokens_per_second")
+        for name in ("tokens", "window_seconds", "tokens_per_second", "peak_bytes", "losses"):
+            value = getattr(run, name)
+            if not value or isinstance(value, int | float) and value < 0:
+                raise ValueError(f"result.runs[{number}].{name} is {value}")
+    return result
 
 
 def convert(kind: type, value: object, place: str):
@@ -174,17 +166,17 @@ def convert(kind: type, value: object, place: str):
     Keys that a dataclass doesn't know are left out. Numbers must be finite.
     """
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        parts = {part.name: part for part in dataclasses.fields(kind)}
-        missing = [name for name, part in parts.items() if name not in value and part.default is dataclasses.MISSING]
-        if missing:
-            raise ValueError(f"{place}.{missing[0]} is missing")
-        return kind(**{n: convert(part.type, value[n], f"{place}.{n}") for n, part in parts.items() if n in value})
+        parts = {part.name: part.type for part in dataclasses.fields(kind)}
+        for name in parts:
+            if name not in value:
+                raise ValueError(f"{place}.{name} is missing")
+        return kind(**{name: convert(part, value[name], f"{place}.{name}") for name, part in parts.items()})
     if typing.get_origin(kind) is list and isinstance(value, list):
         return [convert(typing.get_args(kind)[0], one, f"{place}[{number}]") for number, one in enumerate(value)]
     if isinstance(kind, types.UnionType):
         return None if value is None else convert(typing.get_args(kind)[0], value, place)
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is float and number or kind is int and number and value == int(value):
+    if number and (kind is float or kind is int and value == int(value)):
         return value
     if kind in (str, bool, dict) and isinstance(value, kind):
         return value
@@ -192,10 +184,9 @@ def convert(kind: type, value: object, place: str):
 
 
 def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
-    """Return (the results in a folder, what is wrong with the other files there, a line each), both in order.
+    """Return (the results in a folder by model, rows, scaling and devices, what is wrong with the other files, a line each).
 
-    Broken, foreign and incomplete files and failed points are named and left out. A point that has fewer repeats than
-    configured counts as it is, and is named, too.
+    A point that has fewer repeats than configured counts as it is, and is named, too.
     """
     found, problems = [], []
     for path in sorted(Path(folder).glob("[!.]*.json")):
@@ -213,10 +204,9 @@ def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
     return sorted(found, key=lambda r: (r.point.model, r.point.samples, r.point.scaling, r.point.devices)), problems
 
 
-def format_table(heads: tuple, rows: list[tuple]) -> list[str]:
-    """Format a table as lines for a terminal: the first column to the left, the others to the right."""
-    cells = [[str(cell) for cell in row] for row in (heads, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    sides = "<" + ">" * (len(heads) - 1)
-    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-    return [form.format(*row) for row in cells]
+def format_table(heads: tuple, rows: list[tuple]) -> str:
+    """Format a table for a terminal: the first column to the left, the others to the right."""
+    from pandas import DataFrame
+
+    table = DataFrame([row[1:] for row in rows], [row[0] for row in rows], heads[1:], dtype=str)
+    return table.rename_axis(columns=heads[0]).to_string()

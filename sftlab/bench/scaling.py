@@ -1,25 +1,35 @@
-"""How a training run's speed grows with devices, as measured: speed-up and efficiency, with the interval of the repeats.
+"""How a training run's speed grows with devices: as it was measured, and as two bounds say for devices that nobody has here.
 
-Measured and modelled speeds are one type that holds its kind. `projection` makes the modelled ones.
+Measured: speed-up and efficiency, with the interval of the repeats. Modelled: a measured step is scaled to the work of a
+device, and what devices send each other takes its bytes over a bandwidth that the user names. Without any overlap a step is
+the sum of the two, with full overlap the longer one. Nothing is fitted, and what is missing makes both too fast: latency,
+slow devices that the others wait for, a network that others use, too.
 
     python -c "from sftlab.bench import results, scaling; print(*scaling.list_series(results.read_results('results')[0]), sep='\\n')"
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 
 from sftlab.bench.results import Result
+from sftlab.config import deepspeed as deepspeed_configs
+from sftlab.config.configs import TrainConfig
+from sftlab.errors import UserError
+from sftlab.memory import dry_run
 
 LEVEL = 0.95
 # What differs from point to point of a series, or doesn't change its speed.
 VARIES = ("batch_size", "gradient_accumulation_steps", "max_steps", "output_dir", "dataset_path", "seed")
+METHODS = ("ddp", "zero1", "zero2", "zero3")
+NODES = (2, 4, 8)  # for which bounds are given, beside the nodes that were measured
+BOUNDS = ("modelled, no overlap", "modelled, full overlap")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a run is on so many devices. kind: `measured`, with the rate of each repeat, or `modelled, ` and how.
+    """How fast a run is on so many devices. kind: `measured`, with the rate of each repeat, or one of BOUNDS.
 
     rows, tokens: of a step, over all devices; rates: tokens per second of all devices together. cores: on CPUs, how many
     all devices together compute on, which needn't grow with them; 0 on GPUs.
@@ -80,26 +90,24 @@ def compare(base: Speed, speed: Speed) -> Gain:
     if speed.kind != "measured":
         return Gain(*about, speed.rate / base.rate)
     ratios = [math.log(after / before) for before, after in zip(base.rates, speed.rates, strict=False)]
-    if speed is base or len(ratios) < 2:
-        return Gain(*about, math.exp(mean(ratios)))
-    if len({*ratios}) == 1:
-        return Gain(*about, *[math.exp(ratios[0])] * 3)
-    from scipy.stats import ttest_1samp
+    ends = ()
+    if speed is not base and len(ratios) > 1:
+        from scipy.stats import ttest_1samp
 
-    ends = ttest_1samp(ratios, 0).confidence_interval(LEVEL)
+        alike = len({*ratios}) == 1  # scipy has no interval there
+        ends = ratios[:2] if alike else ttest_1samp(ratios, 0).confidence_interval(LEVEL)
     return Gain(*about, math.exp(mean(ratios)), *map(math.exp, ends))
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points that differ in their devices alone. speeds: measured, by devices; notes: what a reader must know of them."""
+    """Points that differ in their devices alone. speeds: measured, by devices."""
 
     model: str
     samples: int
     scaling: str
     results: tuple[Result, ...]
     speeds: tuple[Speed, ...]
-    notes: tuple[str, ...]
 
     @property
     def gains(self) -> list[Gain]:
@@ -109,21 +117,13 @@ class Series:
 
 def read_speed(result: Result) -> Speed:
     """Return a point's measured speed, with the rate of each repeat."""
-    point, runs = result.point, result.runs
+    point, runs, machine = result.point, result.runs, result.machine
     tokens = sum(run.tokens for run in runs) / sum(run.step_seconds.steps for run in runs)
     rates = tuple(run.tokens_per_second for run in runs)
-    return Speed(point.devices, point.nodes, point.global_batch, tokens, rates, point.accumulation, count_cores(result))
-
-
-def count_cores(result: Result) -> int:
-    """Count the cores that a point's processes had together; 0 where GPUs compute."""
-    machine = result.machine
-    if machine.get("gpu"):
-        return 0
-    used = result.point.devices * machine["threads"]
-    if not isinstance(machine["cores"], int):  # machines that differ, in words
-        return used
-    return min(used, machine["cores"] * (machine.get("machines") or 1))
+    cores = 0 if machine.get("gpu") else point.devices * machine["threads"]
+    if isinstance(machine["cores"], int):  # not words for machines that differ
+        cores = min(cores, machine["cores"] * (machine.get("machines") or 1))
+    return Speed(point.devices, point.nodes, point.global_batch, tokens, rates, point.accumulation, cores)
 
 
 def list_series(found: list[Result]) -> list[Series]:
@@ -143,20 +143,117 @@ def list_series(found: list[Result]) -> list[Series]:
     series = []
     for (model, samples, scaling, _), group in groups.items():
         group.sort(key=lambda result: result.point.devices)
-        speeds = tuple(map(read_speed, group))
-        series.append(Series(model, samples, scaling, tuple(group), speeds, list_notes(group)))
+        series.append(Series(model, samples, scaling, tuple(group), tuple(map(read_speed, group))))
     return series
 
 
-def list_notes(group: list[Result]) -> tuple[str, ...]:
-    """List what makes devices of a series unlike each other."""
-    notes, on_cpu = [], not group[0].machine.get("gpu")
-    threads = [result.machine["threads"] for result in group]
-    if on_cpu and len(set(threads)) > 1:
-        counts = ", ".join(f"{result.point.devices}: {count}" for result, count in zip(group, threads, strict=True))
-        notes.append(f"threads of a process, by devices: {counts}; the ideal counts cores, not processes")
-    if on_cpu and len(group) > 1:
-        notes.append("the processes share one machine's memory and caches, which costs speed that no network explains")
-    if any(result.machine.get("oversubscribed") for result in group):
-        notes.append("there are more processes than cores: they wait for each other's cores")
-    return tuple(notes)
+@dataclass(frozen=True)
+class Job:
+    """What a training run exchanges, in bytes as they are sent. method: one of METHODS.
+
+    weights: all of them, frozen ones, too. gradients: those of the trained weights, which are as many bytes themselves.
+    """
+
+    method: str
+    weights: float
+    gradients: float
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is none of {', '.join(METHODS)}")
+
+
+def read_job(result: Result) -> Job:
+    """Read what a point's devices exchange in a step from its configuration. Raises UserError for a model that isn't there.
+
+    DDP sends float32. DeepSpeed sends bfloat16 where that is computed in.
+    """
+    config = TrainConfig.build(**TrainConfig.keep_known(result.config))
+    bf16 = result.choices.get("precision", "").startswith("bfloat16")
+    stage = deepspeed_configs.find_stage(config.deepspeed)
+    with dry_run.counting(config):
+        settings = dry_run.read_settings(config.model_name, config.trust_remote_code)
+        layers = settings.get_text_config().num_hidden_layers
+        weights = list(dry_run.build(replace(config, bf16=bf16), settings, layers).parameters())
+    size = 2 if config.deepspeed and bf16 else 4
+    total = sum(weight.numel() for weight in weights)
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    return Job(f"zero{stage}" if stage else "ddp", size * total, size * trained)
+
+
+def count_sent(job: Job, devices: int, nodes: int = 1, micro_batches: int = 1) -> float:
+    """Count the bytes that a device sends in one optimizer step: inside its node, or, of several nodes, to other nodes.
+
+    Collectives go around a ring, as NCCL and Gloo do it for long messages: in a pass, a reduce-scatter or an all-gather, each
+    of n devices sends (n-1)/n of the bytes; an all-reduce is both (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69,
+    p. 117). Over several nodes the devices of each divide the bytes among their links to the network. No activations are sent.
+
+    DDP reduces the gradients to all. ZeRO-1 and 2 reduce each device's share of them to it, and gather the new weights:
+    as many bytes. ZeRO-3 gathers all weights for the forward and again for the backward pass, and reduces the gradients:
+    1.5 times as many where all weights are trained (Rajbhandari et al. 2020, arXiv:1910.02054, section 7). With LoRA only
+    the adapters have gradients, but ZeRO-3 gathers the frozen weights all the same. Of several micro-batches of
+    gradient accumulation, DDP and ZeRO-1 send after the last one; ZeRO-2 and 3 reduce after each, and ZeRO-3 gathers in
+    each (deepspeed/runtime/zero/stage_1_and_2.py, stage3.py). A model so small that `stage3_max_live_parameters` lets
+    ZeRO-3 keep what it has gathered is gathered once, not twice; that isn't counted here.
+
+    Raises ValueError where the nodes have not all as many devices.
+    """
+    if devices < 1 or nodes < 1 or devices % nodes:
+        raise ValueError(f"{devices} devices on {nodes} nodes: not as many on each")
+    passes = {
+        "ddp": 2 * job.gradients,
+        "zero1": 2 * job.gradients,
+        "zero2": (micro_batches + 1) * job.gradients,
+        "zero3": micro_batches * (2 * job.weights + job.gradients),
+    }
+    links = 1 if nodes == 1 else devices // nodes
+    return (devices - 1) / devices * passes[job.method] / links
+
+
+def project(base: Speed, job: Job, bandwidth: float, nodes: int, devices_per_node: int, scaling: str) -> list[Speed]:
+    """Return two modelled speeds, of no overlap and of full overlap, on `nodes` x `devices_per_node`.
+
+    base: measured. bandwidth: bytes per second that a device sends to other nodes; what is sent inside a node is a part of the
+    base's step. strong: of the base's step; weak: of its work per device. Empty where a strong step's rows can't be divided
+    among so many devices. Raises UserError where the base's own exchange would take longer than its whole step did.
+    """
+    devices = nodes * devices_per_node
+    strong, grown = scaling == "strong", devices / base.devices
+    if strong and base.rows % devices:
+        return []
+    size = {} if strong else {"rows": round(base.rows * grown), "tokens": base.tokens * grown}
+    micro = max(1, round(base.micro_batches / grown)) if strong else base.micro_batches
+    place = {"devices": devices, "nodes": nodes, "cores": round(base.cores * grown), "micro_batches": micro}
+    blank = replace(base, **place, **size)
+    own, exchange = (
+        count_sent(job, one.devices, one.nodes, one.micro_batches) / bandwidth if one.nodes > 1 else 0
+        for one in (base, blank)
+    )
+    if own >= base.seconds:
+        raise UserError(
+            f"bandwidth: at {bandwidth / 1e9:g} GB/s the exchange of a step takes {own:.3g} s, but on {base.devices} devices "
+            f"the whole step took {base.seconds:.3g} s. Give a larger --bandwidth."
+        )
+    work = blank.tokens / blank.units * base.units / base.tokens  # of a device, over the base's
+    bounds = (base.seconds - own) * work + exchange, max(base.seconds * work, exchange)
+    return [replace(blank, rates=(blank.tokens / one,), kind=kind) for one, kind in zip(bounds, BOUNDS, strict=True)]
+
+
+def extend(series: Series, bandwidth: float) -> tuple[list[Speed], str]:
+    """Return (modelled speeds on the numbers of nodes that were measured and on NODES, what is missing there and why).
+
+    A node has as many devices as the base's. bandwidth: GB/s (10^9 bytes) that each device sends to other nodes.
+    """
+    base = series.speeds[0]
+    per_node, job = base.devices // base.nodes, read_job(series.results[0])
+    speeds, left = [], []
+    for nodes in sorted({*NODES, *(speed.nodes for speed in series.speeds)}):
+        if nodes > base.nodes:
+            try:
+                found = project(base, job, 1e9 * bandwidth, nodes, per_node, series.scaling)
+            except UserError as error:
+                return [], str(error)
+            speeds += found
+            left += [] if found else [str(nodes * per_node)]
+    why = f"{', '.join(left)} devices: a step of {base.rows} rows can't be divided among so many" if left else ""
+    return speeds, why

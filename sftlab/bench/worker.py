@@ -23,7 +23,6 @@ import torch
 from transformers import TrainerCallback
 
 from sftlab import files, machine
-from sftlab.bench import monitor
 from sftlab.bench.results import Memory, Point, Run, StepSeconds
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
@@ -63,28 +62,26 @@ def measure(plan: dict) -> dict | None:
         with forecast.advising(config, trainer.expected["memory"]):
             trainer.train()
         found = forecast.measure(trainer.expected["memory"])
-        memory = Memory(found["expected_bytes"], found["peak_bytes"], bool(found["kept"]))
-        mine = timer.summarise() | {"rate": rate, "peak": machine.read_peak(), "memory": memory}
-        mine |= {"device": machine.name_device(), "host": platform.node()}
+        mine = timer.summarise() | {"rate": rate, "peak": machine.read_peak(), "host": platform.node()}
+        mine["memory"] = Memory(found["expected_bytes"], found["peak_bytes"], bool(found["kept"]))
+        mine["device"] = machine.name_device()
         parts = distributed.gather(mine)
         if world.rank:
             return None
         lengths = [length for part in parts for length in part["lengths"]]
         shared = getattr(trainer.data_collator, "shared", 0)
         work = duration.count_step(trainer.model, lengths, shared, config.batch_size)
-        own = [part["used"] for part in parts[: world.local_size]]  # of the processes of this machine, the first one
-        run = combine(parts, point, work, sum(own), plan | {"bf16": config.bf16, "begun": timer.started})
+        used = sum(part["used"] for part in parts[: world.local_size])  # of the processes of the first machine
+        run = combine(parts, point, work, used, plan | {"bf16": config.bf16, "begun": timer.started})
         choices = {name: why for name, why in trainer.choices.items() if name != "time"}
         choices["precision"] = plan["precision"] or choices["precision"]
         attention = getattr(trainer.model.config, "_attn_implementation", None)
-        about = machine.describe([part["device"] for part in parts])
-        return {
-            "run": asdict(run),
-            "choices": choices,
-            "attention": f"{attention}: {choices['attention'].split(': ', 1)[-1]}",
-            "machine": about | {"machines": len({part["host"] for part in parts})},
-            "versions": machine.list_versions(),
+        about = machine.describe([part["device"] for part in parts]) | {
+            "machines": len({part["host"] for part in parts})
         }
+        attention = f"{attention}: {choices['attention'].split(': ', 1)[-1]}"
+        about = {"machine": about, "versions": machine.list_versions(), "attention": attention}
+        return about | {"run": asdict(run), "choices": choices}
 
 
 def combine(parts: list[dict], point: Point, work: float, used: float, plan: dict) -> Run:
@@ -92,7 +89,7 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
     window = max(part["window"] for part in parts)
     seconds = parts[0]["seconds"]
     tokens, samples = (sum(count(part["lengths"]) for part in parts) for count in (sum, len))
-    trained = sum(part["trained"] for part in parts)
+    trained, positions = (sum(part[name] for part in parts) for name in ("trained", "positions"))
     cuts = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
     rate, per_device = statistics.mean(part["rate"] for part in parts), work / window / point.devices
     gpu, uses = parts[0]["device"]["gpu"], [part["gpu_use"] for part in parts if part["gpu_use"] is not None]
@@ -108,10 +105,8 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         trained_tokens_per_second=trained / window,
         samples_per_second=samples / window,
         tokens_per_second_per_device=tokens / window / point.devices,
-        padding_share=1 - tokens / sum(part["positions"] for part in parts),
-        step_seconds=StepSeconds(
-            statistics.median(seconds), cuts[0], cuts[-1], len(seconds), plan["untimed"], list(seconds)
-        ),
+        padding_share=1 - tokens / positions,
+        step_seconds=StepSeconds(statistics.median(seconds), cuts[0], cuts[-1], len(seconds), plan["untimed"], seconds),
         peak_bytes=[part["peak"] for part in parts],
         memory=[part["memory"] for part in parts],
         flops_per_second_per_device=per_device,
@@ -122,7 +117,7 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         losses=losses,
         first_loss=losses[0],
         last_loss=losses[-1],
-        others_use=max(0.0, parts[0]["busy"] - used) / window / os.cpu_count(),
+        others_use=max(0.0, parts[0]["busy"] - used / window / os.cpu_count()),
         started=plan["begun"].isoformat(timespec="seconds"),
         seconds=time.time() - plan["started"],
     )
@@ -157,10 +152,8 @@ def keep_whole_steps(trainer, global_batch: int) -> None:
     """
     rows = len(trainer.train_dataset)
     if rows < global_batch:
-        kind = "packed rows" if trainer.args.packing else "rows with tokens in the loss"
-        raise UserError(
-            f"sizes: {rows} {kind} don't fill a step of {global_batch}. Take larger sizes or a smaller --batch-size."
-        )
+        why = f"{rows} rows of which tokens are in the loss don't fill a step of {global_batch}"
+        raise UserError(f"sizes: {why}. Take larger sizes or a smaller --batch-size.")
     trainer.train_dataset = trainer.train_dataset.select(range(rows - rows % global_batch))
     if trainer.lengths is not None:
         trainer.lengths = trainer.lengths[: len(trainer.train_dataset)]
@@ -227,12 +220,12 @@ class StepTimer(TrainerCallback):
         event.record()
         return event
 
-    def read_clocks(self) -> dict:
-        """Return seconds at an end of the window: of the wall clock, used by this process, and busy on this machine."""
+    def read_clocks(self) -> tuple[float, float, float]:
+        """Return (seconds of the wall clock, processor seconds of this process, this machine's use since the last call, 0..1)."""
         if self.gpu:
             torch.cuda.synchronize()
         used = sum(psutil.Process().cpu_times()[:2])
-        return {"window": time.perf_counter(), "used": used, "busy": monitor.count_machine_seconds()[0]}
+        return time.perf_counter(), used, psutil.cpu_percent() / 100
 
     def sample_gpu(self) -> None:
         with contextlib.suppress(ImportError, RuntimeError):  # without NVML the use stays unknown
@@ -247,7 +240,11 @@ class StepTimer(TrainerCallback):
         pairs = zip(self.times, self.times[1:], strict=False)
         timed = range(self.untimed, self.untimed + self.steps)
         counts = [count_batch(batch) for step, batch in self.batches if step in timed]
-        return {name: self.ended[name] - self.begun[name] for name in self.begun} | {
+        (began, used, _), (ended, used_then, busy) = self.begun, self.ended
+        return {
+            "window": ended - began,
+            "used": used_then - used,
+            "busy": busy,
             "gpu_use": statistics.median(self.uses) if self.uses else None,
             "seconds": [a.elapsed_time(b) / 1000 if self.gpu else b - a for a, b in pairs],
             "lengths": [length for lengths, _, _ in counts for length in lengths],

@@ -1,20 +1,30 @@
 """`sftlab metrics`: processes are counted in full, a command runs as if unwatched, a killed monitor leaves readable lines."""
 
-import json
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
 import pytest
 
-from sftlab import files, machine, plots
+from sftlab import cli, files, machine, plots
 from sftlab.bench import monitor, report
 
 METRICS = [sys.executable, "-m", "sftlab.cli", "metrics"]
 BURN = "import time\nwhile time.process_time() < 0.6: pass"
+
+
+@pytest.fixture(autouse=True)
+def keep_signals():
+    """What a watch does on signals ends with its test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def make_sample(time, since, cpu, use=None, watts=None):
@@ -32,9 +42,14 @@ def wait_for_lines(path, count):
         time.sleep(0.05)
 
 
+def after_lines(path, count, act):
+    """Do something in a thread when a file has so many lines."""
+    threading.Thread(target=lambda: (wait_for_lines(path, count), act()), daemon=True).start()
+
+
 def test_a_process_and_its_children_are_counted_in_full_though_they_end_between_two_samples():
     """Two children of a shell burn 0.6 s of processor each, one after the other, whatever else this machine does."""
-    script = f"read line; '{sys.executable}' -c '{BURN}'; '{sys.executable}' -c '{BURN}'; read line"
+    script = f"read line; '{sys.executable}' -S -c '{BURN}'; '{sys.executable}' -S -c '{BURN}'; read line"
     with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE) as shell:
         first = last = monitor.take_sample(shell.pid)
         shell.stdin.write(b"go\n")
@@ -49,7 +64,7 @@ def test_a_process_and_its_children_are_counted_in_full_though_they_end_between_
         last = monitor.take_sample(shell.pid, last)
         shell.communicate(b"\n")
     assert 1.1 <= seconds < 1.5 and most == 2  # counted in hundredths
-    assert last["machine"]["cpu_percent"] is not None and last["process"]["memory_bytes"] > 500_000
+    assert last["machine"]["cpu_percent"] > 0 and last["process"]["memory_bytes"] > 500_000
     nothing = {"cpu_percent": None, "memory_bytes": None, "processes": 0}
     assert monitor.take_sample(shell.pid, last)["process"] == nothing  # it has ended
     assert monitor.take_sample(os.getpid())["process"] == nothing  # the sampler itself is left out
@@ -67,34 +82,25 @@ def test_the_summary_of_known_samples():
     assert found["machine"]["cpu_percent"] == {"mean": 67.5, "median": 67.5, "peak": 95.0}
     idle, busy = found["gpus"]
     assert busy["use_percent"] == {"mean": 67.5, "median": 85, "peak": 100} and busy["power_watts"]["peak"] == 500
-    assert busy["busy_share"] == 0.5 and busy["energy_joules"] == 1 * 300 + 2 * 500
-    assert idle["energy_joules"] is None and idle["busy_share"] == 0
+    assert idle["use_percent"]["peak"] == 0 and idle["power_watts"] is None
     assert found["busy"] == {"of": "gpu", "at_percent": 90, "share": 0.5}  # the idle GPU doesn't count
-    assert found["energy_joules"] == 1300
-    words = monitor.format_summary(found)
-    assert "4 samples over 3 s" in words and "GPU at 90 % or more: 50% of the samples" in words and "0.4 Wh" in words
+    facts = " ".join(monitor.list_facts(found))
+    assert "4 samples over 3 s" in facts and "GPU at 90 % or more: 50% of the samples" in facts
+    assert ("GPU 0: use", "67.5 %", "85 %", "100 %") in monitor.list_rows(found)
     without = monitor.summarise([make_sample(0, None, None), make_sample(1, 1.0, 95.0), make_sample(2, 1.0, 10.0)])
-    assert without["busy"] == {"of": "cpu", "at_percent": 90, "share": 0.5} and without["energy_joules"] is None
+    assert without["busy"] == {"of": "cpu", "at_percent": 90, "share": 0.5}
     alone = monitor.summarise([make_sample(0, None, None)])
     assert alone["machine"]["cpu_percent"] is None and alone["busy"]["share"] is None
-    assert "unknown" in monitor.format_summary(alone)
-
-
-def test_half_a_line_and_other_lines_are_read_past(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    line = monitor.format_line(monitor.take_sample())
-    path.write_text(f'{{"started": 1}}\n{line}\nnull\n{{"time": 3}}\n{line}\n{line[:40]}', encoding="utf-8")
-    samples, broken = monitor.read_samples(path)
-    assert len(samples) == 2 and broken == 3 and samples[0]["machine"]["memory_bytes"] > 0
+    assert ("machine: processor", *["unknown"] * 3) in monitor.list_rows(alone)
 
 
 def test_the_figures_show_gaps_and_stay_small():
     samples = [make_sample(number, 1.0, 50.0 if number != 50 else None, 90) for number in range(5000)]
-    fig = report.use_over_time(samples)
-    assert [trace.name for trace in fig.data] == ["machine: processor", "GPU 1", "GPU 0"]
+    fig = report.draw_over_time(samples, "percent")
+    assert [trace.name for trace in fig.data] == ["machine", "GPU 1", "GPU 0"]
     assert len(fig.data[0].x) <= 1001 and set(fig.data[2].y) == {90.0}
-    assert plots.draw_static(report.memory_over_time(samples[:60])).startswith(b"\x89PNG")
-    assert None in report.use_over_time(samples[:60]).data[0].y
+    assert plots.draw_static(report.draw_over_time(samples[:60], "GB")).startswith(b"\x89PNG")
+    assert None in report.draw_over_time(samples[:60], "percent").data[0].y
 
 
 @pytest.fixture
@@ -146,55 +152,28 @@ def test_without_package_driver_or_gpu_there_are_none_and_a_reason(nvml):
     assert machine.find_gpus() == ([], "NVML: Not Supported")
 
 
-def test_a_command_keeps_its_output_its_arguments_and_its_exit_code(sftlab_command, tmp_path):
-    script = "import sys; print(sys.argv[1:], input()); sys.exit(7)"
+def test_a_command_keeps_its_output_its_arguments_and_its_exit_code_and_gets_sigterm(tmp_path):
+    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print(sys.argv[1:], input(), flush=True)\n"
+    script += "while True: time.sleep(0.1)"
     command = [*METRICS, str(tmp_path), "--every", "0.2", "--", sys.executable, "-c", script, "--every", "--", "日本"]
-    done = subprocess.run(command, input="typed\n", capture_output=True, text=True, timeout=60)
-    assert done.returncode == 7 and done.stdout == "['--every', '--', '日本'] typed\n", done.stderr
-    assert "samples over" in done.stderr and "no GPU values" in done.stderr
-    found = files.read_json(tmp_path / "summary.json")
-    assert found["samples"] >= 2 and found["process"]["memory_bytes"]["peak"] > 1e6
-    first, *lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(first)["watched"] == os.path.basename(sys.executable)  # its arguments may hold a secret
-    code, out, error = sftlab_command("metrics", tmp_path)
-    assert code == 2 and "exists. Add --append" in error and len(error.splitlines()) == 1
-    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [first, *lines]
-    code, out, _ = sftlab_command("metrics", tmp_path, "--append", "--every", "0.2", "--", "true")
-    again, _ = monitor.read_samples(tmp_path / "metrics.jsonl")
-    assert code == 0 and out == "" and len(again) > len(lines)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--", "nonesuch-program"], "nonesuch-program: no such program"),
-        (["--pid", "4194305"], "no process 4194305 runs here"),
-        (["--summary"], "metrics.jsonl: No such file"),
-        (["--pid", "1", "--", "true"], "Leave out --pid"),
-    ],
-)
-def test_what_can_be_fixed_is_one_line(arguments, message, sftlab_command, tmp_path):
-    code, out, error = sftlab_command("metrics", tmp_path / "new", *arguments)
-    assert code == 2 and out == "" and message in error and len(error.splitlines()) == 1
-    assert not (tmp_path / "new").exists()
-
-
-def test_sigterm_ends_the_command_and_the_exit_code_says_so(tmp_path):
-    script = "import time; print('ready', flush=True)\nwhile True: time.sleep(0.1)"
-    command = [*METRICS, str(tmp_path), "--", sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        wait_for_lines(tmp_path / "metrics.jsonl", 2)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdin.write("typed\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "['--every', '--', '日本'] typed\n"
+        wait_for_lines(tmp_path / "metrics.jsonl", 3)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert (tmp_path / "summary.json").exists()
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 7 and not out and "samples over" in error and "no GPU values" in error
+    found = files.read_json(tmp_path / "summary.json")
+    assert found["samples"] >= 3 and found["process"]["memory_bytes"]["peak"] > 1e6
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_command_once(tmp_path):
     script = "import signal, time; count = []; signal.signal(signal.SIGINT, lambda *_: count.append(1)); print('up', flush=True)\n"
     script += "while not count: time.sleep(0.05)\ntime.sleep(1); print('heard', len(count), flush=True)"
     spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-    command = [sys.executable, "-c", spawn, *METRICS, str(tmp_path), "--", sys.executable, "-c", script]
+    command = [sys.executable, "-S", "-c", spawn, *METRICS, str(tmp_path), "--", sys.executable, "-S", "-c", script]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **pipes) as terminal:
         seen = b""
@@ -208,53 +187,66 @@ def test_ctrl_c_at_a_terminal_reaches_the_command_once(tmp_path):
     assert b"heard 1\r\n" in seen and b"samples over" in seen and terminal.wait() == 0
 
 
-def test_a_killed_monitor_leaves_lines_that_a_summary_reads(sftlab_command, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--", "nonesuch-program"], "nonesuch-program: no such program"),
+        (["--pid", "4194305"], "no process 4194305 runs here"),
+        (["--summary"], "metrics.jsonl: No such file"),
+        (["--pid", "1", "--", "true"], "Leave out --pid"),
+    ],
+)
+def test_what_can_be_fixed_is_one_line(arguments, message, tmp_path, capsys):
+    assert cli.main(["metrics", str(tmp_path / "new"), *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and message in error and len(error.splitlines()) == 1 and not (tmp_path / "new").exists()
+
+
+def test_half_a_line_is_read_past_and_continued(tmp_path, capsys):
+    path, command = tmp_path / "metrics.jsonl", ["metrics", str(tmp_path)]
+    for _ in range(3):
+        monitor.write_sample(path, monitor.take_sample())
+    path.write_bytes(b'null\n{"time": 3}\n' + path.read_bytes()[:-30])  # a monitor that was killed
+    assert len(monitor.read_samples(path)) == 2
+    assert cli.main([*command, "--summary"]) == 0 and "2 samples over" in capsys.readouterr().out
+    assert cli.main([*command, "--", "true"]) == 2 and "exists. Add --append" in capsys.readouterr().err
+    assert cli.main([*command, "--append", "--every", "0.2", "--", "false"]) == 1 and not capsys.readouterr().out
+    assert len(monitor.read_samples(path)) >= 4
+    assert cli.main([*command, "--overwrite", "--", "true"]) == 0 and len(monitor.read_samples(path)) == 2
+
+
+def test_a_watched_process_may_end(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
-    with subprocess.Popen([*METRICS, str(tmp_path), "--every", "0.1"], stdout=subprocess.DEVNULL) as process:
-        wait_for_lines(path, 5)
-        process.kill()
-    assert not (tmp_path / "summary.json").exists()
-    samples, broken = monitor.read_samples(path)
-    assert len(samples) >= 4 and broken == 0
-    path.write_bytes(path.read_bytes()[:-30])  # the kernel may not have taken the last line whole
-    code, out, _ = sftlab_command("metrics", tmp_path, "--summary")
-    found = files.read_json(tmp_path / "summary.json")
-    assert code == 0 and f"{len(samples) - 1} samples over" in out and found["broken_lines"] == 1
-    code, _, _ = sftlab_command("metrics", tmp_path, "--append", "--every", "0.1", "--", "true")
-    assert code == 0 and monitor.read_samples(path)[1] == 1  # the half line stays one, and harms none after it
-
-
-def test_a_watched_process_may_end(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as program:
-        command = [*METRICS, str(tmp_path), "--pid", str(program.pid), "--every", "0.1"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            wait_for_lines(tmp_path / "metrics.jsonl", 4)
-            program.communicate(b"\n")
-            out, error = process.communicate(timeout=60)
-    assert process.returncode == 0 and "watched: memory" in out and "\r" not in out + error
-    assert files.read_json(tmp_path / "summary.json")["process"]["processes"]["peak"] == 1
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as program:
+        after_lines(path, 3, lambda: program.communicate(b"\n"))
+        assert cli.main(["metrics", str(tmp_path), "--pid", str(program.pid), "--every", "0.1"]) == 0
+    assert "watched: memory" in capsys.readouterr().out
+    assert files.read_json(tmp_path / "summary.json")["process"]["memory_bytes"]["peak"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_the_watch_of_the_machine_with_a_summary(number, tmp_path):
-    with subprocess.Popen([*METRICS, str(tmp_path), "--every", "0.1"], stdout=subprocess.PIPE, text=True) as process:
-        wait_for_lines(tmp_path / "metrics.jsonl", 4)
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "machine: processor" in out and "watched: memory" not in out
+def test_ctrl_c_and_sigterm_end_the_watch_of_the_machine_with_a_summary(number, tmp_path, capsys):
+    after_lines(tmp_path / "metrics.jsonl", 3, lambda: os.kill(os.getpid(), number))
+    assert cli.main(["metrics", str(tmp_path), "--every", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert "machine: processor" in out and "watched: memory" not in out
 
 
-def test_a_file_that_can_not_grow_is_one_line_and_ends_no_command(tmp_path):
-    """As on a full disk: no file of the monitor may be larger than a block of 512 bytes, or 1024 in some shells."""
-    limited = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *METRICS]
-    pipes = {"capture_output": True, "text": True, "timeout": 60}
-    done = subprocess.run([*limited, str(tmp_path / "a"), "--every", "0.1"], **pipes)
-    assert done.returncode == 2 and "metrics.jsonl: File too large" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    path = tmp_path / "b" / "metrics.jsonl"
-    script = f'until [ "$(wc -c < {path})" -gt 400 ]; do sleep 0.1; done; sleep 2; echo on; exit 5'
-    command = [*limited, str(path.parent), "--every", "0.1", "--", "sh", "-c", script]
-    done = subprocess.run(command, **pipes)
-    assert done.returncode == 5 and done.stdout == "on\n" and "Traceback" not in done.stderr
-    assert "the command continues, unwatched" in done.stderr
-    assert monitor.read_samples(path)[0]
+def test_a_file_that_can_not_grow_is_one_line_and_ends_no_command(tmp_path, monkeypatch, capsys):
+    write, count = monitor.write_sample, []
+
+    def fill_disk(path, sample):
+        count.append(1)
+        if len(count) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, sample)
+
+    monkeypatch.setattr(monitor, "write_sample", fill_disk)
+    command = ["metrics", str(tmp_path), "--every", "0.1", "--overwrite"]
+    assert cli.main(command) == 2 and "metrics.jsonl: No space left" in capsys.readouterr().err
+    count.clear()
+    assert cli.main([*command, "--", "sh", "-c", "sleep 0.5; exit 5"]) == 5
+    assert (
+        "the command continues, unwatched" in capsys.readouterr().err
+        and len(monitor.read_samples(tmp_path / "metrics.jsonl")) == 2
+    )

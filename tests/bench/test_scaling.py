@@ -1,13 +1,19 @@
-"""From the results of a benchmark to its scaling: series, speed-up and efficiency with the interval of the repeats."""
+"""Speed-up and efficiency with the interval of the repeats; what devices send, against rings that are walked through
+message by message; and two bounds of a step."""
 
 import math
+from dataclasses import replace
 from statistics import mean
 
 import pytest
 from made_up import GRID, MACHINE, make_result
 
+from sftlab import plots
 from sftlab.bench import scaling
-from sftlab.bench.scaling import Speed, compare
+from sftlab.bench.scaling import BOUNDS, METHODS, Job, Speed, compare, count_sent, project
+
+JOB = Job("ddp", 4e8, 4e8)
+BASE = Speed(1, 1, 16, 1600, (1000.0,), micro_batches=4)  # 1.6 s a step
 
 
 def test_speed_up_and_efficiency_are_ratios_of_rates_with_an_interval_of_the_repeats():
@@ -26,7 +32,7 @@ def test_no_interval_is_made_of_one_repeat_for_the_base_itself_or_of_a_model():
     base = Speed(1, 1, 8, 1000, (100.0, 90.0))
     assert compare(base, base).efficiency == (1, None, None)
     assert compare(base, Speed(2, 1, 8, 1000, (150.0,))).efficiency == (0.75, None, None)
-    modelled = Speed(2, 1, 8, 1000, (142.5,), kind="modelled, no overlap")
+    modelled = Speed(2, 1, 8, 1000, (142.5,), kind=BOUNDS[0])
     assert compare(base, modelled).efficiency == (0.75, None, None)
     with pytest.raises(ValueError, match="must be measured"):
         compare(modelled, base)
@@ -38,6 +44,9 @@ def test_points_become_series_that_differ_in_devices_alone():
     assert [speed.devices for speed in weak.speeds] == [1, 2, 4, 8]
     assert {speed.tokens for speed in strong.speeds} == {3200} and len(strong.speeds[0].rates) == 3
     assert [speed.micro_batches for speed in strong.speeds] == [8, 4, 2, 1]
+    small = MACHINE | {"cores": 2}  # one process with two threads, two with one: the same two cores
+    [series] = scaling.list_series([make_result(n, machine=small | {"threads": 2 // n}) for n in (1, 2)])
+    assert [gain.ideal for gain in series.gains] == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["strong", "weak"])
@@ -58,13 +67,99 @@ def test_other_machines_options_batches_data_and_precisions_are_no_series(kind):
     assert len(series.results) == 2
 
 
-def test_devices_that_are_not_the_same_thing_are_named():
-    plain = scaling.list_series(GRID)[0]
-    assert len(plain.notes) == 1 and "share one machine's memory" in plain.notes[0]
-    small = MACHINE | {"cores": 2}
-    found = [make_result(1, machine=small | {"threads": 2}), make_result(2, machine=small | {"oversubscribed": True})]
-    [series] = scaling.list_series(found)
-    assert "1: 2, 2: 1;" in series.notes[0] and [gain.ideal for gain in series.gains] == [1, 1]  # the same two cores
-    assert any("more processes than cores" in note for note in series.notes)
-    gpus = [make_result(devices, machine=MACHINE | {"gpu": "a GPU", "threads": 8 // devices}) for devices in (1, 2)]
-    assert scaling.list_series(gpus)[0].notes == ()
+def walk_ring(order: list[int], inputs: list[list[int]]) -> tuple[list[list[int]], dict[tuple[int, int], int]]:
+    """An all-reduce of each device's list of numbers, as many as devices, around a ring: (results, numbers sent by link)."""
+    count, parts, sent = len(order), [list(numbers) for numbers in inputs], {}
+    for turn in range(2 * (count - 1)):
+        moves = []
+        for place, device in enumerate(order):
+            chunk = (place - turn) % count
+            moves.append((device, order[(place + 1) % count], chunk, parts[device][chunk]))
+        for device, after, chunk, number in moves:
+            parts[after][chunk] = parts[after][chunk] + number if turn < count - 1 else number
+            sent[device, after] = sent.get((device, after), 0) + 1
+    return parts, sent
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+def test_an_all_reduce_sends_what_a_ring_really_sends(devices):
+    inputs = [[10**device + chunk for chunk in range(devices)] for device in range(devices)]
+    parts, sent = walk_ring(list(range(devices)), inputs)
+    assert all(numbers == [sum(column) for column in zip(*inputs, strict=True)] for numbers in parts)
+    assert (
+        count_sent(Job("ddp", 8 * devices, 8 * devices), devices) == 8 * set(sent.values()).pop()
+    )  # a number: 8 bytes
+
+
+@pytest.mark.parametrize(("nodes", "each"), [(2, 1), (2, 4), (3, 2)])
+def test_rings_over_nodes_divide_their_bytes_among_the_links(nodes, each):
+    """As many rings as a node has devices, each with a share of the bytes and another way out of the node."""
+    devices, out = nodes * each, {}
+    for ring in range(each):
+        order = [node * each + (ring + place) % each for node in range(nodes) for place in range(each)]
+        _, sent = walk_ring(order, [[1] * devices for _ in range(devices)])
+        for (sender, receiver), count in sent.items():
+            if sender // each != receiver // each:
+                out[sender] = out.get(sender, 0) + count
+    size = 1.0 * devices * each  # a number of each ring's share is one byte
+    assert set(out.values()) == {count_sent(Job("ddp", size, size), devices, nodes)} and len(out) == devices
+
+
+def test_what_zero_lora_and_micro_batches_change():
+    for devices, nodes in ((1, 1), (2, 1), (16, 2), (512, 64)):
+        sent = {method: count_sent(Job(method, 14e9, 14e9), devices, nodes) for method in METHODS}
+        assert sent["ddp"] == sent["zero1"] == sent["zero2"] and sent["zero3"] == pytest.approx(1.5 * sent["zero2"])
+        assert (sent["ddp"] == 0) == (devices == 1)
+    full, lora = (count_sent(Job("zero2", 14e9, trained), 8) for trained in (14e9, 14e7))
+    assert lora == pytest.approx(full / 100)
+    assert count_sent(Job("zero3", 14e9, 14e7), 8) == pytest.approx(7 / 8 * (2 * 14e9 + 1.4e8))  # frozen weights, too
+    for method, times in (("ddp", 1), ("zero1", 1), ("zero2", 4.5), ("zero3", 8)):
+        job = Job(method, 1e9, 1e9)
+        assert count_sent(job, 4, micro_batches=8) / count_sent(job, 4) == pytest.approx(times), method
+    with pytest.raises(ValueError, match="zero4"):
+        Job("zero4", 1, 1)
+    with pytest.raises(ValueError, match="not as many on each"):
+        count_sent(JOB, 6, 4)
+
+
+def test_what_is_exchanged_is_read_off_the_configuration():
+    full = scaling.read_job(GRID[0])
+    assert full == Job("ddp", 16_000_000, 16_000_000)  # 4.0 million numbers of 4 bytes
+    lora = scaling.read_job(make_result(1, config={"use_lora": True, "lora_r": 8}))
+    assert lora.gradients < full.gradients / 20 and lora.weights == full.weights + lora.gradients
+    assert scaling.read_job(make_result(1, config={"deepspeed": "zero3"})).method == "zero3"
+
+
+def test_the_bounds_by_hand():
+    """On 2 nodes DDP sends 4e8 bytes: 0.4 s at 1 GB/s. On 4 it's 6e8, on 2 nodes of 8 devices 3.75e8 for each."""
+    weak = project(BASE, JOB, 1e9, 2, 1, "weak")
+    assert [speed.kind for speed in weak] == list(BOUNDS) and all("modelled" in kind for kind in BOUNDS)
+    assert [speed.seconds for speed in weak] == pytest.approx([1.6 + 0.4, 1.6])
+    assert [speed.seconds for speed in project(BASE, JOB, 1e9, 4, 1, "strong")] == pytest.approx([0.4 + 0.6, 0.6])
+    assert [speed.seconds for speed in project(BASE, JOB, 1e9, 2, 8, "strong")] == pytest.approx([0.1 + 0.09375, 0.1])
+    node = replace(BASE, devices=8, rows=128, tokens=12800, rates=(8000.0,))  # the links inside a node are in its step
+    assert [speed.seconds for speed in project(node, JOB, 1e9, 2, 8, "weak")] == pytest.approx([1.6 + 0.09375, 1.6])
+    two = replace(BASE, devices=2, nodes=2)  # has exchanged already: 0.4 of its 1.6 s, if nothing is hidden
+    assert [speed.seconds for speed in project(two, JOB, 1e9, 4, 1, "weak")] == pytest.approx([1.2 + 0.6, 1.6])
+    assert project(BASE, JOB, 1e9, 3, 8, "strong") == []  # 16 rows on 24 devices
+
+
+def test_a_series_is_extended_to_eight_nodes_and_stays_apart_from_its_bounds():
+    strong, weak = scaling.list_series(GRID[:3] + GRID[4:6])
+    speeds, why = scaling.extend(strong, 1.0)
+    assert not why and [speed.devices for speed in speeds] == [2, 2, 4, 4, 8, 8]
+    few, why = scaling.extend(replace(strong, speeds=(replace(strong.speeds[0], rows=4),)), 1.0)
+    assert [speed.devices for speed in few] == [2, 2, 4, 4] and why.startswith("8 devices: a step of 4 rows can't be")
+    two = replace(weak, speeds=weak.speeds[1:])
+    assert "at 0.001 GB/s the exchange of a step takes" in scaling.extend(two, 0.001)[1]
+    gains = [compare(weak.speeds[0], speed) for speed in scaling.extend(weak, 1.0)[0]]
+    fast = [compare(weak.speeds[0], speed).efficiency[0] for speed in scaling.extend(weak, 1e9)[0]]
+    assert fast == pytest.approx([1] * 6)  # every device counts in full
+    assert {gain.kind for gain in gains} == {*BOUNDS} and {gain.kind for gain in weak.gains} == {"measured"}
+    fig = plots.scaling({"weak": [*weak.gains, *gains]})
+    assert [trace.name for trace in fig.data] == [f"weak, {kind}" for kind in (*BOUNDS, "measured")]
+    for trace, dash in zip(fig.data[:2], ("dash", "dot"), strict=True):
+        assert (trace.line.dash, trace.marker.symbol, list(trace.x)) == (dash, "circle-open", [2, 4, 8])
+    measured = fig.data[2]
+    assert (measured.line.dash, measured.marker.symbol, list(measured.x)) == ("solid", "circle", [1, 2])
+    assert plots.draw_static(fig).startswith(b"\x89PNG") and "weak, modelled, no overlap: " in plots.summarise(fig)
