@@ -3,17 +3,14 @@
 from sftlab.evaluate.scores import (
     Score,
     ask,
-    compare_flags,
     compare_scores,
     complete,
-    count_uneven,
     generate,
-    interval,
     measure_rows,
     perplexity,
     read_facts,
 )
-from sftlab.evaluate.statistics import compare_rows, smallest_share
+from sftlab.evaluate.statistics import compare_flags, compare_rows, count_uneven, interval, smallest_share
 
 __all__ = [
     "Score",

@@ -7,7 +7,6 @@ much, because a very small change can be quite certain.
 python -c "from sftlab.evaluate import forgetting; print(len(forgetting.read_texts()))"
 """
 
-import math
 from pathlib import Path
 
 from sftlab.data import readers
@@ -29,14 +28,14 @@ def read_texts(path: str | Path = BUNDLED) -> list[str]:
     if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"prose: {path}: no such .txt or .jsonl file. Name one with paragraphs, or rows with `text`.")
     if path.suffix == ".txt":
-        blocks = "\n".join(line.strip() for line in readers.read_text(path).splitlines()).split("\n\n")
-        texts = [block.strip() for block in blocks if block.strip()]
+        lines = [line.strip() for line in readers.read_text(path).splitlines()]
+        texts = [block.strip() for block in "\n".join(lines).split("\n\n")]
     else:
-        rows = readers.read_jsonl(path)
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+        texts = [row.get("text") if isinstance(row, dict) else None for row in readers.read_jsonl(path)]
+        for number, text in enumerate(texts, 1):
+            if not isinstance(text, str) or not text.strip():
                 raise UserError(f"prose: {path}: row {number} has no `text`. Each row must be an object with one.")
-        texts = [row["text"] for row in rows]
+    texts = [text for text in texts if text]
     if len(texts) < 2:
         raise UserError(
             f"prose: {path} holds {len(texts)} text; part it into paragraphs with empty lines between them."
@@ -44,81 +43,67 @@ def read_texts(path: str | Path = BUNDLED) -> list[str]:
     return texts
 
 
-def is_tiny_base(name: str) -> bool:
-    return name == "tiny-base" or Path(name).resolve() == load.TINY_BASE
-
-
 def choose_probe(model_name: str, prose: str | None, limit: int) -> tuple[str, list[str], list[dict]]:
     """(what it is called, the texts, the facts to complete): the user's file, tiny-base's facts, or the bundled prose."""
     if prose:
         return Path(prose).name, read_texts(prose)[: limit or None], []
-    if not is_tiny_base(model_name):
+    if model_name != "tiny-base" and Path(model_name).resolve() != load.TINY_BASE:
         return f"{SAMPLES.name}/{BUNDLED.name}", read_texts()[: limit or None], []
-    facts = scores.read_facts("prose", limit or None)  # in random order, so a head is a sample
-    return "tiny-base's facts in prose", [to_sentence(row) for row in facts], facts
+    facts = scores.read_facts("prose", limit or None)
+    spaces = {"en": " ", "ja": ""}
+    texts = [row["prompt"] + spaces[row["language"]] + row["answer"] + row["rests"][0] for row in facts]
+    return "tiny-base's facts in prose", texts, facts
 
 
-def to_sentence(row: dict) -> str:
-    """A fact as pre-training wrote it: beginning, answer and the usual end."""
-    return row["prompt"] + (" " if row["language"] == "en" else "") + row["answer"] + row["rests"][0]
-
-
-def measure(
+def measure_probe(
     model, tokenizer, texts: list[str], facts: list[dict], batch_size: int, bf16: bool, max_length: int
 ) -> dict:
-    """What one model makes of the probe: `sums` and `counts` (tokens) of each text, `bytes`, and the facts completed."""
+    """What one model makes of the probe: `sums` and `counts` (tokens) of each text, and the facts completed."""
     rows = scores.encode_texts(tokenizer, texts, max_length)
     sums, counts = scores.measure_rows(model, rows, tokenizer.pad_token_id, batch_size, bf16)
-    kept = [len(tokenizer.decode(row["input_ids"], skip_special_tokens=True).encode()) for row in rows]
     completed = scores.find_completed(model, tokenizer, facts, batch_size=batch_size) if facts else []
-    return {"sums": sums, "counts": counts, "bytes": sum(kept), "completed": completed}
+    return {"sums": sums, "counts": counts, "completed": completed}
 
 
-def compare(name: str, texts: list[str], base: dict, tuned: dict, **how) -> dict:
-    """The probe's numbers for both models, with the intervals of the changes, and in one sentence what they say.
+def compare_probe(name: str, texts: list[str], base: dict, tuned: dict, **how) -> dict:
+    """The probe's losses (nats per token) of both models, the changes with their intervals, and in a sentence what they say.
 
-    `loss` is in nats per token, `bits_per_byte` the same per byte of text, which models with different tokenizers share.
     how: level, resamples and seed of `statistics.compare_rows`.
     """
-    sums, counts = (base["sums"], tuned["sums"]), base["counts"]
-    losses = {key: float(part.sum() / counts.sum()) for key, part in zip(("base", "tuned"), sums, strict=True)}
-    change = statistics.compare_rows(*sums, counts, **how)
+    counts = base["counts"]
+
+    def compare_texts(kept) -> dict:
+        sums = base["sums"][kept], tuned["sums"][kept]
+        return statistics.compare_means(*sums, counts[kept], **how)
+
+    loss, total = compare_texts(slice(None)), int(counts.sum())
+    groups = {}
+    for number, text in enumerate(texts):
+        groups.setdefault(find_language(text), []).append(number)
     found = {
-        "probe": name, "texts": len(texts), "tokens": int(counts.sum()),
-        "loss": losses | {"difference": list(change)},
-        "bits_per_byte": {key: losses[key] * float(counts.sum()) / base["bytes"] / math.log(2) for key in losses},
-        "languages": {}, "forgot": change[1] > 0,
-    }  # fmt: skip
-    languages = [find_language(text) for text in texts]
-    for language in sorted(set(languages)):
-        kept = [number for number, one in enumerate(languages) if one == language]
-        if not counts[kept].sum():
-            continue
-        parts = (sums[0][kept], sums[1][kept], counts[kept])
-        found["languages"][language] = {
-            "base": float(parts[0].sum() / parts[2].sum()), "tuned": float(parts[1].sum() / parts[2].sum()),
-            "difference": list(statistics.compare_rows(*parts, **how)),
-        }  # fmt: skip
+        "probe": name,
+        "texts": len(texts),
+        "tokens": total,
+        "loss": loss,
+        "languages": {key: compare_texts(kept) for key, kept in sorted(groups.items()) if counts[kept].any()},
+        "forgot": loss["difference"][1] > 0,
+    }
     if base["completed"]:
-        found["completed"] = scores.compare_flags(base["completed"], tuned["completed"], **how)
-    return found | {"verdict": describe(found)}
+        found["completed"] = statistics.compare_flags(base["completed"], tuned["completed"], **how)
+    return found | {"verdict": write_verdict(found)}
 
 
-def describe(found: dict) -> str:
+def write_verdict(found: dict) -> str:
     """The change on prose in one sentence. "Forgot" is said only of what has its whole interval above zero."""
     change, low, high = found["loss"]["difference"]
-    share = relate(change, found["loss"]["base"])
-    size = f"{abs(change):.3g} nats per token ({share} of the base's; {low:+.3g} to {high:+.3g})"
-    if low > 0:
-        words = f"Forgot: the loss on prose is higher by {size}"
-    elif high < 0:
-        words = f"Nothing forgotten overall: the loss on prose is lower by {size}"
-    else:
-        words = (
-            f"No measurable forgetting overall: the loss on prose changed by {low:+.3g} to {high:+.3g} nats per token"
-        )
-    worse = [f"{name} {part['difference'][0]:+.3g} ({relate(part['difference'][0], part['base'])})"
-             for name, part in found["languages"].items() if part["difference"][1] > 0]  # fmt: skip
+    outcome = "Forgot" if low > 0 else "Nothing forgotten overall" if high < 0 else "No measurable forgetting overall"
+    size = f"{change:+.3g} nats per token ({low:+.3g} to {high:+.3g}; {format_share(change, found['loss']['base'])} of the base's)"
+    words = f"{outcome}: the loss on prose changed by {size}"
+    worse = [
+        f"{name} {part['difference'][0]:+.3g} ({format_share(part['difference'][0], part['base'])})"
+        for name, part in found["languages"].items()
+        if part["difference"][1] > 0
+    ]
     if worse and len(found["languages"]) > 1:
         words += f"; forgot in {', '.join(worse)}"
     if "completed" in found:
@@ -127,6 +112,6 @@ def describe(found: dict) -> str:
     return words + "."
 
 
-def relate(change: float, base: float) -> str:
+def format_share(change: float, base: float) -> str:
     """A change as a share of what it changed, in percent."""
     return f"{abs(change) / base:.1%}" if abs(change) >= 0.001 * base else "less than 0.1%"

@@ -1,14 +1,13 @@
-"""Scores: ask held-out questions, compare with the answers, and say how sure the score is.
+"""Ask held-out questions, compare the answers with the expected ones, and measure the loss of single rows.
 
-python -c "from sftlab.evaluate import scores; print(scores.interval(95, 100))"
+python -c "from sftlab.evaluate import scores; print(scores.read_facts('test', 2))"
 """
 
-import copy
+import contextlib
 import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from sftlab.data import formats
 from sftlab.data.sources import SAMPLES
@@ -35,7 +34,7 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return interval(sum(self.correct), len(self.correct))
+        return statistics.interval(sum(self.correct), len(self.correct))
 
     def select(self, keep: list[bool]) -> "Score":
         """The score on some of the rows only, such as the Japanese ones."""
@@ -44,19 +43,8 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return (
-            f"exact match {self.exact_match:.1%} (95 % interval {low:.1%} to {high:.1%}, {len(self.answers)} questions)"
-        )
-
-
-def interval(hits: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, in 0..1 (Wilson 1927, JASA 22, p. 209); sound at 0 % and 100 % too."""
-    if total == 0:
-        return 0.0, 1.0
-    from scipy.stats import binomtest
-
-    low, high = binomtest(hits, total).proportion_ci(level, method="wilson")
-    return float(low), float(high)
+        questions = f"{len(self.answers)} questions"
+        return f"exact match {self.exact_match:.1%} (95 % interval {low:.1%} to {high:.1%}, {questions})"
 
 
 def compare_scores(one: Score, other: Score) -> tuple[int, int, float]:
@@ -66,106 +54,7 @@ def compare_scores(one: Score, other: Score) -> tuple[int, int, float]:
     """
     if one.questions != other.questions:
         raise ValueError("the two scores are of different questions, so they can't be paired")
-    return count_uneven(one.correct, other.correct)
-
-
-def count_uneven(one: list[bool], other: list[bool]) -> tuple[int, int, float]:
-    """Rows on which only `one` and only `other` is right, and McNemar's exact test of them, two-sided, in 0..1.
-
-    McNemar 1947, Psychometrika 12, p. 153.
-    """
-    pairs = list(zip(one, other, strict=True))
-    first, second = pairs.count((True, False)), pairs.count((False, True))
-    if not first + second:
-        return 0, 0, 1.0
-    from scipy.stats import binomtest
-
-    return first, second, float(binomtest(first, first + second).pvalue)
-
-
-def compare_flags(base: list[bool], tuned: list[bool], level: float = 0.95, **how) -> dict:
-    """Two models' right and wrong on the same rows: shares and their difference, each [value, low, high], and McNemar's test.
-
-    Shares have Wilson's interval, the difference that of `statistics.compare_rows`, which takes the rest (resamples, seed).
-    Where all rows changed alike, or none did, every resample is the same: then as many rows might have changed otherwise as
-    Wilson's interval allows for 0 of them.
-    """
-    first, second, chance = count_uneven(base, tuned)
-    shares = {name: [sum(flags) / len(flags), *interval(sum(flags), len(flags), level)]
-              for name, flags in (("base", base), ("tuned", tuned))}  # fmt: skip
-    difference = statistics.compare_rows(base, tuned, level=level, **how)
-    if difference[1] == difference[2]:
-        change, roof = difference[0], interval(0, len(base), level)[1]
-        difference = (change, max(-1.0, change - roof), min(1.0, change + roof))
-    mcnemar = {"only_base": first, "only_tuned": second, "p": chance}
-    return shares | {"difference": list(difference), "mcnemar": mcnemar}
-
-
-def generate(
-    model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed: int = 0
-) -> list[tuple[str, bool]]:
-    """Continuation of each prompt: (text without special tokens, whether it ended by itself).
-
-    Prompts hold their special tokens already. They are sorted by length, so that batches hold little padding, which
-    follows what all of them begin with. A temperature above 0 draws from all tokens; the same prompts, batch size and
-    seed then draw with the same luck.
-    """
-    import torch
-    from tqdm.auto import tqdm
-
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    outcomes: list[tuple[str, bool]] = [("", False)] * len(prompts)
-    pad, was_training = tokenizer.pad_token_id, model.training
-    how = {"do_sample": False} if temperature == 0 else {
-        "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}  # fmt: skip
-    model.eval()
-    try:
-        ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
-        shared, cache = _read_beginning(model, ids)
-        quiet = len(order) <= batch_size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
-        for start in tqdm(range(0, len(order), batch_size), desc="answering", leave=False, disable=quiet):
-            chosen = order[start : start + batch_size]
-            rests = [ids[i][shared:] for i in chosen]
-            padding = [max(map(len, rests)) - len(rest) for rest in rests]
-            batch = {
-                "input_ids": [ids[0][:shared] + [pad] * n + rest for n, rest in zip(padding, rests, strict=True)],
-                "attention_mask": [
-                    [1] * shared + [0] * n + [1] * len(rest) for n, rest in zip(padding, rests, strict=True)
-                ],
-            }
-            batch = {name: torch.tensor(values, device=model.device) for name, values in batch.items()}
-            if shared:
-                batch["past_key_values"] = copy.deepcopy(cache)
-                batch["past_key_values"].batch_repeat_interleave(len(chosen))
-            with torch.inference_mode(), torch.random.fork_rng(enabled=temperature > 0):
-                if temperature > 0:
-                    torch.manual_seed(seed + start)
-                done = model.generate(**batch, max_new_tokens=max_new_tokens, num_beams=1, **how,
-                                      eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)  # fmt: skip
-            for i, new in zip(chosen, done[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                outcomes[i] = (tokenizer.decode(new, skip_special_tokens=True), tokenizer.eos_token_id in new)
-    finally:
-        model.train(was_training)
-    return outcomes
-
-
-def _read_beginning(model, ids: list[list[int]]) -> tuple[int, object]:
-    """How many tokens all of these prompts begin with, and the keys and values for them; (0, None) where it isn't worth it.
-
-    A template's beginning is most of a short prompt, and a CPU would compute it again for each. Models that keep something
-    else than the keys and values of all tokens, as those with a sliding window do, read their prompts whole.
-    """
-    import torch
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    shared = min(len(os.path.commonprefix(ids)), min(map(len, ids), default=1) - 1)
-    settings = getattr(model, "generation_config", None)
-    if len(ids) < 2 or shared < 8 or model.device.type != "cpu" or not settings or not settings.use_cache:
-        return 0, None
-    with torch.inference_mode():
-        cache = model(input_ids=torch.tensor([ids[0][:shared]]), use_cache=True).past_key_values
-    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    return (shared, cache) if plain and not settings.cache_implementation else (0, None)
+    return statistics.count_uneven(one.correct, other.correct)
 
 
 def ask(
@@ -178,8 +67,72 @@ def ask(
     chats = [formats.to_messages(row, format) for row in rows]
     prompts = [formats.render_prompt(tokenizer, chat) for chat in chats]
     outcomes = generate(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, seed)
-    return Score([chat[-2]["content"] for chat in chats], [chat[-1]["content"] for chat in chats],
-                 [text for text, _ in outcomes], [ended for _, ended in outcomes])  # fmt: skip
+    questions, expected = ([chat[at]["content"] for chat in chats] for at in (-2, -1))
+    return Score(questions, expected, [text for text, _ in outcomes], [ended for _, ended in outcomes])
+
+
+def generate(
+    model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed: int = 0
+) -> list[tuple[str, bool]]:
+    """Continuation of each prompt: (text without special tokens, whether it ended by itself).
+
+    Prompts hold their special tokens already. A temperature above 0 draws from all tokens; the same prompts, batch size
+    and seed then draw with the same luck.
+    """
+    import torch
+
+    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    outcomes: list[tuple[str, bool]] = [("", False)] * len(prompts)
+    with evaluating(model):
+        for start, chosen in iterate_batches("answering", [len(prompt) for prompt in prompts], batch_size):
+            batch = tokenizer(
+                [prompts[row] for row in chosen],
+                add_special_tokens=False,
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+            ).to(model.device)
+            with torch.random.fork_rng(enabled=temperature > 0):
+                if temperature > 0:
+                    torch.manual_seed(seed + start)
+                done = model.generate(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    max_new_tokens=max_new_tokens,
+                    num_beams=1,
+                    do_sample=temperature > 0,
+                    **drawn,
+                    eos_token_id=eos,
+                    pad_token_id=pad,
+                )
+            for row, new in zip(chosen, done[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                outcomes[row] = (tokenizer.decode(new, skip_special_tokens=True), eos in new)
+    return outcomes
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Without dropout and gradients; afterwards the model is in the mode that it was in."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def iterate_batches(title: str, lengths: list[int], size: int):
+    """(number of the first, row numbers) of batches of rows of like length, which hold little padding; with a bar."""
+    from tqdm.auto import tqdm
+
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    quiet = len(order) <= size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
+    for start in tqdm(range(0, len(order), size), desc=title, leave=False, disable=quiet):
+        yield start, order[start : start + size]
 
 
 def complete(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
@@ -198,60 +151,51 @@ def find_completed(model, tokenizer, rows, max_new_tokens: int = 16, batch_size:
 
 def read_facts(split: str = "test", limit: int | None = None) -> list[dict]:
     """The bundled questions: `train`, or `test` about other things. They are in random order, so a head is a sample."""
-    return json.loads((Path(SAMPLES) / f"facts_{split}.json").read_text(encoding="utf-8"))[:limit]
-
-
-# The loss of single rows: how surprised a model is by each answer, or by each text.
-#
-# A mean alone can't say how sure it is. Here every row keeps its sum and its number of tokens, so that two models can be
-# compared row by row. The mean is over all tokens; the Trainer's held-out loss is a mean over batches, and the same only as
-# far as its batches hold equally many.
+    return json.loads((SAMPLES / f"facts_{split}.json").read_text(encoding="utf-8"))[:limit]
 
 
 def measure_rows(model, rows: list[dict], pad_token_id: int, batch_size: int = 32, bf16: bool = False):
     """Cross-entropy in nats, summed over each row's trained tokens, and their number: two float64 arrays of (rows).
 
-    rows: `input_ids` and `labels`, equally long lists; -100 where nothing is predicted. Rows of like length share a
-    batch; padding and batches change nothing but rounding. `bf16`: computed under autocast, as such a run trains.
+    rows: `input_ids` and `labels`, equally long lists; -100 where nothing is predicted. Every row keeps its own sum, so
+    that two models can be compared row by row; padding and batches change nothing but rounding. `bf16`: computed under
+    autocast, as such a run trains.
     """
     import numpy
     import torch
     from torch.nn.utils.rnn import pad_sequence
-    from tqdm.auto import tqdm
 
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
-    sums, counts, was_training = numpy.zeros(len(rows)), numpy.zeros(len(rows)), model.training
-    quiet = len(order) <= batch_size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
-    model.eval()
-    try:
-        for start in tqdm(range(0, len(order), batch_size), desc="loss", leave=False, disable=quiet):
-            chosen = order[start : start + batch_size]
-            ids = pad_sequence([torch.tensor(rows[row]["input_ids"]) for row in chosen], True, pad_token_id)
-            labels = pad_sequence([torch.tensor(rows[row]["labels"]) for row in chosen], True, IGNORED)
-            lengths = torch.tensor([len(rows[row]["input_ids"]) for row in chosen])
-            mask = torch.arange(ids.shape[1]) < lengths[:, None]
-            device, aims = model.device, labels[:, 1:].to(model.device)
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
-            trained = aims != IGNORED
+    device = model.device
+    sums, counts = numpy.zeros(len(rows)), numpy.zeros(len(rows))
+    with evaluating(model):
+        for _, chosen in iterate_batches("loss", [len(row["input_ids"]) for row in rows], batch_size):
+            ids, labels, mask = (
+                pad_sequence([torch.tensor(values) for values in column], batch_first=True, padding_value=fill).to(
+                    device
+                )
+                for column, fill in (
+                    ([rows[row]["input_ids"] for row in chosen], pad_token_id),
+                    ([rows[row]["labels"] for row in chosen], IGNORED),
+                    ([[1] * len(rows[row]["input_ids"]) for row in chosen], 0),
+                )
+            )
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            trained = labels[:, 1:] != IGNORED
             # float32 for the trained positions alone: a vocabulary of 256,000 would fill the memory
             losses = torch.nn.functional.cross_entropy(
-                logits[:, :-1][trained].float(), aims[trained].long(), reduction="none"
+                logits[:, :-1][trained].float(), labels[:, 1:][trained], reduction="none"
             )
-            places = trained.nonzero()[:, 0].cpu().numpy()
-            size = len(chosen)
-            sums[chosen] = numpy.bincount(places, losses.double().cpu().numpy(), minlength=size)
-            counts[chosen] = numpy.bincount(places, minlength=size)
-    finally:
-        model.train(was_training)
+            counts[chosen] = trained.sum(1).cpu()
+            sums[chosen] = (
+                torch.zeros_like(trained, dtype=torch.float64).masked_scatter(trained, losses.double()).sum(1).cpu()
+            )
     return sums, counts
 
 
 def encode_texts(tokenizer, texts: list[str], max_length: int = 1024) -> list[dict]:
     """Plain texts as rows for `measure_rows`, every token predicted; after BOS where pre-training put one; cut."""
-    from sftlab.data.formats import adds_bos
-
-    first = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    first = [tokenizer.bos_token_id] if formats.adds_bos(tokenizer) else []
     ids = [(first + tokenizer(text, add_special_tokens=False).input_ids)[:max_length] for text in texts]
     return [{"input_ids": row, "labels": row} for row in ids]
 

@@ -13,7 +13,6 @@ The rules, in order:
 python -c "from sftlab.evaluate import verdict; print(verdict.__doc__)"
 """
 
-from dataclasses import dataclass
 from statistics import median
 
 from sftlab.config.configs import EvaluateConfig
@@ -21,19 +20,6 @@ from sftlab.evaluate import statistics
 
 SHORT_ANSWER = 64  # bytes: about ten English words, or twenty Japanese letters
 BETTER, WORSE, NONE, TOO_FEW = "better", "worse", "no measurable gain", "too few questions"
-
-
-@dataclass
-class Verdict:
-    """`outcome` is better, worse, no measurable gain or too few questions; `sentence` says it with its numbers.
-
-    `smallest`: the smallest difference that so many rows find in four of five cases, in the measure that decided; None without rows.
-    """
-
-    outcome: str
-    sentence: str
-    judged_by: str
-    smallest: float | None
 
 
 def choose_measure(answers: list[str], judge_by: str) -> str:
@@ -44,51 +30,65 @@ def choose_measure(answers: list[str], judge_by: str) -> str:
     return "exact_match" if median(sizes) <= SHORT_ANSWER else "loss"
 
 
-def judge(measure: str, exact: dict | None, loss: dict | None, rows: int, config: EvaluateConfig) -> Verdict:
-    """The verdict from `scores.compare_flags` and from the held-out loss, over the rows that count.
+def judge(measure: str, exact: dict | None, loss: dict | None, rows: int, config: EvaluateConfig) -> dict:
+    """The verdict from `statistics.compare_flags` and `compare_means` over the rows that count; both None without any.
 
-    loss: `base`, `tuned`, `difference`. exact and loss are None where no row counts.
+    `outcome` is better, worse, no measurable gain or too few questions; `verdict` says it with its numbers;
+    `smallest_difference`: what so many rows find in four of five cases, in the measure that decided (`judged_by`).
     """
     if rows == 0 or exact is None or loss is None:
-        words = "Too few questions to say: the training rows give away every held-out one."
-        return Verdict(TOO_FEW, words, measure, None)
-    return (judge_exact if measure == "exact_match" else judge_loss)(exact, loss, rows, config)
+        words, outcome, smallest = (
+            "Too few questions to say: the training rows give away every held-out one.",
+            TOO_FEW,
+            None,
+        )
+    else:
+        judge_by = judge_exact if measure == "exact_match" else judge_loss
+        outcome, words, smallest = judge_by(exact, loss, rows, config)
+    return {"verdict": words, "outcome": outcome, "judged_by": measure, "smallest_difference": smallest}
 
 
-def judge_exact(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> Verdict:
-    change, low, high = exact["difference"]
-    mcnemar = exact["mcnemar"]
+def judge_exact(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> tuple[str, str, float]:
+    (change, low, high), mcnemar = exact["difference"], exact["mcnemar"]
     uneven = (mcnemar["only_base"] + mcnemar["only_tuned"]) / rows
     smallest = statistics.smallest_share(rows, uneven, config.level)
-    sizes = f"{exact['tuned'][0]:.1%} of {rows} held-out questions exactly right, the base {exact['base'][0]:.1%}"
-    sizes += f": {points(change)} points ({config.level:.0%} interval {points(low)} to {points(high)})"
+    size = (
+        f"the tuned model answers {exact['tuned'][0]:.1%} of {rows} held-out questions exactly right, the base "
+        f"{exact['base'][0]:.1%}: {points(change)} points ({config.level:.0%} interval {points(low)} to {points(high)})."
+    )
     if mcnemar["p"] < 1 - config.level and (low > 0 or high < 0):
-        outcome = BETTER if low > 0 else WORSE
-        return Verdict(outcome, f"{outcome.capitalize()}: the tuned model answers {sizes}.", "exact_match", smallest)
-    could, (shift, floor, roof) = f"{100 * smallest:.1f} points", loss["difference"]
-    also = f" The loss on the answers did change, by {shift:+.3f} nats per token." if floor > 0 or roof < 0 else ""
-    if smallest > config.smallest_gain:
-        needed = statistics.rows_needed(config.smallest_gain, uneven, config.level)
-        words = (f"Too few questions to say: the tuned model answers {sizes}. With {rows} questions a difference of {could} "
-                 f"can be found, not one of {100 * config.smallest_gain:g}; that takes about {needed}.")  # fmt: skip
-        return Verdict(TOO_FEW, words + also, "exact_match", smallest)
-    words = f"No measurable gain: the tuned model answers {sizes}. A difference of {could} would have been found in four of five cases."
-    return Verdict(NONE, words + also, "exact_match", smallest)
+        return (BETTER, f"Better: {size}", smallest) if low > 0 else (WORSE, f"Worse: {size}", smallest)
+    shift, floor, roof = loss["difference"]
+    if floor > 0 or roof < 0:
+        size += f" The loss on the answers did change, by {shift:+.3f} nats per token."
+    if smallest <= config.smallest_gain:
+        found = f"A difference of {100 * smallest:.1f} points would have been found in four of five cases."
+        return NONE, f"No measurable gain: {size} {found}", smallest
+    needed = statistics.rows_needed(config.smallest_gain, uneven, config.level)
+    found = (
+        f"With {rows} questions a difference of {100 * smallest:.1f} points can be found, not one of "
+        f"{100 * config.smallest_gain:g}; that takes about {needed}."
+    )
+    return TOO_FEW, f"Too few questions to say: {size} {found}", smallest
 
 
-def judge_loss(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> Verdict:
+def judge_loss(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> tuple[str, str, float]:
     change, low, high = loss["difference"]
     smallest = statistics.smallest_mean(low, high, config.level)
-    sizes = f"{loss['tuned']:.3f} nats per answer token on {rows} held-out rows, the base's {loss['base']:.3f}"
-    sizes += f": {change:+.3f} ({config.level:.0%} interval {low:+.3f} to {high:+.3f})"
+    size = (
+        f"the tuned model's loss is {loss['tuned']:.3f} nats per answer token on {rows} held-out rows, the base's "
+        f"{loss['base']:.3f}: {change:+.3f} ({config.level:.0%} interval {low:+.3f} to {high:+.3f})."
+    )
     if rows < statistics.fewest_rows(config.level):
-        words = f"Too few questions to say: the tuned model's loss is {sizes}. Even {rows} rows that all agreed would prove nothing."
-        return Verdict(TOO_FEW, words, "loss", smallest)
+        return (
+            TOO_FEW,
+            f"Too few questions to say: {size} Even {rows} rows that all agreed would prove nothing.",
+            smallest,
+        )
     if low > 0 or high < 0:
-        outcome = BETTER if high < 0 else WORSE
-        return Verdict(outcome, f"{outcome.capitalize()}: the tuned model's loss is {sizes}.", "loss", smallest)
-    words = f"No measurable gain: the tuned model's loss is {sizes}. A difference of {smallest:.3f} would have been found in four of five cases."
-    return Verdict(NONE, words, "loss", smallest)
+        return (BETTER, f"Better: {size}", smallest) if high < 0 else (WORSE, f"Worse: {size}", smallest)
+    found = f"A difference of {smallest:.3f} would have been found in four of five cases."
+    return NONE, f"No measurable gain: {size} {found}", smallest
 
 
 def points(share: float) -> str:

@@ -30,25 +30,25 @@ def test_unfit_prose_is_refused(name, content, message, tmp_path):
 
 def test_a_spoiled_model_forgot_and_the_size_is_said():
     model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
-    name, texts, facts = forgetting.choose_probe("tiny-base", None, 60)
+    name, texts, facts = forgetting.choose_probe("tiny-base", None, 40)
     assert texts[1] == "The atomic number of hassium is 108." and texts[0].endswith("アジアです。")
-    how = {"batch_size": 32, "bf16": False, "max_length": 256}
-    before = forgetting.measure(model, tokenizer, texts, facts, **how)
-    same = forgetting.compare(name, texts, before, before, **HOW)
+    how = {"batch_size": 40, "bf16": False, "max_length": 256}
+    before = forgetting.measure_probe(model, tokenizer, texts, facts, **how)
+    same = forgetting.compare_probe(name, texts, before, before, **HOW)
     assert not same["forgot"] and same["verdict"].startswith("No measurable forgetting")
     assert same["completed"]["base"][0] > 0.9 and set(same["languages"]) == {"Japanese", "Latin script"}
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    found = forgetting.compare(name, texts, before, forgetting.measure(model, tokenizer, texts, facts, **how), **HOW)
-    assert found["forgot"] and found["verdict"].startswith("Forgot: the loss on prose is higher by ")
-    assert found["loss"]["difference"][1] > 0 and found["bits_per_byte"]["tuned"] > found["bits_per_byte"]["base"]
+    after = forgetting.measure_probe(model, tokenizer, texts, facts, **how)
+    found = forgetting.compare_probe(name, texts, before, after, **HOW)
+    assert found["forgot"] and found["verdict"].startswith("Forgot: the loss on prose changed by +")
+    assert found["loss"]["difference"][1] > 0
 
 
 def test_only_one_language_forgotten_is_not_lost_in_the_mean():
     texts = ["english text"] * 20 + ["日本語の文"] * 20
     counts = torch.ones(40).numpy()
     change = torch.cat([-torch.rand(20) - 1, torch.rand(20) + 1]).numpy()
-    base, tuned = ({"sums": counts * 2 + part, "counts": counts, "bytes": 400, "completed": []} for part in (0, change))
-    found = forgetting.compare("x", texts, base, tuned, **HOW)
-    assert "forgot in Japanese +1." in found["verdict"]
+    base, tuned = ({"sums": counts * 2 + part, "counts": counts, "completed": []} for part in (0, change))
+    assert "forgot in Japanese +1." in forgetting.compare_probe("x", texts, base, tuned, **HOW)["verdict"]

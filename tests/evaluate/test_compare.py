@@ -1,0 +1,151 @@
+"""Evaluations of real runs: the Trainer's own loss comes out, a model equals itself, leaks don't count."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sftlab import files
+from sftlab.config.configs import DataConfig, EvaluateConfig, TrainConfig
+from sftlab.data import dataset as data_set
+from sftlab.data import sources
+from sftlab.errors import UserError
+from sftlab.evaluate import compare, scores
+from sftlab.train import run, saved
+
+SHORT = {"batch_size": 32, "learning_rate": 3e-3, "bf16": False, "eval_samples": 0, "logging_steps": 1}
+# The trainer lays rows out in another way than an evaluation does, so that sums are rounded otherwise; bfloat16 keeps 8 bits.
+ROUNDING = {False: 1e-4, True: 2e-2}
+QUICK = {"num_questions": 0, "num_texts": 20, "resamples": 500, "batch_size": 64}
+
+
+def train_run(path: Path, folder: Path, **options) -> Path:
+    run.train(TrainConfig(dataset_path=str(path), output_dir=str(folder), **SHORT | options))
+    return folder
+
+
+def prepare_rows(rows: list[dict], folder: Path, held_out: int = 12, **options) -> Path:
+    """These rows as a data set whose held-out rows are the first of the bundled test questions."""
+    folder.mkdir(exist_ok=True)
+    for name, part in (("rows", rows), ("held_out", scores.read_facts("test", held_out))):
+        (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
+    config = DataConfig(
+        source="json",
+        source_path=[str(folder / "rows.json")],
+        test_path=str(folder / "held_out.json"),
+        output_dir=str(folder),
+        **options,
+    )
+    return data_set.prepare(config)
+
+
+@pytest.fixture(scope="module")
+def learned(dataset, tmp_path_factory) -> Path:
+    """A LoRA run of 20 steps, which has learned to answer."""
+    return train_run(dataset, tmp_path_factory.mktemp("runs") / "learned", use_lora=True, num_epochs=5)
+
+
+def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
+    before = files.read_json(learned / "result.json")
+    found = compare.evaluate_run(EvaluateConfig(run_dir=str(learned), **QUICK))
+    after = files.read_json(learned / "result.json")
+    assert found["outcome"] == "better" and found["judged_by"] == "exact_match" and found["questions"] == 64
+    assert found["exact_match"]["base"][0] < 0.05 < 0.5 < found["exact_match"]["tuned"][0]
+    low, high = found["exact_match"]["difference"][1:]
+    assert 0.5 < low <= found["exact_match"]["difference"][0] <= high <= 1
+    assert found["ended"]["tuned"] > 0.9 > found["ended"]["base"]
+    assert found["perplexity"]["tuned"] < found["perplexity"]["base"]
+    assert set(found["languages"]) == {"Japanese", "Latin script"}
+    assert sum(part["questions"] for part in found["languages"].values()) == 64
+    assert {key: after[key] for key in before} == before and after["evaluation"]["verdict"] == found["verdict"]
+    assert {row["question"] for row in found["answers"]} == {
+        row["instruction"] for row in scores.read_facts("test", 64)
+    }
+    assert "Better: " in (learned / "report.html").read_text(encoding="utf-8")
+
+
+LORA = {"use_lora": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "bf16"),
+    [
+        ({}, False),
+        (LORA | {"format": "chatml"}, True),  # with new tokens
+        (LORA | {"use_8bit": True}, False),
+        (LORA | {"model_name": "random-tiny:gpt2"}, False),
+        pytest.param(LORA | {"use_4bit": True}, True, marks=pytest.mark.slow),
+        pytest.param(LORA | {"use_dora": True, "use_8bit": True}, False, marks=pytest.mark.slow),
+        pytest.param(LORA | {"gradient_checkpointing": True}, False, marks=pytest.mark.slow),
+    ],
+    ids=["full", "chatml", "8-bit", "random", "4-bit", "8-bit DoRA", "checkpointing"],
+)
+def test_the_tuned_loss_is_the_trainers(options, bf16, tmp_path):
+    options = dict(options)
+    prepared = prepare_rows(scores.read_facts("train", 16), tmp_path / "set", format=options.pop("format", "alpaca"))
+    folder = train_run(prepared, tmp_path / "run", max_steps=2, batch_size=8, bf16=bf16, **options)
+    found = compare.evaluate_run(EvaluateConfig(run_dir=str(folder), max_new_tokens=2, **QUICK))
+    trained = files.read_json(folder / "result.json")["metrics"]["eval_loss"]
+    tolerance = 0.02 if "use_8bit" in options else ROUNDING[bf16]  # LLM.int8 looks at a batch for what it keeps whole
+    assert found["held_out_loss"]["tuned"] == pytest.approx(trained, abs=tolerance)
+    assert found["held_out_loss"]["base"] != pytest.approx(trained, abs=0.05)
+    assert found["forgetting"]["texts"] == 20
+    assert ("completed" in found["forgetting"]) == ("model_name" not in options)
+
+
+def test_a_model_against_itself_differs_by_exactly_nothing(tmp_path):
+    prepared = prepare_rows(scores.read_facts("train", 8), tmp_path / "set", 30)
+    unchanged = train_run(prepared, tmp_path / "run", max_steps=1, learning_rate=0)
+    found = compare.evaluate_run(EvaluateConfig(run_dir=str(unchanged), smallest_gain=0.3, max_new_tokens=4, **QUICK))
+    assert found["outcome"] == "no measurable gain"
+    for part in (found["held_out_loss"], found["forgetting"]["loss"]):
+        assert part["difference"] == [0, 0, 0]
+    value, low, high = found["exact_match"]["difference"]
+    assert value == 0 and low < 0 < high  # no difference seen, and none larger than this
+    assert found["exact_match"]["mcnemar"] == {"only_base": 0, "only_tuned": 0, "p": 1.0}
+    assert not found["forgetting"]["forgot"] and all(row["base"] == row["tuned"] for row in found["answers"])
+
+
+def test_leaked_questions_are_named_and_do_not_count(learned, tmp_path, capsys):
+    held_out = scores.read_facts("test", 3)
+    rows = [row | {"instruction": f"Please tell me: {row['instruction']}"} for row in held_out]
+    path = prepare_rows(scores.read_facts("train", 30) + rows, tmp_path)
+    found = compare.evaluate_run(EvaluateConfig(run_dir=str(learned), dataset_path=str(path), **QUICK))
+    assert [leak["question"] for leak in found["leakage"]["found"]] == [row["instruction"] for row in held_out]
+    assert all(leak["question"] in leak["training_prompt"] for leak in found["leakage"]["found"])
+    counted = found["answers"][3:]
+    share = sum(row["tuned_right"] for row in counted) / len(counted)
+    assert found["leakage"]["without"]["exact_match"]["tuned"][0] == pytest.approx(share)
+    assert " of 9 held-out questions " in found["verdict"]
+    compare.save_evaluation(learned, found)
+    assert "the earlier evaluation is replaced" in capsys.readouterr().out
+
+
+def test_long_answers_are_judged_by_their_loss_and_prose_is_your_own(learned, tmp_path):
+    alpaca = [str(sources.SAMPLES / "alpaca.json")]
+    path = data_set.prepare(DataConfig(source="json", source_path=alpaca, output_dir=str(tmp_path)))
+    (tmp_path / "own.txt").write_text("First paragraph,\non two lines.\n\n二つ目の段落。\n", encoding="utf-8")
+    own = QUICK | {"num_questions": 10, "max_new_tokens": 3, "prose": str(tmp_path / "own.txt")}
+    found = compare.evaluate_run(EvaluateConfig(run_dir=str(learned), dataset_path=str(path), **own))
+    assert found["judged_by"] == "loss" and found["questions"] == 10 and found["forgetting"]["texts"] == 2
+    assert found["forgetting"]["probe"] == "own.txt" and "nats per answer token" in found["verdict"]
+
+
+def test_the_last_answer_is_what_is_asked_for():
+    assert compare.find_last_answer([-100, -100, 5, 6, -100, -100, 7, 8, -100]) == 6
+    assert compare.find_last_answer([-100, -100]) == 2 and compare.find_last_answer([5, 6]) == 0
+
+
+def test_what_is_no_finished_run_is_said(learned, tmp_path):
+    with pytest.raises(UserError, match="is not a run folder made by"):
+        saved.read_run(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(learned, broken)
+    result = files.read_json(broken / "result.json")
+    files.write_json(broken / "result.json", result | {"status": "interrupted"})
+    with pytest.raises(UserError, match="is interrupted"):
+        saved.read_run(broken)
+    files.write_json(broken / "result.json", result | {"config": result["config"] | {"dataset_path": "gone"}})
+    with pytest.raises(UserError, match="gone is not a data set"):
+        saved.read_run(broken)

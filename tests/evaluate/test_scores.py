@@ -1,0 +1,105 @@
+"""Scores: exact means exact, batches change nothing, and the bundled model knows but can't answer."""
+
+import pytest
+import torch
+
+from sftlab.config.configs import TrainConfig
+from sftlab.data import dataset as data_set
+from sftlab.data import formats
+from sftlab.evaluate import scores
+from sftlab.models import load
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple:
+    """tiny-base and its tokenizer, in the Alpaca format."""
+    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
+    formats.set_format(tokenizer, "alpaca")
+    return model, tokenizer
+
+
+def make_score(answers: str) -> scores.Score:
+    return scores.Score(list("abcdefghij"), ["x"] * 10, list(answers), [True] * 10)
+
+
+def test_exact_means_exact_and_scores_can_be_cut_by_row():
+    score = scores.Score(["a"] * 4, ["パリ", "Paris", "Paris", "7"], ["パリ", " Paris\n", "Paris.", "77"], [True] * 4)
+    assert score.correct == [True, True, False, False] and score.exact_match == 0.5
+    assert score.select([True, False, False, True]).correct == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "wanted"),
+    [("xxxxxxxxxx", "xxxxxxxxxx", (0, 0, 1)), ("xxxxxxxxxx", "xxxx......", (6, 0, 2 / 64)),
+     ("xxx.......", "...x......", (3, 1, 10 / 16))],
+)  # fmt: skip
+def test_pairs_are_compared_by_those_on_which_one_alone_is_right(one, other, wanted):
+    assert scores.compare_scores(make_score(one), make_score(other)) == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="different questions"):
+        scores.compare_scores(make_score(one), scores.Score(["b"], ["x"], ["x"], [True]))
+
+
+def test_answers_do_not_depend_on_the_batch(tiny):
+    model, tokenizer = tiny
+    prompts = ["<s>The capital of France is", "<s>フランスの首都は", "<s># Japan\n\nThe currency of Japan is the"]
+    alone = [scores.generate(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    assert scores.generate(model, tokenizer, prompts, 8) == alone
+    assert tokenizer.padding_side == "right"
+
+
+def test_drawn_answers_depend_on_the_seed_alone(tiny):
+    before = torch.random.get_rng_state()
+    prompts = ["<s>The", "<s>日本の"]
+    one, same, other = (scores.generate(*tiny, prompts, 8, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    assert one == same != other and torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_bundled_questions_are_about_different_things():
+    train, test = scores.read_facts("train"), scores.read_facts("test")
+    assert len(train) == 1408 and len(test) == 1420
+    assert not {row["instruction"] for row in train} & {row["instruction"] for row in test}
+    for rows in (train, test):
+        assert 0.45 < sum(row["language"] == "ja" for row in rows) / len(rows) < 0.55
+
+
+def test_tiny_base_knows_and_cannot_answer(tiny):
+    assert 2e6 < tiny[0].num_parameters() < 5e6
+    assert (load.TINY_BASE / "model.safetensors").stat().st_size < 16e6
+    assert scores.ask(*tiny, scores.read_facts("test", 100)).exact_match <= 0.02
+    assert scores.complete(*tiny, scores.read_facts("prose", 100)) >= 0.95
+
+
+def test_rows_of_conversations_are_asked_for_their_last_answer(tiny):
+    turns = (("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "最後？"), ("assistant", "wanted"))
+    rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
+    score = scores.ask(*tiny, rows, max_new_tokens=2)
+    assert (score.questions, score.expected) == (["最後？"], ["wanted"])
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_padding_and_batches_change_no_loss_but_by_rounding(bits, bf16, dataset):
+    split = data_set.load_prepared(dataset)[0]["test"]
+    rows = [split[number] for number in range(12)]
+    model = load.load_model("tiny-base", TrainConfig(bf16=bf16, use_lora=bits == 4, use_4bit=bits == 4))
+    sums, counts = scores.measure_rows(model, rows, 0, batch_size=12, bf16=bf16)
+    alone, same = scores.measure_rows(model, rows, 0, batch_size=1, bf16=bf16)
+    rounding = 2e-2 if bf16 else 2e-4  # bfloat16 keeps 8 bits, float32 24
+    assert sums == pytest.approx(alone, rel=rounding, abs=rounding) and (counts == same).all()
+    assert model.training is False
+    assert counts.tolist() == [sum(label != -100 for label in row["labels"]) for row in rows]
+    # transformers' own loss of a row is the mean over its answer's tokens
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        row = {name: torch.tensor([rows[3][name]]) for name in ("input_ids", "labels")}
+        assert model(**row).loss.item() == pytest.approx(sums[3] / counts[3], rel=rounding)
+
+
+def test_texts_are_scored_from_their_first_token(tiny):
+    model, tokenizer = tiny
+    texts = ["The capital of France is Paris.", "フランスの首都はパリです。", ""]
+    encoded = scores.encode_texts(tokenizer, texts)
+    assert encoded[0]["input_ids"][0] == tokenizer.bos_token_id
+    sums, counts = scores.measure_rows(model, encoded, tokenizer.pad_token_id)
+    assert counts.tolist() == [len(row["input_ids"]) - 1 for row in encoded] and counts[2] == 0 == sums[2]
+    wrong = scores.encode_texts(tokenizer, ["The capital of France is Tokyo."])
+    assert scores.measure_rows(model, wrong, 0)[0][0] > sums[0] + 3
+    assert len(scores.encode_texts(tokenizer, texts, 4)[0]["input_ids"]) == 4
