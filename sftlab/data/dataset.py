@@ -11,7 +11,6 @@ import os
 import random
 import sys
 import tempfile
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from sftlab import __version__, files
 from sftlab.config.configs import DataConfig, TrainConfig
 from sftlab.data import cleaning, formats, masking, sources
 from sftlab.data import report as data_report
-from sftlab.data.rows import check_columns, check_rows, get_answer, get_prompt, parse_columns
+from sftlab.data.rows import check_columns, check_rows, get_prompt, map_texts, parse_columns
 from sftlab.errors import UserError, place_error
 from sftlab.models import load
 from sftlab.models.load import IGNORED
@@ -61,8 +60,10 @@ def tokenize(rows: list[dict], tokenizer, format: str, folder: str | Path):
     turns = List({"role": Value("string"), "content": Value("string")})
     chats = Dataset.from_generator(
         lambda: ({"messages": formats.to_messages(row, format)} for row in rows),
-        features=Features({"messages": turns}), cache_dir=str(folder), fingerprint="chats",
-    )  # fmt: skip
+        features=Features({"messages": turns}),
+        cache_dir=str(folder),
+        fingerprint="chats",
+    )
     return encode_dataset(chats, tokenizer, folder)
 
 
@@ -73,13 +74,18 @@ def encode_dataset(chats, tokenizer, folder: str | Path):
     """
     from datasets import Features, List, Value, concatenate_datasets
 
-    columns = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
     processes = min(os.cpu_count() or 1, len(chats) // ROWS_PER_PROCESS)
     encoded = chats.map(
-        encode_batch, batched=True, features=columns, remove_columns=chats.column_names, fn_kwargs={"tokenizer": tokenizer},
-        cache_file_name=str(Path(folder) / "encoded.arrow"), new_fingerprint="encoded", desc="tokenising",
+        encode_batch,
+        batched=True,
+        features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))}),
+        remove_columns=chats.column_names,
+        fn_kwargs={"tokenizer": tokenizer},
+        cache_file_name=str(Path(folder) / "encoded.arrow"),
+        new_fingerprint="encoded",
+        desc="tokenising",
         num_proc=processes if processes > 1 else None,
-    )  # fmt: skip
+    )
     return concatenate_datasets([chats.select_columns("messages"), encoded], axis=1)
 
 
@@ -88,34 +94,17 @@ def encode_batch(batch: dict, tokenizer) -> dict:
     return masking.encode_chats(tokenizer, batch["messages"])
 
 
-@dataclass
-class Gathered:
-    """The rows of both splits, all that was read, the texts by place, and what is to be reported of them."""
+def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], dict, sources.Found]:
+    """(training rows, held-out rows, what is to be reported of them, all that was read): read, checked, cleaned, split.
 
-    train: list[dict]
-    test: list[dict]
-    found: sources.Found
-    texts: dict[str, str]
-    report: dict
-
-
-def gather_rows(config: DataConfig, tokenizer) -> Gathered:
-    """Read, check, clean and split the rows of a configuration. Raises UserError for what can't be trained on."""
+    Raises UserError for what can't be trained on.
+    """
     found, found_test, name = sources.load_source(config)
-    columns = parse_columns(config.columns, config.source)
     check_columns(found, parse_columns(config.columns), name)
-    rows, dropped = check_rows(found, name, columns)
+    rows, dropped, mojibake = clean_rows(found, name, config, tokenizer)
     held_out, dropped_test = None, {}
     if found_test:
-        held_out, dropped_test = check_rows(found_test, config.test_path or "held-out rows", columns)
-        held_out, unsafe = cleaning.drop_special(held_out, tokenizer)
-        held_out = [cleaning.mend_texts(row) for row in held_out] if config.fix_mojibake else held_out
-        dropped_test |= unsafe
-    rows, unsafe = cleaning.drop_special(rows, tokenizer)
-    mojibake = cleaning.find_mojibake(rows)
-    if config.fix_mojibake:
-        rows = [cleaning.mend_texts(row) for row in rows]
-    texts = {row["place"]: f"{get_prompt(row)} → {get_answer(row)}"[:200] for row in rows}
+        held_out, dropped_test, _ = clean_rows(found_test, config.test_path or "held-out rows", config, tokenizer)
     outstanding = data_report.inspect_rows(rows, config) | {"mojibake": mojibake}
     rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
     rows, leaked = cleaning.drop_leaks(rows, held_out or [])
@@ -123,10 +112,24 @@ def gather_rows(config: DataConfig, tokenizer) -> Gathered:
     if config.num_samples and len(train) < config.num_samples:
         print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")
     report = {
-        "source": name, "rows_read": len(found), "dropped": dropped | unsafe | repeated | leaked,
-        "dropped_test": dropped_test, "found": outstanding, "overlap": data_report.find_overlap(train, test),
-    }  # fmt: skip
-    return Gathered(train, test, found, texts, report)
+        "source": name,
+        "rows_read": len(found),
+        "dropped": dropped | repeated | leaked,
+        "dropped_test": dropped_test,
+        "found": outstanding,
+        "overlap": data_report.find_overlap(train, test),
+    }
+    return train, test, report, found
+
+
+def clean_rows(found: sources.Found, name: str, config: DataConfig, tokenizer) -> tuple[list[dict], dict, list]:
+    """The rows that are fit, those dropped (place -> why), and the mojibake that there was."""
+    rows, dropped = check_rows(found, name, parse_columns(config.columns, config.source))
+    rows, unsafe = cleaning.drop_special(rows, tokenizer)
+    mojibake = cleaning.find_mojibake(rows)
+    if config.fix_mojibake:
+        rows = [map_texts(row, cleaning.repair) for row in rows]
+    return rows, dropped | unsafe, mojibake
 
 
 def prepare(config: DataConfig) -> Path:
@@ -142,26 +145,32 @@ def prepare(config: DataConfig) -> Path:
         return folder
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
     new_tokens = formats.set_format(tokenizer, config.format)
-    rows = gather_rows(config, tokenizer)
-    folder = claim_folder(config, len(rows.train))
+    train, test, facts, found = gather_rows(config, tokenizer)
+    folder = claim_folder(config, len(train))
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         new, splits = Path(aside) / "new", {}
-        for split, part in (("train", rows.train), ("test", rows.test)):
+        for split, part in (("train", train), ("test", test)):
             splits[split] = tokenize(part, tokenizer, config.format, Path(aside) / split)
         counts = {name: data_report.measure(split, tokenizer, config.max_length) for name, split in splits.items()}
         lengths = [pair for count in counts.values() for pair in count.pop("lengths")]
-        refuse_silent(counts["train"], rows.report["source"], config.max_length)
+        refuse_silent(counts["train"], facts["source"], config.max_length)
         report = {
-            "name": folder.name, "model": config.model, "format": config.format, "max_length": config.max_length,
-            "options": dataclasses.asdict(config), "fingerprint": made_from, **rows.report,
-            "percentiles": data_report.find_percentiles(lengths), "new_tokens": new_tokens,
-            "chat_template": tokenizer.chat_template, "splits": counts,
-        }  # fmt: skip
+            "name": folder.name,
+            "model": config.model,
+            "format": config.format,
+            "max_length": config.max_length,
+            "options": dataclasses.asdict(config),
+            "fingerprint": made_from,
+            **facts,
+            "percentiles": data_report.find_percentiles(lengths),
+            "new_tokens": new_tokens,
+            "chat_template": tokenizer.chat_template,
+            "splits": counts,
+        }
         save(new, splits, report)
-        first = splits["train"].select(range(min(3, len(rows.train))))
-        views = [masking.show(row, tokenizer, config.max_length) for row in first]
-        data_report.write_html(new / "report.html", report, lengths, views, rows.texts)
-        write_dropped(new / "dropped.jsonl", rows.found, report["dropped"])
+        views = [masking.show(row, tokenizer, config.max_length) for row in splits["train"].take(3)]
+        data_report.write_report(new / "report.html", report, lengths, views, found)
+        write_dropped(new / "dropped.jsonl", found, report["dropped"])
         put_in_place(new, folder, Path(aside) / "old")
     print_report(folder, report, views[0])
     return folder
@@ -172,8 +181,10 @@ def refuse_silent(counts: dict, name: str, max_length: int) -> None:
     if counts["trained_tokens"] == 0:
         raise UserError(f"{name}: no token would be trained; the prompts alone fill max_length {max_length}. Raise it.")
     if counts["rows_without_trained_eos"] == counts["rows"]:
-        raise UserError(f"{name}: no row has its end (EOS) trained, so the model would never stop: every answer is cut at "
-                        f"max_length {max_length}, or the template leaves EOS out. Raise it, or choose another --format.")  # fmt: skip
+        raise UserError(
+            f"{name}: no row has its end (EOS) trained, so the model would never stop: every answer is cut at "
+            f"max_length {max_length}, or the template leaves EOS out. Raise it, or choose another --format."
+        )
 
 
 def save(folder: Path, splits: dict, report: dict) -> None:
@@ -185,13 +196,12 @@ def save(folder: Path, splits: dict, report: dict) -> None:
 
 def print_report(folder: Path, report: dict, view: masking.MaskView) -> None:
     """The report on the terminal, and the first row with its mask."""
-    print("\n".join(data_report.describe(report)))
-    if report["new_tokens"]:
-        print(
-            f"{', '.join(report['new_tokens'])}: new to {report['model']}; `sftlab train --use-lora` trains their embeddings"
-        )
-    print(f"the first row, {'coloured' if sys.stdout.isatty() else 'trained text in ⟦ ⟧'}:")
-    print(view.to_text(colour=sys.stdout.isatty()))
+    print("\n".join(data_report.list_lines(report)))
+    if new := ", ".join(report["new_tokens"]):
+        print(f"{new}: new to {report['model']}; `sftlab train --use-lora` trains their embeddings")
+    coloured = sys.stdout.isatty()
+    print(f"the first row, {'coloured' if coloured else 'trained text in ⟦ ⟧'}:")
+    print(view.to_text(coloured))
     print(f"saved {folder}; the whole report: {folder / 'report.html'}")
 
 
@@ -229,13 +239,12 @@ def fingerprint(config: DataConfig) -> str:
     """12 hex digits of all that a set is made from: the options, the files that are read, and the tokenizer's file."""
     chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_SET}
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
-    sample = sources.SAMPLE_FILES.get(config.source)
-    read = [*(config.source_path or []), config.test_path, sample and sources.SAMPLES / sample]
+    samples = [sources.SAMPLE_FILES.get(config.source), "facts_test.json" if config.source == "facts" else None]
     tokenizer = load.TINY_BASE if config.model == "tiny-base" else Path(config.model)
-    read += [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    read += [sources.SAMPLES / "facts_test.json"] if config.source == "facts" else []
+    read = [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    read += [*(config.source_path or []), config.test_path, *(sources.SAMPLES / name for name in samples if name)]
     digest.update(__version__.encode())
-    for path in (Path(path) for path in read if path):
+    for path in map(Path, filter(None, read)):
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -258,9 +267,9 @@ def find_prepared(config: DataConfig, wanted: str) -> Path | None:
 
 def write_dropped(path: Path, found: sources.Found, dropped: dict[str, str]) -> None:
     """The rows that were dropped, as they were read, each with its place and the reason, as JSON Lines."""
-    gone = [{"row": place, "why": dropped[place], "content": getattr(row, "cells", row)}
-            for place, row in found if place in dropped]  # fmt: skip
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in gone)
+    gone = [(place, getattr(row, "cells", row)) for place, row in found if place in dropped]
+    lines = [{"row": place, "why": dropped[place], "content": content} for place, content in gone]
+    text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
     files.write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a character becomes its escape
 
 
@@ -280,8 +289,10 @@ def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> N
     """Raises UserError where the set was made for another tokenizer, or would teach nothing at this max_length."""
     rows = train_split[:64]
     if [ids.tolist() for ids in masking.encode_chats(tokenizer, rows["messages"])["input_ids"]] != rows["input_ids"]:
-        raise UserError(f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
-                        f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`.")  # fmt: skip
+        raise UserError(
+            f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
+            f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`."
+        )
 
 
 def cut_rows(split, max_length: int, whole: bool = False):

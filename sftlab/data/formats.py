@@ -3,6 +3,7 @@
 python -c "from sftlab.data import formats; print(formats.CHATML)"
 """
 
+from sftlab.data import rows
 from sftlab.errors import UserError
 
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -114,12 +115,7 @@ def joins_after_special(tokenizer) -> bool:
 
 def to_messages(row: dict, format: str) -> list[dict]:
     """A row as a conversation: its `messages`, or `instruction` (with `input`, if any) and `output` as two turns."""
-    if "messages" in row:
-        return row["messages"]
-    prompt = row["instruction"]
-    if row.get("input"):
-        prompt += (INPUT_MARK if format == "alpaca" else "\n\n") + row["input"]
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["output"]}]
+    return rows.to_messages(row, INPUT_MARK if format == "alpaca" else "\n\n")
 
 
 def render_prompt(tokenizer, messages: list[dict]) -> str:

@@ -1,15 +1,15 @@
-"""Which tokens teach: labels from a template's generation markers, and a view of them.
+"""Which tokens are in the loss: labels from a template's generation markers, and a view of them.
 
 python -c "from sftlab.data import masking; help(masking.show)"
 """
 
-import html
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 from sftlab.errors import UserError
 from sftlab.models.load import IGNORED
+from sftlab.pages import Html
 
 
 def has_markers(chat_template: str | None) -> bool:
@@ -37,14 +37,14 @@ def find_turns(tokenizer, chats: list[list[dict]]) -> tuple[list[str], list[list
     texts, spans = [render(chat, tokenize=False) for chat in chats], []
     for chat, text in zip(chats, texts, strict=True):
         found = []
-        for turn, message in enumerate(chat):
-            if message["role"] != "assistant":
-                continue
+        for turn in (number for number, message in enumerate(chat) if message["role"] == "assistant"):
             before = render(chat[:turn], tokenize=False, add_generation_prompt=True)
             after = render(chat[: turn + 1], tokenize=False)
             if not (after.startswith(before) and text.startswith(after)):
-                raise UserError("format: this chat template has no {% generation %} markers, and writes earlier turns again at "
-                                "each later one, so answers can't be told apart. Choose --format alpaca.")  # fmt: skip
+                raise UserError(
+                    "format: this chat template has no {% generation %} markers, and writes earlier turns again at each "
+                    "later one, so answers can't be told apart. Choose --format alpaca."
+                )
             found.append((len(before), len(after.rstrip("\n"))))
         spans.append(found)
     return texts, spans
@@ -63,7 +63,7 @@ def encode_chats(tokenizer, chats: list[list[dict]]) -> dict[str, list]:
     backend.no_truncation()
     backend.no_padding()
     sizes = measure_tokens(tokenizer, len(tokenizer))
-    encode = backend.encode_batch if sizes is None else backend.encode_batch_fast
+    encode = backend.encode_batch if sizes is None else backend.encode_batch_fast  # which leaves out the offsets
     input_ids, labels = [], []
     for encoding, text, found in zip(encode(texts, add_special_tokens=False), texts, spans, strict=True):
         ids = numpy.array(encoding.ids, dtype=numpy.int64)
@@ -114,15 +114,15 @@ def find_borders(ids, text: str, spans: list[tuple[int, int]], sizes) -> list[tu
 
 def find_slow_borders(encoding, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The same from the tokenizer's own offsets."""
+
+    def find_token(places) -> int | None:  # a tokenizer may leave out the first or the last character
+        return next((token for at in places if (token := encoding.char_to_token(at)) is not None), None)
+
     borders = []
     for start, end in spans:
-        places = [encoding.char_to_token(start), encoding.char_to_token(end - 1)]
-        if None in places:  # the tokenizer leaves out the first or the last character: look further inside
-            inside = [token for at in range(start, end) if (token := encoding.char_to_token(at)) is not None]
-            places = [inside[0], inside[-1]] if inside else []
-        if not places:
+        first, last = find_token(range(start, end)), find_token(range(end - 1, start - 1, -1))
+        if first is None:
             continue
-        first, last = places
         while last + 1 < len(encoding) and encoding.token_to_chars(last + 1) == encoding.token_to_chars(last):
             last += 1  # more byte tokens of the last character
         borders.append((first, last + 1))
@@ -167,20 +167,21 @@ class MaskView:
     summary: str
 
     def _repr_html_(self) -> str:
-        spans = []
-        for text, kind, where in self.groups:
-            visible = html.escape(text).replace("\n", "↵<br>").replace(" ", "&nbsp;" if text == " " else " ")
-            style = f"{STYLES[kind]};padding:1px 2px;margin:1px"
-            spans.append(f'<span style="{style}" title="{kind}: {where}">{visible}</span>')
-        kinds = [kind for kind in STYLES if kind in {group[1] for group in self.groups}]
-        legend = " ".join(f'<span style="{STYLES[kind]};padding:1px 6px">{kind}</span>' for kind in kinds)
-        verdicts = "".join(
-            f"<li>{'✓' if ok else '✗ NOT:'} {html.escape(text)}</li>" for text, ok in self.verdicts.items()
+        mark = Html('<span style="{};padding:1px 2px;margin:1px" title="{}">{}</span>')
+        spans = [
+            mark.format(STYLES[kind], f"{kind}: {where}", text.replace("\n", "↵\n"))
+            for text, kind, where in self.groups
+        ]
+        present = {kind for _, kind, _ in self.groups}
+        legend = [mark.format(STYLES[kind], kind, kind) for kind in STYLES if kind in present]
+        verdicts = [Html("<li>{}</li>").format(verdict) for verdict in self.list_verdicts()]
+        view = Html(
+            '<div style="line-height:2;font-family:monospace;white-space:pre-wrap">{}</div><p>{} {}</p><ul>{}</ul>'
         )
-        return (
-            f'<div style="line-height:2;font-family:monospace">{"".join(spans)}</div>'
-            f"<div style='margin-top:8px'>{legend} {self.summary}</div><ul>{verdicts}</ul>"
-        )
+        return str(view.format(*map(Html("").join, (spans, legend, [self.summary], verdicts))))
+
+    def list_verdicts(self) -> list[str]:
+        return [f"{'✓' if ok else '✗ NOT:'} {text}" for text, ok in self.verdicts.items()]
 
     def to_text(self, colour: bool = True) -> str:
         """Lines for a terminal; without colour, what is trained stands between ⟦ and ⟧."""
@@ -191,8 +192,7 @@ class MaskView:
             elif text:
                 parts.append(f"{ANSI[kind]}{text}\x1b[0m")
             before = kind
-        verdicts = [f"  {'✓' if ok else '✗ NOT:'} {text}" for text, ok in self.verdicts.items()]
-        return "\n".join(["".join(parts), f"  {self.summary}", *verdicts])
+        return "\n  ".join(["".join(parts), self.summary, *self.list_verdicts()])
 
     def __str__(self) -> str:
         return self.to_text()

@@ -3,6 +3,7 @@
 python -c "from sftlab.data import readers; print(readers.read_files(['data_samples/raw/quiz.json'], 'json')[0])"
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -15,8 +16,8 @@ OLD_ENCODINGS = {"cp932": "CP932 (Shift_JIS)", "euc_jp": "EUC-JP"}
 HALF_WIDTH = range(0xFF61, 0xFFA0)  # half-width katakana: what EUC-JP looks like when it is read as CP932
 
 
-class BadRow(str):
-    """Why one line of a file is no row, with its cells; the caller drops it."""
+class BadRow(Exception):
+    """Why a row is dropped. A reader puts one in the place of a line that is no row, with its `cells`."""
 
     cells: list[str]
 
@@ -24,7 +25,8 @@ class BadRow(str):
 def read_files(paths: list[str | Path], kind: str) -> list[tuple[str, object]]:
     """Rows of files of one kind, each with its place in words: ("a.csv: row 3", row). A folder stands for its files.
 
-    Rows come as they are, in the order of the files, or as a BadRow. Raises UserError with file, place and the fix where a file can't be read at all.
+    Rows come as they are, in the order of the files, or as a BadRow. Raises UserError with file, place and the fix where
+    a file can't be read at all.
     """
     found = list({file.resolve(): file for path in paths for file in find_files(Path(path), kind)}.values())
     rows = []
@@ -65,43 +67,45 @@ def decode_japanese(path: Path, raw: bytes, failure: UnicodeDecodeError) -> str:
     """The text in the old Japanese encoding that fits; of two that fit, the one without half-width katakana."""
     fits = {}
     for encoding in OLD_ENCODINGS:
-        try:
-            fits[encoding] = raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    kana = {letter for text in fits.values() for letter in text if "\u3041" <= letter <= "\u30ff"}
-    japanese = {encoding: text for encoding, text in fits.items() if kana.intersection(text)}
-    if b"\0" in raw or not japanese:
-        raise UserError(f"{path}: not UTF-8 (byte 0x{raw[failure.start]:02x} at offset {failure.start}), nor CP932 or "
-                        "EUC-JP; save it as UTF-8.")  # fmt: skip
-    best = min(japanese, key=lambda encoding: sum(ord(letter) in HALF_WIDTH for letter in japanese[encoding]))
+        with contextlib.suppress(UnicodeDecodeError):
+            text = raw.decode(encoding)
+            if any("\u3041" <= letter <= "\u30ff" for letter in text):
+                fits[encoding] = sum(ord(letter) in HALF_WIDTH for letter in text), text
+    if b"\0" in raw or not fits:
+        byte = f"byte 0x{raw[failure.start]:02x} at offset {failure.start}"
+        raise UserError(f"{path}: not UTF-8 ({byte}), nor CP932 or EUC-JP; save it as UTF-8.")
+    best = min(fits, key=fits.get)
     print(f"{path}: read as {OLD_ENCODINGS[best]}; saving it as UTF-8 is safer")
-    return japanese[best]
+    return fits[best][1]
+
+
+def parse_json(text: str):
+    """A JSON value. Raises JSONDecodeError, also for what Python's reader refuses in other ways."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError):
+        raise json.JSONDecodeError("nested too deeply, or a number too long", text, 0) from None
 
 
 def read_json(path: str | Path) -> list:
     """The list in a JSON file: an array, or an object that holds one list. Raises UserError with line and column."""
     path = find_files(Path(path), "json")[0]
+    fix = "put the rows in one array: [{...}, {...}]."
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg}); fix it there."
-        ) from None
-    except (RecursionError, ValueError):
-        raise UserError(
-            f"{path}: brackets are nested too deeply, or a number is too long; a row is an object of texts."
-        ) from None
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}: {place}: not JSON ({error.msg}); fix it there.") from None
     if isinstance(content, dict):
         lists = [name for name, value in content.items() if isinstance(value, list)]
         if len(lists) != 1:
             there = f"{len(lists)} lists ({', '.join(lists)})" if lists else "no list"
-            raise UserError(f"{path}: holds an object with {there}; put the rows in one array: [{{...}}, {{...}}].")
+            raise UserError(f"{path}: holds an object with {there}; {fix}")
         content = content[lists[0]]
     if not isinstance(content, list):
-        raise UserError(
-            f"{path}: holds {json.dumps(content)[:40]}, not a list; put the rows in one array: [{{...}}, {{...}}]."
-        )
+        raise UserError(f"{path}: holds {json.dumps(content)[:40]}, not a list; {fix}")
     if not content:
         raise UserError(f"{path}: the array has no rows; add at least two.")
     return content
@@ -111,22 +115,21 @@ def read_jsonl(path: Path) -> list:
     """One JSON value per line; empty lines are passed over. Raises UserError with the line's number."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                what = (
-                    error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number too long"
-                )
-                hint = " For one array over many lines use --source json." if line.strip() in "[{" else ""
-                raise UserError(f"{path}: line {number}: not JSON ({what}); one object per line.{hint}") from None
+        if not line.strip():
+            continue
+        try:
+            rows.append(parse_json(line))
+        except json.JSONDecodeError as error:
+            hint = " For one array over many lines use --source json." if line.strip() in "[{" else ""
+            raise UserError(f"{path}: line {number}: not JSON ({error.msg}); one object per line.{hint}") from None
     return rows
 
 
 def read_csv(path: Path) -> list:
     """Rows of a CSV file with a header line: dicts of text. Cells in quotes may hold commas and line breaks.
 
-    A row of another width than the header's comes as a BadRow. Raises UserError for a header that names a column twice, for no rows, and for a quote that is never closed.
+    A row of another width than the header's comes as a BadRow. Raises UserError for a header that names a column twice,
+    for no rows, and for a quote that is never closed.
     """
     csv.field_size_limit(2**31 - 1)  # the default refuses a cell of 128 kB, which a long answer may have
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)

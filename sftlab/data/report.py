@@ -6,16 +6,18 @@ sftlab prepare --source json --source-path data_samples/raw/quiz.json
 from collections import Counter
 from pathlib import Path
 
-from sftlab import pages
+from sftlab import plots
 from sftlab.config.configs import DataConfig
 from sftlab.data import cleaning, masking
 from sftlab.data.rows import get_answer, get_prompt
-from sftlab.models import load
+from sftlab.models.load import IGNORED
+from sftlab.pages import Chart, Html, Section, Table, preformatted, write_page
 
 MARKS = (50, 95, 99)  # percentiles of the lengths
 NEAR_LIMIT = 20_000  # rows: beyond it the search for near duplicates, about 10 seconds here, is only made if asked for
 SHOWN = 5  # rows of each kind that the text names
-LISTED = 100  # and that the page lists
+LISTED = 100  # and that the page lists, cut to so many letters:
+CUT = 400
 
 
 def inspect_rows(rows: list[dict], config: DataConfig) -> dict:
@@ -25,25 +27,24 @@ def inspect_rows(rows: list[dict], config: DataConfig) -> dict:
     """
     repeats = cleaning.find_exact(rows)
     distinct = [row for index, row in enumerate(rows) if index not in repeats]
-    search = config.dedupe == "near" or len(distinct) <= NEAR_LIMIT
-    near = cleaning.find_near(distinct, config.near_threshold) if search else {}
-    place = [row["place"] for row in rows]
-    answers = [get_answer(row) for row in rows]
-    texts = [f"{get_prompt(row)}\n{answer}" for row, answer in zip(rows, answers, strict=True)]
-    return {
-        "exact_duplicates": [(place[index], place[first]) for index, first in repeats.items()],
-        "near_duplicates": [
+    near = None
+    if config.dedupe == "near" or len(distinct) <= NEAR_LIMIT:
+        near = [
             (distinct[index]["place"], distinct[first]["place"], round(similarity, 3))
-            for index, (first, similarity) in near.items()
+            for index, (first, similarity) in cleaning.find_near(distinct, config.near_threshold).items()
         ]
-        if search
-        else None,
-        "conflicting_answers": [[place[index] for index in group] for group in cleaning.find_conflicts(rows)],
-        "tiny_answers": [place[index] for index, answer in enumerate(answers) if len(answer.strip()) < 2],
-        "answers_with_space_first": [place[i] for i, answer in enumerate(answers) if answer[:1].isspace()],
-        "control_characters": [place[index] for index, text in enumerate(texts) if cleaning.has_controls(text)],
+    places = [row["place"] for row in rows]
+    answers = {row["place"]: get_answer(row) for row in rows}
+    texts = {row["place"]: f"{get_prompt(row)}\n{answers[row['place']]}" for row in rows}
+    return {
+        "exact_duplicates": [(places[index], places[first]) for index, first in repeats.items()],
+        "near_duplicates": near,
+        "conflicting_answers": [[places[index] for index in group] for group in cleaning.find_conflicts(rows)],
+        "tiny_answers": [place for place, answer in answers.items() if len(answer.strip()) < 2],
+        "answers_with_space_first": [place for place, answer in answers.items() if answer[:1].isspace()],
+        "control_characters": [place for place, text in texts.items() if cleaning.has_controls(text)],
         "mojibake": cleaning.find_mojibake(rows),
-        "languages": dict(Counter(map(cleaning.find_language, texts)).most_common()),
+        "languages": dict(Counter(map(cleaning.find_language, texts.values())).most_common()),
     }
 
 
@@ -71,10 +72,10 @@ def measure(dataset, tokenizer, max_length: int) -> dict:
         column = column.chunk(0) if hasattr(column, "chunk") else column
         ends = numpy.cumsum(numpy.asarray(column.value_lengths()))
         for labels in numpy.split(column.flatten().to_numpy(), ends[:-1]):
-            answer = int((labels != load.IGNORED).sum())
+            answer = int((labels != IGNORED).sum())
             lengths.append((len(labels) - answer, answer))
             kept = labels[:max_length]
-            trained = int((kept != load.IGNORED).sum())
+            trained = int((kept != IGNORED).sum())
             counts["tokens"] += len(kept)
             counts["trained_tokens"] += trained
             counts["cut_rows"] += len(labels) > max_length
@@ -88,23 +89,21 @@ def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, dict[str, int]
     """Part (prompt, answer, row) -> percentile in percent -> length in tokens."""
     import numpy
 
-    parts = {"prompt": [pair[0] for pair in lengths], "answer": [pair[1] for pair in lengths]}
-    parts["row"] = [sum(pair) for pair in lengths]
+    pairs = numpy.array(lengths)
+    parts = {"prompt": pairs[:, 0], "answer": pairs[:, 1], "row": pairs.sum(1)}
     return {
         name: {str(mark): int(numpy.percentile(values, mark, method="higher")) for mark in MARKS}
         for name, values in parts.items()
     }
 
 
-def describe(report: dict) -> list[str]:
+def list_lines(report: dict) -> list[str]:
     """The report in lines for a terminal: what was dropped, what stands out, what will be learned."""
-    lines = []
+    lines, found = [], report["found"]
     for key, label in (("dropped", "training"), ("dropped_test", "held-out")):
         if report[key]:
-            lines.append(
-                f"{label} rows dropped: {len(report[key])}: {join_some([f'{p}: {w}' for p, w in report[key].items()])}"
-            )
-    found = report["found"]
+            reasons = join_some([f"{place}: {why}" for place, why in report[key].items()])
+            lines.append(f"{label} rows dropped: {len(report[key])}: {reasons}")
     lines += [f"{label}: {join_some(items)}" for label, items in list_findings(found)]
     if found["near_duplicates"] is None:
         lines.append(f"near duplicates: not searched for in more than {NEAR_LIMIT:,} rows; --dedupe near does")
@@ -114,16 +113,15 @@ def describe(report: dict) -> list[str]:
         share = counts["trained_tokens"] / max(1, counts["tokens"])
         lines.append(f"{split}: {counts['rows']} rows, {counts['tokens']:,} tokens, {share:.0%} of them trained")
         if counts["cut_rows"]:
-            lines.append(f"  {counts['cut_rows']} rows are longer than {report['max_length']} tokens and will be cut; "
-                         f"{counts['rows_that_teach_nothing']} of all lose their whole answer")  # fmt: skip
-    marks = report["percentiles"]
-    lines += [f"tokens in {part}: " + ", ".join(f"{mark} % have {marks[part][mark]} or fewer" for mark in marks[part])
-              for part in ("prompt", "answer")]  # fmt: skip
-    overlap = report["overlap"]
-    lines.append(
-        f"held-out rows whose prompt is trained on: {overlap['prompts']}; whose answer is: {overlap['answers']}"
-    )
-    return lines
+            lost = f"{counts['rows_that_teach_nothing']} of all lose their whole answer"
+            lines.append(
+                f"  {counts['cut_rows']} rows are longer than {report['max_length']} tokens and will be cut; {lost}"
+            )
+    for part in ("prompt", "answer"):
+        marks = [f"{mark} % have {count} or fewer" for mark, count in report["percentiles"][part].items()]
+        lines.append(f"tokens in {part}: {', '.join(marks)}")
+    overlap = "held-out rows whose prompt is trained on: {prompts}; whose answer is: {answers}"
+    return [*lines, overlap.format(**report["overlap"])]
 
 
 def list_findings(found: dict) -> list[tuple[str, list[str]]]:
@@ -144,42 +142,41 @@ def join_some(items: list[str]) -> str:
     return "; ".join(items[:SHOWN]) + (f"; … ({len(items)} in all)" if len(items) > SHOWN else "")
 
 
-def write_html(
-    path: Path, report: dict, lengths: list[tuple[int, int]], views: list[masking.MaskView], texts: dict[str, str]
+def write_report(
+    path: Path, report: dict, lengths: list[tuple[int, int]], views: list[masking.MaskView], read: list[tuple]
 ) -> None:
     """The report as one page that opens offline: tables, the histogram of lengths, the first rows with their mask.
 
-    `texts` holds place -> text of the rows, to show those that stand out.
+    read: the raw rows, each after its place, to show those that stand out.
     """
-    from sftlab import plots
-
-    head = (
-        f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}"
-    )
-    kept = [
-        (split, counts["rows"], f"{counts['tokens']:,}", f"{counts['trained_tokens']:,}", counts["cut_rows"])
-        for split, counts in report["splits"].items()
+    texts = {place: " → ".join(map(str, row.values()))[:CUT] for place, row in read if isinstance(row, dict)}
+    counts = [
+        (split, count["rows"], f"{count['tokens']:,}", f"{count['trained_tokens']:,}", count["cut_rows"])
+        for split, count in report["splits"].items()
     ]
-    parts = [
-        f"<h1>Data set {pages.text(report['name'])}</h1><p>{pages.text(head)}</p>",
-        pages.table(("split", "rows", "tokens", "trained tokens", "rows cut"), kept),
-        f"<h2>In short</h2><pre>{pages.text(chr(10).join(describe(report)))}</pre>",
-        pages.picture(plots.length_histogram(lengths, find_percentiles(lengths)["row"], report["max_length"])),
+    histogram = plots.length_histogram(lengths, report["percentiles"]["row"], report["max_length"])
+    short = [
+        f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}",
+        Table(("split", "rows", "tokens", "trained tokens", "rows cut"), counts),
+        preformatted("\n".join(list_lines(report))),
+        Chart(histogram, live=False),
     ]
     found = report["found"]
-    pairs = [
+    near = [
         (row, texts[row], first, texts[first], f"{value:.0%}") for row, first, value in found["near_duplicates"] or []
     ]
     groups = [(place, texts[place]) for group in found["conflicting_answers"] for place in group]
     dropped = [(place, why) for key in ("dropped", "dropped_test") for place, why in report[key].items()]
-    for title, heads, rows in (
+    listed = (
         ("One prompt, different answers: which is right?", ("row", "text"), groups),
-        ("Near duplicates: the same, or only alike?", ("row", "text", "earlier row", "text", "similarity"), pairs),
+        ("Near duplicates: the same, or only alike?", ("row", "text", "earlier row", "text", "similarity"), near),
         ("Mojibake, and what --fix-mojibake makes of it", ("row", "as read", "fixed"), found["mojibake"]),
         ("Dropped; training rows are kept in dropped.jsonl", ("row", "why"), dropped),
-    ):
+    )
+    sections = [Section("In short", short)]
+    for title, heads, rows in listed:
+        more = [f"{len(rows) - LISTED} more"] if len(rows) > LISTED else []
         if rows:
-            more = f"<p>{len(rows) - LISTED} more</p>" if len(rows) > LISTED else ""
-            parts.append(f"<h2>{pages.text(title)}</h2>{pages.table(heads, rows[:LISTED])}{more}")
-    parts.append("<h2>The first rows, as the model sees them</h2>" + "<hr>".join(view._repr_html_() for view in views))
-    pages.write(path, f"Data set {report['name']}", parts)
+            sections.append(Section(title, [Table(heads, rows[:LISTED], words=range(1, len(heads))), *more]))
+    sections.append(Section("The first rows, as the model sees them", [Html(view._repr_html_()) for view in views]))
+    write_page(path, f"Data set {report['name']}", sections)

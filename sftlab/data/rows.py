@@ -1,4 +1,4 @@
-"""Raw rows into rows that can be trained on: instruction, input, output, or a conversation of messages.
+"""Raw rows into rows that can be trained on: an instruction with its answer, or a conversation of messages.
 
 A fault in the shape of a set refuses it (UserError: it is not what it was taken for); a fault in one row's content
 drops that row, with the reason.
@@ -12,26 +12,29 @@ from collections.abc import Iterable
 from sftlab.data.readers import BadRow
 from sftlab.errors import UserError, near_match
 
+# The keys that a row may have: one exchange, or else a conversation, whose turns have the keys below.
 COLUMNS = ("instruction", "input", "output")
 CHAT_COLUMNS = ("messages", "conversations")
-KNOWN_COLUMNS = {"dolly": {"input": "context", "output": "response"}}  # ours -> the set's
+TURN_KEYS = {"role": ("role", "from"), "content": ("content", "value")}
 ROLES = {
-    "system": "system", "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant", "bing": "assistant",
-}  # fmt: skip
+    "system": ("system",),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "model", "chatgpt", "bing"),
+}
+AFTER = {"system": ("nothing",), "user": ("nothing", "system", "assistant"), "assistant": ("user",)}
+KNOWN_COLUMNS = {"dolly": {"input": "context", "output": "response"}}  # ours -> the set's
 LONGEST = 200_000  # characters in one text: more is most often a quote that was never closed
 
 
 def parse_columns(pairs: list[str] | None, source: str = "") -> dict[str, str]:
     """`instruction=question,output=answer` as {ours: the file's}, over what is known of the source."""
-    columns = dict(KNOWN_COLUMNS.get(source, {}))
+    columns, allowed = dict(KNOWN_COLUMNS.get(source, {})), (*COLUMNS, *CHAT_COLUMNS)
     for pair in (part for given in pairs or [] for part in given.split(",") if part.strip()):
-        ours, equals, theirs = (part.strip() for part in pair.partition("="))
-        if not equals or not theirs:
+        ours, _, theirs = (part.strip() for part in pair.partition("="))
+        if not theirs:
             raise UserError(f"columns: {pair!r} is no pair; write it like instruction=question,output=answer.")
-        if ours not in (*COLUMNS, *CHAT_COLUMNS):
-            hint = near_match(ours, (*COLUMNS, *CHAT_COLUMNS))
-            raise UserError(f"columns: {ours!r} is none of {', '.join((*COLUMNS, *CHAT_COLUMNS))}.{hint}")
+        if ours not in allowed:
+            raise UserError(f"columns: {ours!r} is none of {', '.join(allowed)}.{near_match(ours, allowed)}")
         columns[ours] = theirs
     return columns
 
@@ -54,87 +57,110 @@ def check_rows(
     and `content`) or `instruction`, `input` and `output`. Raises UserError, with the row, for a set of another shape.
     """
     kept, dropped = [], {}
-    columns = columns or {}
     for place, row in found:
-        if isinstance(row, BadRow):
-            dropped[place] = str(row)
-            continue
-        if not isinstance(row, dict):
-            raise UserError(f"{name}: {place}: is no object but {shorten(row)}; write {{...}}.")
-        row = row | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-        chat = next((column for column in CHAT_COLUMNS if column in row), None)
-        if chat:
-            outcome = read_chat(row[chat], chat)
-        else:
-            outcome = read_instruction(row, f"{name}: {place}")
-        if isinstance(outcome, str):
-            dropped[place] = outcome
-        else:
-            kept.append({"place": place, **outcome})
+        try:
+            kept.append({"place": place, **read_row(row, f"{name}: {place}", columns or {})})
+        except BadRow as fault:
+            dropped[place] = str(fault)
     if not kept:
         first = next(iter(dropped.items()), ("no row", "there is none"))
         raise UserError(f"{name}: every row was dropped ({first[0]}: {first[1]}); nothing is left to learn from.")
     return kept, dropped
 
 
-def read_instruction(row: dict, place: str) -> dict | str:
-    """The three texts of a row, or why it is dropped. Raises UserError for a missing field and for what is no text."""
+def read_row(row: object, place: str, columns: dict[str, str]) -> dict:
+    """What is used of a raw row. Raises BadRow to drop it, UserError to refuse the set."""
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: is no object but {shorten(row)}; write {{...}}.")
+    row = row | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+    for column in CHAT_COLUMNS:
+        if column in row:
+            return {"messages": read_chat(row[column], column)}
+    return read_exchange(row, place)
+
+
+def read_exchange(row: dict, place: str) -> dict[str, str]:
+    """The three texts of a row. Raises BadRow to drop it, UserError for a missing field and for what is no text."""
     for field in ("instruction", "output"):
         if field not in row:
-            raise UserError(f"{place}: field {field!r} is missing (it has: {', '.join(map(str, row))}); add it, or name the "
-                            f"one that stands for it with --columns {field}=NAME.")  # fmt: skip
-    texts = {field: "" if field == "input" and row.get(field) is None else row.get(field) for field in COLUMNS}
+            there = ", ".join(map(str, row))
+            fix = f"add it, or name the one that stands for it with --columns {field}=NAME"
+            raise UserError(f"{place}: field {field!r} is missing (it has: {there}); {fix}.")
+    texts = {field: row.get(field) for field in COLUMNS}
+    texts["input"] = texts["input"] if texts["input"] is not None else ""
     for field, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise UserError(f"{place}: field {field!r} is {shorten(text)}, not text; put it in quotes.")
-        if fault := find_fault(text, needed=field != "input"):
-            return f"{field} {fault}"
+        check_text(text, field, needed=field != "input")
     return texts
 
 
-def read_chat(turns: object, column: str) -> dict | str:
-    """`messages` of a conversation, or why it is dropped: perhaps a system message, then user and assistant in turns."""
-    if isinstance(turns, str) or not isinstance(turns, list) or not turns:
-        return f"{column} is {shorten(turns)}, not a list of turns"
+def read_chat(turns: object, column: str) -> list[dict]:
+    """A conversation: perhaps a system message, then user and assistant in turns. Raises BadRow for any other."""
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f"{column} is {shorten(turns)}, not a list of turns")
     messages = []
     for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            return f"turn {number} is {shorten(turn)}, not an object"
-        said, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        role = ROLES.get(said) if isinstance(said, str) else None
-        if role is None:
-            return f"turn {number}: unknown role {shorten(said)}"
-        if text is not None and not isinstance(text, str):
-            return f"turn {number}: its text is {shorten(text)}, not text"
-        if role == "system" and not (text or "").strip():
-            continue  # as good as none
-        if fault := find_fault(text):
-            return f"turn {number} ({role}) {fault}"
+        message = read_turn(turn, f"turn {number}")
+        if not message:
+            continue
         before = messages[-1]["role"] if messages else "nothing"
-        allowed = {"system": ("nothing",), "user": ("nothing", "system", "assistant"), "assistant": ("user",)}
-        if before not in allowed[role]:
-            return f"turn {number}: {role} after {before}"
-        messages.append({"role": role, "content": text})
-    if not messages or messages[-1]["role"] != "assistant":
-        return f"it ends with {messages[-1]['role'] if messages else 'nothing'}, without an answer"
-    return {"messages": messages}
+        if before not in AFTER[message["role"]]:
+            raise BadRow(f"turn {number}: {message['role']} after {before}")
+        messages.append(message)
+    last = messages[-1]["role"] if messages else "nothing"
+    if last != "assistant":
+        raise BadRow(f"it ends with {last}, without an answer")
+    return messages
 
 
-def find_fault(text: str | None, needed: bool = True) -> str:
-    """What makes a text unfit, or an empty string."""
+def read_turn(turn: object, place: str) -> dict[str, str]:
+    """One turn as `role` and `content`; empty for an empty system message, which is as good as none."""
+    if not isinstance(turn, dict):
+        raise BadRow(f"{place} is {shorten(turn)}, not an object")
+    said, text = (next((turn[key] for key in keys if key in turn), None) for keys in TURN_KEYS.values())
+    role = next((ours for ours, theirs in ROLES.items() if said in theirs), None)
+    if role is None:
+        raise BadRow(f"{place}: unknown role {shorten(said)}")
+    if text is not None and not isinstance(text, str):
+        raise BadRow(f"{place}: its text is {shorten(text)}, not text")
+    if role == "system" and not (text or "").strip():
+        return {}
+    check_text(text, f"{place} ({role})")
+    return {"role": role, "content": text}
+
+
+def check_text(text: str | None, name: str, needed: bool = True) -> None:
+    """Raises BadRow for a text that makes its row unfit."""
     if text is None:
-        return "is null"
+        raise BadRow(f"{name} is null")
     if needed and not text.strip():
-        return "is empty"
+        raise BadRow(f"{name} is empty")
     if len(text) > LONGEST:
-        return f"holds {len(text):,} characters, most often a quote that was never closed"
+        raise BadRow(f"{name} holds {len(text):,} characters, most often a quote that was never closed")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "holds half a character (a lone surrogate)"
-    return ""
+        raise BadRow(f"{name} holds half a character (a lone surrogate)")
 
 
 def shorten(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)[:40]
+
+
+def to_messages(row: dict, joint: str = "\n") -> list[dict]:
+    """A row as a conversation: its `messages`, or a question (`input` after `instruction` and the joint) and its answer."""
+    if "messages" in row:
+        return row["messages"]
+    question = joint.join(filter(None, (row["instruction"], row.get("input"))))
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+
+
+def map_texts(row: dict, change) -> dict:
+    """The row with each of its texts changed."""
+    if "messages" in row:
+        return row | {"messages": [turn | {"content": change(turn["content"])} for turn in row["messages"]]}
+    return row | {name: change(row[name]) for name in COLUMNS}
 
 
 def get_texts(row: dict) -> list[str]:
@@ -144,13 +170,9 @@ def get_texts(row: dict) -> list[str]:
 
 def get_prompt(row: dict) -> str:
     """All that is asked in a row, as one text."""
-    if "messages" in row:
-        return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] != "assistant")
-    return "\n".join(filter(None, (row["instruction"], row["input"])))
+    return "\n".join(turn["content"] for turn in to_messages(row) if turn["role"] != "assistant")
 
 
 def get_answer(row: dict) -> str:
     """All that is answered in a row, as one text."""
-    if "messages" in row:
-        return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "assistant")
-    return row["output"]
+    return "\n".join(turn["content"] for turn in to_messages(row) if turn["role"] == "assistant")

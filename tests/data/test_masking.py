@@ -34,7 +34,7 @@ def chats(draw):
 
 
 @pytest.mark.parametrize("format", formats.TEMPLATES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(chat=chats())
 def test_the_mask_is_what_turn_by_turn_rendering_says(format, chat):
     tokenizer = get_tokenizer(format)

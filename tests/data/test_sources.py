@@ -1,7 +1,11 @@
 """Sources: public sets through the real client from a server on loopback, and the samples that stand in for them."""
 
 import json
+import os
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -62,48 +66,62 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
+ASKED = [
+    ("alpaca", None),
+    ("dolly", None),
+    ("wizardlm", None),
+    ("wizardlm", "someone/wizard-rows"),
+    ("alpaca", "no/such"),
+]
+PREPARE = """
+import json, sys
+from sftlab.config.configs import DataConfig
+from sftlab.data import dataset
+from sftlab.errors import UserError
+
+for source, hub_id in json.loads(sys.argv[1]):
+    config = DataConfig(source=source, hub_id=hub_id, output_dir=f"{sys.argv[2]}/{hub_id or source}")
+    try:
+        dataset.prepare(config)
+    except UserError as error:
+        print("error:", error)
+"""
+
+
 @pytest.fixture(scope="module")
-def hub_server(serve):
-    return serve(Hub)
+def prepared(serve, tmp_path_factory) -> tuple[str, Path]:
+    """What is printed when the sets are prepared by a process that knows this Hub, and the folder that they are in."""
+    folder = tmp_path_factory.mktemp("hub")
+    online = {"HF_ENDPOINT": serve(Hub), "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "cache")}
+    command = [sys.executable, "-c", PREPARE, json.dumps(ASKED), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | online, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, folder
+
+
+@pytest.mark.parametrize(("source", "hub_id"), ASKED[:-1])
+def test_public_sets_load_by_id_in_their_real_columns(source, hub_id, prepared):
+    splits, report = dataset.load_prepared(prepared[1] / (hub_id or source) / f"{source}_tiny-base_18")
+    assert report["source"] == hub_id or report["source"] == sources.HUB_IDS[source]
+    question, answer = splits["train"][0]["messages"]
+    assert question["content"].startswith(f"{answer['content']}は？") and ("数" in question["content"]) == (
+        source == "dolly"
+    )
+
+
+def test_a_set_that_is_not_there_is_one_line(prepared):
+    [line] = [line for line in prepared[0].splitlines() if line.startswith("error:")]
+    assert "data set no/such: " in line and "doesn't exist on the Hub" in line
+    assert not (prepared[1] / "no").exists() and "stands in" not in prepared[0]
 
 
 @pytest.mark.parametrize(
-    ("source", "hub_id", "system_has"),
-    [("alpaca", None, ""), ("dolly", None, "数"), ("wizardlm", None, ""), ("wizardlm", "someone/wizard-rows", "")],
-)
-def test_public_sets_load_by_id_in_their_real_columns(source, hub_id, system_has, sftlab_command, tmp_path, hub_server):
-    more = ("--hub-id", hub_id) if hub_id else ()
-    online = {"HF_ENDPOINT": hub_server, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
-    code, out, error = sftlab_command("prepare", "--source", source, "--output-dir", tmp_path / "sets", *more, **online)
-    assert code == 0 and "stands in" not in out, error
-    splits, report = dataset.load_prepared(tmp_path / "sets" / f"{source}_tiny-base_18")
-    assert report["source"] == hub_id or report["source"] == sources.HUB_IDS[source]
-    turns = splits["train"][0]["messages"]
-    assert turns[0]["content"].startswith(f"{turns[1]['content']}は？") and system_has in turns[0]["content"]
-
-
-def test_a_set_that_is_not_there_is_one_line(sftlab_command, tmp_path, hub_server):
-    online = {"HF_ENDPOINT": hub_server, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
-    code, _, error = sftlab_command(
-        "prepare", "--source", "alpaca", "--hub-id", "no/such", "--output-dir", tmp_path / "x", **online
-    )
-    assert code == 2 and "data set no/such: " in error.splitlines()[-1] and "doesn't exist on the Hub" in error, error
-    assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("source", ["alpaca", "dolly", "wizardlm"])
-def test_offline_the_bundled_sample_stands_in_and_this_is_said(source, tmp_path, capsys):
-    folder = dataset.prepare(DataConfig(source=source, offline=True, output_dir=str(tmp_path)))
+    ("source", "columns"),
+    [("alpaca", ["instruction", "input", "output"]), ("dolly", ["instruction", "context", "response", "category"]),
+     ("wizardlm", ["idx", "conversations"])],
+)  # fmt: skip
+def test_offline_a_sample_in_the_columns_of_the_set_stands_in_and_this_is_said(source, columns, capsys):
+    found, held_out, name = sources.load_source(DataConfig(source=source, offline=True))
     assert f"stands in for {sources.HUB_IDS[source]}" in capsys.readouterr().out
-    splits, _ = dataset.load_prepared(folder)
-    assert len(splits["train"]) + len(splits["test"]) >= 200
-
-
-def test_the_samples_have_the_columns_of_the_sets():
-    columns = {
-        "alpaca": ["instruction", "input", "output"],
-        "dolly": ["instruction", "context", "response", "category"],
-        "wizardlm": ["idx", "conversations"],
-    }
-    for source, wanted in columns.items():
-        assert all(list(row) == wanted for _, row in sources.load_sample(source))
+    assert len(found) >= 200 and held_out is None and name == sources.SAMPLE_FILES[source]
+    assert all(list(row) == columns for _, row in found)

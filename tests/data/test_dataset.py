@@ -1,0 +1,229 @@
+"""Data sets: every fault is named, splits don't leak, labels hold the answer, and nothing is lost."""
+
+import json
+import shutil
+
+import datasets
+import pytest
+
+from sftlab.config.configs import DataConfig
+from sftlab.data import dataset as data_set
+from sftlab.data import formats, masking, rows, sources
+from sftlab.data import report as data_report
+from sftlab.errors import UserError
+from sftlab.models import load
+
+GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
+BROKEN = sources.SAMPLES / "broken"
+TABLE = [
+    [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+    for line in (BROKEN / "README.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("| `")
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """tiny-base's, in the Alpaca format."""
+    tokenizer = load.load_tokenizer("tiny-base")
+    formats.set_format(tokenizer, "alpaca")
+    return tokenizer
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """Writes rows to a.jsonl, and held-out ones to test.jsonl: the configuration of a set made from them."""
+
+    def write(name: str, made: list[dict]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        return str(tmp_path / name)
+
+    def build(made: list[dict], held_out: list[dict] | None = None, **options) -> DataConfig:
+        path, test = write("a.jsonl", made), write("test.jsonl", held_out) if held_out else None
+        place = str(tmp_path / "sets")
+        return DataConfig(
+            **{"source": "jsonl", "source_path": [path], "test_path": test, "output_dir": place} | options
+        )
+
+    return build
+
+
+def make_rows(number: int) -> list[dict]:
+    return [GOOD | {"instruction": f"question {n}", "output": str(n)} for n in range(number)]
+
+
+@pytest.mark.parametrize(("name", "fault", "outcome", "said"), TABLE, ids=[row[0] for row in TABLE])
+def test_a_broken_file_does_what_its_table_says(name, fault, outcome, said, tokenizer, tmp_path):
+    path = BROKEN / name
+    config = DataConfig(source=path.suffix[1:], source_path=[str(path)], output_dir=str(tmp_path / "sets"))
+    if outcome == "drops the row":
+        dropped = data_set.gather_rows(config, tokenizer)[2]["dropped"]
+        assert [f"{place}: {why}" for place, why in dropped.items()] == [said]
+        return
+    with pytest.raises(UserError) as raised:
+        data_set.prepare(config)
+    assert str(raised.value) == f"{path}: {said}" and "\n" not in said
+    assert not list(tmp_path.glob("sets/*"))
+
+
+def test_the_table_names_every_broken_file():
+    assert sorted(row[0] for row in TABLE) == sorted(file.name for file in BROKEN.iterdir() if file.name != "README.md")
+    assert len(TABLE) >= 20
+
+
+def test_no_prompt_is_on_both_sides_of_a_split():
+    made = [row | {"instruction": f"question {number % 30}"} for number, row in enumerate(make_rows(100))]
+    config = DataConfig(test_size=0.3)
+    train, test = data_set.split_rows(made, None, config)
+    assert not {row["instruction"] for row in train} & {row["instruction"] for row in test}
+    assert len(train) + len(test) == 100 and 25 <= len(test) <= 40
+    assert data_set.split_rows(made, None, config) == (train, test)
+    assert data_set.split_rows(made, None, DataConfig(test_size=0.3, seed=7)) != (train, test)
+
+
+def test_num_samples_takes_a_random_sample_not_the_head():
+    train, _ = data_set.split_rows(make_rows(1000), None, DataConfig(num_samples=50))
+    assert len(train) == 50 and max(int(row["output"]) for row in train) > 500
+
+
+def test_a_prepared_folder_holds_ids_and_the_answers_mask(dataset, tokenizer):
+    splits, report = data_set.load_prepared(dataset)
+    assert dataset.name == "facts_tiny-base_128"
+    assert (len(splits["train"]), len(splits["test"])) == (128, 64)
+    for row in splits["train"]:
+        trained = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+        assert tokenizer.decode(trained) == row["messages"][1]["content"] + tokenizer.eos_token
+        assert all(masking.check_row(tokenizer, row["input_ids"], row["labels"]).values())
+    assert report["splits"]["train"]["rows"] == 128
+
+
+def test_the_same_preparation_is_used_again_and_another_only_replaces_it_when_asked_to(configure, capsys):
+    config = configure(made := make_rows(12))
+    folder = data_set.prepare(config)
+    before = (folder / data_set.FACTS).read_bytes()
+    capsys.readouterr()
+    assert data_set.prepare(config) == folder and "used as it is" in capsys.readouterr().out
+    configure(made[:-1] + [GOOD])
+    with pytest.raises(UserError, match="exists already.*--overwrite"):
+        data_set.prepare(config)
+    assert (folder / data_set.FACTS).read_bytes() == before
+    again = DataConfig(**vars(config) | {"overwrite": True})
+    assert data_set.prepare(again) == folder and (folder / data_set.FACTS).read_bytes() != before
+    (folder / data_set.FACTS).unlink()
+    with pytest.raises(UserError, match="is not a data set of the lab"):
+        data_set.prepare(again)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("output", "max_length", "message"),
+    [("東京", 16, "no token would be trained"), ("長い答え。" * 300, 128, r"no row has its end \(EOS\) trained")],
+)
+def test_a_set_that_would_teach_nothing_or_never_to_stop_is_refused(output, max_length, message, configure, tmp_path):
+    config = configure([row | {"output": output} for row in make_rows(4)], max_length=max_length)
+    with pytest.raises(UserError, match=message):
+        data_set.prepare(config)
+    assert not list((tmp_path / "sets").iterdir())
+
+
+def test_dedupe_drops_repeats(configure, tokenizer):
+    long = "図書室は九時に開き、六時に閉まります。かばんは入口のロッカーに入れ、飲み物は持ち込まないでください。"
+    made = [GOOD | {"instruction": f"question {number}"} for number in range(10)]
+    made += [GOOD | {"instruction": text} for text in ("Question 1", long, long + "必ず。")]
+    kept = {}
+    for dedupe in ("off", "exact", "near"):
+        config = configure(made, dedupe=dedupe, near_threshold=0.8)
+        train, test, report, _ = data_set.gather_rows(config, tokenizer)
+        kept[dedupe] = list(report["dropped"].items())
+        assert len(train) + len(test) + len(report["dropped"]) == len(made)
+    assert kept["off"] == [] and kept["exact"] == [("row 11", "repeats row 2")]
+    assert kept["near"][0] == kept["exact"][0] and kept["near"][1][0] == "row 13"
+
+
+def test_a_training_row_whose_prompt_is_held_out_is_dropped(configure, tokenizer):
+    config = configure(make_rows(5), [GOOD | {"instruction": "Question 3"}])
+    train, test, report, _ = data_set.gather_rows(config, tokenizer)
+    assert report["dropped"] == {"row 4": "its prompt is held out"} and report["overlap"]["prompts"] == 0
+    assert (len(train), len(test)) == (4, 1)
+
+
+def test_held_out_rows_are_checked_and_repaired_too(configure, tokenizer):
+    broken = "東京".encode().decode("latin-1")
+    held_out = [GOOD | {"output": broken}, GOOD | {"instruction": "End?", "output": "</s>"}]
+    _, test, report, _ = data_set.gather_rows(configure(make_rows(4), held_out, fix_mojibake=True), tokenizer)
+    assert [row["output"] for row in test] == ["東京"]
+    assert report["dropped_test"] == {"row 2": "its text holds the special token </s>"}
+
+
+def test_the_report_counts_what_the_rows_hold(tmp_path, tokenizer):
+    config = DataConfig(
+        source="parquet",
+        source_path=[str(sources.SAMPLES / "raw" / "forum.parquet")],
+        output_dir=str(tmp_path),
+        columns=["instruction=question,output=answer"],
+    )
+    folder = data_set.prepare(config)
+    splits, report = data_set.load_prepared(folder)
+    found = report["found"]
+    assert report["dropped"] == {"row 6": "output is null"} and found["answers_with_space_first"] == ["row 22"]
+    assert {place for place, *_ in found["mojibake"]} == {"row 7"} and "row 21" in found["control_characters"]
+    for split, dataset in splits.items():
+        labels = dataset["labels"]
+        trained = [sum(label != masking.IGNORED for label in row) for row in labels]
+        lengths = [(len(row) - number, number) for row, number in zip(labels, trained, strict=True)]
+        assert report["splits"][split]["trained_tokens"] == sum(trained)
+        assert data_report.measure(dataset, tokenizer, 1024)["lengths"] == lengths
+    gone = (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["row"] for line in gone] == ["row 6"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(words in page for words in ("row 6", "data:image/png;base64,", "trained: "))
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3", "")
+    config.fix_mojibake = True
+    train, test, *_ = data_set.gather_rows(config, tokenizer)
+    assert "レバノンの首都はどこですか。" in str(train + test) and "ã" not in str(train + test)
+
+
+@pytest.mark.parametrize("format", formats.TEMPLATES)
+def test_chats_and_instructions_train_alike_in_every_format(format):
+    tokenizer = load.load_tokenizer("tiny-base")
+    formats.set_format(tokenizer, format)
+    turns = [("system", "短く。"), ("user", "首都は？"), ("assistant", "東京"), ("user", "1"), ("assistant", "東京")]
+    chat = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    made, _ = rows.check_rows([("row 1", GOOD | {"input": "地図"}), ("row 2", chat)], "x")
+    encoded = masking.encode_chats(tokenizer, [formats.to_messages(row, format) for row in made])
+    for answers, ids, labels in zip((1, 2), encoded["input_ids"], encoded["labels"], strict=True):
+        assert all(masking.check_row(tokenizer, ids.tolist(), labels.tolist()).values())
+        assert labels.tolist().count(tokenizer.eos_token_id) == answers
+
+
+def test_many_processes_give_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):
+    whole = data_set.tokenize(make_rows(24), tokenizer, "alpaca", tmp_path / "one")
+    monkeypatch.setattr(data_set, "ROWS_PER_PROCESS", 12)
+    assert list(data_set.tokenize(make_rows(24), tokenizer, "alpaca", tmp_path / "two")) == list(whole)
+
+
+def test_a_set_is_made_again_when_its_held_out_file_or_its_tokenizer_changes(configure, tmp_path):
+    shutil.copytree(load.TINY_BASE, tmp_path / "model")
+    config = configure(make_rows(2), [GOOD], model=str(tmp_path / "model"))
+    before = data_set.fingerprint(config)
+    assert data_set.fingerprint(DataConfig(**vars(config) | {"output_dir": "elsewhere"})) == before
+    configure(make_rows(2), [GOOD | {"output": "京都"}])
+    changed = data_set.fingerprint(config)
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    assert len({before, changed, data_set.fingerprint(config)}) == 3
+
+
+def test_a_sample_that_stood_in_is_not_taken_for_the_set_of_the_hub(tmp_path):
+    config = DataConfig(source="alpaca", output_dir=str(tmp_path))
+    wanted = data_set.fingerprint(config)
+    for source, found in (("alpaca.json", None), ("tatsu-lab/alpaca", tmp_path / "alpaca_tiny-base_9")):
+        (tmp_path / "alpaca_tiny-base_9").mkdir(exist_ok=True)
+        facts = {"source": source, "fingerprint": wanted}
+        (tmp_path / "alpaca_tiny-base_9" / data_set.FACTS).write_text(json.dumps(facts))
+        assert data_set.find_prepared(config, wanted) == found
+
+
+def test_a_row_as_long_as_the_limit_is_not_cut(tokenizer):
+    counts = data_report.measure(datasets.Dataset.from_dict({"labels": [[-100, 5, 2], [-100, 5, 6, 2]]}), tokenizer, 3)
+    assert (counts["cut_rows"], counts["tokens"], counts["trained_tokens"]) == (1, 6, 4)
+    assert counts["rows_without_trained_eos"] == 1 and counts["lengths"] == [(1, 2), (1, 3)]
