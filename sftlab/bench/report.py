@@ -10,7 +10,7 @@ import math
 import textwrap
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from statistics import mean, median
@@ -19,40 +19,29 @@ from sftlab import pages, plots
 from sftlab.bench import monitor, results, scaling
 from sftlab.bench.results import DISTURBED, Result
 from sftlab.bench.scaling import LEVEL, Gain, Speed
-from sftlab.config.configs import ReportConfig
+from sftlab.config.configs import SET_BY_BENCHMARK, ReportConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.pages import Chart, Section, Table
 
 LINES = 12  # of a chart; more can't be distinguished
 MOST_POINTS = 1000  # of a line over time
 FEW = 30  # timed steps; with fewer, p10 and p90 are hardly known
-UNITS = {"GB": 1e9, "%": 0.01, "TFLOP/s": 1e12}  # the last word of a column's head
-SPEED = {
-    "tokens/s": "tokens_per_second",
-    "of them in the loss": "trained_tokens_per_second",
-    "for each device": "tokens_per_second_per_device",
-    "samples/s": "samples_per_second",
-    "seconds of a step: median": "step_seconds.median",
-    "10 % take less than": "step_seconds.p10",
-    "90 % take less than": "step_seconds.p90",
+# What the tables hold, by its names in a file of results.
+SPEED = ("tokens_per_second", "trained_tokens_per_second", "tokens_per_second_per_device", "samples_per_second")
+SPEED += ("step_seconds.median", "step_seconds.p10", "step_seconds.p90")
+MEMORY = ("largest_peak_bytes", "largest.expected_bytes", "largest.taken_bytes", "largest.error")
+LOSSES = ("first_loss", "last_loss")
+COMPUTING = ("flops_per_second_per_device", "matrix_rate", "utilisation_measured", "utilisation", "device_use")
+COMPUTING += ("padding_share", "others_use")
+UNITS = {
+    **dict.fromkeys(("largest_peak_bytes", "expected_bytes", "taken_bytes"), ("GB", 1e9)),
+    **dict.fromkeys(COMPUTING[:2], ("TFLOP/s", 1e12)),
+    **dict.fromkeys(("error", *COMPUTING[2:]), ("%", 0.01)),
 }
-MEMORY = {
-    "peak, with the libraries, GB": "largest_peak",
-    "estimated without them, GB": "largest.expected_bytes",
-    "taken without them, GB": "largest.taken_bytes",
-    "error of the estimate, %": "largest.error",
-}
-LOSSES = {"first loss": "first_loss", "last loss": "last_loss"}
-COMPUTING = {
-    "rate of a device, TFLOP/s": "flops_per_second_per_device",
-    "plain matrix products, TFLOP/s": "matrix_rate",
-    "of these, %": "utilisation_measured",
-    "of the data-sheet's peak, %": "utilisation",
-    "device use, %": "device_use",
-    "padding, %": "padding_share",
-    "taken by other programs, %": "others_use",
-}
-ON_POINTS = "Samples of a step are devices × batch × accumulation. Timed steps, after those of the warm-up, are as many for any number of rows."
+ON_POINTS = (
+    "A step takes the global batch, which is devices × per device batch × accumulation. Timed steps, after those of the warm-up, are "
+    "as many for any number of samples in the set, of which only the distinct ones are there once."
+)
 ON_MEASURED = (
     "Speed-up over the fewest devices that were measured: the geometric mean of the rounds' ratios, with Student's interval of 95 %. "
     "Efficiency is speed-up over the ideal one, which on CPUs counts cores, not processes. The processes of one machine share its "
@@ -64,8 +53,8 @@ ON_MODELLED = (
     "devices and other users of the network are not in it, so a real run can be slower than both."
 )
 ON_MEMORY = (
-    "GB are 10^9 bytes. The peak is the most that a process took; on a GPU, its allocator. The estimate is that of sftlab memory, "
-    "for the process that takes most. Its error is not known where a process kept freed memory for the next step."
+    "GB are 10^9 bytes. The largest peak is the most that a process took with the libraries; on a GPU, its allocator. Without them, "
+    "of the process that took most: what sftlab memory expected, what was taken, and the error, not known where freed memory was kept."
 )
 ON_LOSS = (
     "In strong scaling the losses must agree at equal steps, except for dropout, which is random in each process, or the speeds are "
@@ -73,8 +62,9 @@ ON_LOSS = (
 )
 ON_COMPUTING = (
     "Operations by formula: full fine-tuning 6N + A per token, LoRA 4N + 6n + A; recomputation and padding don't count. The output "
-    "layer counts for every token, though only tokens in the loss go through it, so the real share can be lower. Device use is the "
-    "share of time in which anything ran (on a GPU), or of the cores' time: a device can be in use and slow."
+    "layer counts for every token, though only tokens in the loss go through it, so the real rate can be lower. The matrix rate is "
+    "that of plain matrix products with all devices at work; utilisation is of it (measured), and of the data-sheet's peak. Device "
+    "use is the share of time in which anything ran, or of the cores' time. Others use: what other programs took of the machine."
 )
 
 
@@ -177,67 +167,59 @@ def format_spread(values: list[float], size: float) -> str:
     return middle + (f" ({ends[0]} to {ends[1]})" if len(values) > 1 else "")
 
 
-def make_table(entries: list[Entry], caption: str, columns: dict[str, str]) -> Table:
-    """Make a table of values of the repeats, a row for each point. columns: head -> name in `results.Run`."""
-    sizes = [UNITS.get(head.split()[-1], 1) for head in columns]
-    rows = [
-        (
-            entry.name,
-            *(format_spread(entry.take(name), size) for name, size in zip(columns.values(), sizes, strict=True)),
-        )
-        for entry in entries
-    ]
-    return Table(("point", *columns), rows, f"{caption}: median of the repeats (lowest to highest)")
+def make_table(entries: list[Entry], caption: str, names: tuple[str, ...]) -> Table:
+    """Make a table of values of the repeats, a row for each point. names: of `results.Run`, with dots."""
+    columns = {"point": [entry.name for entry in entries]}
+    for name in names:
+        unit, size = UNITS.get(name.rpartition(".")[2], ("", 1))
+        head = name.replace("_", " ").replace(".", " ") + (f", {unit}" if unit else "")
+        columns[head] = [format_spread(entry.take(name), size) for entry in entries]
+    rows = list(zip(*columns.values(), strict=True))
+    return Table(tuple(columns), rows, f"{caption}: median of the repeats (lowest to highest)")
 
 
 def list_facts(result: Result) -> dict[str, str]:
-    """List the hardware and versions of a point, then its other facts: options, data, choices of the trainer without reasons."""
-    machine = {
+    """List what a point was measured with: hardware, versions, choices of the trainer without reasons, options, data."""
+    facts = {
         name: f"{value / 1e9:.1f} GB" if name.endswith("_bytes") and isinstance(value, int) else value
         for name, value in result.machine.items()
     }
     choices = {f"choice of {name}": str(why).split(":")[0] for name, why in result.choices.items() if name != "memory"}
-    options = {name: value for name, value in result.config.items() if name not in scaling.VARIES}
-    facts = machine | result.versions | {"attention": result.attention} | choices | options | result.data
+    usual, places = asdict(TrainConfig()), (*scaling.VARIES, *SET_BY_BENCHMARK)
+    options = {name: value for name, value in result.config.items() if name not in places and value != usual.get(name)}
+    facts |= result.versions | {"attention": result.attention} | choices | options
+    facts["data set"] = result.data.get("fingerprint")
     return {name.replace("_", " "): str(value) for name, value in facts.items() if value is not None}
 
 
 def make_setups(entries: list[Entry]) -> Section:
-    """Make the table of hardware and versions, and of other facts in which points differ, each value with its points."""
-    found, counted = {}, {"rows", "distinct rows", "fingerprint"}
+    """Make the table of facts; where points differ in one, each value with its points."""
+    found = {}
     for entry in entries:
         for name, value in list_facts(entry.result).items():
             found.setdefault(name, {}).setdefault(value, []).append(entry.name)
-    known = {
-        name.replace("_", " ")
-        for entry in entries
-        for name in (*entry.result.machine, *entry.result.versions, "attention")
-    }
     rows = [
         (name, value, "all" if len(points) == len(entries) else ", ".join(points))
         for name, values in found.items()
-        if name in known or len(values) > 1 and name not in counted
         for value, points in values.items()
     ]
-    return Section("Hardware and versions", [Table(("", "is", "at"), rows)])
+    words = "Options are named where they aren't the usual ones."
+    return Section("Hardware, versions and options", [Table(("", "is", "at"), rows), words])
 
 
 def make_points(entries: list[Entry]) -> Section:
+    heads = ("point", *asdict(entries[0].result.point), "distinct", "steps", "warm-up", "repeats", "first started, UTC")
     rows = []
     for entry in entries:
-        point, result, first = entry.result.point, entry.result, entry.result.runs[0]
-        row = {
-            "point": entry.name,
-            "model": point.model,
-            "data, rows (distinct)": f"{result.data['source']}, {point.samples} ({result.data['distinct_rows']})",
-            "nodes × devices": f"{point.nodes} × {point.devices // max(1, point.nodes)}",
-            "samples of a step": f"{point.global_batch} = {point.devices} × {point.per_device_batch} × {point.accumulation}",
-            "timed steps": f"{first.step_seconds.steps:g} after {first.step_seconds.warmup:g}",
-            "repeats": f"{len(result.runs)} of {result.repeats}",
-            "first started, UTC": first.started[:16].replace("T", " "),
-        }
-        rows.append(row)
-    return Section("The points", [Table(tuple(rows[0]), [tuple(row.values()) for row in rows]), ON_POINTS])
+        result, steps, started = entry.result, entry.result.runs[0].step_seconds, entry.result.runs[0].started
+        counts = (
+            result.data.get("distinct_rows", "?"),
+            steps.steps,
+            steps.warmup,
+            f"{len(result.runs)} of {result.repeats}",
+        )
+        rows.append((entry.name, *asdict(result.point).values(), *counts, started[:16].replace("T", " ")))
+    return Section("The points", [Table([head.replace("_", " ") for head in heads], rows), ON_POINTS])
 
 
 def draw_losses(entries: list[Entry]) -> Chart:
@@ -274,12 +256,9 @@ def make_scaling(entries: list[Entry], bandwidth: float | None) -> tuple[Section
             modelled += [(*row, gain.kind) for row, gain in zip(list_rows(name, speeds, gains), gains, strict=True)]
             *_, rate, speedup, efficiency = measured[-1]
             many = one.speeds[-1].devices
-            more = (
-                f", {speedup} times as fast as on {base.devices}; efficiency {efficiency}"
-                if many > base.devices
-                else ""
-            )
-            facts.append(f"{name}: {rate} tokens/s on {many} device(s){more}")
+            facts.append(f"{name}: {rate} tokens/s on {many} device(s)")
+            if many > base.devices:
+                facts[-1] += f", {speedup} times as fast as on {base.devices}; efficiency {efficiency}"
     heads = ("series", "devices", "ideal", "tokens/s", "speed-up", "efficiency")
     blocks = [Table(heads, measured, "Scaling, measured"), ON_MEASURED]
     if any(len(gains) > 1 for gains in curves.values()):
@@ -365,7 +344,7 @@ def list_differences(first: Result, second: Result) -> list[str]:
     """List in which facts two results differ."""
     ones, twos = list_facts(first), list_facts(second)
     names = [name for name in dict.fromkeys([*ones, *twos]) if ones.get(name) != twos.get(name)]
-    return [f"{name}: {ones.get(name)} against {twos.get(name)}" for name in names]
+    return [f"{name}: {ones.get(name, 'usual')} against {twos.get(name, 'usual')}" for name in names]
 
 
 def make_watched(path: str, samples: list[dict]) -> Section:

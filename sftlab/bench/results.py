@@ -109,7 +109,7 @@ class Run:
         return max(self.memory, key=lambda rank: rank.taken_bytes or 0)
 
     @property
-    def largest_peak(self) -> float:
+    def largest_peak_bytes(self) -> float:
         return max(self.peak_bytes)
 
 

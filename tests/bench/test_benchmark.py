@@ -234,14 +234,14 @@ def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     about = {"untimed": 1, "bf16": True, "started": time.time() - 60, "begun": datetime(2026, 1, 2, tzinfo=UTC)}
     run = worker.combine([one, two], point, 2000.0, 18.0, about)
     steps = StepSeconds(3.0, pytest.approx(1.4), pytest.approx(7.6), 5, 1, [1.0, 2.0, 3.0, 4.0, 10.0])
-    expected = {"tokens": 150, "trained_tokens": 50, "samples": 5, "window_seconds": 10.0, "tokens_per_second": 15.0}
-    expected |= {"trained_tokens_per_second": 5.0, "samples_per_second": 0.5, "tokens_per_second_per_device": 7.5}
-    expected |= {"padding_share": pytest.approx(50 / 200), "step_seconds": steps, "peak_bytes": [7, 9]}
-    expected |= {"memory": [memory] * 2, "flops_per_second_per_device": 2000 / 10 / 2, "matrix_rate": 200.0}
-    expected |= {"utilisation": None, "utilisation_measured": 100 / 200, "device_use": 18 / 10 / 4}
-    expected |= {"losses": [2.5, 1.5], "first_loss": 2.5, "last_loss": 1.5, "seconds": run.seconds}
-    expected |= {"others_use": pytest.approx(0.325 - 18 / 10 / 8), "started": "2026-01-02T00:00:00+00:00"}
-    assert run.seconds >= 60 and vars(run) == expected
+    assert (run.tokens, run.trained_tokens, run.samples, run.window_seconds) == (150, 50, 5, 10.0)
+    assert (run.tokens_per_second, run.trained_tokens_per_second, run.samples_per_second) == (15.0, 5.0, 0.5)
+    assert run.tokens_per_second_per_device == 7.5 and run.padding_share == pytest.approx(50 / 200)
+    assert run.step_seconds == steps and run.peak_bytes == [7, 9] and run.memory == [memory] * 2
+    assert run.flops_per_second_per_device == 2000 / 10 / 2 and run.matrix_rate == 200.0
+    assert run.utilisation is None and run.utilisation_measured == 100 / 200 and run.device_use == 18 / 10 / 4
+    assert run.losses == [2.5, 1.5] == [run.first_loss, run.last_loss] and run.seconds >= 60
+    assert run.others_use == pytest.approx(0.325 - 18 / 10 / 8) and run.started == "2026-01-02T00:00:00+00:00"
     gpus = [one | {"gpu_use": 0.5}, two | {"gpu_use": 0.9}]
     gpus = [part | {"device": {"gpu": "NVIDIA H100 PCIe"}} for part in gpus]
     run = worker.combine(gpus, point, 2000.0, 12.0, about)
@@ -320,9 +320,15 @@ def test_a_grid_that_is_ended_takes_its_processes_along(rows, tmp_path):
     assert not (tmp_path / ".work").exists() and not list(tmp_path.glob("*.json"))
 
 
-def test_the_error_of_a_worker_that_fails_is_that_of_the_point(tmp_path):
-    bench = BenchmarkConfig(nodes=["1"], sizes=["40"], output_dir=str(tmp_path))
-    config = TrainConfig(model_name=TINY, batch_size=4)
-    grid = plan.Grid(bench, config, {40: {"path": str(tmp_path / "nowhere")}}, 0)
-    with pytest.raises(measure.PointFailed, match="dataset_path: .*nowhere is not a data set"):
-        measure.run_point(grid, plan.list_points(bench, config)[0], "float32: as configured", 1)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sftlab: dataset_path: nowhere is not a data set", "dataset_path: nowhere is not a data set"),
+        ("last words", "exit code 2: last words"),
+    ],
+)
+def test_the_error_of_a_worker_that_fails_is_that_of_the_point(words, message, tmp_path):
+    script = f"import sys; print('first'); print({words!r}, file=sys.stderr); sys.exit(2)"
+    code = measure.run_command([sys.executable, "-S", "-c", script], tmp_path, os.environ)
+    failed = measure.explain_failure(tmp_path, code)
+    assert (code, str(failed)) == (2, message) and {*failed.lines} == {"first", words}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-import types
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -22,6 +22,7 @@ BURN = "import time\nwhile time.process_time() < 0.6: pass"
 def keep_signals():
     """What a watch does on signals ends with its test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -105,50 +106,31 @@ def test_the_figures_show_gaps_and_stay_small():
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """Lets a made-up pynvml answer, to test what is decided from its answers; no driver or GPU takes part."""
-
-    class NVMLError(Exception):
-        pass
-
-    def refuse(*_):
-        raise NVMLError("Not Supported")
-
-    fake = types.SimpleNamespace(
-        NVMLError=NVMLError,
-        NVML_TEMPERATURE_GPU=0,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda index: "handle",
-        nvmlDeviceGetName=lambda handle: b"GPU \xc3\xa9",
-        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(used=3, total=8),
-        nvmlDeviceGetPowerUsage=lambda handle: 250_500,
-        nvmlDeviceGetUtilizationRates=refuse,
-        nvmlDeviceGetTemperature=lambda handle, kind: 61,
-    )
-
-    def answer(missing=False, **changes):
-        vars(fake).update(changes)
-        monkeypatch.setitem(sys.modules, "pynvml", None if missing else fake)
-        machine.find_gpus.cache_clear()
-        return refuse
-
-    yield answer
+    """A made-up pynvml, to test what is decided from its answers; no driver or GPU takes part."""
+    fake = MagicMock(NVMLError=type("NVMLError", (Exception,), {}))
+    fake.nvmlDeviceGetCount.return_value = 1
+    fake.nvmlDeviceGetName.return_value = b"GPU \xc3\xa9"
+    fake.nvmlDeviceGetMemoryInfo.return_value = MagicMock(used=3, total=8)
+    fake.nvmlDeviceGetPowerUsage.return_value = 250_500
+    fake.nvmlDeviceGetTemperature.return_value = 61
+    fake.nvmlDeviceGetUtilizationRates.side_effect = fake.NVMLError("Not Supported")
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    machine.find_gpus.cache_clear()
+    yield fake
     machine.find_gpus.cache_clear()
 
 
 def test_what_a_gpu_does_not_answer_is_none(nvml):
-    nvml()
     [gpu] = monitor.take_sample()["gpus"]
     assert gpu == {"index": 0, "use_percent": None, "memory_bytes": 3, "power_watts": 250.5, "celsius": 61}
     assert machine.describe_gpus() == [{"index": 0, "name": "GPU é", "memory_total_bytes": 8}]
 
 
-def test_without_package_driver_or_gpu_there_are_none_and_a_reason(nvml):
-    refuse = nvml(missing=True)
-    assert machine.find_gpus() == ([], "the package nvidia-ml-py is not installed") and machine.read_gpus() == []
-    nvml(nvmlDeviceGetCount=lambda: 0)
-    assert machine.find_gpus() == ([], "NVML: no GPU")
-    nvml(nvmlInit=refuse)
+def test_without_driver_or_gpu_there_are_none_and_a_reason(nvml):
+    nvml.nvmlDeviceGetCount.return_value = 0
+    assert machine.find_gpus() == ([], "NVML: no GPU") and machine.read_gpus() == []
+    machine.find_gpus.cache_clear()
+    nvml.nvmlInit.side_effect = nvml.NVMLError("Not Supported")
     assert machine.find_gpus() == ([], "NVML: Not Supported")
 
 

@@ -66,7 +66,7 @@ def test_the_tables_hold_the_numbers_of_the_files(tmp_path):
     [[_, row]] = find_rows(page, "Scaling, measured").values()
     assert row[:3] == ["2", "2", "1,800"] and row[3].startswith("1.8 (") and row[4].startswith("89.9 % (")
     for words in ("Some CPU", "2.13.0", "a process of one machine", "17.2 GB"):
-        assert words in find_section(page, "Hardware and versions")
+        assert words in find_section(page, "Hardware, versions and options")
     assert BOUNDS not in page and "tokens/s on 2 device(s), 1.8 (" in find_section(page, "In short")
 
 
@@ -133,7 +133,7 @@ def test_what_the_trainer_chose_is_compared_without_its_reasons():
 
     assert compare(precision="float32: measured 1.3", memory="given back: why") == []
     assert compare(precision="bfloat16: measured 2.0") == ["choice of precision: float32 against bfloat16"]
-    assert compare(padding="none: why") == ["choice of padding: None against none"]
+    assert compare(padding="none: why") == ["choice of padding: usual against none"]
 
 
 def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_path):
@@ -143,7 +143,7 @@ def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_p
     top = find_section(page, "In short")
     assert "FEW STEPS: 12 timed steps at least, at 1 of 2 points fewer than 30" in top
     assert "DISTURBED: other programs took up to 40% of the machine at 1 of 2 points" in top
-    setups = find_section(page, "Hardware and versions")
+    setups = find_section(page, "Hardware, versions and options")
     assert re.search(rf"torch</th><td[^>]*>9.9</td><td[^>]*>{POINT}<", setups) and ">all<" in setups
     # Points of other versions are no series: neither is compared with the other.
     assert "tiny-base, 1000 rows, weak, with other settings: " in top and "times as fast" not in page
@@ -164,7 +164,7 @@ def test_two_folders_side_by_side(tmp_path):
     assert one[:2] == ["1,000", "1,500"] and one[3] == "faster" and two[3] == "no measurable difference"
     top = find_section(page, "In short")
     for words in (
-        "NOT THE SAME learning rate: 0.0002 against 0.5",
+        "NOT THE SAME learning rate: usual against 0.5",
         "torch: 2.13.0 against 2.14.0",
         "cpu: Some CPU against Other",
         "no measurable difference at 1",
