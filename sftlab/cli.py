@@ -270,7 +270,7 @@ def memory(args, plan, config):
     from sftlab.memory import advice
 
     quiet_libraries()
-    print("\n".join(advice.describe(config, plan)))
+    print("\n".join(advice.format_estimate(config, plan)))
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -368,7 +368,7 @@ def access(args, config):
 def models(args, config):
     from sftlab.memory import model_table
 
-    print(model_table.show(config.model, config.json))
+    print(model_table.format_models(config.model, config.json))
 
 
 @command(

@@ -32,7 +32,7 @@ from sftlab.config.options import check_value
 from sftlab.data import dataset
 from sftlab.errors import UserError
 from sftlab.hub import catalog
-from sftlab.memory import advice, dry_run, duration, parts
+from sftlab.memory import advice, dry_run, duration
 from sftlab.models import load
 from sftlab.runs import background, launcher, panel
 from sftlab.train import distributed, forecast
@@ -338,7 +338,7 @@ def estimate_memory(config: TrainConfig, lengths, share: float, shared: int, bf1
     plan, run = forecast.make_plan(config, gpu), dataclasses.replace(config, bf16=bf16)
     tokens, share = forecast.fill_batch(config, lengths, share, bf16)
     length = -(-tokens // config.batch_size)
-    total = parts.estimate(run, plan, length, share, shared).total
+    total = dry_run.estimate(run, plan, length, share, shared).total
     room = machine.free_memory(True) if gpu else machine.find_limit(False)
     where = f"{room / 1e9:.1f} GB that {'the GPU' if gpu else 'this machine'} has free"
     note = f"in the {where}; computed in {'bfloat16' if bf16 else 'float32'}{also}"

@@ -129,15 +129,12 @@ def check_quantization() -> Outcome:
 def check_attention() -> Outcome:
     import torch
 
-    from sftlab.models import attention
-
     if importlib.util.find_spec("flash_attn"):
         import flash_attn
 
         return OK, f"flash-attn {flash_attn.__version__}", ""
-    gpu, other = torch.cuda.is_available(), "SDPA, once per sample"
-    if gpu:
-        other = "torch's variable-length attention" if attention.has_torch_varlen() else "SDPA over padded batches"
+    gpu = torch.cuda.is_available()
+    other = "torch's variable-length attention" if gpu else "SDPA, once per sample"
     return NOTE if gpu else OK, f"flash-attn is not installed; taken instead: {other}", ""
 
 

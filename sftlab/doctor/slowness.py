@@ -69,7 +69,7 @@ def measure_precision(run: Run, result: dict) -> float | None:
 
 def measure_checkpointing(run: Run, result: dict) -> float | None:
     """The share of this machine's memory that the run would need without gradient checkpointing, by the estimate."""
-    from sftlab.memory import dry_run, parts
+    from sftlab.memory import dry_run
 
     if not run.config.gradient_checkpointing:
         return None
@@ -79,7 +79,7 @@ def measure_checkpointing(run: Run, result: dict) -> float | None:
     plain = dataclasses.replace(run.config, gradient_checkpointing=False, bf16=bf16)
     with contextlib.suppress(UserError, dry_run.CantCount):
         plan = MemoryConfig(device="gpu" if gpu else "cpu")
-        return parts.estimate(plain, plan, -(-tokens // run.config.batch_size)).total / machine.find_limit(gpu)
+        return dry_run.estimate(plain, plan, -(-tokens // run.config.batch_size)).total / machine.find_limit(gpu)
     return None
 
 

@@ -1,84 +1,153 @@
-"""A training step on fake tensors: how much it would hold, and how much of it at its peak.
+"""What a training run holds, before it begins: a step on fake tensors is counted, and the peak estimated from it.
 
-The model's own code runs, PEFT's adapters, autocast and gradient checkpointing included, on torch's fake tensors: they
-have a shape and a type, and nothing is computed. What each operation would have allocated, and what was freed, is
-counted. So there is no formula for each architecture, and a model of 70 billion parameters takes seconds. Only
-bitsandbytes' layers and, for a GPU, TRL's head are stood in for, by what their source keeps. It may run in a thread: modes of
-torch are each thread's own, and its default dtype, its generator and its functions stay as they are.
+The model's own code runs, PEFT's adapters, autocast and gradient checkpointing included, on torch's fake tensors, which have
+a shape and a type and no numbers. What each operation would have allocated and freed is counted, so there is no formula for
+each architecture, and a model of 70 billion parameters takes seconds. Only the layers of bitsandbytes and, for a GPU, TRL's
+head are replaced (`kernels`). benchmarks/memory.py compares the result with measured peaks. It may run in a thread: torch's
+modes belong to one thread, and its default dtype and its generator stay as they are.
 
-    python -c "from sftlab.memory import dry_run; from sftlab.config.configs import TrainConfig; print(dry_run.run(TrainConfig(), 4, 64))"
+    sftlab memory --model meta-llama/Llama-2-7b-hf --use-lora --batch-size 4 --device gpu
 """
 
+import collections
 import contextlib
 import copy
-import dataclasses
 import functools
 import logging
 import threading
 import weakref
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from sftlab.config.configs import TrainConfig
+from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.errors import UserError
+from sftlab.models import load
+from sftlab.models.load import read_settings
 
 ONE_AT_A_TIME = threading.RLock()  # torch notes in a variable of all threads whether a dispatch mode is on
 FEW_LAYERS = (2, 4)  # each layer adds the same amount: these two say how much
 MIXED_LAYERS = (6, 12)  # where layers of several kinds take turns, as in Gemma 3
+# Bytes before there is a model. CPU: Python with all libraries, measured. GPU: what torch's allocator doesn't know of, the
+# CUDA context and the libraries' own; measured on an H200 with CUDA 13.0: 0.79 and 0.81 GB.
+RUNTIME = {"cpu": 620_000_000, "gpu": 800_000_000}
+LIVE = 1_000_000_000  # weights that DeepSpeed keeps gathered at most (stage3_max_live_parameters in sftlab/config/deepspeed)
+DATA = 45_000_000  # tokenizer, data set, batches and the Trainer's own, measured on a CPU
+# What oneDNN keeps on a CPU in bfloat16: a kernel for each shape of a product. 33 MB with rows of one length, 77 with many.
+KERNELS = 75_000_000
+EIGHT_BIT = 2 + 2 * 4 / 256  # a scale of 4 bytes for 256 numbers
+STATE = {  # bytes of the optimizer per trained weight; Adafactor keeps sums of rows and columns only
+    "adamw_torch_fused": 8,
+    "adamw_torch": 8,
+    "adafactor": 0.02,
+    "sgd": 0,
+    "adamw_8bit": EIGHT_BIT,
+    "paged_adamw_8bit": EIGHT_BIT,
+}
+
+
+OF_STEP = "model_name trust_remote_code use_lora lora_r lora_target_modules lora_dropout use_dora use_4bit use_8bit"
+OF_STEP += " gradient_checkpointing use_flash_attention"  # the options that change what a step holds
 
 
 class CantCount(UserError):
     """A model whose code asks for numbers that are not there, so that its memory can't be estimated."""
 
 
-@dataclass
-class Peak:
-    """The most bytes that were held: of them `gradients` in gradients of weights, and `head` since `enter_head`."""
+class Peak(NamedTuple):
+    """The most bytes that were held: of them `gradients` in gradients of weights, and `head` in the output layer."""
 
     size: int = 0
     gradients: int = 0
     head: int = 0
 
 
-@dataclass(frozen=True)
-class Held:
-    """Bytes. weights: those that don't learn, by dtype, `nf4` and `int8` with their constants in `constants`; trained:
-    weights that learn; gradients: all of theirs; kept: activations at the end of the forward pass; early, late: the most
-    that a step held beside weights up to the end of the output layer, and in the layers' backward pass; block: all
-    weights of the largest block of layers.
+class Held(NamedTuple):
+    """Bytes of one step, and `trained`: how many weights learn, each of 4 bytes.
+
+    weights: those that don't learn, by dtype; gradients: all of those that do; kept: activations at the end of the forward
+    pass; early, late: the most that was held beside weights up to the end of the output layer, and in the layers' backward
+    pass; block: all weights of the largest block of layers.
     """
 
     weights: dict[str, int]
-    constants: int
     trained: int
-    trained_count: int
     gradients: int
     kept: int
     early: Peak
     late: Peak
     block: int
 
-    @property
-    def fullest(self) -> Peak:
-        return max(self.early, self.late, key=lambda peak: peak.size)
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes per device: `parts` by name, in the order of a table; `total` is their sum, the peak."""
+
+    parts: dict[str, int]
+    trained_parameters: int
 
     @property
-    def peak(self) -> int:
-        return self.fullest.size
+    def total(self) -> int:
+        return sum(self.parts.values())
 
 
-def run(config: TrainConfig, batch_size: int, length: int, bf16: bool = False, gpu: bool = False,
-        trained_share: float = 1.0, shared: int = 0) -> Held:  # fmt: skip
-    """What one optimizer step holds, of gradient_accumulation_steps batches of (batch_size, length) tokens.
+def estimate(
+    config: TrainConfig, plan: MemoryConfig, length: int | None = None, trained_share: float = 1.0, shared: int = 0
+) -> Estimate:
+    """Estimate the peak of a run on each device of a plan, in parts.
 
-    bf16: compute in bfloat16. gpu: the way the loss is computed there, on `trained_share` of the positions. shared: tokens that
-    all rows begin with, which a row without padding holds once on a CPU. Raises UserError for a model that can't be had.
+    Every sequence is taken to be `length` tokens long (default: max_length), of which `trained_share` are in the loss; on a
+    CPU a batch holds the first `shared` ones once. ZeRO divides as in Rajbhandari et al. 2020 (arXiv:1910.02054, section 5):
+    stage 1 the optimizer's state, 2 the gradients, too, 3 the weights, too. Raises UserError for a model that can't be had.
     """
-    names = ("model_name", "use_lora", "lora_r", "lora_target_modules", "use_dora", "lora_dropout", "use_4bit", "use_8bit",
-             "gradient_checkpointing", "use_flash_attention", "trust_remote_code")  # fmt: skip
-    options = {name: getattr(config, name) for name in names} | {"bf16": bf16}
+    cpu, bf16 = plan.device == "cpu", load.choose_precision(config, plan.device)[0]
+    held = run(config, config.batch_size, length or config.max_length, bf16, not cpu, trained_share, shared)
+    trained, gradients, state = 4 * held.trained, held.gradients, STATE[config.optim] * held.trained
+    if plan.zero:  # DeepSpeed keeps a float32 copy of what is trained with the optimizer's state, also of float32
+        state += 4 * held.trained
+        if bf16:
+            trained, gradients = trained // 2, gradients // 2
+    over_state, over_gradients, over_weights = (plan.devices if plan.zero >= stage else 1 for stage in (1, 2, 3))
+    gathered = 0
+    if over_weights > 1:  # the block at work is gathered whole, the next one is on its way, and more is kept
+        gathered = min(sum(held.weights.values()) + trained, max(2 * held.block, LIVE * (2 if bf16 else 4)))
+    peak, last = max(held.early, held.late), gradients // over_gradients
+    during = peak.gradients * gradients // max(1, held.gradients) // over_gradients
+    activations, head = peak.size - peak.gradients - peak.head, peak.head
+    if activations + head + during < last:  # the most is held when the optimizer moves the weights
+        activations, head, during = 0, 0, last
+    parts = {f"weights, {kind}": size // over_weights for kind, size in held.weights.items()} | {
+        "trained weights": trained // over_weights,
+        "gradients": during,
+        "optimizer": 0 if plan.offload else round(state / over_state),
+        "activations": activations,
+        "output layer's loss": head,
+        "gathered blocks": gathered,
+        "data and tokenizer": DATA * cpu,
+        "kernels in bfloat16": KERNELS * (cpu and bf16),
+        "runtime": RUNTIME[plan.device],
+    }
+    return Estimate({name: size for name, size in parts.items() if size}, held.trained)
+
+
+def run(
+    config: TrainConfig,
+    batch_size: int,
+    length: int,
+    bf16: bool = False,
+    gpu: bool = False,
+    trained_share: float = 1.0,
+    shared: int = 0,
+) -> Held:
+    """Count what one optimizer step holds, of gradient_accumulation_steps batches of (batch_size, length) tokens.
+
+    bf16: compute in bfloat16. gpu: as on a GPU. trained_share, shared: as in `estimate`. Raises UserError for a model that
+    can't be had, CantCount for one whose step can't be counted.
+    """
+    options = {name: getattr(config, name) for name in OF_STEP.split()} | {"bf16": bf16}
     options["gradient_accumulation_steps"] = min(2, config.gradient_accumulation_steps)  # more hold no more
     with counting(config):
         return _run(tuple(options.items()), batch_size, length, gpu, trained_share, shared)
@@ -86,8 +155,8 @@ def run(config: TrainConfig, batch_size: int, length: int, bf16: bool = False, g
 
 @contextlib.contextmanager
 def counting(config: TrainConfig):
-    """Turns whatever goes wrong with a model's code inside into CantCount: a run shall not fail by its estimate."""
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # which tells each of its failures
+    """Turn whatever goes wrong with a model's code inside into CantCount: a run shall not fail by its estimate."""
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # which reports each of its failures
     try:
         with ONE_AT_A_TIME:
             yield
@@ -95,9 +164,8 @@ def counting(config: TrainConfig):
         raise
     except Exception as error:  # a mixture of experts asks for numbers, another model builds layers in its own way …
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise CantCount(
-            f"model {config.model_name}: a step of it can't be counted without its numbers ({reason})."
-        ) from error
+        words = f"model {config.model_name}: a step of it can't be counted without its numbers ({reason})."
+        raise CantCount(words) from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -108,38 +176,17 @@ def _run(options: tuple, *shape) -> Held:
     layers = inner.num_hidden_layers
     fewer, more = MIXED_LAYERS if len(set(getattr(inner, "layer_types", None) or [])) > 1 else FEW_LAYERS
     if layers <= MIXED_LAYERS[1]:
-        return _step(config, settings, layers, *shape)
-    one, two = (dataclasses.asdict(_step(config, settings, count, *shape)) for count in (fewer, more))
-    line = _extend(one, two, (layers - fewer) / (more - fewer))
-    return Held(**line | {name: Peak(**line[name]) for name in ("early", "late")})
-
-
-def _extend(one, two, steps: float):
-    """The straight line through two numbers, or through each pair of numbers in two dicts."""
-    if isinstance(one, dict):
-        return {name: _extend(one[name], two[name], steps) for name in one}
-    return max(0, round(one + (two - one) * steps))
-
-
-def read_settings(name: str, trust_remote_code: bool = False):
-    """transformers' configuration of any model, without a network where the catalogue knows its shape."""
-    from pathlib import Path
-
-    from sftlab.hub import catalog
-    from sftlab.models import load
-
-    known = catalog.find_model(name)
-    if known and known.name != "tiny-base" and not name.startswith(catalog.RANDOM) and not Path(name).is_dir():
-        name = f"random:{name}"
-    return load.read_settings(name, trust_remote_code)
+        return _count_step(config, settings, layers, shape)
+    one, two = (_count_step(config, settings, count, shape) for count in (fewer, more))
+    steps = (layers - fewer) / (more - fewer)  # the straight line through the two, in each of their numbers
+    return tree_map(lambda first, second: max(0, round(first + (second - first) * steps)), one, two)
 
 
 def build(config: TrainConfig, settings, layers: int):
-    """The model of a run without bytes (torch's meta device), as it would be trained: quantised, with adapters."""
-    import torch
+    """Build the model of a run without bytes (torch's meta device), as it would be trained: quantised, with adapters."""
     from peft import get_peft_model
 
-    from sftlab.models import load, quantise
+    from sftlab.models import quantise
 
     settings = copy.deepcopy(settings)
     inner = settings.get_text_config()
@@ -148,13 +195,13 @@ def build(config: TrainConfig, settings, layers: int):
     if getattr(inner, "layer_types", None):
         inner.layer_types = inner.layer_types[:layers]
     dtype = torch.bfloat16 if config.bf16 and config.use_lora else torch.float32
-    model = quantise.build_empty(settings, dtype, quantise.quantization_config(config), config.trust_remote_code)
-    if config.use_4bit or config.use_8bit:
+    quantization = quantise.quantization_config(config)
+    model = load.build_empty(settings, dtype, quantization, config.trust_remote_code)
+    if quantization:
         quantise.prepare_quantised(model, config)
-    lora = load.lora_config(config)
-    if lora:
+    if lora := load.lora_config(config):
         load.check_targets(model, lora.target_modules)
-        if lora.use_dora and (config.use_4bit or config.use_8bit):
+        if lora.use_dora and quantization:
             raise RuntimeError("DoRA reads the lengths of quantised weights, which are not there")
         with torch.device("meta"):  # PEFT's low_cpu_mem_usage replaces a method of all modules meanwhile
             model = get_peft_model(model, lora)
@@ -164,56 +211,21 @@ def build(config: TrainConfig, settings, layers: int):
     return model.train()
 
 
-def _step(
-    config: TrainConfig,
-    settings,
-    layers: int,
-    batch_size: int,
-    length: int,
-    gpu: bool,
-    trained_share: float,
-    shared: int,
-) -> Held:
-    import torch
+def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Held:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from sftlab.memory import kernels
-    from sftlab.models import adapters, attention
     from sftlab.models.loss import has_plain_head
 
-    if gpu:  # whose attention kernels have dropout without a matrix of scores, which the ones for CPUs would make
-        settings = copy.deepcopy(settings)
-        dropouts = {"attention_dropout", "attn_pdrop"} & set(vars(settings.get_text_config()))
-        settings.get_text_config().update(dict.fromkeys(dropouts, 0.0))
-    model = build(config, settings, layers)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(
-            {
-                "use_reentrant": False,
-                "preserve_rng_state": False,  # else torch's generator, which is that of all threads, would be set back
-                "context_fn": lambda: (contextlib.nullcontext(), kernels.as_on(gpu)),  # off in a backward pass
-            }
-        )
-        if config.use_lora:
-            model.enable_input_require_grads()
-    adapters.prepare(model, config.bf16, cpu=not gpu)
-    in_rows = not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN
-    if in_rows:
-        attention.set_attention(model, None)
+    batch_size, length, gpu, trained_share, shared = shape
+    model = _build_for_device(config, settings, layers, gpu)
     causal = model.get_base_model() if config.use_lora else model
     shared = min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0  # as `run.make_trainer` shares
-    inputs = (
-        attention.packed_inputs([[0] * length] * batch_size, shared=shared)
-        if in_rows
-        else {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
-    )
-    held, constants = count(model)
-    block = max((count_block(part) for part in find_blocks(causal)), default=0)
+    inputs = _make_inputs(config, model, batch_size, length, gpu, shared)
+    weights, block = count(model), count_block(causal)
     with FakeTensorMode(allow_non_fake_inputs=True):
         kernels.make_fake(model, config)
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        counter = LiveBytes(model)
-        with kernels.as_on(gpu), counter:
+        with kernels.as_on(gpu), LiveBytes(model) as counter:
             for _ in range(config.gradient_accumulation_steps):
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                     hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state
@@ -223,12 +235,41 @@ def _step(
                 kept = counter.before_head - counter.gradients
                 loss.backward(torch.ones_like(loss))
                 del hidden, loss
-        return Held(held, constants, sum(w.nbytes for w in trained), sum(w.numel() for w in trained), counter.gradients,
-                    kept, counter.early, counter.late, block)  # fmt: skip
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return Held(weights, trained, counter.gradients, kept, counter.early, counter.late, block)
+
+
+def _build_for_device(config: TrainConfig, settings, layers: int, gpu: bool):
+    """`build`, with checkpointing and adapters as they are on the device."""
+    from sftlab.memory import kernels
+    from sftlab.models import adapters
+
+    model = build(config, settings, layers)
+    if config.gradient_checkpointing:
+        options = {
+            "use_reentrant": False,
+            "preserve_rng_state": False,  # else torch's generator, which is that of all threads, would be set back
+            "context_fn": lambda: (contextlib.nullcontext(), kernels.as_on(gpu)),  # off in a backward pass
+        }
+        model.gradient_checkpointing_enable(options)
+        if config.use_lora:
+            model.enable_input_require_grads()
+    adapters.prepare(model, config.bf16, cpu=not gpu)
+    return model
+
+
+def _make_inputs(config: TrainConfig, model, batch_size: int, length: int, gpu: bool, shared: int) -> dict:
+    """A batch of equally long rows, without padding in one row where a CPU's attention takes that."""
+    from sftlab.models import attention
+
+    if gpu or attention.choose(model, config.use_flash_attention, config.bf16)[0] != attention.VARLEN:
+        return {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
+    attention.set_attention(model, None)
+    return attention.packed_inputs([[0] * length] * batch_size, shared=shared)
 
 
 def count_embedding(config: TrainConfig) -> int:
-    """Numbers in the input embedding of a run's model."""
+    """Count the numbers in the input embedding of a run's model."""
     settings = read_settings(config.model_name, config.trust_remote_code).get_text_config()
     return settings.vocab_size * settings.hidden_size
 
@@ -240,49 +281,43 @@ def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
     plain = replace(config, use_lora=False, use_4bit=False, use_8bit=False, use_dora=False, use_rslora=False)
     with counting(config):
         model = build(plain, read_settings(config.model_name, config.trust_remote_code), 1)
-    return attention.choose(model, config.use_flash_attention, bf16)[0].startswith(
-        ("flash_attention", attention.VARLEN)
-    )
+    return attention.takes_rows(attention.choose(model, config.use_flash_attention, bf16)[0])
 
 
-def count(model) -> tuple[dict[str, int], int]:
-    """(dtype -> bytes of the weights that don't learn, bytes of bitsandbytes' constants), each stored weight once.
+def count(model) -> dict[str, int]:
+    """Count the bytes of the weights that don't learn by dtype, with bitsandbytes' constants, each stored weight once.
 
     4 bits: half a byte each; a scale for 64 weights, itself in 8 bits, with one of 4 bytes for 256 scales (QLoRA,
     arXiv:2305.14314, section 3); two codebooks and an offset. 8 bits: a byte each, and 4 bytes for each row.
     """
     from bitsandbytes.nn import Int8Params, Params4bit
 
-    held, constants = {}, 0
+    found = collections.Counter()
     for weight in model.parameters():
         if isinstance(weight, Params4bit):
             scales = -(-weight.numel() // 64)
-            held["nf4"] = held.get("nf4", 0) + -(-weight.numel() // 2)
-            constants += scales + 4 * -(-scales // 256) + 4 * (16 + 256 + 1)
+            found["nf4"] += -(-weight.numel() // 2)
+            found["quantisation constants"] += scales + 4 * -(-scales // 256) + 4 * (16 + 256 + 1)
         elif isinstance(weight, Int8Params):
-            held["int8"] = held.get("int8", 0) + weight.numel()
-            constants += 4 * weight.shape[0]
+            found["int8"] += weight.numel()
+            found["quantisation constants"] += 4 * weight.shape[0]
         elif not weight.requires_grad:
-            dtype = str(weight.dtype).removeprefix("torch.")
-            held[dtype] = held.get(dtype, 0) + weight.nbytes
-    return held, constants
+            found[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
+    return dict(found)
 
 
-def count_block(block) -> int:
-    """Bytes of all weights of a block, those that learn, too."""
-    return sum(count(block)[0].values()) + sum(weight.nbytes for weight in block.parameters() if weight.requires_grad)
-
-
-def find_blocks(causal) -> list:
-    """The blocks of a model, such as its decoder layers: the entries of its longest ModuleList."""
-    import torch
-
+def count_block(causal) -> int:
+    """Count the bytes of all weights in the largest block of a model, an entry of its longest ModuleList."""
     lists = [part for part in causal.modules() if isinstance(part, torch.nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
+    sizes = [0]
+    for block in max(lists, key=len, default=[]):
+        trained = sum(weight.nbytes for weight in block.parameters() if weight.requires_grad)
+        sizes.append(trained + sum(count(block).values()))
+    return max(sizes)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Live bytes of all that operations make while this is on, the weights of `model` left out.
+    """Count the live bytes of all that operations make while this is on, the weights of `model` left out.
 
     now: bytes; gradients: bytes of the weights' gradients so far; early, late: the peaks up to the end of the output
     layer, and after it, in the backward pass of the layers. `peak` is the larger one, in bytes.
@@ -291,7 +326,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, model):
         super().__init__()
         self.now = self.gradients = self.before_head = 0
-        self.early, self.late, self.in_head, self.in_layers = Peak(), Peak(), False, False
+        self.early, self.late, self.phase = Peak(), Peak(), "layers forward"
         self.live, self.counted = {}, set()
         for part in (*model.parameters(), *model.buffers()):
             self.live[part.untyped_storage()._cdata] = None
@@ -301,14 +336,14 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
-        return max(self.early.size, self.late.size)
+        return max(self.early, self.late).size
 
     def enter_head(self) -> None:
-        self.in_head, self.in_layers, self.before_head = True, False, self.now
+        self.phase, self.before_head = "head", self.now
 
-    def leave_head(self, slope=None) -> None:
+    def leave_head(self, grad=None) -> None:
         """The head is done when the gradient of what went into it is there: a hook for that tensor."""
-        self.in_head, self.in_layers = False, True
+        self.phase = "layers backward"
 
     def add_gradient(self, weight) -> None:
         if id(weight) not in self.counted:  # later batches add to the same tensor
@@ -323,12 +358,14 @@ class LiveBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for part in tree_leaves(out):
             storage = part.untyped_storage() if hasattr(part, "untyped_storage") else None
-            if storage is not None and storage._cdata not in self.live:
-                key, size = storage._cdata, storage.nbytes()
-                self.live[key] = weakref.ref(storage, lambda _, key=key, size=size: self.free(key, size))
-                self.now += size
-                peak = self.late if self.in_layers else self.early
-                if self.now > peak.size:
-                    peak.size, peak.gradients = self.now, self.gradients
-                    peak.head = self.now - self.before_head if self.in_head else 0
+            if storage is None or storage._cdata in self.live:
+                continue
+            key, size = storage._cdata, storage.nbytes()
+            self.live[key] = weakref.ref(storage, lambda _, key=key, size=size: self.free(key, size))
+            self.now += size
+            peak = Peak(self.now, self.gradients, self.now - self.before_head if self.phase == "head" else 0)
+            if self.phase == "layers backward":
+                self.late = max(self.late, peak)
+            else:
+                self.early = max(self.early, peak)
         return out

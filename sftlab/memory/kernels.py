@@ -25,8 +25,8 @@ class QuantisedProduct(torch.autograd.Function):
         return x @ torch.empty(shape, dtype=x.dtype).t()
 
     @staticmethod
-    def backward(ctx, slope):
-        return slope @ torch.empty(ctx.shape, dtype=slope.dtype), None, None
+    def backward(ctx, grad):
+        return grad @ torch.empty(ctx.shape, dtype=grad.dtype), None, None
 
 
 class TiledHead(torch.autograd.Function):
@@ -34,22 +34,25 @@ class TiledHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight):
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        ctx.compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
         ctx.save_for_backward(hidden, weight)
-        ctx.compute = dtype
-        tile = torch.empty(min(len(hidden), TILE[0]), TILE[1], dtype=dtype)
-        piece = weight[: TILE[1]].to(dtype)
-        return hidden.new_zeros(()) + 0 * (tile.numel() + piece.numel())
+        make_tile(hidden, weight, ctx.compute)
+        return hidden.new_zeros(())
 
     @staticmethod
-    def backward(ctx, slope):
-        hidden, weight = ctx.saved_tensors
-        grads = [torch.zeros(part.shape, dtype=torch.float32) if needed else None
-                  for part, needed in zip((hidden, weight), ctx.needs_input_grad, strict=True)]  # fmt: skip
-        tile = torch.empty(min(len(hidden), TILE[0]), TILE[1], dtype=ctx.compute)
-        piece = weight[: TILE[1]].to(ctx.compute)
-        del tile, piece
-        return tuple(None if s is None else s.to(p.dtype) for s, p in zip(grads, (hidden, weight), strict=True))
+    def backward(ctx, grad):
+        parts = ctx.saved_tensors
+        needed = zip(parts, ctx.needs_input_grad, strict=True)
+        grads = [torch.zeros(part.shape, dtype=torch.float32) if wanted else None for part, wanted in needed]
+        make_tile(*parts, ctx.compute)
+        return tuple(None if g is None else g.to(part.dtype) for g, part in zip(grads, parts, strict=True))
+
+
+def make_tile(hidden, weight, dtype) -> None:
+    """Allocate a tile of logits and the output layer's part of it at the same time, and let go of both."""
+    tile = torch.empty(min(len(hidden), TILE[0]), TILE[1], dtype=dtype)
+    part = weight[: TILE[1]].to(dtype)
+    del tile, part
 
 
 def as_on(gpu: bool):
@@ -58,19 +61,22 @@ def as_on(gpu: bool):
 
 
 class OnGpu(TorchFunctionMode):
-    """On a GPU dropout keeps a mask of one byte per number, not one of its size, and autocast takes powers in float32."""
+    """Dropout keeps a mask of one byte per number, in attention none, and autocast takes powers in float32."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is torch.nn.functional.dropout:
-            return self.drop(*args, **kwargs or {})
+            return drop(*args, **kwargs)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            kwargs = kwargs | {"dropout_p": 0.0}
         if func is torch.pow and torch.is_tensor(args[0]) and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return func(args[0].float(), *args[1:], **kwargs or {})
-        return func(*args, **kwargs or {})
+                return func(args[0].float(), *args[1:], **kwargs)
+        return func(*args, **kwargs)
 
-    @staticmethod
-    def drop(x, p=0.5, training=True, inplace=False):
-        return torch.native_dropout(x, p, True)[0] if training and p else x
+
+def drop(x, p=0.5, training=True, inplace=False):
+    return torch.native_dropout(x, p, True)[0] if training and p else x
 
 
 def head_loss(causal, hidden, gpu: bool, trained: int):

@@ -15,92 +15,83 @@ from sftlab.hub import access, catalog
 from sftlab.hub import client as hub_client
 from sftlab.hub.catalog import Model
 
-# The run that memory is told for: rank 16 on the model's layers, as `sftlab memory` counts it.
 RUN = {"use_lora": True, "batch_size": 4, "max_length": 1024, "gradient_checkpointing": True}
 ASSUMED = (
     "Memory in GB (10^9 bytes) of a run with LoRA (rank 16) and with LoRA on 4 bits (QLoRA): batches of 4 x 1024 tokens, "
     "gradient checkpointing, one device. `sftlab memory` counts any other run."
 )
-METHODS = ("LoRA", "QLoRA")
+METHODS = {"LoRA": False, "QLoRA": True}  # whether the base is stored in 4-bit
+FORM = "{:<28}{:>11}{:>13}  {:<9}{:<12}{:<15}{:>7}{:>7}  {}"
 
 
 def find_devices() -> list[tuple[str, str, int]]:
-    """(kind, name, bytes) of what can train here: each kind of GPU, or, where there is none, the main memory."""
-    found = {
-        (f"{gpu['name']}", gpu["memory_total_bytes"]) for gpu in machine.describe_gpus() if gpu["memory_total_bytes"]
-    }
-    return [("gpu", *gpu) for gpu in sorted(found)] or [("cpu", "CPU", machine.find_limit(gpu=False))]
+    """Find (kind, name, bytes) of what can train here: each kind of GPU, or, where there is none, the main memory."""
+    gpus = {("gpu", gpu["name"], gpu["memory_total_bytes"]) for gpu in machine.describe_gpus()}
+    return sorted(gpu for gpu in gpus if gpu[2]) or [("cpu", "CPU", machine.find_limit(gpu=False))]
 
 
 def estimate_all(name: str) -> tuple[int, ...]:
-    """MB with LoRA and QLoRA on a GPU, then on a CPU; seconds per model. Raises UserError for one that can't be had."""
-    from sftlab.memory import parts
-
-    runs = [(device, bits) for device in ("gpu", "cpu") for bits in (False, True)]
-    return tuple(round(estimate(parts, name, device, bits) / 1e6) for device, bits in runs)
+    """Estimate the MB of each of METHODS on a GPU, then on a CPU; seconds per model. Raises UserError for one that can't be had."""
+    return tuple(round(estimate(name, kind, bits) / 1e6) for kind in ("gpu", "cpu") for bits in METHODS.values())
 
 
-def estimate(memory, name: str, device: str, bits: bool) -> int:
+def estimate(name: str, device: str, bits: bool) -> int:
+    from sftlab.memory import dry_run
+
     config = TrainConfig(model_name=name, use_4bit=bits, bf16=device == "gpu", **RUN)  # the same on every machine
-    return memory.estimate(config, MemoryConfig(device=device)).total
+    return dry_run.estimate(config, MemoryConfig(device=device)).total
+
+
+def by_kind(megabytes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"gpu": megabytes[:2], "cpu": megabytes[2:]}
 
 
 def describe_fit(megabytes: tuple[int, ...], devices: list[tuple[str, str, int]]) -> dict[str, str]:
-    """For each device the methods whose run fits in it: `LoRA`, `QLoRA` or `no`; LoRA where both do."""
+    """Tell for each device which method fits in it: `LoRA`, `QLoRA` or `no`; LoRA where both do."""
     found = {}
     for kind, name, room in devices:
-        pair = megabytes[:2] if kind == "gpu" else megabytes[2:]
-        fitting = [method for method, size in zip(METHODS, pair, strict=True) if size * 1e6 <= room]
-        found[f"{name}, {room / 1e9:.0f} GB"] = fitting[0] if fitting else "no"
+        sizes = zip(METHODS, by_kind(megabytes)[kind], strict=True)
+        found[f"{name}, {room / 1e9:.0f} GB"] = next((method for method, size in sizes if size * 1e6 <= room), "no")
     return found
 
 
 def describe_known(model: Model, devices: list) -> dict:
-    """What the catalogue says of a model, and where it fits; nothing is asked of the Hub."""
+    """Collect what the catalogue has on a model, and where it fits; nothing is asked of the Hub."""
     bundled = model.name == "tiny-base"
     return {
-        "model": model.hub_id, "parameters": model.parameters, "download_bytes": model.download_bytes,
-        "stored": model.stored, "access": "bundled" if bundled else "gated" if model.gated else "public",
-        "licence": model.licence, "chat_template": False, "formats": list(model.formats),
-        "lora_targets": list(model.lora_targets), "memory_mb": describe_memory(model.memory),
-        "fits": describe_fit(model.memory, devices), "page": "" if bundled else hub_client.find_page(model.hub_id),
-    }  # fmt: skip
-
-
-def describe(name: str, devices: list) -> dict:
-    """All about one model; of one that the catalogue doesn't know, from the Hub. Raises UserError if it can't be had."""
-    known = None if Path(name).is_dir() else catalog.find_model(name)
-    return describe_known(known, devices) if known else describe_other(name, devices)
-
-
-def describe_memory(megabytes: tuple[int, ...]) -> dict:
-    return {
-        kind: dict(zip(METHODS, megabytes[start : start + 2], strict=True)) for kind, start in (("gpu", 0), ("cpu", 2))
+        "model": model.hub_id,
+        "parameters": model.parameters,
+        "download_bytes": model.download_bytes,
+        "stored": model.stored,
+        "access": "bundled" if bundled else "gated" if model.gated else "public",
+        "licence": model.licence,
+        "chat_template": False,
+        "formats": list(model.formats),
+        "lora_targets": list(model.lora_targets),
+        "memory_mb": {kind: dict(zip(METHODS, pair, strict=True)) for kind, pair in by_kind(model.memory).items()},
+        "fits": describe_fit(model.memory, devices),
+        "page": "" if bundled else hub_client.find_page(model.hub_id),
     }
 
 
 def describe_other(name: str, devices: list) -> dict:
-    """The same of a model that the catalogue doesn't know, from its configuration, its tokenizer and the Hub."""
+    """Collect the same of a model beyond the catalogue, from its configuration, its tokenizer and the Hub."""
     from sftlab.hub import download
     from sftlab.models import load
 
     load.quiet_libraries()
-    settings, tokenizer = load.read_settings(name), load.load_tokenizer(name)
-    here = access.is_here(name)
+    settings, template = load.read_settings(name), bool(load.load_tokenizer(name).chat_template)
+    here, formats = access.is_here(name), ("model" if template else "alpaca",)
     stored = str(getattr(settings, "dtype", None) or "float32").removeprefix("torch.")
-    megabytes = estimate_all(name)
-    return {
-        "model": name, "parameters": count_parameters(settings),
-        "download_bytes": 0 if here or download.find_snapshot(name) else download.plan(name).size, "stored": stored,
-        "access": access.check(name).state, "licence": "see its page" if not here else "see its folder",
-        "chat_template": bool(tokenizer.chat_template), "formats": ["model"] if tokenizer.chat_template else ["alpaca"],
-        "lora_targets": ["all-linear"], "memory_mb": describe_memory(megabytes), "fits": describe_fit(megabytes, devices),
-        "page": "" if here else hub_client.find_page(name),
-    }  # fmt: skip
+    facts = (count_parameters(settings), False, f"see its {'folder' if here else 'page'}", settings.model_type)
+    model = Model(name, *facts, ("all-linear",), {}, stored, estimate_all(name), formats)
+    fetch = 0 if here or download.find_snapshot(name) else download.plan(name).size
+    own = {"download_bytes": fetch, "access": access.check(name).state, "chat_template": template}
+    return describe_known(model, devices) | own | ({"page": ""} if here else {})
 
 
 def count_parameters(settings) -> int:
-    """Weights of a model of this configuration, counted without making them."""
+    """Count the weights of a model of this configuration without making them."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -108,14 +99,16 @@ def count_parameters(settings) -> int:
         return AutoModelForCausalLM.from_config(settings).num_parameters()
 
 
-def show(name: str | None, as_json: bool) -> str:
-    """The text of `sftlab models [MODEL]`."""
-    devices = find_devices()
-    if name:
-        facts = describe(name, devices)
-        return json.dumps(facts, indent=2, ensure_ascii=False) if as_json else format_one(facts)
-    rows = [describe_known(model, devices) for model in catalog.MODELS]
-    return json.dumps(rows, indent=2, ensure_ascii=False) if as_json else format_all(rows)
+def format_models(name: str | None, as_json: bool) -> str:
+    """Write the text of `sftlab models [MODEL]`. Raises UserError for a model that can't be had."""
+    devices, known = find_devices(), name and not Path(name).is_dir() and catalog.find_model(name)
+    if not name:
+        facts = [describe_known(model, devices) for model in catalog.MODELS]
+    else:
+        facts = describe_known(known, devices) if known else describe_other(name, devices)
+    if as_json:
+        return json.dumps(facts, indent=2, ensure_ascii=False)
+    return format_one(facts) if name else format_all(facts)
 
 
 def format_size(count: float) -> str:
@@ -123,18 +116,15 @@ def format_size(count: float) -> str:
 
 
 def format_all(rows: list[dict]) -> str:
-    """A line per model: size, download, access, licence, memory on the kind of device that is here, what fits."""
+    """Write a line per model: size, download, access, licence, memory on the kind of device that is here, what fits."""
     kind = "gpu" if machine.describe_gpus() else "cpu"
-    places = list(rows[0]["fits"])
-    lines = [f"{'model':<28}{'parameters':>11}{'GB to fetch':>13}  {'access':<9}{'licence':<12}{'format':<15}"
-             f"{'LoRA':>7}{'QLoRA':>7}  fits here: {'; '.join(places)}"]  # fmt: skip
+    places = f"fits here: {'; '.join(rows[0]['fits'])}"
+    lines = [FORM.format("model", "parameters", "GB to fetch", "access", "licence", "format", *METHODS, places)]
     for row in rows:
-        memory = row["memory_mb"][kind]
-        sizes = "".join(f"{memory[method] / 1e3:>7.1f}" for method in METHODS)
         fetch = f"{row['download_bytes'] / 1e9:.1f}" if row["download_bytes"] else "-"
-        fits = "; ".join(row["fits"][place] for place in places)
-        lines.append(f"{row['model']:<28}{format_size(row['parameters']):>11}{fetch:>13}  {row['access']:<9}{row['licence']:<12}"
-                     f"{', '.join(row['formats']):<15}{sizes}  {fits}")  # fmt: skip
+        memory = [f"{size / 1e3:.1f}" for size in row["memory_mb"][kind].values()]
+        facts = [row["model"], format_size(row["parameters"]), fetch, row["access"], row["licence"]]
+        lines.append(FORM.format(*facts, ", ".join(row["formats"]), *memory, "; ".join(row["fits"].values())))
     notes = (
         f"{ASSUMED} Here: on a {kind.upper()}.",
         "None of them is a chat model: no template of their own, so a format is chosen (`--format`). Any other Hub id or folder "
@@ -145,21 +135,20 @@ def format_all(rows: list[dict]) -> str:
 
 
 def format_one(facts: dict) -> str:
-    """All about one model, a line per fact."""
-    template = (
-        "its own (--format model)" if facts["chat_template"] else f"none; take --format {' or '.join(facts['formats'])}"
-    )
-    fetch = (
-        f"about {facts['download_bytes'] / 1e9:.2f} GB" if facts["download_bytes"] else "nothing, it is on this machine"
-    )
-    memory = [(f"memory on a {kind.upper()}", "  ".join(f"{method} {size / 1e3:.1f} GB" for method, size in sizes.items()))
-              for kind, sizes in facts["memory_mb"].items()]  # fmt: skip
-    pairs = [
-        ("model", facts["model"]), ("page", facts["page"] or "none, it is on this machine"),
-        ("parameters", f"{facts['parameters']:,}, stored as {facts['stored']}"), ("to fetch", fetch),
-        ("access", facts["access"]), ("licence", facts["licence"]), ("chat template", template),
-        ("LoRA targets", ",".join(facts["lora_targets"])), *memory,
-        *((f"fits in {place}", fit) for place, fit in facts["fits"].items()),
-    ]  # fmt: skip
-    width = max(len(label) for label, _ in pairs) + 2
-    return "\n".join([*(f"{label:<{width}}{text}" for label, text in pairs), "", textwrap.fill(ASSUMED, 118)])
+    """Write all about one model, a line per fact."""
+    formats, size = " or ".join(facts["formats"]), facts["download_bytes"] / 1e9
+    pairs = {
+        "model": facts["model"],
+        "page": facts["page"] or "none, it is on this machine",
+        "parameters": f"{facts['parameters']:,}, stored as {facts['stored']}",
+        "to fetch": f"about {size:.2f} GB" if size else "nothing, it is on this machine",
+        "access": facts["access"],
+        "licence": facts["licence"],
+        "chat template": "its own (--format model)" if facts["chat_template"] else f"none; take --format {formats}",
+        "LoRA targets": ",".join(facts["lora_targets"]),
+    }
+    for kind, sizes in facts["memory_mb"].items():
+        pairs[f"memory on a {kind.upper()}"] = "  ".join(f"{method} {mb / 1e3:.1f} GB" for method, mb in sizes.items())
+    pairs |= {f"fits in {place}": fit for place, fit in facts["fits"].items()}
+    width = max(map(len, pairs)) + 2
+    return "\n".join([*(f"{label:<{width}}{text}" for label, text in pairs.items()), "", textwrap.fill(ASSUMED, 118)])

@@ -35,12 +35,10 @@ class Branch(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, a, b, inner, kept = ctx.saved_tensors
-        grad_inner = (grad @ b).mul_(ctx.scale)
-        grad_x = None
+        grad_inner, grad_x = (grad @ b).mul_(ctx.scale), None
         if ctx.needs_input_grad[1]:
             grad_x = grad_inner @ a
-            grad_x = grad_x if kept is None else grad_x.mul_(kept)
-            grad_x = grad_x.to(ctx.dtypes[0])
+            grad_x = (grad_x if kept is None else grad_x.mul_(kept)).to(ctx.dtypes[0])
         grad_a = (grad_inner.t() @ x).to(ctx.dtypes[1])
         grad_b = (grad.t() @ inner).to(ctx.dtypes[2]).mul_(ctx.scale)
         return grad, grad_x, grad_a, grad_b, None, None
@@ -60,20 +58,17 @@ class FastLinear(Linear):
     """PEFT's LoRA layer with `Branch`; whatever is not plain LoRA with one adapter goes PEFT's way."""
 
     def forward(self, x, *args, **kwargs):
-        active = self.active_adapters
-        if (
-            self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A
-            or active[0] in self.lora_variant or args or kwargs
-        ):  # fmt: skip
+        name, *more = self.active_adapters or [None]
+        plain = not (self.disable_adapters or self.merged or more or args or kwargs)
+        if not plain or name not in self.lora_A or name in self.lora_variant or self.lora_B[name].bias is not None:
             return super().forward(x, *args, **kwargs)
-        a, b = self.lora_A[active[0]], self.lora_B[active[0]]
-        if x.dtype != a.weight.dtype and not torch.is_autocast_enabled("cpu") or b.bias is not None:
+        a, b, dropout = self.lora_A[name].weight, self.lora_B[name].weight, self.lora_dropout[name]
+        if x.dtype != a.dtype and not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         result = self.base_layer(x)
-        dropout = self.lora_dropout[active[0]]
         p = dropout.p if isinstance(dropout, torch.nn.Dropout) and dropout.training else 0.0
         flat, inputs = result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1])
-        return Branch.apply(flat, inputs, a.weight, b.weight, self.scaling[active[0]], p).view(result.shape)
+        return Branch.apply(flat, inputs, a, b, self.scaling[name], p).view(result.shape)
 
 
 def prepare(model, bf16: bool, cpu: bool) -> None:
@@ -81,8 +76,8 @@ def prepare(model, bf16: bool, cpu: bool) -> None:
 
     bf16: whether it trains under bfloat16 autocast. PEFT 0.21 casts each adapter's input to the adapter's float32, autocast
     casts it back for the product, and the copy is kept for the backward pass where dropout keeps its input. The numbers are
-    the same without it. Outside autocast, where a model is asked after a run, the cast is needed, and made.
-    So it is with DoRA, which computes the lengths of its weights in the precision of the input.
+    the same without it. Outside autocast, where a model is asked after a run, the cast is needed, and made; so it is with
+    DoRA, which computes the lengths of its weights in the precision of the input.
     """
     for part in model.modules():
         if cpu and type(part) is Linear:

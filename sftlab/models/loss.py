@@ -1,10 +1,9 @@
-"""The loss of SFT computed only where a token is trained, in one pass over the logits.
+"""The loss of SFT computed on completion tokens only, in one pass over the logits.
 
 In SFT with a mask most positions have no label. On a CPU, TRL's fused loss scores them all the same, over the whole
-vocabulary, and computes the logits twice. Here only the answers' positions are multiplied by the output layer, a few
-hundred at a time in one buffer that is used again and again; loss, gradient, accuracy and entropy all come from the
-one softmax. The loss is the same. On a GPU TRL scores the answers' positions only, in a kernel of its own: TRL's way is
-taken there.
+vocabulary, and computes the logits twice. Here only positions in the loss are multiplied by the output layer, a few hundred
+at a time in one buffer that is used again and again; loss, gradient, accuracy and entropy all come from the one softmax.
+The loss is the same. On a GPU TRL's own kernel scores these positions only, and is taken there.
 
     python benchmarks/train.py
 """
@@ -35,10 +34,8 @@ class AnswerLoss(torch.autograd.Function):
         matrix, needs_grad = weight.detach().to(dtype), any(ctx.needs_input_grad[:3])
         rows = max(1, min(count, NUMBERS // vocabulary))
         buffer, spare = (torch.empty(rows, vocabulary, dtype=torch.float32) for _ in range(2))
-        grads = [
-            torch.zeros_like(part, dtype=torch.float32) if needs_grad and needed else None
-            for part, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
-        ]
+        needed = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        grads = [torch.zeros_like(part, dtype=torch.float32) if asked else None for part, asked in needed]
         loss, right, entropy = (torch.zeros((), dtype=torch.float32) for _ in range(3))
         for start in range(0, count, rows):
             states = hidden[start : start + rows].to(dtype)
@@ -83,19 +80,14 @@ def add_rows(matrix, count: int):
     return torch.nn.functional.pad(matrix, (0, 0, 0, count)) if count else matrix
 
 
+# Of a configuration: what changes the logits after the output layer.
+EXTRAS = "final_logit_softcapping logit_scale output_multiplier lm_head_multiplier logits_scaling logits_soft_cap"
+
+
 def has_plain_head(model) -> bool:
     """Whether logits are the output layer times the last hidden state and nothing more: no scale, no cap."""
-    config = model.config.get_text_config()
-    extras = (
-        "final_logit_softcapping",
-        "logit_scale",
-        "output_multiplier",
-        "lm_head_multiplier",
-        "logits_scaling",
-        "logits_soft_cap",
-    )
-    plain = all(getattr(config, name, None) in (None, 1.0) for name in extras)
-    head = model.get_output_embeddings()
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    plain = all(getattr(config, name, None) in (None, 1.0) for name in EXTRAS.split())
     return plain and head is not None and head.weight.is_floating_point() and model.base_model is not model
 
 

@@ -14,7 +14,8 @@ from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.memory import advice as memory_advice
-from sftlab.memory import parts
+from sftlab.memory import dry_run
+from sftlab.models import load
 from sftlab.train import distributed
 
 KEPT = 4  # freed memory that is kept may make a run's peak so many times what it uses (measured: 1.2 to 3.7)
@@ -36,8 +37,6 @@ def find_fullest(lengths: list[int], batch_size: int, batches: int, in_rows: boo
 
 def fill_batch(config: TrainConfig, lengths: list[int], trained_share: float, bf16: bool) -> tuple[int, float]:
     """(tokens of the fullest batch, padding included, the share of them that is trained). lengths: tokens of each row."""
-    from sftlab.memory import dry_run
-
     if config.packing:
         return config.batch_size * config.max_length, trained_share
     batches = config.max_steps * config.gradient_accumulation_steps
@@ -64,8 +63,6 @@ def expect(
     """
     import torch
 
-    from sftlab.memory import dry_run
-
     gpu = torch.cuda.is_available()
     world, plan = distributed.read_world(), make_plan(config, gpu)
     tokens, trained_share = fill_batch(config, lengths, trained_share, bf16)
@@ -75,7 +72,7 @@ def expect(
     length = -(-tokens // config.batch_size)
     expected = {"expected_bytes": None, "parts": {}, "tokens": tokens, "shared": shared, "kept": False}
     try:
-        whole = parts.estimate(run, plan, length, trained_share, shared)
+        whole = dry_run.estimate(run, plan, length, trained_share, shared)
         if new_tokens:  # PEFT puts the trained rows into copies of the whole embedding, in each pass
             whole.parts["trained token rows"] = 3 * 4 * dry_run.count_embedding(config)
     except dry_run.CantCount as error:
@@ -146,11 +143,11 @@ def fix(config: TrainConfig, expected: dict | None) -> str:
     if expected and expected["kept"]:
         return "Freed memory was kept for speed: add --no-keep-memory."
     plan = make_plan(config, torch.cuda.is_available())
-    run = replace(config, bf16=parts.chooses_bf16(config, plan))
+    run = replace(config, bf16=load.choose_precision(config, plan.device)[0])
     try:
         length = -(-expected["tokens"] // config.batch_size) if expected else None
         shared = expected["shared"] if expected else 0
-        total = parts.estimate(run, plan, length, shared=shared).total
+        total = dry_run.estimate(run, plan, length, shared=shared).total
         room = min(machine.find_limit(plan.device == "gpu"), 0.95 * total)
         advice = memory_advice.advise(run, plan, room, length, shared)
     except (MemoryError, RuntimeError, SystemError):  # not even enough for that

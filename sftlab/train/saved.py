@@ -16,7 +16,7 @@ from sftlab.data import dataset
 from sftlab.data.dataset import FACTS
 from sftlab.errors import UserError
 from sftlab.hub import catalog
-from sftlab.models import load, quantise, remote_code
+from sftlab.models import load, quantise
 from sftlab.train import checkpoints
 
 # Of no meaning to a run that is only read; and whether its code may run is for who reads it to say.
@@ -69,7 +69,7 @@ def count_parameters(run: Run) -> int:
     """How many parameters that model has, tied ones counted once."""
     import torch
 
-    return quantise.build_empty(read_settings(run), torch.float32, None, run.config.trust_remote_code).num_parameters()
+    return load.build_empty(read_settings(run), torch.float32, None, run.config.trust_remote_code).num_parameters()
 
 
 def load_run(run: Run, base: str = "trained", exactly: bool = True):
@@ -167,7 +167,7 @@ def load_any(name: str, trust_remote_code: bool = False):
     device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
     try:
         path = load.locate(name)
-        with remote_code.guarded(name, path, trust_remote_code):
+        with load.guarded(name, path):
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype="auto", device_map=device, trust_remote_code=trust_remote_code
             )

@@ -6,7 +6,7 @@ import pytest
 
 from sftlab.config import presets
 from sftlab.config.configs import MemoryConfig, TrainConfig
-from sftlab.memory import parts
+from sftlab.memory import dry_run
 
 GUIDE = {  # its table: (batch from, to, rank, 8-bit, 4-bit, nodes)
     "7b": (4, 8, 16, False, False, "1-2 nodes"),
@@ -34,7 +34,7 @@ def test_debug_is_the_guides():
 def test_the_largest_batch_fits_the_gpu_with_a_tenth_to_spare(preset):
     config = dataclasses.replace(TrainConfig.build(**preset.options), batch_size=preset.batches[1])
     plan = MemoryConfig(device="gpu" if preset.gpu else "cpu")
-    assert parts.estimate(config, plan).total < 0.9e9 * (preset.gpu or 2)
+    assert dry_run.estimate(config, plan).total < 0.9e9 * (preset.gpu or 2)
 
 
 def test_changes_are_told():

@@ -18,7 +18,7 @@ from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.course import widgets
 from sftlab.course.widgets import find_figures
 from sftlab.errors import UserError
-from sftlab.memory import dry_run, duration, parts
+from sftlab.memory import dry_run, duration
 from sftlab.models import load
 from sftlab.runs import background, panel
 from sftlab.train import folder as run_folder
@@ -268,7 +268,7 @@ def find_all_figures(config):
         run = dataclasses.replace(config, **changes)
         for one in find_figures(run):
             yield one | {"name": f"{changes} {one['name']}"}
-        found = parts.estimate(run, MemoryConfig(device="gpu"), 64)
+        found = dry_run.estimate(run, MemoryConfig(device="gpu"), 64)
         yield widgets.make_figure(f"{changes} on a GPU", str(found.total))
 
 

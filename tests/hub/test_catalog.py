@@ -6,14 +6,14 @@ import pytest
 
 from sftlab.hub import catalog
 from sftlab.hub.catalog import MODELS
-from sftlab.memory import model_table, parts
+from sftlab.memory import model_table
 
 
 @pytest.mark.parametrize(("number", "model"), list(enumerate(MODELS)), ids=[model.name for model in MODELS])
 def test_the_memory_that_is_told_is_the_estimate(number, model):
     device, bits = (("gpu", False), ("gpu", True), ("cpu", False), ("cpu", True))[number % 4]
     told = model.memory[number % 4] * 1e6
-    assert model_table.estimate(parts, model.hub_id, device, bits) == pytest.approx(told, rel=0.01)
+    assert model_table.estimate(model.hub_id, device, bits) == pytest.approx(told, rel=0.01)
 
 
 def test_what_fits_where():
@@ -36,7 +36,7 @@ def test_the_command_lists_all_and_tells_all_about_one(sftlab_command):
 def test_a_model_beyond_the_catalogue_is_described_from_its_files():
     from sftlab.models import load
 
-    facts = json.loads(model_table.show(str(load.TINY_BASE), as_json=True))
+    facts = json.loads(model_table.format_models(str(load.TINY_BASE), as_json=True))
     known = catalog.find_model("tiny-base")
     assert facts["parameters"] == known.parameters and facts["stored"] == known.stored and not facts["chat_template"]
     assert facts["download_bytes"] == 0 and facts["access"] == "folder"
@@ -44,6 +44,6 @@ def test_a_model_beyond_the_catalogue_is_described_from_its_files():
 
 
 def test_no_line_of_the_list_is_cut_off_from_its_column(capsys):
-    header, *rows = model_table.show(None, False).splitlines()[: 1 + len(MODELS)]
+    header, *rows = model_table.format_models(None, False).splitlines()[: 1 + len(MODELS)]
     for row, model in zip(rows, MODELS, strict=True):
         assert row.startswith(model.hub_id) and row[header.index("licence") :].startswith(model.licence)

@@ -56,16 +56,21 @@ def test_outputs_and_gradients_are_those_of_peft(name, bf16):
         assert (theirs - ours).norm() <= tolerance * theirs.norm()
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bfloat16"])
 def test_a_training_with_them_has_the_losses_of_peft_in_less_memory(bf16, dataset, tmp_path, monkeypatch):
+    options = {
+        "max_steps": 2,
+        "batch_size": 8,
+        "logging_steps": 1,
+        "eval_samples": 8,
+        "use_lora": True,
+        "lora_dropout": 0,
+    }
     found = []
     for number in range(2):
-        trainer = run.make_trainer(
-            TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / str(number)), max_steps=2, batch_size=8, use_lora=True,
-                        lora_dropout=0, bf16=bf16, logging_steps=1, eval_samples=8)
-        )  # fmt: skip
-        counter = LiveBytes(trainer.model)
-        with counter:
+        folders = {"dataset_path": str(dataset), "output_dir": str(tmp_path / str(number))}
+        trainer = run.make_trainer(TrainConfig(bf16=bf16, **folders, **options))
+        with LiveBytes(trainer.model) as counter:
             trainer.train()
         found.append(([entry["loss"] for entry in trainer.state.log_history if "loss" in entry], counter.peak))
         monkeypatch.setattr(adapters, "prepare", lambda *_, **__: None)

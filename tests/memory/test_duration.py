@@ -46,5 +46,6 @@ def test_a_run_that_stopped_early_is_compared_with_its_share():
     assert told["error"] == pytest.approx(0, abs=0.02) and told["share"] == pytest.approx(0.01, abs=1e-3)
 
 
-def test_seconds_as_people_say_them():
-    assert [duration.say(seconds) for seconds in (42, 720, 12600)] == ["42 s", "12 min", "3.5 h"]
+@pytest.mark.parametrize(("seconds", "words"), [(42, "42 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_seconds_as_people_say_them(seconds, words):
+    assert duration.say(seconds) == words

@@ -1,0 +1,88 @@
+"""Loading: true shapes, every architecture with LoRA, and clear words for a model that can't be had."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sftlab.config.configs import TrainConfig
+from sftlab.errors import UserError
+from sftlab.hub import client as hub_client
+from sftlab.hub import stand_in
+from sftlab.hub.catalog import MODELS
+from sftlab.models import load
+from sftlab.train import run
+
+KINDS = {model.model_type: model for model in MODELS[1:]}.values()
+
+
+def test_the_catalogue_has_the_true_number_of_parameters():
+    for known in MODELS[1:]:
+        with torch.device("meta"):
+            assert load.build_random(f"random:{known.name}").num_parameters() == known.parameters
+
+
+@pytest.mark.parametrize("known", KINDS, ids=lambda known: known.name)
+def test_lora_finds_its_layers_in_every_architecture(known):
+    from peft import get_peft_model
+
+    model = load.build_random(f"random-tiny:{known.name}")
+    lora = load.lora_config(TrainConfig(model_name=known.name, use_lora=True, lora_r=2))
+    load.check_targets(model, lora.target_modules)
+    parts = get_peft_model(model, lora).named_modules()
+    assert {path.rsplit(".", 1)[-1] for path, part in parts if hasattr(part, "lora_A")} == set(known.lora_targets)
+
+
+def test_a_target_that_matches_nothing_is_named_with_those_that_exist():
+    with pytest.raises(UserError, match="no layer 'q_prj'. Did you mean 'q_proj'.*down_proj"):
+        load.check_targets(load.load_model("tiny-base"), ["q_prj"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody/nothing", "can't be reached"),
+        ("tiny-bse", "Did you mean 'tiny-base'"),
+        ("no spaces allowed", "no valid Hub id"),
+        ("random:gpt5", "after random: comes a catalogue name"),
+        ("", r"holds no config\.json"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_explained(name, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        load.load_model(name or str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def hub_server():
+    with stand_in.serving() as address:
+        yield address
+
+
+def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_server):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not hub_client.reach() and constants.is_offline_mode()
+    monkeypatch.setattr(constants, "ENDPOINT", hub_server)
+    assert hub_client.reach() and not constants.is_offline_mode()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as the user said
+    assert not hub_client.reach()
+
+
+def test_a_model_from_the_hub_is_downloaded_and_trained(dataset, tmp_path, hub_server):
+    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "use_lora": True, "max_steps": 1}
+    with stand_in.visiting(hub_server, tmp_path):
+        run.train(TrainConfig(model_name="lab/public", batch_size=2, eval_samples=2, bf16=False, **options))
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+def test_the_network_is_cut_here_and_in_child_processes():
+    with pytest.raises(OSError, match="without a network"):
+        socket.create_connection(("192.0.2.1", 443), timeout=2)
+    child = "import socket; socket.getaddrinfo('huggingface.co', 443)"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True)
+    assert done.returncode == 1 and "without a network" in done.stderr

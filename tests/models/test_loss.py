@@ -1,0 +1,99 @@
+"""The lab's way to the loss: the same loss, gradients and metrics as TRL's, and TRL's way where it must be."""
+
+import inspect
+
+import pytest
+import torch
+
+from sftlab.config.configs import TrainConfig
+from sftlab.hub.catalog import MODELS
+from sftlab.models import load
+from sftlab.models.loss import add_answer_head, has_plain_head
+from sftlab.train import run as train_run
+from sftlab.train.trainer import LabTrainer
+
+LORA = {"use_lora": True}
+NAMES = {"loss", "eval_loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_mean_token_accuracy"}
+
+
+def make_trainer(dataset, folder, **options) -> LabTrainer:
+    short = {
+        "max_steps": 3,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "eval_samples": 8,
+        "bf16": False,
+    }
+    options = short | {"lora_dropout": 0, "dataset_path": str(dataset), "output_dir": str(folder)} | options
+    return train_run.make_trainer(TrainConfig(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        LORA | {"gradient_accumulation_steps": 2, "batch_size": 2},
+        pytest.param(LORA | {"gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param(LORA | {"use_4bit": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_losses_gradients_and_metrics_are_those_of_trl_step_by_step(options, dataset, tmp_path):
+    logs = []
+    for plain in (False, True):
+        trainer = make_trainer(dataset, tmp_path / str(plain), **options)
+        assert trainer.uses_answer_head
+        if plain:
+            trainer.uses_answer_head, trainer.data_collator = False, trainer.data_collator.collate
+        trainer.train()
+        logs.append([{name: entry[name] for name in NAMES & set(entry)} for entry in trainer.state.log_history])
+    for ours, theirs in zip(*logs, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6)
+    assert sum(map(len, logs[0])) > 15
+
+
+@pytest.mark.parametrize("name", {model.model_type: model.name for model in MODELS[1:]}.values())
+def test_every_architecture_of_the_catalogue_has_a_plain_head_and_the_same_loss(name):
+    model = load.build_random(f"random-tiny:{name}").eval()
+    assert has_plain_head(model)
+    add_answer_head(model)
+    ids = torch.arange(40, 80).view(2, 20)
+    labels = torch.where(torch.arange(20) < 8, load.IGNORED, ids)
+    with torch.no_grad():
+        loss, tokens, _, _ = model(input_ids=ids, answer_labels=labels)
+        logits = model(input_ids=ids).logits[:, :-1].transpose(1, 2)
+    assert tokens == 24
+    assert (loss / tokens).item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels[:, 1:]).item(), rel=1e-5
+    )
+
+
+def test_a_model_with_a_cap_on_its_logits_goes_trls_way():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
+    }
+    config = AutoConfig.for_model("gemma2", num_key_value_heads=1, head_dim=16, **shape)
+    assert config.final_logit_softcapping and not has_plain_head(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_batch_without_a_trained_token_gives_zero_and_a_gradient(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path)
+    ids = torch.tensor([[1, 5, 9]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, load.IGNORED)}
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    assert loss.item() == 0 and all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
+def test_generation_finds_the_inputs_that_the_model_knows_by_name():
+    model = load.load_model("tiny-base")
+    names = set(inspect.signature(model.forward).parameters)
+    add_answer_head(model)
+    assert "position_ids" in names and set(inspect.signature(model.forward).parameters) == names
