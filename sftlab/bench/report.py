@@ -164,7 +164,7 @@ def format_spread(values: list[float], size: float) -> str:
     if not values:
         return "not known"
     middle, *ends = (format_number(value / size) for value in (median(values), min(values), max(values)))
-    return middle + (f" ({ends[0]} to {ends[1]})" if len(values) > 1 else "")
+    return middle + (f" ({ends[0]} to {ends[1]})" if ends[0] != ends[1] else "")
 
 
 def make_table(entries: list[Entry], caption: str, names: tuple[str, ...]) -> Table:
@@ -193,13 +193,13 @@ def list_facts(result: Result) -> dict[str, str]:
 
 
 def make_setups(entries: list[Entry]) -> Section:
-    """Make the table of facts; where points differ in one, each value with its points."""
+    """Make the table of facts; where points differ in one, each value with an example."""
     found = {}
     for entry in entries:
         for name, value in list_facts(entry.result).items():
             found.setdefault(name, {}).setdefault(value, []).append(entry.name)
     rows = [
-        (name, value, "all" if len(points) == len(entries) else ", ".join(points))
+        (name, value, "all" if len(points) == len(entries) else f"{len(points)} points, as {points[0]}")
         for name, values in found.items()
         for value, points in values.items()
     ]

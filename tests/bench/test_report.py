@@ -144,7 +144,7 @@ def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_p
     assert "FEW STEPS: 12 timed steps at least, at 1 of 2 points fewer than 30" in top
     assert "DISTURBED: other programs took up to 40% of the machine at 1 of 2 points" in top
     setups = find_section(page, "Hardware, versions and options")
-    assert re.search(rf"torch</th><td[^>]*>9.9</td><td[^>]*>{POINT}<", setups) and ">all<" in setups
+    assert re.search(rf"torch</th><td[^>]*>9.9</td><td[^>]*>1 points, as {POINT}<", setups) and ">all<" in setups
     # Points of other versions are no series: neither is compared with the other.
     assert "tiny-base, 1000 rows, weak, with other settings: " in top and "times as fast" not in page
 
