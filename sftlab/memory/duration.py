@@ -8,6 +8,7 @@ python -c "from sftlab.memory import duration; print(duration.measure_products()
 import functools
 import math
 import time
+import timeit
 
 from sftlab.config.configs import TrainConfig
 
@@ -64,14 +65,8 @@ def expect(
         batches += evaluations * math.ceil(len(held_out) / 2 / config.batch_size / processes) / 3
         seconds += batches * count_layers(model) * CALLS * measure_call() + (steps // config.save_steps + 1) * SAVING
     reached = f"{rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
-    facts = {
-        "expected_seconds": round(seconds, 2),
-        "steps": steps,
-        "flops": work,
-        "matrix_rate": rate,
-        "device": device,
-    }
-    return facts, f"{say(seconds)} expected for {steps} steps, with {reached}"
+    facts = {"expected_seconds": round(seconds, 2), "steps": steps, "flops": work}
+    return facts | {"matrix_rate": rate, "device": device}, f"{say(seconds)} expected for {steps} steps, with {reached}"
 
 
 def measure(expected: dict, started: float, steps: int) -> dict:
@@ -139,7 +134,7 @@ def measure_call() -> float:
     for weight in layers.parameters():
         torch.nn.init.constant_(weight, 1 / 16)
     x = torch.ones(16, 16, requires_grad=True)
-    return time_best(lambda: layers(x).sum().backward(), 10) / len(layers)
+    return min(timeit.repeat(lambda: layers(x).sum().backward(), number=1, repeat=10)) / len(layers)
 
 
 def measure_rate(bf16: bool, gpu: bool) -> float:
@@ -158,14 +153,4 @@ def measure_products(dtype=None, size: int | None = None) -> float:
     dtype = dtype or (torch.bfloat16 if gpu else torch.float32)
     own = torch.Generator(device).manual_seed(0)  # or a cell that runs meanwhile would draw other numbers
     a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
-    return 2 * size**3 / time_best(lambda: (a @ b)[0, 0].item(), 6)  # .item() waits for the device
-
-
-def time_best(call, times: int) -> float:
-    """Time a call so often: the seconds of the fastest."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return 2 * size**3 / min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=6))  # .item() waits

@@ -36,12 +36,11 @@ def choose(model, wanted: bool | None, bf16: bool) -> tuple[str, str]:
     current, gpu, config = model.config._attn_implementation, torch.cuda.is_available(), model.config.get_text_config()
     if wanted is False:
         return current, "as asked for (--no-use-flash-attention)"
-    missing = "is not installed" if gpu else "needs a GPU"
+    missing, own = "is not installed" if gpu else "needs a GPU", "torch's variable-length attention"
     if gpu and importlib.util.find_spec("flash_attn"):
         if bf16 and model._supports_flash_attn:
             return "flash_attention_2", "flash-attn is installed"
         missing = "does not know this architecture" if bf16 else "needs bfloat16 (--bf16)"
-    own = "torch's variable-length attention"
     if not model._supports_attention_backend or current != "sdpa":
         reason = f"{model.config.model_type} takes no other variable-length attention"
     elif not gpu:
@@ -58,8 +57,7 @@ def choose(model, wanted: bool | None, bf16: bool) -> tuple[str, str]:
 def set_attention(model, wanted: bool | None, bf16: bool = False) -> str:
     """Give the model the chosen attention and return what was chosen, with the reason, in a line."""
     name, why = choose(model, wanted, bf16)
-    if name == VARLEN:
-        register()
+    register()
     if name != model.config._attn_implementation:
         model.set_attn_implementation(name)
     return f"{'variable-length' if name == VARLEN else name}: {why}"
@@ -88,9 +86,7 @@ def make_mask(attention_mask=None, allow_is_causal_skip=True, q_length=0, kv_len
     return sdpa_mask(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **rest)
 
 
-def attend(
-    module, query, key, value, attention_mask, cu_seq_lens_q=None, max_length_q=None, shared_prefix=0, **options
-):
+def attend(module, query, key, value, mask, cu_seq_lens_q=None, max_length_q=None, shared_prefix=0, **options):
     """Compute causal attention within each sample of a packed row; SDPA for rows that are not packed.
 
     query: (1, heads, tokens, width), key and value: (1, kv heads, tokens, width); cu_seq_lens_q: int32, the first token
@@ -102,9 +98,9 @@ def attend(
     if torch.is_autocast_enabled(device):  # rotary embeddings of float32 models leave it
         query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     if cu_seq_lens_q is None:
-        if attention_mask is not None and attention_mask.numel() == 0:
+        if mask is not None and mask.numel() == 0:
             raise ValueError("a packed row came without cu_seq_lens_q: its samples would see each other")
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
     window, scale = options.pop("sliding_window", None), options.pop("scaling", None)
     dropout = options.pop("dropout", 0.0)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
@@ -163,10 +159,7 @@ class Layout:
         return cls(bounds, prefix, longest, places)
 
     def pad(self, rows):
-        """(1, heads, tokens, width) -> (samples, heads, longest, width).
-
-        Padding stands at the end, where no token of a causal attention looks.
-        """
+        """(1, heads, tokens, width) -> (samples, heads, longest, width), padded at the end, where no token looks."""
         heads, tokens, width = rows.shape[1:]
         flat = rows.squeeze(0).transpose(0, 1).reshape(tokens, heads * width)
         count = len(self.bounds)
