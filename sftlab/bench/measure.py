@@ -94,7 +94,7 @@ def take_turns(grid: Grid, points: list[Point], measured: dict[str, Result]) -> 
             print(f"{point.name}: failed: {error}")
             continue
         seconds.append(result.runs[-1].seconds)
-        rest = f"; {left} runs are left, about {duration.say(left * mean(seconds))}" if left else ""
+        rest = f"; {left} runs are left, about {duration.format_seconds(left * mean(seconds))}" if left else ""
         print(f"{point.name}, repeat {turn + 1}: {format_run(result.runs[-1])}{rest}")
     return failed
 

@@ -67,10 +67,12 @@ def run_points(
             break
         taken.append(point.seconds)
         left = sum(other.status == "waiting" for other in points)
-        wait = f"; about {duration.say(left * sum(taken) / len(taken))} left" if left else ""
+        wait = f"; about {duration.format_seconds(left * sum(taken) / len(taken))} left" if left else ""
         value = point.metrics.get(config.metric)
         found = point.status if value is None else f"{config.metric} {value:.4g}"
-        print(f"{number}/{len(points)} {point.name}: {found}, {duration.say(point.seconds)}{wait}", flush=True)
+        print(
+            f"{number}/{len(points)} {point.name}: {found}, {duration.format_seconds(point.seconds)}{wait}", flush=True
+        )
 
 
 def choose_direction(metric: str, direction: str) -> str:

@@ -295,7 +295,10 @@ def list_settings(summary: Summary, metric: str) -> pandas.DataFrame:
             average = one.average(name)
             row[name.replace("_", " ")] = None if average is None else write_number(average)
         seconds = one.seconds
-        row |= {"time": None if seconds is None else duration.say(seconds), "points": f"{done} of {len(one.points)}"}
+        row |= {
+            "time": None if seconds is None else duration.format_seconds(seconds),
+            "points": f"{done} of {len(one.points)}",
+        }
         rows.append(row)
     return pandas.DataFrame(rows).fillna("")
 
@@ -334,7 +337,7 @@ def list_points(points: list[Point], folder: Path, metric: str) -> str:
         bad = "" if one.status in ("completed", "waiting") else ' class="bad"'
         why = "" if not one.error else text(one.error.strip().splitlines()[-1][:CUT])
         value = f"{one.metrics[metric]:.4g}" if metric in one.metrics else why
-        time_taken = duration.say(one.seconds) if one.seconds else ""
+        time_taken = duration.format_seconds(one.seconds) if one.seconds else ""
         rows += f"<tr><td>{link}</td><td{bad}>{text(one.status)}</td><td>{value}</td><td>{time_taken}</td></tr>"
     return table(("point", "status", metric, "time"), rows)
 

@@ -313,7 +313,7 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
             device, rate = "cuda" if gpu else "cpu", measure_rate(bf16, gpu)
             expected, _ = duration.expect(config, model, lengths, left, bf16, device, rate, shared)
             note = "on this machine as it is now, a third less to half as much again; beside it some seconds to load"
-            yield make_figure("time", f"about {duration.say(expected['expected_seconds'])}", note)
+            yield make_figure("time", f"about {duration.format_seconds(expected['expected_seconds'])}", note)
         yield from estimate_memory(
             config, lengths, share, shared, bf16, "" if left else ", with every row at max_length"
         )

@@ -66,10 +66,13 @@ def expect(
         seconds += batches * count_layers(model) * CALLS * measure_call() + (steps // config.save_steps + 1) * SAVING
     reached = f"{rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
     facts = {"expected_seconds": round(seconds, 2), "steps": steps, "flops": work}
-    return facts | {"matrix_rate": rate, "device": device}, f"{say(seconds)} expected for {steps} steps, with {reached}"
+    return facts | {
+        "matrix_rate": rate,
+        "device": device,
+    }, f"{format_seconds(seconds)} expected for {steps} steps, with {reached}"
 
 
-def measure(expected: dict, started: float, steps: int) -> dict:
+def measure_run(expected: dict, started: float, steps: int) -> dict:
     """Compare what training took since `started` (seconds of time.time) with what was expected.
 
     steps: how many were made; a run that stopped early is compared with its share. Adds seconds, the share of the matrix rate
@@ -82,7 +85,7 @@ def measure(expected: dict, started: float, steps: int) -> dict:
     return expected | {"expected_seconds": seconds, "flops": work} | found
 
 
-def say(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Write seconds as people say them: 42 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"

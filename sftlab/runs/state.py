@@ -253,7 +253,7 @@ def list_facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("step", format_step(run)),
         ("epoch", format_number(run.progress.get("epoch"))),
-        ("time left", "" if left is None else duration.say(left)),
+        ("time left", "" if left is None else duration.format_seconds(left)),
         ("loss", format_number(run.find_last("loss"))),
         ("validation loss", format_number(run.find_last("eval_loss"))),
         ("learning rate", format_number(run.find_last("learning_rate"))),

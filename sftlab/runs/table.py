@@ -32,7 +32,7 @@ def list_row(name: str, run: Run) -> tuple[str, ...]:
         name,
         run.status,
         state.format_step(run),
-        "" if run.seconds_left is None else duration.say(run.seconds_left),
+        "" if run.seconds_left is None else duration.format_seconds(run.seconds_left),
         state.format_number(run.find_last("loss")),
         state.format_number(run.find_last("eval_loss")),
         f"{run.speed[1]:,.0f}" if run.speed else "",

@@ -300,7 +300,7 @@ def train_here(config: TrainConfig, world: distributed.World) -> dict:
                     {"host": platform.node(), "peak_bytes": about["memory"]["peak_bytes"], "held": held.parts}
                 )
                 if not checkpoint:
-                    about["time"] = duration.measure(trainer.expected["time"], started, trainer.state.global_step)
+                    about["time"] = duration.measure_run(trainer.expected["time"], started, trainer.state.global_step)
                 if ended and config.deepspeed:
                     distributed.from_main(run_folder.copy_end, trainer, checkpoint, folder)
                 else:
