@@ -53,10 +53,10 @@ def evaluate_run(config: EvaluateConfig) -> dict:
         print(f"{name}: {len(rows)} questions, {len(probe[1])} texts")
         measured[name] = measure_model(model, run, rows, probe, config)
         del model  # or the tuned one would be loaded beside it
-    found = compare_models(run, rows, measured, config)
-    found["forgetting"] = forgetting.compare_probe(
-        *probe[:2], measured["base"].prose, measured["tuned"].prose, **choose_intervals(config)
-    )
+    how = {"level": config.level, "resamples": config.resamples, "seed": config.seed}
+    found = compare_models(run, rows, measured, config, how)
+    prose = [one.prose for one in measured.values()]
+    found["forgetting"] = forgetting.compare_probe(*probe[:2], *prose, **how)
     found["seconds"] = round(time.time() - started, 2)
     save_evaluation(run.folder, found)
     return found
@@ -100,35 +100,26 @@ def find_last_answer(labels: list[int]) -> int:
 def measure_model(model, run: Subject, rows: list[dict], probe: tuple, config: EvaluateConfig) -> Measured:
     """Ask one model everything."""
     size, bf16 = config.batch_size, run.config.bf16
-    score = scores.ask(
-        model,
-        run.tokenizer,
-        rows,
-        run.report["format"],
-        max_new_tokens=config.max_new_tokens,
-        batch_size=size,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
+    options = (config.max_new_tokens, size, config.temperature, config.seed)
+    score = scores.ask(model, run.tokenizer, rows, run.report["format"], *options)
     sums, counts = scores.measure_rows(model, rows, run.tokenizer.pad_token_id, size, bf16)
     prose = forgetting.measure_probe(model, run.tokenizer, *probe[1:], size, bf16, run.config.max_length)
     return Measured(score, sums, counts, prose)
 
 
-def choose_intervals(config: EvaluateConfig) -> dict:
-    return {"level": config.level, "resamples": config.resamples, "seed": config.seed}
+def compare_models(run: Subject, rows: list[dict], measured: dict, config: EvaluateConfig, how: dict) -> dict:
+    """All numbers of base against tuned on the held-out rows, and the verdict, which leaves leaked questions out.
 
-
-def compare_models(run: Subject, rows: list[dict], measured: dict[str, Measured], config: EvaluateConfig) -> dict:
-    """All numbers of base against tuned on the held-out rows, and the verdict, which leaves leaked questions out."""
+    how: level, resamples and seed of the intervals.
+    """
     base, tuned = (one.score for one in measured.values())
     train = [{"messages": chat} for chat in run.splits["train"]["messages"]]
     leaks = cleaning.find_leaks(train, rows, run.report["options"]["near_threshold"])
     languages = {}
     for number, question in enumerate(base.questions):
         languages.setdefault(cleaning.find_language(question), []).append(number)
-    whole = compare_part(measured, range(len(rows)), config)
-    clean = compare_part(measured, [number for number in range(len(rows)) if number not in leaks], config)
+    whole = compare_part(measured, list(range(len(rows))), how)
+    clean = compare_part(measured, [number for number in range(len(rows)) if number not in leaks], how)
     measure = verdict.choose_measure(base.expected, config.judge_by)
     decided = verdict.judge(measure, clean["exact_match"], clean["held_out_loss"], clean["questions"], config)
     return {
@@ -137,7 +128,7 @@ def compare_models(run: Subject, rows: list[dict], measured: dict[str, Measured]
         "held_out_rows": len(run.splits["test"]),
         "perplexity": {name: scores.perplexity(whole["held_out_loss"][name]) for name in measured},
         "ended": {name: sum(one.score.ended) / len(rows) for name, one in measured.items()},
-        "languages": {name: compare_part(measured, part, config) for name, part in sorted(languages.items())},
+        "languages": {name: compare_part(measured, part, how) for name, part in sorted(languages.items())},
         "leakage": {
             "rows": len(leaks),
             "without": clean,
@@ -163,9 +154,8 @@ def compare_models(run: Subject, rows: list[dict], measured: dict[str, Measured]
     }
 
 
-def compare_part(measured: dict[str, Measured], rows, config: EvaluateConfig) -> dict:
+def compare_part(measured: dict[str, Measured], rows: list[int], how: dict) -> dict:
     """Exact match and the loss per trained token on some of the rows; None where there is nothing to compare."""
-    rows, how = list(rows), choose_intervals(config)
     flags = [[one.score.correct[row] for row in rows] for one in measured.values()]
     counts = measured["base"].counts[rows]
     sums = [one.sums[rows] for one in measured.values()]

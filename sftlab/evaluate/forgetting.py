@@ -97,21 +97,14 @@ def write_verdict(found: dict) -> str:
     """The change on prose in one sentence. "Forgot" is said only of what has its whole interval above zero."""
     change, low, high = found["loss"]["difference"]
     outcome = "Forgot" if low > 0 else "Nothing forgotten overall" if high < 0 else "No measurable forgetting overall"
-    size = f"{change:+.3g} nats per token ({low:+.3g} to {high:+.3g}; {format_share(change, found['loss']['base'])} of the base's)"
-    words = f"{outcome}: the loss on prose changed by {size}"
-    worse = [
-        f"{name} {part['difference'][0]:+.3g} ({format_share(part['difference'][0], part['base'])})"
-        for name, part in found["languages"].items()
-        if part["difference"][1] > 0
-    ]
-    if worse and len(found["languages"]) > 1:
+    share = abs(change) / found["loss"]["base"]
+    share = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+    words = f"{outcome}: the loss on prose changed by {change:+.3g} nats per token ({low:+.3g} to {high:+.3g}; {share} of the base's)"
+    changes = {name: part["difference"] for name, part in found["languages"].items()}
+    worse = [f"{name} {change:+.3g}" for name, (change, low, _) in changes.items() if low > 0]
+    if worse and len(changes) > 1:
         words += f"; forgot in {', '.join(worse)}"
     if "completed" in found:
         rates = found["completed"]
         words += f"; {rates['tuned'][0]:.1%} of the facts are completed, before {rates['base'][0]:.1%}"
     return words + "."
-
-
-def format_share(change: float, base: float) -> str:
-    """A change as a share of what it changed, in percent."""
-    return f"{abs(change) / base:.1%}" if abs(change) >= 0.001 * base else "less than 0.1%"

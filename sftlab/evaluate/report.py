@@ -55,24 +55,16 @@ def row_of_losses(label: str, part: dict) -> tuple:
 
 
 def list_scores(found: dict) -> list:
-    """Exact match, loss, perplexity and the share that ended, for both models, as a chart and a table, by language."""
+    """Exact match, loss, perplexity and the share that ended, for both models, as a chart and a table."""
     groups = {"all": found} | (found["languages"] if len(found["languages"]) > 1 else {})
     bars = {f"{which}<br>{name}": tuple(part["exact_match"][which]) for name, part in groups.items() for which in BOTH}
-    rows = [
-        row_of_shares(f"exact match, {name}, {part['questions']} questions", part["exact_match"])
-        for name, part in groups.items()
-    ]
-    rows += [
-        row_of_losses(f"loss on the answers, {name}, nats per token", part["held_out_loss"])
-        for name, part in groups.items()
-    ]
+    labels = {name: f"exact match, {name}, {part['questions']} questions" for name, part in groups.items()}
+    rows = [row_of_shares(labels[name], part["exact_match"]) for name, part in groups.items()]
+    rows.append(row_of_losses("loss on the answers, nats per token", found["held_out_loss"]))
     rows.append(("perplexity", *(f"{found['perplexity'][which]:.4g}" for which in BOTH), ""))
     rows.append(("answers that ended by themselves", *(f"{found['ended'][which]:.1%}" for which in BOTH), ""))
     uneven = found["exact_match"]["mcnemar"]
     chance = f"{uneven['p']:.2g}" if uneven["p"] > 1e-6 else "less than a millionth"
-    decided = f"The verdict rests on {found['judged_by'].replace('_', ' ')}"
-    if found["outcome"] not in ("better", "worse") and found["smallest_difference"] is not None:
-        decided += f"; a difference of {found['smallest_difference']:.3g} would be found in four of five cases"
     return [
         Chart(plots.score_bars(bars, title="Exact match on held-out questions"), live=False),
         Table(HEADS, rows),
@@ -80,15 +72,14 @@ def list_scores(found: dict) -> list:
         f"{found['held_out_loss']['tokens']} answer tokens were scored. Only the base is right on {uneven['only_base']}, "
         f"only the tuned model on {uneven['only_tuned']}; a fair coin falls so unevenly in {chance} of cases (McNemar's "
         f"exact test). Intervals of {found['config']['level']:.0%}: Wilson's of scores, the paired bootstrap's of "
-        f"differences (where all rows changed alike, or none did, Wilson's for 0 of so many). {decided}.",
+        "differences (where all rows changed alike, or none did, Wilson's for 0 of so many). The verdict rests on "
+        f"{found['judged_by'].replace('_', ' ')}.",
     ]
 
 
 def list_forgetting(found: dict) -> list:
-    rows = [
-        row_of_losses(f"loss, {name}", part)
-        for name, part in ({"nats per token": found["loss"]} | found["languages"]).items()
-    ]
+    parts = {"nats per token": found["loss"]} | found["languages"]
+    rows = [row_of_losses(f"loss, {name}", part) for name, part in parts.items()]
     if "completed" in found:
         rows.append(row_of_shares("facts completed", found["completed"]))
     about = f"{found['texts']} texts, {found['tokens']} tokens, none of them trained on"
@@ -97,19 +88,13 @@ def list_forgetting(found: dict) -> list:
 
 def list_leaks(found: dict) -> list:
     leaks = found["leakage"]
-    blocks = [
-        f"{leaks['rows']} of {found['questions']} questions are given away by training rows; the verdict leaves them out."
+    words = "questions are given away by training rows; the verdict leaves them out."
+    rows = [
+        (one["row"], shorten(one["question"]), one["why"], one["training_row"], shorten(one["training_prompt"]))
+        for one in leaks["found"][:SHOWN]
     ]
-    if leaks["rows"]:
-        parts = {"all questions": found["exact_match"], "without the leaked ones": leaks["without"]["exact_match"]}
-        rows = [row_of_shares(name, part) for name, part in parts.items() if part]
-        listed = [
-            (one["row"], shorten(one["question"]), one["why"], one["training_row"], shorten(one["training_prompt"]))
-            for one in leaks["found"][:SHOWN]
-        ]
-        blocks.append(Table(HEADS, rows, "Exact match"))
-        blocks.append(Table(("held-out row", "question", "why", "training row", "its prompt"), listed, words=(1, 2, 4)))
-    return blocks
+    table = Table(("held-out row", "question", "why", "training row", "its prompt"), rows, words=(1, 2, 4))
+    return [f"{leaks['rows']} of {found['questions']} {words}", *([table] if rows else [])]
 
 
 def list_answers(answers: list[dict]) -> list:
@@ -118,10 +103,10 @@ def list_answers(answers: list[dict]) -> list:
     def mark(one: dict, which: str) -> str:
         return f"{'✓ right' if one[f'{which}_right'] else '✗ not exact'}: {shorten(one[which])}"
 
-    order = sorted(range(len(answers)), key=lambda row: answers[row]["base_right"] == answers[row]["tuned_right"])
+    order = sorted(enumerate(answers, 1), key=lambda one: one[1]["base_right"] == one[1]["tuned_right"])
     rows = [
-        (row + 1, shorten(one["question"]), shorten(one["expected"]), *(mark(one, which) for which in BOTH))
-        for row, one in ((row, answers[row]) for row in order[:SHOWN])
+        (number, shorten(one["question"]), shorten(one["expected"]), *(mark(one, which) for which in BOTH))
+        for number, one in order[:SHOWN]
     ]
     table = Table(("", "question", "expected", "base", "tuned"), rows, words=range(1, 5))
     return [table, f"{len(answers) - SHOWN} more stand in result.json."] if len(answers) > SHOWN else [table]
@@ -129,17 +114,14 @@ def list_answers(answers: list[dict]) -> list:
 
 def list_training(result: dict, history: list[dict]) -> list:
     """The loss curve, the run's metrics, what was chosen for the machine, and with which versions."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     losses = any("loss" in entry or "eval_loss" in entry for entry in history)
-    metrics = [
-        (name.replace("_", " "), f"{value:.6g}") for name, value in result["metrics"].items() if value is not None
-    ]
+    metrics = {name.replace("_", " "): f"{value:.6g}" for name, value in result["metrics"].items() if value is not None}
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return [
         *([Chart(plots.loss_curve(history), live=False)] if losses else []),
-        Table(("metric", ""), metrics),
-        Table(("chosen", "and why"), list(result.get("choices", {}).items())),
-        f"Hash of the training configuration, which stands in result.json: {result['config_hash']}. Trained with {versions}.",
-        "Evaluated on: " + "; ".join(machine.describe_machine()) + ".",
+        Table(("", ""), list((metrics | result.get("choices", {})).items())),
+        f"Trained with {versions}; hash of the configuration, which is in result.json: {result['config_hash']}.",
+        f"Evaluated on: {'; '.join(machine.describe_machine())}.",
     ]
 
 

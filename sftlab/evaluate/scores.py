@@ -4,6 +4,7 @@ python -c "from sftlab.evaluate import scores; print(scores.read_facts('test', 2
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -81,31 +82,19 @@ def generate(
     """
     import torch
 
-    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    eos, draws = tokenizer.eos_token_id, temperature > 0
+    options = {"max_new_tokens": max_new_tokens, "num_beams": 1, "do_sample": draws}
+    options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if draws else {}
+    encode = functools.partial(tokenizer, add_special_tokens=False, padding=True, return_tensors="pt")
     outcomes: list[tuple[str, bool]] = [("", False)] * len(prompts)
     with evaluating(model):
         for start, chosen in iterate_batches("answering", [len(prompt) for prompt in prompts], batch_size):
-            batch = tokenizer(
-                [prompts[row] for row in chosen],
-                add_special_tokens=False,
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-            ).to(model.device)
-            with torch.random.fork_rng(enabled=temperature > 0):
-                if temperature > 0:
+            batch = encode([prompts[row] for row in chosen], padding_side="left").to(model.device)
+            batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            with torch.random.fork_rng(enabled=draws):
+                if draws:
                     torch.manual_seed(seed + start)
-                done = model.generate(
-                    input_ids=batch["input_ids"],
-                    attention_mask=batch["attention_mask"],
-                    max_new_tokens=max_new_tokens,
-                    num_beams=1,
-                    do_sample=temperature > 0,
-                    **drawn,
-                    eos_token_id=eos,
-                    pad_token_id=pad,
-                )
+                done = model.generate(**batch, **options, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
             for row, new in zip(chosen, done[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 outcomes[row] = (tokenizer.decode(new, skip_special_tokens=True), eos in new)
     return outcomes
@@ -169,15 +158,11 @@ def measure_rows(model, rows: list[dict], pad_token_id: int, batch_size: int = 3
     sums, counts = numpy.zeros(len(rows)), numpy.zeros(len(rows))
     with evaluating(model):
         for _, chosen in iterate_batches("loss", [len(row["input_ids"]) for row in rows], batch_size):
+            columns = [[torch.tensor(rows[row][name]) for row in chosen] for name in ("input_ids", "labels")]
+            columns.append([torch.ones_like(ids) for ids in columns[0]])
             ids, labels, mask = (
-                pad_sequence([torch.tensor(values) for values in column], batch_first=True, padding_value=fill).to(
-                    device
-                )
-                for column, fill in (
-                    ([rows[row]["input_ids"] for row in chosen], pad_token_id),
-                    ([rows[row]["labels"] for row in chosen], IGNORED),
-                    ([[1] * len(rows[row]["input_ids"]) for row in chosen], 0),
-                )
+                pad_sequence(column, batch_first=True, padding_value=fill).to(device)
+                for column, fill in zip(columns, (pad_token_id, IGNORED, 0), strict=True)
             )
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

@@ -107,42 +107,42 @@ def compare_flags(base: list[bool], tuned: list[bool], level: float = LEVEL, **h
     return shares | {"difference": [change, low, high], "mcnemar": mcnemar}
 
 
-def rows_needed(gain: float, uneven: float, level: float = LEVEL, power: float = POWER) -> int:
-    """How many rows it takes to find a difference of `gain` between two paired shares, in 0..1, with McNemar's test.
+def rows_needed(gain: float, uneven: float, level: float = LEVEL) -> int:
+    """How many rows McNemar's test needs to find a difference of `gain` between two paired shares, in four of five cases.
 
     `uneven`: the share of rows on which exactly one of the two is right. It can't be below the difference itself; where
     it is smaller, all rows that differ are taken to differ in one direction. The formula is Connor's (1987, Biometrics
     43, p. 207): rows = (z_a sqrt(u) + z_b sqrt(u - d²))² / d².
     """
-    return math.ceil(_solve_connor(gain, uneven, level, power))
+    return math.ceil(_solve_connor(gain, uneven, level))
 
 
-def smallest_share(rows: int, uneven: float, level: float = LEVEL, power: float = POWER) -> float:
-    """The smallest difference that so many rows find with this power, in 0..1, by the formula of `rows_needed`."""
+def smallest_share(rows: int, uneven: float, level: float = LEVEL) -> float:
+    """The smallest difference that so many rows find, in 0..1, by the formula of `rows_needed`."""
     from scipy.optimize import brentq
 
-    if rows <= _solve_connor(1, uneven, level, power):
+    if rows <= _solve_connor(1, uneven, level):
         return 1.0
-    return brentq(lambda gain: _solve_connor(gain, uneven, level, power) - rows, 1e-6, 1)
+    return brentq(lambda gain: _solve_connor(gain, uneven, level) - rows, 1e-6, 1)
 
 
-def _solve_connor(gain: float, uneven: float, level: float, power: float) -> float:
-    share, (za, zb) = max(uneven, gain), find_quantiles(level, power)
+def _solve_connor(gain: float, uneven: float, level: float) -> float:
+    share, (za, zb) = max(uneven, gain), find_quantiles(level)
     return (za * math.sqrt(share) + zb * math.sqrt(share - gain**2)) ** 2 / gain**2
 
 
-def smallest_mean(low: float, high: float, level: float = LEVEL, power: float = POWER) -> float:
-    """The smallest difference between two paired means that is found with this power, from the interval measured.
+def smallest_mean(low: float, high: float, level: float = LEVEL) -> float:
+    """The smallest difference between two paired means that so many rows find, from the interval measured.
 
     (z_a + z_b) standard errors (Cohen 1988, chapter 2), the interval being 2 z_a of them wide.
     """
-    za, zb = find_quantiles(level, power)
+    za, zb = find_quantiles(level)
     return (high - low) / (2 * za) * (za + zb)
 
 
-def find_quantiles(level: float, power: float) -> tuple[float, float]:
-    """z_a and z_b: how many standard errors wide half an interval is, and how many more a difference needs to be found."""
-    return NormalDist().inv_cdf((1 + level) / 2), NormalDist().inv_cdf(power)
+def find_quantiles(level: float) -> tuple[float, float]:
+    """z_a and z_b of a test at this level that finds a difference in four of five cases."""
+    return NormalDist().inv_cdf((1 + level) / 2), NormalDist().inv_cdf(POWER)
 
 
 def fewest_rows(level: float = LEVEL) -> int:

@@ -37,60 +37,51 @@ def judge(measure: str, exact: dict | None, loss: dict | None, rows: int, config
     `smallest_difference`: what so many rows find in four of five cases, in the measure that decided (`judged_by`).
     """
     if rows == 0 or exact is None or loss is None:
-        words, outcome, smallest = (
-            "Too few questions to say: the training rows give away every held-out one.",
-            TOO_FEW,
-            None,
-        )
+        outcome, words, smallest = TOO_FEW, "the training rows give away every held-out one.", None
+    elif measure == "exact_match":
+        outcome, words, smallest = judge_exact(exact, loss, rows, config)
     else:
-        judge_by = judge_exact if measure == "exact_match" else judge_loss
-        outcome, words, smallest = judge_by(exact, loss, rows, config)
-    return {"verdict": words, "outcome": outcome, "judged_by": measure, "smallest_difference": smallest}
+        outcome, words, smallest = judge_loss(loss, rows, config)
+    beginning = "Too few questions to say" if outcome == TOO_FEW else outcome.capitalize()
+    return {
+        "verdict": f"{beginning}: {words}",
+        "outcome": outcome,
+        "judged_by": measure,
+        "smallest_difference": smallest,
+    }
 
 
 def judge_exact(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> tuple[str, str, float]:
     (change, low, high), mcnemar = exact["difference"], exact["mcnemar"]
     uneven = (mcnemar["only_base"] + mcnemar["only_tuned"]) / rows
     smallest = statistics.smallest_share(rows, uneven, config.level)
-    size = (
+    points = [f"{100 * value:+.1f}" if abs(value) >= 0.0005 else "0.0" for value in (change, low, high)]
+    words = (
         f"the tuned model answers {exact['tuned'][0]:.1%} of {rows} held-out questions exactly right, the base "
-        f"{exact['base'][0]:.1%}: {points(change)} points ({config.level:.0%} interval {points(low)} to {points(high)})."
+        f"{exact['base'][0]:.1%}: {points[0]} points ({config.level:.0%} interval {points[1]} to {points[2]})."
     )
     if mcnemar["p"] < 1 - config.level and (low > 0 or high < 0):
-        return (BETTER, f"Better: {size}", smallest) if low > 0 else (WORSE, f"Worse: {size}", smallest)
+        return BETTER if low > 0 else WORSE, words, smallest
     shift, floor, roof = loss["difference"]
     if floor > 0 or roof < 0:
-        size += f" The loss on the answers did change, by {shift:+.3f} nats per token."
+        words += f" The loss on the answers did change, by {shift:+.3f} nats per token."
+    could = f"a difference of {100 * smallest:.1f} points"
     if smallest <= config.smallest_gain:
-        found = f"A difference of {100 * smallest:.1f} points would have been found in four of five cases."
-        return NONE, f"No measurable gain: {size} {found}", smallest
+        return NONE, f"{words} In four of five cases {could} would have been found.", smallest
     needed = statistics.rows_needed(config.smallest_gain, uneven, config.level)
-    found = (
-        f"With {rows} questions a difference of {100 * smallest:.1f} points can be found, not one of "
-        f"{100 * config.smallest_gain:g}; that takes about {needed}."
-    )
-    return TOO_FEW, f"Too few questions to say: {size} {found}", smallest
+    not_found = f"not one of {100 * config.smallest_gain:g}; that takes about {needed}"
+    return TOO_FEW, f"{words} With {rows} questions {could} can be found, {not_found}.", smallest
 
 
-def judge_loss(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> tuple[str, str, float]:
+def judge_loss(loss: dict, rows: int, config: EvaluateConfig) -> tuple[str, str, float]:
     change, low, high = loss["difference"]
     smallest = statistics.smallest_mean(low, high, config.level)
-    size = (
+    words = (
         f"the tuned model's loss is {loss['tuned']:.3f} nats per answer token on {rows} held-out rows, the base's "
         f"{loss['base']:.3f}: {change:+.3f} ({config.level:.0%} interval {low:+.3f} to {high:+.3f})."
     )
     if rows < statistics.fewest_rows(config.level):
-        return (
-            TOO_FEW,
-            f"Too few questions to say: {size} Even {rows} rows that all agreed would prove nothing.",
-            smallest,
-        )
+        return TOO_FEW, f"{words} Even {rows} rows that all agreed would prove nothing.", smallest
     if low > 0 or high < 0:
-        return (BETTER, f"Better: {size}", smallest) if high < 0 else (WORSE, f"Worse: {size}", smallest)
-    found = f"A difference of {smallest:.3f} would have been found in four of five cases."
-    return NONE, f"No measurable gain: {size} {found}", smallest
-
-
-def points(share: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * share:+.1f}" if abs(share) >= 0.0005 else "0.0"
+        return BETTER if high < 0 else WORSE, words, smallest
+    return NONE, f"{words} In four of five cases a difference of {smallest:.3f} would have been found.", smallest

@@ -27,7 +27,7 @@ def deal(both: int, base: int, tuned: int, rows: int) -> list[tuple[bool, bool]]
     [
         (0, 0, 60, 200, "better", "Better: "),
         (50, 60, 5, 200, "worse", "Worse: "),
-        (300, 5, 5, 400, "no measurable gain", "would have been found in four of five cases"),
+        (300, 5, 5, 400, "no measurable gain", "In four of five cases a difference of "),
         (0, 2, 3, 20, "too few questions", "that takes about"),
         (0, 0, 5, 5, "too few questions", "+56.6 to +100.0"),  # the bootstrap alone would be sure
         (0, 0, 5, 5, "too few questions", "The loss on the answers did change, by -0.500"),
