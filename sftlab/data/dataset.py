@@ -23,6 +23,8 @@ from sftlab.errors import UserError, place_error
 from sftlab.models import load
 from sftlab.models.load import IGNORED
 
+FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
+NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code")  # options that change nothing in it
 LEAST = 8  # tokens that must be the same in all rows, for a batch to hold them once
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
@@ -215,10 +217,6 @@ def load_prepared(path: str | Path):
     return load_from_disk(str(folder)), json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
-FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
-NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code")  # options that change nothing in it
-
-
 def dataset_folder(config: DataConfig, rows: int) -> Path:
     """`datasets/SOURCE_MODEL_N`: the model without its owner, N the training rows."""
     return Path(config.output_dir) / f"{config.source}_{Path(config.model).name.replace(':', '-')}_{rows}"
@@ -303,12 +301,8 @@ def cut_rows(split, max_length: int, whole: bool = False):
     """
     import numpy
 
-    column = split.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
-    lengths = numpy.diff(column.offsets.to_numpy())
-    rows = numpy.repeat(numpy.arange(len(lengths)), lengths)
-    places = numpy.arange(len(rows)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)
-    learned = rows[(column.flatten().to_numpy() != IGNORED) & (places < max_length)]
-    kept = numpy.unique(learned)
+    labels, rows, places, lengths = masking.read_labels(split)
+    kept = numpy.unique(rows[(labels != IGNORED) & (places < max_length)])
     lengths = numpy.minimum(lengths[kept], max_length).tolist()
     split = split.select_columns(["input_ids", "labels"])
     split = split if len(kept) == len(split) else split.select(kept)
@@ -336,13 +330,10 @@ def cut_columns(rows: dict, max_length: int) -> dict:
 
 def find_shared(config, *splits) -> int:
     """How many tokens a run's batches may hold once: those that all rows begin with, if they are enough to be worth it."""
-    return limit_shared(config, count_shared(*splits)) if limit_shared(config, LEAST) else 0
-
-
-def limit_shared(config, shared: int) -> int:
-    """`shared`, or 0 where a run's batches are made in another way, or so few tokens aren't worth it."""
-    alone = config.packing or config.batch_size < 2 or config.use_flash_attention is False
-    return 0 if alone or shared < LEAST else shared
+    if config.packing or config.batch_size < 2 or config.use_flash_attention is False:
+        return 0
+    shared = count_shared(*splits)
+    return shared if shared >= LEAST else 0
 
 
 def count_shared(*splits) -> int:
@@ -354,14 +345,11 @@ def count_shared(*splits) -> int:
 
     columns, limits = [], []
     for split in splits:
-        table = split.with_format("arrow")[:]
-        ids, labels = (table[name].combine_chunks() for name in ("input_ids", "labels"))
-        starts = ids.offsets.to_numpy()[:-1] - ids.offsets.to_numpy()[0]
-        lengths = numpy.diff(ids.offsets.to_numpy())
-        places = numpy.arange(len(ids.flatten())) - numpy.repeat(starts, lengths)
-        trained = places[labels.flatten().to_numpy() != IGNORED]
+        labels, _, places, lengths = masking.read_labels(split)
+        trained = places[labels != IGNORED]
         limits.append(int(min(lengths.min(), trained.min())) - 1 if len(trained) else 0)
-        columns.append((ids.flatten().to_numpy(), starts))
+        ids = split.select_columns("input_ids").with_format("arrow")[:]["input_ids"].combine_chunks()
+        columns.append((ids.flatten().to_numpy(), lengths.cumsum() - lengths))
     for at in range(min(limits)):
         if len({int(token) for ids, starts in columns for token in numpy.unique(ids[starts + at])}) > 1:
             return at

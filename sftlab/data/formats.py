@@ -3,6 +3,8 @@
 python -c "from sftlab.data import formats; print(formats.CHATML)"
 """
 
+import contextlib
+
 from sftlab.data import rows
 from sftlab.errors import UserError
 
@@ -92,10 +94,8 @@ def set_own_template(tokenizer) -> None:
         raise UserError(
             "format: this model's tokenizer has no chat template of its own. Choose alpaca, chatml or llama2."
         )
-    try:
+    with contextlib.suppress(ValueError):  # TRL doesn't know it: masking finds the answers turn by turn
         tokenizer.chat_template = get_training_chat_template(tokenizer) or tokenizer.chat_template
-    except ValueError:  # TRL doesn't know it: masking finds the answers by rendering the conversation turn by turn
-        pass
 
 
 def adds_bos(tokenizer) -> bool:

@@ -129,6 +129,17 @@ def find_slow_borders(encoding, spans: list[tuple[int, int]]) -> list[tuple[int,
     return borders
 
 
+def read_labels(split) -> tuple:
+    """The labels of a datasets.Dataset in one array; the row of each, and its place in it; and the lengths of the rows."""
+    import numpy
+
+    column = split.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
+    lengths = numpy.diff(column.offsets.to_numpy())
+    rows = numpy.repeat(numpy.arange(len(lengths)), lengths)
+    places = numpy.arange(len(rows)) - numpy.repeat(lengths.cumsum() - lengths, lengths)
+    return column.flatten().to_numpy(), rows, places, lengths
+
+
 def group_tokens(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
     """Tokens as (text, positions): a character that is cut over several byte tokens stays whole, with all of them."""
     groups, start = [], 0

@@ -59,30 +59,31 @@ def find_overlap(train: list[dict], test: list[dict]) -> dict[str, int]:
 
 
 def measure(dataset, tokenizer, max_length: int) -> dict:
-    """Counts over a tokenised split at a length limit, and percentiles of its lengths in tokens, batch by batch.
+    """Counts over a tokenised split at a length limit: rows, tokens, trained_tokens, cut_rows and so on.
 
-    rows, tokens, trained_tokens (all within the limit), cut_rows, rows_that_teach_nothing, rows_without_trained_eos, and
     `lengths`: a list of (prompt tokens, answer tokens), uncut, one entry per row.
     """
     import numpy
 
-    counts, lengths = Counter(), []
-    for batch in dataset.select_columns("labels").with_format("arrow").iter(1000):
-        column = batch["labels"].combine_chunks()
-        column = column.chunk(0) if hasattr(column, "chunk") else column
-        ends = numpy.cumsum(numpy.asarray(column.value_lengths()))
-        for labels in numpy.split(column.flatten().to_numpy(), ends[:-1]):
-            answer = int((labels != IGNORED).sum())
-            lengths.append((len(labels) - answer, answer))
-            kept = labels[:max_length]
-            trained = int((kept != IGNORED).sum())
-            counts["tokens"] += len(kept)
-            counts["trained_tokens"] += trained
-            counts["cut_rows"] += len(labels) > max_length
-            counts["rows_that_teach_nothing"] += trained == 0
-            counts["rows_without_trained_eos"] += tokenizer.eos_token_id not in kept
-    names = ("tokens", "trained_tokens", "cut_rows", "rows_that_teach_nothing", "rows_without_trained_eos")
-    return {"rows": len(dataset), **{name: int(counts[name]) for name in names}, "lengths": lengths}
+    labels, rows, places, lengths = masking.read_labels(dataset)
+
+    def count_tokens(chosen):
+        return numpy.bincount(rows[chosen], minlength=len(lengths))
+
+    inside, answers = places < max_length, count_tokens(labels != IGNORED)
+    trained, ends = (
+        count_tokens(inside & (labels != IGNORED)),
+        count_tokens(inside & (labels == tokenizer.eos_token_id)),
+    )
+    return {
+        "rows": len(lengths),
+        "tokens": int(inside.sum()),
+        "trained_tokens": int(trained.sum()),
+        "cut_rows": int((lengths > max_length).sum()),
+        "rows_that_teach_nothing": int((trained == 0).sum()),
+        "rows_without_trained_eos": int((ends == 0).sum()),
+        "lengths": list(zip((lengths - answers).tolist(), answers.tolist(), strict=True)),
+    }
 
 
 def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, dict[str, int]]:
@@ -150,21 +151,15 @@ def write_report(
     read: the raw rows, each after its place, to show those that stand out.
     """
     texts = {place: " → ".join(map(str, row.values()))[:CUT] for place, row in read if isinstance(row, dict)}
-    counts = [
-        (split, count["rows"], f"{count['tokens']:,}", f"{count['trained_tokens']:,}", count["cut_rows"])
-        for split, count in report["splits"].items()
-    ]
     histogram = plots.length_histogram(lengths, report["percentiles"]["row"], report["max_length"])
     short = [
         f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}",
-        Table(("split", "rows", "tokens", "trained tokens", "rows cut"), counts),
         preformatted("\n".join(list_lines(report))),
         Chart(histogram, live=False),
     ]
     found = report["found"]
-    near = [
-        (row, texts[row], first, texts[first], f"{value:.0%}") for row, first, value in found["near_duplicates"] or []
-    ]
+    near = found["near_duplicates"] or []
+    near = [(row, texts[row], first, texts[first], f"{similarity:.0%}") for row, first, similarity in near]
     groups = [(place, texts[place]) for group in found["conflicting_answers"] for place in group]
     dropped = [(place, why) for key in ("dropped", "dropped_test") for place, why in report[key].items()]
     listed = (
