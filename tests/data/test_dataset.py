@@ -22,14 +22,6 @@ TABLE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """tiny-base's, in the Alpaca format."""
-    tokenizer = load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, "alpaca")
-    return tokenizer
-
-
 @pytest.fixture
 def configure(tmp_path):
     """Writes rows to a.jsonl, and held-out ones to test.jsonl: the configuration of a set made from them."""
@@ -183,17 +175,14 @@ def test_the_report_counts_what_the_rows_hold(tmp_path, tokenizer):
     assert "レバノンの首都はどこですか。" in str(train + test) and "ã" not in str(train + test)
 
 
-@pytest.mark.parametrize("format", formats.TEMPLATES)
-def test_chats_and_instructions_train_alike_in_every_format(format):
-    tokenizer = load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, format)
+def test_chats_and_instructions_train_alike_in_every_format(in_format):
     turns = [("system", "短く。"), ("user", "首都は？"), ("assistant", "東京"), ("user", "1"), ("assistant", "東京")]
     chat = {"messages": [{"role": role, "content": content} for role, content in turns]}
     made, _ = rows.check_rows([("row 1", GOOD | {"input": "地図"}), ("row 2", chat)], "x")
-    encoded = masking.encode_chats(tokenizer, [formats.to_messages(row, format) for row in made])
+    encoded = masking.encode_chats(in_format, [formats.to_messages(row, "alpaca") for row in made])
     for answers, ids, labels in zip((1, 2), encoded["input_ids"], encoded["labels"], strict=True):
-        assert all(masking.check_row(tokenizer, ids.tolist(), labels.tolist()).values())
-        assert labels.tolist().count(tokenizer.eos_token_id) == answers
+        assert all(masking.check_row(in_format, ids.tolist(), labels.tolist()).values())
+        assert labels.tolist().count(in_format.eos_token_id) == answers
 
 
 def test_many_processes_give_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):

@@ -1,9 +1,14 @@
 """The formats: what each writes, letter for letter, and token for token where there is a reference."""
 
+import functools
 import json
 
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
+from trl.chat_template_utils import qwen2_5_chat_template
 
 from sftlab.data import formats, masking, sources
 from sftlab.errors import UserError
@@ -36,9 +41,6 @@ def sentencepiece_model(tmp_path_factory):
 
 def make_llama_tokenizer(model, legacy: bool):
     """transformers' LlamaTokenizer with the pieces of a SentencePiece model, and BOS in front of each text."""
-    from transformers import LlamaTokenizer
-    from transformers.convert_slow_tokenizer import generate_merges
-
     pieces = {model.id_to_piece(number): number for number in range(len(model))}
     merges = generate_merges(pieces, {piece: model.get_score(number) for piece, number in pieces.items()})
     tokenizer = LlamaTokenizer(vocab=pieces, merges=merges, legacy=legacy, add_bos_token=True)
@@ -80,23 +82,22 @@ def test_llama2_ids_and_labels_are_those_of_the_reference_with_our_tokenizer():
     tokenizer = load.load_tokenizer("tiny-base")
     formats.set_format(tokenizer, "llama2")
     made = masking.encode_chats(tokenizer, [CHAT])
-    ids, labels = encode_like_meta(lambda text: tokenizer.encode(text, add_special_tokens=False),
-                                   tokenizer.bos_token_id, tokenizer.eos_token_id, CHAT)  # fmt: skip
-    assert (made["input_ids"][0].tolist(), made["labels"][0].tolist()) == (ids, labels)
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    wanted = encode_like_meta(encode, tokenizer.bos_token_id, tokenizer.eos_token_id, CHAT)
+    assert (made["input_ids"][0].tolist(), made["labels"][0].tolist()) == wanted
     prompt = formats.render_prompt(tokenizer, CHAT)
     assert prompt.endswith("[INST] And its currency? [/INST]") and prompt.count("<s>") == 2
 
 
-def test_alpaca_says_its_preamble_once_and_input_where_there_is_one():
-    tokenizer = load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, "alpaca")
-    for row in (GOOD, GOOD | {"input": "地図を見て"}):
-        preamble = formats.PREAMBLE_INPUT if row["input"] else formats.PREAMBLE
-        extra = f"\n\n### Input:\n{row['input']}" if row["input"] else ""
-        prompt = f"<s>{preamble}\n\n### Instruction:\n{row['instruction']}{extra}\n\n### Response:\n"
-        chat = formats.to_messages(row, "alpaca")
-        assert formats.render_prompt(tokenizer, chat) == prompt
-        assert tokenizer.apply_chat_template(chat, tokenize=False) == prompt + row["output"] + "</s>"
+@pytest.mark.parametrize("source", ["", "地図を見て"])
+def test_alpaca_says_its_preamble_once_and_input_where_there_is_one(source, tokenizer):
+    row = GOOD | {"input": source}
+    preamble = formats.PREAMBLE_INPUT if source else formats.PREAMBLE
+    extra = f"\n\n### Input:\n{source}" if source else ""
+    prompt = f"<s>{preamble}\n\n### Instruction:\n{row['instruction']}{extra}\n\n### Response:\n"
+    chat = formats.to_messages(row, "alpaca")
+    assert formats.render_prompt(tokenizer, chat) == prompt
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == prompt + row["output"] + "</s>"
     text = tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert text.startswith("<s>Answer briefly. 簡潔に。\n\n### Instruction:\n") and text.count("<s>") == 1
 
@@ -111,17 +112,12 @@ def test_chatml_ends_turns_with_its_own_token_which_becomes_the_eos():
     assert formats.set_format(tokenizer, "chatml") == []  # its template has them now: a model tuned so knows them
 
 
-@pytest.mark.parametrize("format", formats.TEMPLATES)
-def test_the_template_is_saved_with_the_tokenizer_and_gives_the_same_ids(format, tmp_path):
-    from transformers import AutoTokenizer
-
-    tokenizer = load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, format)
-    tokenizer.save_pretrained(tmp_path)
+def test_the_template_is_saved_with_the_tokenizer_and_gives_the_same_ids(in_format, tmp_path):
+    in_format.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     for name in ("input_ids", "labels"):
-        assert (masking.encode_chats(again, [CHAT])[name][0] == masking.encode_chats(tokenizer, [CHAT])[name][0]).all()
-    assert again.eos_token_id == tokenizer.eos_token_id
+        assert (masking.encode_chats(again, [CHAT])[name][0] == masking.encode_chats(in_format, [CHAT])[name][0]).all()
+    assert again.eos_token_id == in_format.eos_token_id
 
 
 def test_the_models_own_format_needs_a_template_and_learns_answers_and_ends():
@@ -146,8 +142,6 @@ def test_a_template_that_writes_earlier_turns_anew_is_refused():
 
 
 def test_a_known_template_gets_its_markers_from_trl():
-    from trl.chat_template_utils import qwen2_5_chat_template
-
     tokenizer = load.load_tokenizer("tiny-base")
     tokenizer.chat_template = qwen2_5_chat_template
     formats.set_format(tokenizer, "model")
@@ -155,20 +149,13 @@ def test_a_known_template_gets_its_markers_from_trl():
 
 
 def test_a_tokenizer_that_drops_the_first_space_of_an_answer_trains_the_answer_alone():
-    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
-    from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
-
     words = ["[UNK]", "<s>", "</s>", "[", "]", "/", "INST", "首", "都", "は", "？", "東", "京", "##京", "##都", "##は"]
-    backend = Tokenizer(kinds.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer, backend.decoder = normalizers.BertNormalizer(lowercase=False), decoders.WordPiece()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
     formats.set_format(tokenizer, "llama2")
-    chat = [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}]
+    chat = formats.to_messages({"instruction": "首都は？", "output": "東京"}, "llama2")
     labels = masking.encode_chats(tokenizer, [chat])["labels"][0].tolist()
-    assert tokenizer.convert_ids_to_tokens([label for label in labels if label != masking.IGNORED]) == [
-        "東",
-        "京",
-        "</s>",
-    ]
+    trained = [label for label in labels if label != masking.IGNORED]
+    assert tokenizer.convert_ids_to_tokens(trained) == ["東", "京", "</s>"]

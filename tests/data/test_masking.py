@@ -1,23 +1,15 @@
 """The mask: from spans, checked against a second, independent way; and the view of it."""
 
+import json
 import re
 
-import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
-from sftlab.data import formats, masking
+from sftlab.data import masking
 from sftlab.models import load
-
-TOKENIZERS = {}
-
-
-def get_tokenizer(format: str):
-    if format not in TOKENIZERS:
-        TOKENIZERS[format] = load.load_tokenizer("tiny-base")
-        formats.set_format(TOKENIZERS[format], format)
-    return TOKENIZERS[format]
-
 
 letters = st.characters(exclude_categories=["Cs"])
 words = st.text(st.sampled_from("ab 東京カナ。\n#[]{%<>𠮷😀é\u200d"), min_size=1, max_size=12)
@@ -33,11 +25,10 @@ def chats(draw):
     return chat
 
 
-@pytest.mark.parametrize("format", formats.TEMPLATES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chat=chats())
-def test_the_mask_is_what_turn_by_turn_rendering_says(format, chat):
-    tokenizer = get_tokenizer(format)
+def test_the_mask_is_what_turn_by_turn_rendering_says(in_format, chat):
+    tokenizer = in_format
     made = masking.encode_chats(tokenizer, [chat])
     ids, labels = made["input_ids"][0].tolist(), made["labels"][0].tolist()
     text = tokenizer.apply_chat_template(chat, tokenize=False)
@@ -55,30 +46,27 @@ def test_the_mask_is_what_turn_by_turn_rendering_says(format, chat):
     assert at == len(text.encode()) and labels == wanted
 
 
-@pytest.mark.parametrize("format", formats.TEMPLATES)
-def test_many_chats_at_once_are_encoded_as_one_by_one(format):
-    tokenizer = get_tokenizer(format)
-    given_chats = [
-        [{"role": "user", "content": "首都は？" * n}, {"role": "assistant", "content": "東京" * n}] for n in range(1, 9)
-    ]
-    together = masking.encode_chats(tokenizer, given_chats)
+def make_chat(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_many_chats_at_once_are_encoded_as_one_by_one(in_format):
+    given_chats = [make_chat("首都は？" * n, "東京" * n) for n in range(1, 9)]
+    together = masking.encode_chats(in_format, given_chats)
     for n, chat in enumerate(given_chats):
-        alone = masking.encode_chats(tokenizer, [chat])
+        alone = masking.encode_chats(in_format, [chat])
         assert all((together[name][n] == alone[name][0]).all() for name in together)
 
 
-def test_transformers_own_mask_is_the_same():
-    for format in formats.TEMPLATES:
-        tokenizer = get_tokenizer(format)
-        chat = [{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}] * 2
-        theirs = tokenizer.apply_chat_template([chat], return_dict=True, return_assistant_tokens_mask=True)
-        ours = masking.encode_chats(tokenizer, [chat])
-        assert ours["input_ids"][0].tolist() == theirs["input_ids"][0]
-        assert (ours["labels"][0] != masking.IGNORED).tolist() == [bool(one) for one in theirs["assistant_masks"][0]]
+def test_transformers_own_mask_is_the_same(in_format):
+    chat = make_chat("首都は？", "東京") * 2
+    theirs = in_format.apply_chat_template([chat], return_dict=True, return_assistant_tokens_mask=True)
+    ours = masking.encode_chats(in_format, [chat])
+    assert ours["input_ids"][0].tolist() == theirs["input_ids"][0]
+    assert (ours["labels"][0] != masking.IGNORED).tolist() == [bool(one) for one in theirs["assistant_masks"][0]]
 
 
-def test_the_verdicts_name_each_fault():
-    tokenizer = get_tokenizer("alpaca")
+def test_the_verdicts_name_each_fault(tokenizer):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     good = ([bos, 50, 60, eos], [-100, -100, 60, eos])
     faults = {
@@ -93,8 +81,7 @@ def test_the_verdicts_name_each_fault():
         assert masking.check_row(tokenizer, ids, labels, limit)[name] is False
 
 
-def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole():
-    tokenizer = get_tokenizer("alpaca")
+def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole(tokenizer):
     text = "首都は東京。𠮷野家😀 naïve\n\n### x"
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == text
@@ -103,13 +90,8 @@ def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole():
     assert [position for _, at in groups for position in at] == list(range(len(ids)))
 
 
-def test_the_view_shows_every_kind_and_escapes_what_the_data_holds():
-    tokenizer = get_tokenizer("chatml")
-    chat = [
-        {"role": "user", "content": "<script>alert(1)</script>"},
-        {"role": "assistant", "content": "はい、😀。" * 4},
-    ]
-    made = masking.encode_chats(tokenizer, [chat])
+def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer):
+    made = masking.encode_chats(tokenizer, [make_chat("<script>alert(1)</script>", "はい、😀。" * 4)])
     row = {name: values[0] for name, values in made.items()}
     view = masking.show(row, tokenizer, max_length=len(row["input_ids"]) - 4)
     html = view._repr_html_()
@@ -118,16 +100,11 @@ def test_the_view_shows_every_kind_and_escapes_what_the_data_holds():
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(view))
     assert tokenizer.decode(row["input_ids"]) in plain
     marked = masking.show(row, tokenizer).to_text(colour=False)
-    assert "⟦" + "はい、😀。" * 4 + "<|im_end|>⟧" in marked
+    assert "⟦" + "はい、😀。" * 4 + "</s>⟧" in marked
 
 
 def test_where_bytes_do_not_add_up_the_offsets_decide():
     """A special token that takes the spaces beside it leaves fewer bytes than the text has."""
-    import json
-
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
     state = json.loads(load.load_tokenizer("tiny-base").backend_tokenizer.to_str())
     for token in state["added_tokens"]:
         token["rstrip"] = token["content"] == "<|im_start|>"
@@ -138,8 +115,6 @@ def test_where_bytes_do_not_add_up_the_offsets_decide():
         "{% for m in messages %}{{ '<|im_start|>  ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     )
-    made = masking.encode_chats(
-        tokenizer, [[{"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}]]
-    )
+    made = masking.encode_chats(tokenizer, [make_chat("首都は？", "東京")])
     trained = [token for token in made["labels"][0].tolist() if token != masking.IGNORED]
     assert tokenizer.decode(trained) == "東京</s>"

@@ -1,6 +1,7 @@
-"""Evaluations of real runs: the Trainer's own loss comes out, a model equals itself, leaks don't count."""
+"""Evaluations of real runs: the Trainer's own loss comes out, a model equals itself, leaks don't count, the page is safe."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sftlab.config.configs import DataConfig, EvaluateConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.data import sources
 from sftlab.errors import UserError
-from sftlab.evaluate import compare, scores
+from sftlab.evaluate import compare, report, scores
 from sftlab.train import run, saved
 
 SHORT = {"batch_size": 32, "learning_rate": 3e-3, "bf16": False, "eval_samples": 0, "logging_steps": 1}
@@ -59,9 +60,8 @@ def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
     assert set(found["languages"]) == {"Japanese", "Latin script"}
     assert sum(part["questions"] for part in found["languages"].values()) == 64
     assert {key: after[key] for key in before} == before and after["evaluation"]["verdict"] == found["verdict"]
-    assert {row["question"] for row in found["answers"]} == {
-        row["instruction"] for row in scores.read_facts("test", 64)
-    }
+    asked = {row["instruction"] for row in scores.read_facts("test", 64)}
+    assert {row["question"] for row in found["answers"]} == asked
     assert "Better: " in (learned / "report.html").read_text(encoding="utf-8")
 
 
@@ -107,19 +107,50 @@ def test_a_model_against_itself_differs_by_exactly_nothing(tmp_path):
     assert not found["forgetting"]["forgot"] and all(row["base"] == row["tuned"] for row in found["answers"])
 
 
-def test_leaked_questions_are_named_and_do_not_count(learned, tmp_path, capsys):
-    held_out = scores.read_facts("test", 3)
-    rows = [row | {"instruction": f"Please tell me: {row['instruction']}"} for row in held_out]
-    path = prepare_rows(scores.read_facts("train", 30) + rows, tmp_path)
-    found = compare.evaluate_run(EvaluateConfig(run_dir=str(learned), dataset_path=str(path), **QUICK))
-    assert [leak["question"] for leak in found["leakage"]["found"]] == [row["instruction"] for row in held_out]
-    assert all(leak["question"] in leak["training_prompt"] for leak in found["leakage"]["found"])
-    counted = found["answers"][3:]
+@pytest.fixture(scope="module")
+def leaky(learned, tmp_path_factory) -> dict:
+    """The evaluation on 12 questions of which the training rows give three away."""
+    rows = [row | {"instruction": f"Please tell me: {row['instruction']}"} for row in scores.read_facts("test", 3)]
+    path = prepare_rows(scores.read_facts("train", 30) + rows, tmp_path_factory.mktemp("leaky"))
+    return compare.evaluate_run(EvaluateConfig(run_dir=str(learned), dataset_path=str(path), **QUICK))
+
+
+def test_leaked_questions_are_named_and_do_not_count(learned, leaky, capsys):
+    leaks, counted = leaky["leakage"], leaky["answers"][3:]
+    assert [leak["question"] for leak in leaks["found"]] == [row["instruction"] for row in scores.read_facts("test", 3)]
+    assert all(leak["question"] in leak["training_prompt"] for leak in leaks["found"])
     share = sum(row["tuned_right"] for row in counted) / len(counted)
-    assert found["leakage"]["without"]["exact_match"]["tuned"][0] == pytest.approx(share)
-    assert " of 9 held-out questions " in found["verdict"]
-    compare.save_evaluation(learned, found)
+    assert leaks["without"]["exact_match"]["tuned"][0] == pytest.approx(share)
+    assert " of 9 held-out questions " in leaky["verdict"]
+    compare.save_evaluation(learned, leaky)
     assert "the earlier evaluation is replaced" in capsys.readouterr().out
+
+
+def spoil(value):
+    """A result with markup in each of its texts."""
+    if isinstance(value, dict):
+        return {key: spoil(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [spoil(content) for content in value]
+    return f"<script>alert(1)</script>{value}" if isinstance(value, str) else value
+
+
+def test_the_page_shows_text_of_others_as_text_and_stands_alone(learned, leaky, tmp_path):
+    files.write_json(tmp_path / "result.json", spoil(files.read_json(learned / "result.json") | {"evaluation": leaky}))
+    assert "The training" in report.write_report(tmp_path).read_text(encoding="utf-8")  # without a loss curve
+    shutil.copy(learned / "trainer_state.json", tmp_path)
+    page = report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert not re.search(r"""(src|href)="(?!data:)""", page) and page.count("data:image/png;base64,") == 2
+    for words in (
+        "Is it better?",
+        "What did it forget?",
+        "Did it see the questions?",
+        "Side by side",
+        "✓ right",
+        "✗ not",
+    ):
+        assert words in page, words
 
 
 def test_long_answers_are_judged_by_their_loss_and_prose_is_your_own(learned, tmp_path):
@@ -138,14 +169,10 @@ def test_the_last_answer_is_what_is_asked_for():
 
 
 def test_what_is_no_finished_run_is_said(learned, tmp_path):
-    with pytest.raises(UserError, match="is not a run folder made by"):
-        saved.read_run(tmp_path)
-    broken = tmp_path / "broken"
-    shutil.copytree(learned, broken)
-    result = files.read_json(broken / "result.json")
-    files.write_json(broken / "result.json", result | {"status": "interrupted"})
-    with pytest.raises(UserError, match="is interrupted"):
-        saved.read_run(broken)
-    files.write_json(broken / "result.json", result | {"config": result["config"] | {"dataset_path": "gone"}})
-    with pytest.raises(UserError, match="gone is not a data set"):
-        saved.read_run(broken)
+    shutil.copytree(learned, tmp_path / "broken")
+    result = files.read_json(learned / "result.json")
+    gone = {"config": result["config"] | {"dataset_path": "gone"}}
+    for change, message in (({"status": "interrupted"}, "is interrupted"), (gone, "gone is not a data set")):
+        files.write_json(tmp_path / "broken" / "result.json", result | change)
+        with pytest.raises(UserError, match=message):
+            saved.read_run(tmp_path / "broken")
