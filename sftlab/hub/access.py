@@ -1,4 +1,4 @@
-"""Where a model stands for you: public, granted, pending, refused, not there, out of reach; and what to do about it.
+"""Where a model stands for you: public, granted, pending, rejected, not there, out of reach; and what to do about it.
 
 Asks the Hub without fetching a weight: its auth-check says whether files may be read, its page whether there is a gate.
 
@@ -18,14 +18,13 @@ AT_ONCE = 4  # models asked about at the same time
 
 @dataclass(frozen=True)
 class Access:
-    """How a model stands: the name of its state (`hub_client.STATES`), what that means, what to do, the page to open."""
+    """How a model stands: the name of its state (`states.yaml`), what that means, and what to do."""
 
     model: str
     state: str
     usable: bool
     means: str
     what_to_do: str
-    page: str
 
 
 def check(model: str) -> Access:
@@ -36,10 +35,9 @@ def check(model: str) -> Access:
 def check_all(names: list[str] | None = None) -> list[Access]:
     """How models stand, the whole catalogue if none is named. The Hub is looked for once, briefly, for all of them."""
     names = list(names or [model.hub_id for model in catalog.MODELS])
-    asked = [name for name in names if not is_here(name)]
-    reached = bool(asked) and hub_client.reach()
+    reached = not all(map(is_here, names)) and hub_client.reach()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda name: _check(name, reached), names))
+        return list(pool.map(lambda name: check_one(name, reached), names))
 
 
 def is_here(name: str) -> bool:
@@ -47,33 +45,31 @@ def is_here(name: str) -> bool:
     return name == "tiny-base" or name.startswith(catalog.RANDOM) or Path(name).is_dir()
 
 
-def _check(name: str, reached: bool) -> Access:
-    from huggingface_hub import HfApi, errors, utils
-
-    if is_here(name):
-        return make(name, "folder" if Path(name).is_dir() else "bundled")
-    known = catalog.find_model(name)
+def check_one(name: str, reached: bool) -> Access:
+    known = None if is_here(name) else catalog.find_model(name)
     name = known.hub_id if known else name
-    try:
-        utils.validate_repo_id(name)
-        if not reached:
-            return make(
-                name,
-                "cached" if download.find_snapshot(name) else "offline" if hub_client.is_offline() else "no network",
-            )
-        hub_client.ask(f"/api/models/{name}/auth-check")
-        page = HfApi().model_info(name, expand=["gated", "private"], timeout=15)
-    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
-        state, said = hub_client.read_state(error)
-        return make(name, state, said)
-    return make(name, "private" if page.private else "granted" if page.gated else "public")
-
-
-def make(name: str, state: str, said: str = "") -> Access:
-    means, what_to_do, page = hub_client.describe(state, name, said=said)
+    state, said = find_state(name, reached)
+    means, what_to_do = hub_client.explain_state(state, name, said=said)
     if state == "not found":
         what_to_do += near_match(name, [name for model in catalog.MODELS for name in (model.hub_id, model.name)])
-    return Access(name, state, hub_client.STATES[state].usable, means, what_to_do, page)
+    return Access(name, state, "what_to_do" not in hub_client.STATES[state], means, what_to_do)
+
+
+def find_state(name: str, reached: bool) -> tuple[str, str]:
+    """(the name of a model's state, the Hub's own words)."""
+    from huggingface_hub import HfApi, errors
+
+    if is_here(name):
+        return ("folder" if Path(name).is_dir() else "bundled"), ""
+    try:
+        if not reached:
+            here = download.find_snapshot(name)
+            return ("cached" if here else "offline" if hub_client.is_offline() else "no network"), ""
+        page = HfApi().model_info(name, expand=["gated", "private"], timeout=15)
+        hub_client.ask(f"/api/models/{name}/auth-check")
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+        return hub_client.read_state(error)
+    return ("private" if page.private else "granted" if page.gated else "public"), ""
 
 
 def format_table(found: list[Access]) -> str:
@@ -87,5 +83,4 @@ def format_table(found: list[Access]) -> str:
     for what_to_do, names in advice.items():
         shown = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
         lines.append(f"\n{shown}:\n  {what_to_do}")
-    usable = sum(access.usable for access in found)
-    return "\n".join([*lines, f"\n{usable} of {len(found)} can be used"])
+    return "\n".join([*lines, f"\n{sum(access.usable for access in found)} of {len(found)} can be used"])

@@ -13,38 +13,32 @@ import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 
 from sftlab.files import ROOT
+from sftlab.hub.token import VARIABLES
 
 COMMIT = "0" * 40
-# Tokens that open nothing anywhere else. A fine-grained one has a list of rights in place of a role.
-TOKENS = {
-    name: "hf_" + (letter * 34) for name, letter in {"read": "r", "write": "w", "fine-grained": "f", "no gated right": "n",
-                                                     "expired": "e", "unknown": "u"}.items()
-}  # fmt: skip
-# Status, X-Error-Code and X-Error-Message of each gated or broken model, for a token that is in order.
+# Tokens that open nothing anywhere else.
+LETTERS = {"read": "r", "write": "w", "fine-grained": "f", "no gated right": "n", "expired": "e", "unknown": "u"}
+TOKENS = {name: "hf_" + letter * 34 for name, letter in LETTERS.items()}
+# Status, X-Error-Code and X-Error-Message of each model, for a token that is in order.
 MODELS = {
     "lab/public": (200, "", ""),
     "lab/granted": (200, "", ""),
     "lab/private": (200, "", ""),
-    "lab/not-asked": (403, "GatedRepo", "Access to model {id} is restricted and you are not in the authorized list. Visit "
-                                        "https://huggingface.co/{id} to ask for access."),
+    "lab/not-asked": (403, "GatedRepo", "Access to model {id} is restricted and you are not in the authorized list."),
     "lab/pending": (403, "GatedRepo", "Your request to access model {id} is awaiting a review from the repo authors."),
     "lab/rejected": (403, "GatedRepo", "Your request to access model {id} has been rejected by the repo's authors."),
-    "lab/reset": (403, "GatedRepo", "Your request to access model {id} has been reset by the repo's authors. Visit "
-                                    "https://huggingface.co/{id} to submit a new request."),
+    "lab/reset": (403, "GatedRepo", "Your request to access model {id} has been reset by the repo's authors."),
     "lab/disabled": (403, "", "Access to this resource is disabled."),
     "lab/busy": (429, "", "We had to rate limit you."),
     "lab/broken": (503, "", "Service Unavailable"),
-}  # fmt: skip
-OPEN = ("lab/public", "lab/disabled", "lab/busy", "lab/broken")  # without a gate
-STRANGER = (
-    "Access to model {id} is restricted. You must have access to it and be authenticated to access it. Please log in."
-)
-NO_RIGHT = (
-    "Please enable access to public gated repositories in your fine-grained token settings to view this repository."
-)
+}
+OPEN = ("lab/public", "lab/private", "lab/disabled", "lab/busy", "lab/broken")  # without a gate
+STRANGER = "Access to model {id} is restricted. You must have access to it and be authenticated to access it."
+NO_RIGHT = "Please enable access to public gated repositories in your fine-grained token settings."
 
 
 def answer(name: str, token: str | None) -> tuple[int, str, str]:
@@ -56,22 +50,20 @@ def answer(name: str, token: str | None) -> tuple[int, str, str]:
         return 401, "", 'User Access Token "my-laptop" is expired'
     if name not in MODELS or name == "lab/private" and kind is None:
         return (404, "RepoNotFound", "Repository not found") if kind else (401, "", "Invalid username or password.")
-    if name not in (*OPEN, "lab/private"):
-        if kind is None:
-            return 401, "GatedRepo", STRANGER.format(id=name)
-        if kind == "no gated right":
-            return 403, "", NO_RIGHT
+    if name not in OPEN and kind is None:
+        return 401, "GatedRepo", STRANGER.format(id=name)
+    if name not in OPEN and kind == "no gated right":
+        return 403, "", NO_RIGHT
     status, code, message = MODELS[name]
     return status, code, message.format(id=name)
 
 
-def describe_person(token: str) -> dict:
-    """The Hub's answer to `who am I`, for a token that it knows."""
-    kind = next(kind for kind, value in TOKENS.items() if value == token)
-    facts = {"displayName": "my-laptop", "role": kind if kind in ("read", "write") else "fineGrained"}
-    if facts["role"] == "fineGrained":
-        facts["fineGrained"] = {"canReadGatedRepos": kind == "fine-grained", "global": [], "scoped": []}
-    return {"type": "user", "name": "learner", "orgs": [], "auth": {"type": "access_token", "accessToken": facts}}
+def describe_person(token: str | None) -> dict:
+    """The Hub's answer to `who am I`."""
+    facts = {"displayName": "my-laptop", "role": "write" if token == TOKENS["write"] else "read"}
+    if token in (TOKENS["fine-grained"], TOKENS["no gated right"]):
+        facts |= {"role": "fineGrained", "fineGrained": {"canReadGatedRepos": token == TOKENS["fine-grained"]}}
+    return {"type": "user", "name": "learner", "auth": {"type": "access_token", "accessToken": facts}}
 
 
 class StandIn(BaseHTTPRequestHandler):
@@ -82,41 +74,29 @@ class StandIn(BaseHTTPRequestHandler):
     def do_GET(self):
         path = urlsplit(self.path).path
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        parts = path.removeprefix("/api/models").strip("/").split("/")
-        name, rest = "/".join(parts[:2]), parts[2:]
-        status, code, message = answer(name, token)
         if path == "/api/whoami-v2":
-            status, code, message = answer("lab/public", token or TOKENS["unknown"])
-            return self.send(status, code, message or json.dumps(describe_person(token)))
-        page = path.startswith("/api/") and rest[:1] != ["auth-check"]
-        if status == 200 or page and code == "GatedRepo":  # the page of a gated model is open to all
-            return (
-                self.send_file(rest[2])
-                if rest[:1] == ["resolve"]
-                else self.send(200, "", json.dumps(self.find(name, rest)))
-            )
-        return self.send(status, code, message)
+            return self.send(*answer("lab/public", token or TOKENS["unknown"]), describe_person(token))
+        owner, name, what, *rest = [*path.removeprefix("/api/models").strip("/").split("/"), "", ""]
+        name = f"{owner}/{name}"
+        status, code, message = answer(name, token)
+        if path.startswith("/api/") and what != "auth-check" and code == "GatedRepo":
+            status = 200  # the page of a gated model is open to all
+        if status == 200 and what == "resolve":
+            return self.send_file(rest[1])
+        self.send(status, code, message, "OK" if what == "auth-check" else self.list_files(name, what))
 
     do_HEAD = do_GET
 
-    def find(self, name: str, rest: list[str]):
-        """The JSON answer about a model: "OK", its list of files, or its page."""
-        if rest[:1] == ["auth-check"]:
-            return "OK"
-        found = []
-        for path in sorted(self.files.iterdir()):
-            large = (
-                {"sha256": hash_of(path), "size": path.stat().st_size, "pointerSize": 134}
-                if path.suffix == ".safetensors"
-                else None
-            )
-            found.append((path.name, path.stat().st_size, large))
-        if rest[:1] == ["tree"]:
-            return [{"type": "file", "path": file, "size": size, "oid": COMMIT, "lfs": large and large | {"oid": large["sha256"]}}
-                    for file, size, large in found]  # fmt: skip
-        siblings = [{"rfilename": file, "size": size, "blobId": COMMIT, "lfs": large} for file, size, large in found]
-        return {"id": name, "sha": COMMIT, "private": name == "lab/private", "gated": False if name in (*OPEN, "lab/private") else "manual",
-                "siblings": siblings}  # fmt: skip
+    def list_files(self, name: str, what: str):
+        """A model's list of files (`tree`), or its page."""
+        paths = sorted(self.files.iterdir())
+        if what == "tree":
+            return [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": hash_of(path)} for path in paths
+            ]
+        gated = False if name in OPEN else "manual"
+        siblings = [{"rfilename": path.name} for path in paths]
+        return {"id": name, "sha": COMMIT, "private": name == "lab/private", "gated": gated, "siblings": siblings}
 
     def send_file(self, name: str) -> None:
         path = self.files / name
@@ -124,29 +104,30 @@ class StandIn(BaseHTTPRequestHandler):
             return self.send(404, "EntryNotFound", "Entry not found")
         content = path.read_bytes()
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        self.send_response(206 if start else 200)
-        for header, value in {"X-Repo-Commit": COMMIT, "ETag": f'"{hash_of(path)}"', "Content-Length": len(content) - start,
-                              "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}.items():  # fmt: skip
+        headers = {
+            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{hash_of(path)}"',
+            "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}",
+        }
+        self.reply(206 if start else 200, headers, content[start:])
+
+    def send(self, status: int, code: str, message: str, content=None) -> None:
+        """An answer in JSON: the content, or what is wrong."""
+        headers = {"Content-Type": "application/json"}
+        if status != 200:
+            headers |= {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self.reply(status, headers, json.dumps(content if status == 200 else {"error": message}).encode())
+
+    def reply(self, status: int, headers: dict, body: bytes) -> None:
+        self.send_response(status)
+        for header, value in (headers | {"Content-Length": len(body)}).items():
             self.send_header(header, str(value))
         self.end_headers()
         if self.command == "GET":
-            self.send_body(content[start:])
+            self.send_body(body)
 
     def send_body(self, content: bytes) -> None:
         self.wfile.write(content)
-
-    def send(self, status: int, code: str, text: str) -> None:
-        body = (text if status == 200 else json.dumps({"error": text})).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if status != 200:
-            self.send_header("X-Error-Message", text)
-        if code:
-            self.send_header("X-Error-Code", code)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
 
     def log_message(self, *_) -> None:
         pass
@@ -176,23 +157,17 @@ def visiting(address: str, home: Path, token: str | None = None):
     """
     from huggingface_hub import constants
 
-    from sftlab.hub import client as hub_client
-
-    values = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
-              "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"),
-              "HF_STORED_TOKENS_PATH": str(home / "stored_tokens")}  # fmt: skip
-    before = {name: getattr(constants, name) for name in values}
-    variables = {name: os.environ.pop(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if name in os.environ}
-    lost = hub_client.forget_probe()
-    try:
-        for name, value in values.items():
-            setattr(constants, name, value)
+    values = {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+    }
+    with mock.patch.multiple(constants, **values), mock.patch.dict(os.environ):
+        for name in VARIABLES:
+            os.environ.pop(name, None)
         if token:
             os.environ["HF_TOKEN"] = token
         yield
-    finally:
-        for name, value in before.items():
-            setattr(constants, name, value)
-        os.environ.pop("HF_TOKEN", None)
-        os.environ.update(variables)
-        hub_client.forget_probe(lost)
