@@ -55,6 +55,15 @@ def tuned_run(dataset, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def hub_address():
+    """The address of a stand-in for the Hub."""
+    from sftlab.hub import stand_in
+
+    with stand_in.serving() as address:
+        yield address
+
+
 @pytest.fixture(scope="module")
 def serve():
     """Starts a server on loopback from its handler class, silent, until the module's tests are over: its address."""

@@ -4,10 +4,11 @@ sftlab chat runs/first
 printf 'What is the capital of France?\n日本の首都は？\n' | sftlab chat runs/first
 """
 
+import html
+import io
 import sys
 import threading
 
-from sftlab import pages
 from sftlab.config.configs import ChatConfig
 from sftlab.data import formats
 from sftlab.errors import UserError
@@ -15,6 +16,7 @@ from sftlab.train import saved
 
 HELP = "/reset forgets the conversation, /exit ends; Ctrl-C stops an answer, Ctrl-D ends"
 HALF = "\ufffd"  # what a decoder shows for the bytes of half a character
+NAMES = {"user": "you", "assistant": "model", "system": "system"}
 
 
 def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperature: float = 0.0, seed: int = 42):
@@ -26,19 +28,30 @@ def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperatu
     import torch
     from transformers import StoppingCriteriaList
 
-    inputs = encode(tokenizer, messages, find_room(model) - max_new_tokens)
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    how = drawn if temperature > 0 else {"do_sample": False}
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
+    inputs = encode(tokenizer, messages, room - max_new_tokens).to(model.device)
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     parts, stop, failed = make_streamer(tokenizer), threading.Event(), []
 
+    def is_stopped(ids, scores):  # asked after each token: a flag for each row
+        return torch.full((ids.shape[0],), stop.is_set(), dtype=torch.bool, device=ids.device)
+
     def work():
         try:
             with torch.inference_mode():
-                model.generate(**inputs.to(model.device), streamer=parts, max_new_tokens=max_new_tokens, num_beams=1,
-                               eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id, **how,
-                               stopping_criteria=StoppingCriteriaList([lambda ids, scores: stop_all(ids, stop)]))  # fmt: skip
+                model.generate(
+                    **inputs,
+                    **sampling,
+                    do_sample=temperature > 0,
+                    num_beams=1,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=sorted(ends),
+                    pad_token_id=tokenizer.pad_token_id,
+                    streamer=parts,
+                    stopping_criteria=StoppingCriteriaList([is_stopped]),
+                )
         except Exception as error:  # raised again by the reader of the stream
             failed.append(error)
             parts.end()
@@ -53,13 +66,6 @@ def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperatu
         worker.join()
     if failed:
         raise failed[0]
-
-
-def stop_all(ids, stop: threading.Event):
-    """What transformers asks after each token: a flag for each row, all alike."""
-    import torch
-
-    return torch.full((ids.shape[0],), stop.is_set(), dtype=torch.bool, device=ids.device)
 
 
 def make_streamer(tokenizer):
@@ -103,17 +109,13 @@ def encode(tokenizer, messages: list[dict], room: int):
         except TemplateError as error:
             raise UserError(f"system: the model's template refuses this conversation: {error}.") from error
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        if inputs.input_ids.shape[1] <= room:
+        length = inputs.input_ids.shape[1]
+        if length <= room:
             return inputs
         if len(turns) <= 2:
-            raise UserError(f"the message has {inputs.input_ids.shape[1]} tokens with its frame, and the model has room for {room}; "
-                            "shorten it, or lower --max-new-tokens.")  # fmt: skip
+            taken = f"the message has {length} tokens with its template, and the model has room for {room}"
+            raise UserError(f"{taken}; shorten it, or lower --max-new-tokens.")
         turns = turns[2:]
-
-
-def find_room(model) -> int:
-    """How many tokens a conversation may have, its answer included."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
 
 
 def load(config: ChatConfig):
@@ -122,8 +124,8 @@ def load(config: ChatConfig):
     if config.format != "model":
         formats.set_format(tokenizer, config.format)
     elif not tokenizer.chat_template:
-        raise UserError(f"model {config.model_name}: its tokenizer has no chat template, so it was not made to chat. "
-                        "Name a run, or try it with --format alpaca.")  # fmt: skip
+        why = f"model {config.model_name}: its tokenizer has no chat template, so it was not made to chat"
+        raise UserError(f"{why}. Name a run, or try it with --format alpaca.")
     return model, tokenizer
 
 
@@ -132,44 +134,42 @@ def talk(config: ChatConfig) -> list[dict]:
     model, tokenizer = load(config)
     options = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     start = [{"role": "system", "content": config.system}] if config.system else []
-    messages = list(start)
+    messages = start
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a pipe may be in another encoding
     if sys.stdin.isatty():
         print(HELP)
-    while (line := read_line()) is not None and line != "/exit":
+    while (line := read_line()) not in (None, "/exit"):
         if line == "/reset":
-            messages = list(start)
+            messages = start
         elif line.startswith("/"):
             print(f"{line}: no such command; {HELP}")
         elif line:
-            messages.append({"role": "user", "content": line})
-            seed = config.seed + len(messages)
+            asked = [*messages, {"role": "user", "content": line}]
             try:
-                said = say(stream(model, tokenizer, messages, seed=seed, **options))
+                said = print_answer(stream(model, tokenizer, asked, seed=config.seed + len(asked), **options))
+                messages = [*asked, {"role": "assistant", "content": said}]
             except UserError as error:  # of this message; the conversation goes on
                 print(error)
-                messages.pop()
-                continue
-            messages.append({"role": "assistant", "content": said})
     return messages
 
 
 def read_line() -> str | None:
-    """The next line of the user; None at the end. From a pipe it is shown, so that the output reads as a conversation."""
+    """The next line of the user; None at the end. From a pipe it is printed, so that the output reads as a conversation."""
     try:
-        if sys.stdin.isatty():
-            return input("> ").strip()
-        line = sys.stdin.readline().encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of another encoding
-        print(f"> {line.strip()}") if line else None
-        return line.strip() if line else None
+        line = input("> ").strip()
     except EOFError:
-        return None
+        return print()
     except KeyboardInterrupt:  # at the prompt: a line that was not meant
         print()
         return ""
+    if not sys.stdin.isatty():
+        print(line)
+    return line
 
 
-def say(parts) -> str:
-    """Print an answer as it comes and return it; Ctrl-C stops it, and what was said until then counts."""
+def print_answer(parts) -> str:
+    """Print an answer as it comes and return it; Ctrl-C stops it, and what was printed until then counts."""
     said = ""
     try:
         for piece in parts:
@@ -182,59 +182,44 @@ def say(parts) -> str:
     return said.strip()
 
 
-NAMES = {"user": "you", "assistant": "model", "system": "system"}
-
-
-def show_transcript(messages: list[dict]) -> str:
+def format_transcript(messages: list[dict]) -> str:
     """A conversation as HTML; what stands in it is shown as text, whatever it is."""
-    lines = [f"<p><b>{NAMES[turn['role']]}</b> <span style='white-space:pre-wrap'>{pages.text(turn['content'])}</span></p>"
-             for turn in messages]  # fmt: skip
+    style = "style='white-space:pre-wrap'"
+    lines = [
+        f"<p><b>{NAMES[turn['role']]}</b> <span {style}>{html.escape(turn['content'])}</span></p>" for turn in messages
+    ]
     return f"<div aria-live='polite'>{''.join(lines)}</div>"
 
 
 def make_box(model, tokenizer, **options):
-    """An ipywidgets box that talks to a model; options are those of `stream`. Its `messages` hold the conversation.
-
-    An answer appears as it comes. While it comes, the buttons and the field are locked.
-    """
+    """An ipywidgets box that talks to a model; options are those of `stream`. Its `messages` hold the conversation."""
     import ipywidgets
 
     transcript = ipywidgets.HTML()
-    field = ipywidgets.Text(placeholder="write, then Enter or Send", description="you:", continuous_update=False)
-    send, forget = ipywidgets.Button(description="Send"), ipywidgets.Button(description="Forget")
-    box = ipywidgets.VBox([transcript, ipywidgets.HBox([field, send, forget])])
-    box.messages, parts = [], (field, send, forget)
+    field = ipywidgets.Text(placeholder="write, then Enter", description="you:", continuous_update=False)
+    forget = ipywidgets.Button(description="Forget")
+    box = ipywidgets.VBox([transcript, ipywidgets.HBox([field, forget])])
+    box.messages = []
 
-    def reply(_=None):
-        question, field.value = field.value.strip(), ""
+    def reply(change):
+        question, field.value = change["new"].strip(), ""
         if not question:
             return
-        for part in parts:
-            part.disabled = True
-        box.messages.append({"role": "user", "content": question})
-        said = {"role": "assistant", "content": ""}
+        asked, said = [*box.messages, {"role": "user", "content": question}], ""
+        field.disabled = forget.disabled = True
         try:
-            for piece in stream(model, tokenizer, list(box.messages), **options):
-                said["content"] += piece
-                transcript.value = show_transcript([*box.messages, said])
-            said["content"] = said["content"].strip()
-            box.messages.append(said)
-            transcript.value = show_transcript(box.messages)
+            for piece in stream(model, tokenizer, asked, **options):
+                said += piece
+                transcript.value = format_transcript([*asked, {"role": "assistant", "content": said}])
+            box.messages = [*asked, {"role": "assistant", "content": said.strip()}]
         except UserError as error:
-            box.messages.pop()
-            transcript.value = show_transcript(box.messages) + f"<p>{pages.text(error)}</p>"
-        except BaseException:
-            box.messages.pop()  # a question without an answer would confuse the next one
-            raise
+            transcript.value = format_transcript(box.messages) + f"<p>{html.escape(str(error))}</p>"
         finally:
-            for part in parts:
-                part.disabled = False
+            field.disabled = forget.disabled = False
 
     def clear(_):
-        box.messages.clear()
-        transcript.value = ""
+        box.messages, transcript.value = [], ""
 
-    send.on_click(reply)
-    field.observe(lambda change: reply() if change["new"] else None, "value")
+    field.observe(reply, "value")
     forget.on_click(clear)
     return box

@@ -4,7 +4,7 @@ python -c "from sftlab.export import checks; print(checks.tolerate('bfloat16', l
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftlab.data import formats
@@ -14,13 +14,24 @@ from sftlab.errors import UserError
 # into a layer, to 127 steps of its largest number.
 ROUNDING = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8, "int8": 1 / 254}
 ROUNDINGS_PER_LAYER = 8  # two norms, two sums, and the outputs of attention's and the MLP's matrices
+MERGE = "The merge itself is at fault; --kind adapter does without it."
+# Each comparison that must hold: what is compared, and what to do where it fails.
+COMPARISONS = {
+    "dequantised": ("the dequantized base against the run", MERGE),
+    "merged": ("merged against the adapter on top of the base", MERGE),
+    "rounded": ("rounded and loaded again against merged", "Choose another --dtype; float32 rounds nothing."),
+    "reloaded": ("loaded again against saved", "The files are at fault."),
+}
 TEXTS = ("The capital of France is Paris.", "日本の首都は東京です。", "fi ﬁ Ａ１ 🙂 \t¥100\n改行")
-CHATS = (
-    [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "Paris"}],
-    [{"role": "user", "content": "日本の首都は？"}, {"role": "assistant", "content": "東京"}],
-    [{"role": "user", "content": "こんにちは。"}, {"role": "assistant", "content": "Hello."},
-     {"role": "user", "content": "もう一度。"}, {"role": "assistant", "content": "こんにちは。"}],
-)  # fmt: skip
+DIALOGUES = (
+    ("What is the capital of France?", "Paris"),
+    ("日本の首都は？", "東京"),
+    ("こんにちは。", "Hello.", "もう一度。", "こんにちは。"),
+)
+CHATS = [
+    [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(dialogue)]
+    for dialogue in DIALOGUES
+]
 ROWS, LONGEST, NEW_TOKENS = 8, 96, 12
 
 
@@ -41,8 +52,8 @@ class Reading:
     """
 
     logits: object
-    answers: list[list[int]]
-    steps: list
+    answers: list[list[int]] = field(default_factory=list)
+    steps: list = field(default_factory=list)
 
 
 def gather_probe(tokenizer, dataset_path: str) -> Probe:
@@ -52,20 +63,12 @@ def gather_probe(tokenizer, dataset_path: str) -> Probe:
         from datasets import load_from_disk
 
         held_out = load_from_disk(dataset_path)["test"]
-        chats = [row["messages"] for row in held_out.select(range(min(ROWS, len(held_out))))] + chats
-    sequences = [render(tokenizer, chat) for chat in chats] + [tokenizer(text).input_ids for text in TEXTS]
-    prompts = [encode(tokenizer, formats.render_prompt(tokenizer, chat)) for chat in chats]
-    return Probe(
-        [ids[:LONGEST] for ids in sequences if ids], [ids for ids in prompts if len(ids) <= 4 * LONGEST][:ROWS]
-    )
-
-
-def render(tokenizer, chat: list[dict]) -> list[int]:
-    return encode(tokenizer, tokenizer.apply_chat_template(chat, tokenize=False))
-
-
-def encode(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+        chats = held_out.select(range(min(ROWS, len(held_out))))["messages"][:] + chats
+    whole = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    sequences = tokenizer(whole, add_special_tokens=False).input_ids + tokenizer(list(TEXTS)).input_ids
+    prompts = [formats.render_prompt(tokenizer, chat) for chat in chats]
+    prompts = [ids for ids in tokenizer(prompts, add_special_tokens=False).input_ids if len(ids) <= 4 * LONGEST]
+    return Probe([ids[:LONGEST] for ids in sequences if ids], prompts[:ROWS])
 
 
 def read_model(model, probe: Probe, answer: bool = True) -> Reading:
@@ -74,21 +77,24 @@ def read_model(model, probe: Probe, answer: bool = True) -> Reading:
     from tqdm.auto import tqdm
 
     model.eval()
-    logits, answers, steps = [], [], []
-    prompts = probe.prompts if answer else []
     quiet = "TQDM_DISABLE" in os.environ or model.num_parameters() < 1e8  # over in seconds
-    bar = tqdm(total=len(probe.sequences) + len(prompts), desc="checking", leave=False, disable=quiet)
-    with torch.inference_mode(), bar:
-        for ids in probe.sequences:
+    logits, answers, steps = [], [], []
+    with torch.inference_mode():
+        for ids in tqdm(probe.sequences, desc="checking logits", leave=False, disable=quiet):
             logits.append(model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu())
-            bar.update()
-        for ids in prompts:
+        for ids in tqdm(probe.prompts if answer else (), desc="checking answers", leave=False, disable=quiet):
             prompt = torch.tensor([ids], device=model.device)
-            out = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS,
-                                 do_sample=False, num_beams=1, output_logits=True, return_dict_in_generate=True)  # fmt: skip
+            out = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                num_beams=1,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
             answers.append(out.sequences[0, len(ids) :].tolist())
             steps.append(torch.cat(out.logits).float().cpu())
-            bar.update()
     return Reading(torch.cat(logits), answers, steps)
 
 
@@ -103,13 +109,14 @@ def compare(trained: Reading, other: Reading) -> dict:
     ours, theirs = trained.logits.log_softmax(-1), other.logits.log_softmax(-1)
     found = {
         "relative": (difference.square().mean().sqrt() / trained.logits.std()).item(),
-        "largest": difference.abs().max().item(), "mean": difference.abs().mean().item(),
-        "top_token_differs": (trained.logits.argmax(-1) != other.logits.argmax(-1)).float().mean().item(),
+        "largest": difference.abs().max().item(),
+        "mean": difference.abs().mean().item(),
+        "top_token_differs": (ours.argmax(-1) != theirs.argmax(-1)).float().mean().item(),
         "kl": max(0.0, (ours.exp() * (ours - theirs)).sum(-1).mean().item()),
-    }  # fmt: skip
+    }
     if trained.answers and other.answers:
-        pairs = list(zip(trained.answers, other.answers, strict=True))
-        found |= {"answers": len(pairs), "answers_differ": sum(one != two for one, two in pairs)}
+        differ = sum(one != two for one, two in zip(trained.answers, other.answers, strict=True))
+        found |= {"answers": len(trained.answers), "answers_differ": differ}
     return found
 
 
@@ -126,28 +133,28 @@ def tolerate(dtype: str, layers: int, width: int) -> float:
     return stored + ROUNDING["float32"] * (roundings * width) ** 0.5
 
 
-def require_close(what: str, trained: Reading, other: Reading, limit: float, fix: str) -> dict:
-    """`compare`, with the limit beside it. Raises UserError where it is passed, or an answer parts for no near tie."""
+def require_close(name: str, trained: Reading, other: Reading, limit: float) -> dict:
+    """`compare`, with the limit beside it. Raises UserError where it is passed, or answers differ for no near tie."""
     found = compare(trained, other) | {"limit": limit}
+    what, fix = COMPARISONS[name]
     if not found["relative"] <= limit:  # NaN is no pass
-        raise UserError(f"export: {what}: the logits are off by {found['relative']:.2g} of their spread, and rounding explains "
-                        f"no more than {limit:.2g}. Nothing was put in place. {fix}")  # fmt: skip
-    gap = find_gap(trained, other)
-    if gap > 10 * limit:
-        raise UserError(f"export: {what}: an answer differs where the trained model had no doubt (its logits lie {gap:.1%} of "
-                        f"their spread apart). Nothing was put in place. {fix}")  # fmt: skip
-    return found
+        wrong = f"the logits are off by {found['relative']:.2g} of their spread, and rounding explains no more than {limit:.2g}"
+    elif (gap := find_gap(trained, other)) > 10 * limit:
+        wrong = (
+            f"an answer differs where the trained model had no doubt (its logits lie {gap:.1%} of their spread apart)"
+        )
+    else:
+        return found
+    raise UserError(f"export: {what}: {wrong}. Nothing was put in place. {fix}")
 
 
 def find_gap(trained: Reading, other: Reading) -> float:
     """Where answers part, by how much the trained model preferred its own token: the largest, as a share of the spread.
 
-    Infinite where one continues past the other's last token: they are told to end at different tokens.
+    Infinite where one continues past the other's last token: their EOS tokens differ. 0 unless both have answered.
     """
     gaps = [0.0]
-    if not other.answers:
-        return 0.0
-    for ours, theirs, steps in zip(trained.answers, other.answers, trained.steps, strict=True):
+    for ours, theirs, steps in zip(trained.answers, other.answers, trained.steps, strict=False):
         parted = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         if parted is not None:
             gaps.append((steps[parted, ours[parted]] - steps[parted, theirs[parted]]).item())
@@ -158,42 +165,30 @@ def find_gap(trained: Reading, other: Reading) -> float:
 
 def require_same_tokens(tokenizer, again) -> int:
     """Number of texts and conversations that both tokenizers cut alike. Raises UserError for the first that they don't."""
-    if not again.chat_template or again.chat_template != tokenizer.chat_template:
-        raise UserError("export: the chat template was lost or changed on saving. Nothing was put in place.")
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in ("chat_template", "bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(again, name) != getattr(tokenizer, name):
-            raise UserError(
-                f"export: {name} was {getattr(tokenizer, name)} and is dequantized as {getattr(again, name)}."
-            )
-    for text in TEXTS:
+            raise UserError(f"export: the tokenizer's {name} was lost or changed on saving. Nothing was put in place.")
+    texts = [*TEXTS, *(tokenizer.apply_chat_template(chat, tokenize=False) for chat in CHATS)]
+    for text in texts:
         if again(text).input_ids != tokenizer(text).input_ids:
             raise UserError(f"export: the saved tokenizer cuts {text!r} otherwise. Nothing was put in place.")
-    for chat in CHATS:
-        if render(again, chat) != render(tokenizer, chat):
-            raise UserError(f"export: the saved tokenizer cuts the chat {chat!r} otherwise. Nothing was put in place.")
-    return len(TEXTS) + len(CHATS)
+    return len(texts)
 
 
-WORDS = {
-    "dequantised": "the dequantised base against the run",
-    "merged": "merged against the adapter beside the base",
-    "rounded": "rounded and loaded again against merged",
-    "reloaded": "loaded again against saved",
-}
-
-
-def describe(facts: dict) -> list[str]:
+def format_checks(facts: dict) -> list[str]:
     """What was checked, in lines for people."""
     checks = facts["checks"]
     lines = [f"tokenizer: {checks['same_tokens']} texts and chats give the same ids after saving"]
-    for name, words in WORDS.items():
+    for name, (what, _) in COMPARISONS.items():
         if found := checks.get(name):
-            line = f"{words}: logits off by {found['relative']:.2g} of their spread (limit {found['limit']:.2g})"
+            line = f"{what}: logits off by {found['relative']:.2g} of their spread (limit {found['limit']:.2g})"
             if "answers" in found:
                 line += f", {found['answers'] - found['answers_differ']} of {found['answers']} answers the same"
             lines.append(line)
     for way, found in checks.get("ways", {}).items():
-        lines.append(f"on the {way} base, beside the run on {facts['base_bits']} bits: logits off by {found['relative']:.2%}, at most "
-                     f"{found['largest']:.2g}; another top token at {found['top_token_differs']:.1%} of {checks['positions']} "
-                     f"positions; KL {found['kl']:.2g}")  # fmt: skip
+        lines.append(
+            f"on the {way} base, compared with the run on {facts['base_bits']} bits: logits off by {found['relative']:.2%}, at "
+            f"most {found['largest']:.2g}; another top token at {found['top_token_differs']:.1%} of {checks['positions']} "
+            f"positions; KL {found['kl']:.2g}"
+        )
     return lines

@@ -123,7 +123,7 @@ class StandIn(BaseHTTPRequestHandler):
         for header, value in (headers | {"Content-Length": len(body)}).items():
             self.send_header(header, str(value))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.send_body(body)
 
     def send_body(self, content: bytes) -> None:

@@ -31,14 +31,6 @@ class Token:
         return f"hf_…{self.value[-4:]}"
 
 
-@dataclass(frozen=True)
-class Account:
-    """Whose a token is, and what it may do, in words."""
-
-    name: str
-    rights: str
-
-
 def find_token() -> Token | None:
     """The token that huggingface_hub's client would send, or None."""
     from huggingface_hub import get_token
@@ -104,8 +96,8 @@ def read_token() -> str:
             raise UserError("token: this terminal can't hide what is typed. Use `sftlab token < FILE`.") from error
 
 
-def ask_account(value: str) -> tuple[Account | None, str, str]:
-    """(account, "", "") if the Hub knows the token, else (None, the name of a state, the Hub's words)."""
+def ask_account(value: str) -> tuple[tuple[str, str] | None, str, str]:
+    """((name, rights), "", "") if the Hub knows the token, else (None, the name of a state, the Hub's words)."""
     from huggingface_hub import errors
 
     if not hub_client.reach():
@@ -115,7 +107,7 @@ def ask_account(value: str) -> tuple[Account | None, str, str]:
     except errors.HTTPError as error:
         state, said = hub_client.read_state(error)
         return None, "wrong token" if state == "not found" else state, said
-    return Account(person["name"], name_rights((person.get("auth") or {}).get("accessToken") or {})), "", ""
+    return (person["name"], name_rights((person.get("auth") or {}).get("accessToken") or {})), "", ""
 
 
 def name_rights(token: dict) -> str:
@@ -136,11 +128,8 @@ def save_token() -> list[str]:
     if state in hub_client.TOKEN_FAULTS:
         means, what_to_do = hub_client.explain_state(state, "", said=said)
         raise UserError(f"token: {means}; it is not stored. {what_to_do}")
-    before, token = find_stored(), Token(value, str(find_file()))
     store(value, account is not None)
-    lines = [f"stored: {token.shown} in {token.source}, readable by you alone (mode 0600)"]
-    if before and before.value != value:
-        lines.append(f"it takes the place of {before.shown}")
+    lines = [f"stored: {Token(value, '').shown} in {find_file()}, readable by you alone (mode 0600)"]
     lines += describe_account(account, state, said)
     return lines + [f"{name} is set in this shell and wins over the file: unset {name}" for name in list_variables()]
 
@@ -161,10 +150,10 @@ def store(value: str, known: bool) -> None:
     path.write_text(value, encoding="utf-8")
 
 
-def describe_account(account: Account | None, state: str, said: str) -> list[str]:
+def describe_account(account: tuple[str, str] | None, state: str, said: str) -> list[str]:
     """Whose the token is and what it may do, or why that is not known."""
     if account:
-        return [f"account: {account.name}", f"rights: {account.rights}"]
+        return [f"account: {account[0]}", f"rights: {account[1]}"]
     if state in hub_client.TOKEN_FAULTS:
         return [f"account: {'. '.join(hub_client.explain_state(state, '', said=said))}"]
     why = {"offline": "HF_HUB_OFFLINE is set", "no network": "the Hub can't be reached"}.get(state, said)

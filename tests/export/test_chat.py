@@ -1,7 +1,8 @@
 """Chat: what streams is what generate says, whole characters, in the template; in a pipe, stopped, and cut to its room."""
 
-import subprocess
-import sys
+import dataclasses
+import io
+import threading
 
 import pytest
 
@@ -13,15 +14,6 @@ from sftlab.models import load
 from sftlab.train import run as train_run
 
 JAPANESE = [{"role": "user", "content": "日本の首都は？"}]
-
-
-@pytest.fixture
-def run(dataset, tmp_path_factory, bf16):
-    """A run on a quantised base, in both precisions."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    train_run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, use_4bit=True, max_steps=3,
-                            batch_size=16, learning_rate=3e-3, lora_dropout=0.0, max_length=128, bf16=bf16))  # fmt: skip
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +52,6 @@ def test_kana_whose_bytes_are_tokens_of_their_own_come_whole():
 
 
 def test_a_stream_that_is_closed_stops_the_model(base):
-    import threading
-
     model, tokenizer = base
     model.generation_config.eos_token_id = None
     before = threading.active_count()
@@ -80,40 +70,39 @@ def test_what_the_model_raises_is_raised_by_the_stream(base, monkeypatch):
 
 def test_the_oldest_turns_make_room_and_the_system_message_stays(base):
     _, tokenizer = base
-    turns = [{"role": role, "content": f"{role} {number}"} for number in range(30) for role in ("user", "assistant")][
-        :-1
-    ]
-    text = tokenizer.decode(
-        chat.encode(tokenizer, [{"role": "system", "content": "Be brief."}, *turns], 200).input_ids[0]
-    )
+    roles = ("user", "assistant")
+    turns = [{"role": role, "content": f"{role} {number}"} for number in range(30) for role in roles][:-1]
+    inputs = chat.encode(tokenizer, [{"role": "system", "content": "Be brief."}, *turns], 200)
+    text = tokenizer.decode(inputs.input_ids[0])
     assert "Be brief." in text and "user 29" in text and "user 0" not in text
     with pytest.raises(UserError, match="has room for 5"):
         chat.encode(tokenizer, turns[-1:], 5)
 
 
-def test_a_base_without_a_template_and_a_template_without_a_system_message(base):
+def test_a_base_without_a_template_and_a_template_without_a_system_message():
     with pytest.raises(UserError, match="not made to chat.*--format alpaca"):
         chat.load(ChatConfig(model_name="tiny-base"))
-    _, tokenizer = base
     tokenizer = load.load_tokenizer("tiny-base")
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match="System role not supported"):
         chat.encode(tokenizer, JAPANESE, 100)
 
 
-def test_a_piped_conversation_with_a_quantised_run(run, sftlab_command):
+def test_a_piped_conversation_with_a_quantised_run(dataset, tmp_path, sftlab_command, monkeypatch):
+    config = TrainConfig(
+        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_lora=True, use_4bit=True, bf16=True
+    )
+    train_run.train(dataclasses.replace(config, max_steps=2, batch_size=8, max_length=128, eval_samples=8))
     lines = "日本の首都は？\n\n/nothing\n/reset\nWhat is the capital of France?\n/exit\nnever read\n"
-    done = subprocess.run([sys.executable, "-m", "sftlab.cli", "chat", str(run), "--max-new-tokens", "12"], input=lines,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = chat.answer(*chat.load(ChatConfig(model_name=str(run))), JAPANESE, max_new_tokens=12)
-    assert f"> 日本の首都は？\n{said}\n" in done.stdout and "/nothing: no such command" in done.stdout
-    assert "> What is the capital of France?\n" in done.stdout and "never read" not in done.stdout
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    code, out, error = sftlab_command("chat", tmp_path / "run", "--max-new-tokens", "12")
+    assert code == 0, error
+    said = chat.answer(*chat.load(ChatConfig(model_name=config.output_dir)), JAPANESE, max_new_tokens=12)
+    assert f"> 日本の首都は？\n{said}\n" in out and "/nothing: no such command" in out
+    assert "> What is the capital of France?\n" in out and "never read" not in out
 
 
 def test_history_is_sent_with_each_question(base, monkeypatch):
-    import io
-
     seen = []
     monkeypatch.setattr(chat, "load", lambda config: base)
     monkeypatch.setattr(
@@ -122,8 +111,10 @@ def test_history_is_sent_with_each_question(base, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/reset\nthree\n"))
     chat.talk(ChatConfig(system="Be kind."))
     assert [[message["content"] for message in messages] for messages in seen] == [
-        ["Be kind.", "one"], ["Be kind.", "one", "いい", "two"], ["Be kind.", "three"]
-    ]  # fmt: skip
+        ["Be kind.", "one"],
+        ["Be kind.", "one", "いい", "two"],
+        ["Be kind.", "three"],
+    ]
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(capsys):
@@ -131,7 +122,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(capsys):
         yield "東"
         raise KeyboardInterrupt
 
-    assert chat.say(pieces()) == "東" and "stopped" in capsys.readouterr().out
+    assert chat.print_answer(pieces()) == "東" and "stopped" in capsys.readouterr().out
 
 
 def test_the_box_of_a_notebook_shows_text_as_text_and_keeps_the_conversation(base, monkeypatch):
@@ -143,16 +134,12 @@ def test_the_box_of_a_notebook_shows_text_as_text_and_keeps_the_conversation(bas
 
     monkeypatch.setattr(chat, "stream", stream)
     box = chat.make_box(*base, max_new_tokens=5)
-    transcript, (field, send, forget) = box.children[0], box.children[1].children
+    transcript, (field, forget) = box.children[0], box.children[1].children
     field.value = "<script>alert(1)</script>"  # Enter
-    assert (
-        "&lt;script&gt;" in transcript.value
-        and "<script" not in transcript.value
-        and "&lt;i&gt;東京" in transcript.value
-    )
-    assert field.value == "" and not send.disabled
+    assert "&lt;script&gt;" in transcript.value and "&lt;i&gt;東京" in transcript.value
+    assert "<script" not in transcript.value and field.value == "" and not field.disabled
     field.value = "日本？"
     assert seen == [(1, {"max_new_tokens": 5}), (3, {"max_new_tokens": 5})] and len(box.messages) == 4
-    send.click()  # an empty field asks nothing
+    field.value = " "  # asks nothing
     forget.click()
     assert len(seen) == 2 and box.messages == [] and transcript.value == ""

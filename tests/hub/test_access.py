@@ -39,15 +39,15 @@ NOWHERE = "http://127.0.0.1:9"
         (None, "no id/at all", "no id", "OWNER/NAME"),
     ],
 )
-def test_each_state_is_told_apart(token, name, state, words, address, tmp_path):
-    with stand_in.visiting(address, tmp_path, token and stand_in.TOKENS[token]):
+def test_each_state_is_told_apart(token, name, state, words, hub_address, tmp_path):
+    with stand_in.visiting(hub_address, tmp_path, token and stand_in.TOKENS[token]):
         found = access.check(name)
     assert found.state == state and found.usable == (not words) and words in found.what_to_do
     assert not list(tmp_path.iterdir())  # nothing is fetched
 
 
-def test_what_needs_no_hub_and_what_is_in_the_cache(address, tmp_path, monkeypatch):
-    with stand_in.visiting(address, tmp_path):
+def test_what_needs_no_hub_and_what_is_in_the_cache(hub_address, tmp_path, monkeypatch):
+    with stand_in.visiting(hub_address, tmp_path):
         load.locate("lab/public", weights=True)
     folder = tmp_path / "a-model"
     folder.mkdir()
@@ -79,14 +79,14 @@ def test_a_hub_that_hangs_does_not_hang_us(monkeypatch, tmp_path):
         assert token.ask_account(stand_in.TOKENS["read"])[1] == "no network"
 
 
-def test_loading_and_access_explain_a_state_in_the_same_words(address, tmp_path):
-    with stand_in.visiting(address, tmp_path, stand_in.TOKENS["read"]):
+def test_loading_and_access_explain_a_state_in_the_same_words(hub_address, tmp_path):
+    with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
         for name in ("lab/not-asked", "lab/pending", "lab/rejected", "lab/none"):
             found = access.check(name)
             with pytest.raises(UserError) as caught:
                 load.locate(name)
             assert str(caught.value) == f"model {name}: {found.means}. {found.what_to_do}"
-    with stand_in.visiting(address, tmp_path, stand_in.TOKENS["no gated right"]):
+    with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["no gated right"]):
         with pytest.raises(UserError, match="may not read gated repositories"):
             load.locate("lab/granted")
 
@@ -97,8 +97,8 @@ def test_the_texts_of_every_state_are_filled_in():
         assert "{" not in means + what_to_do and ("what_to_do" in entry) == (what_to_do != "nothing")
 
 
-def test_the_command_returns_an_exit_code_and_json(address, tmp_path, capsys):
-    with stand_in.visiting(address, tmp_path, stand_in.TOKENS["read"]):
+def test_the_command_returns_an_exit_code_and_json(hub_address, tmp_path, capsys):
+    with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
         assert cli.main(["access", "lab/public", "lab/granted"]) == 0
         assert "2 of 2 can be used" in capsys.readouterr().out
         assert cli.main(["access", "lab/public", "lab/pending", "--json"]) == 1

@@ -80,8 +80,8 @@ def test_a_network_that_goes_after_the_plan_is_no_whole_download(breaking, tmp_p
             download.fetch(wanted)
 
 
-def test_a_model_is_fetched_once_announced_and_then_loaded_offline(address, tmp_path, capsys):
-    with stand_in.visiting(address, tmp_path):
+def test_a_model_is_fetched_once_announced_and_then_loaded_offline(hub_address, tmp_path, capsys):
+    with stand_in.visiting(hub_address, tmp_path):
         load.locate("lab/public", weights=True)
         announced = "lab/public: 8.2 MB to fetch in 6 files of 8.2 MB; the rest is here; they go to"
         assert announced in capsys.readouterr().err
@@ -97,10 +97,10 @@ def test_a_model_is_fetched_once_announced_and_then_loaded_offline(address, tmp_
         assert load.load_model("lab/public").num_parameters() > 1e6
 
 
-def test_a_full_disk_is_named_before_anything_is_fetched(address, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_before_anything_is_fetched(hub_address, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
     message = r"8\.2 MB are to be fetched .* 1\.0 MB free: 7\.7 MB more are needed.* HF_HOME"
-    with stand_in.visiting(address, tmp_path):
+    with stand_in.visiting(hub_address, tmp_path):
         with pytest.raises(UserError, match=message):
             load.load_model("lab/public")
         assert not list(tmp_path.rglob("*.safetensors"))
@@ -134,8 +134,8 @@ def test_a_model_is_whole_when_each_part_of_its_index_is_there(files, whole, tmp
     assert download.is_whole(tmp_path) == whole
 
 
-def test_the_command_asks_before_much_and_not_before_little(address, tmp_path, monkeypatch, capsys):
-    with stand_in.visiting(address, tmp_path, stand_in.TOKENS["read"]):
+def test_the_command_asks_before_much_and_not_before_little(hub_address, tmp_path, monkeypatch, capsys):
+    with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
         assert cli.main(["download", "lab/pending"]) == 2
         error = capsys.readouterr().err
         assert "your request waits" in error and len(error.strip().splitlines()) == 1
