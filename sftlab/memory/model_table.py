@@ -66,8 +66,8 @@ def describe_known(model: Model, devices: list) -> dict:
         "access": "bundled" if bundled else "gated" if model.gated else "public",
         "licence": model.licence,
         "chat_template": False,
-        "formats": list(model.formats),
-        "lora_targets": list(model.lora_targets),
+        "formats": model.formats,
+        "lora_targets": model.lora_targets,
         "memory_mb": {kind: dict(zip(METHODS, pair, strict=True)) for kind, pair in by_kind(model.memory).items()},
         "fits": describe_fit(model.memory, devices),
         "page": "" if bundled else hub_client.find_page(model.hub_id),
@@ -81,10 +81,18 @@ def describe_other(name: str, devices: list) -> dict:
 
     load.quiet_libraries()
     settings, template = load.read_settings(name), bool(load.load_tokenizer(name).chat_template)
-    here, formats = access.is_here(name), ("model" if template else "alpaca",)
+    here, formats = access.is_here(name), ["model" if template else "alpaca"]
     stored = str(getattr(settings, "dtype", None) or "float32").removeprefix("torch.")
-    facts = (count_parameters(settings), False, f"see its {'folder' if here else 'page'}", settings.model_type)
-    model = Model(name, *facts, ("all-linear",), {}, stored, estimate_all(name), formats)
+    model = Model(
+        hub_id=name,
+        parameters=count_parameters(settings),
+        licence=f"see its {'folder' if here else 'page'}",
+        model_type=settings.model_type,
+        stored=stored,
+        lora_targets=["all-linear"],
+        memory=estimate_all(name),
+        formats=formats,
+    )
     fetch = 0 if here or download.find_snapshot(name) else download.plan(name).size
     own = {"download_bytes": fetch, "access": access.check(name).state, "chat_template": template}
     return describe_known(model, devices) | own | ({"page": ""} if here else {})
