@@ -19,6 +19,7 @@ from sftlab.errors import UserError, place_error
 MARK = "made by sftlab report"  # what a file must hold to be replaced unasked
 # The browser itself refuses to load anything, whatever a script in the page asks for.
 POLICY = Html("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:")
+POLICY_BESIDE = Html(POLICY.replace("script-src", "script-src 'self' file:"))  # with a script beside the page
 NUMBER = tuple("0123456789+-−±<>≤≥~–—")  # what a cell begins with that holds a number, or none
 
 
@@ -127,7 +128,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], intro: Seque
         intro=intro,
         script=script,
         plotly=plotly,
-        policy="" if script else POLICY,
+        policy=POLICY_BESIDE if script else POLICY,
         mark=MARK,
     )
     files.write_text(path, page + "\n")

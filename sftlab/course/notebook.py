@@ -14,7 +14,6 @@ from sftlab.errors import UserError, near_match
 from sftlab.files import ROOT
 
 PROFILES = ("smoke", "cpu", "gpu")
-MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "*_$~[]\\"}  # what Markdown would read in a table's code
 
 
 def start(name: str, profile: str = "") -> tuple[str, Path]:
@@ -54,15 +53,12 @@ def record(name: str, **facts) -> None:
 
 
 def show_table(header, rows):
-    """A table for notebooks, as Markdown, which lines up Japanese too; `…` in a cell is code, line breaks are ↵."""
+    """A table for notebooks; `…` in a cell is code, line breaks are ↵."""
     from IPython.display import Markdown
 
-    def show(cell) -> str:
-        """A cell as text: else <s> would be struck out, and a data row's script would run in an exported page."""
-        escaped = pages.text(cell).replace("\n", "↵").replace("|", "&#124;")
-        # code as HTML, since Markdown's own shows the &lt; of a < as it stands; what is left of ` begins no code
-        code = re.sub("`([^`]+)`", lambda found: f"<code>{found[1].translate(MARKS)}</code>", escaped)
-        return code.replace("`", "&#96;")
+    def mark(cell) -> pages.Html:
+        escaped = str(pages.Html.escape(str(cell).replace("\n", "↵")))
+        return pages.Html(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
-    lines = [header, ["---"] * len(header), *rows]
-    return Markdown("\n".join("| " + " | ".join(map(show, line)) + " |" for line in lines))
+    table = pages.Table([mark(head) for head in header], [[mark(cell) for cell in row] for row in rows])
+    return Markdown(pages.render(table))  # not HTML, whose words Jupyter would align to the right

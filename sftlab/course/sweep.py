@@ -1,108 +1,104 @@
-"""A sweep: one notebook at every point of a grid, through papermill, and a table that says how sure the winner is.
+"""A sweep: one notebook at every point of a grid of its parameters, and a table that says how sure the winner is.
 
-What completed stays when a sweep is stopped or killed, and the same command goes on from there.
+Every value is checked before anything runs. Seeds take turns, so a sweep that was stopped is a smaller sweep; what has
+completed stays, and the same command runs what is left.
 
     sftlab sweep notebooks/08_hyperparameters.ipynb --grid learning_rate=1e-3,3e-3 --seeds 1,2,3 -p seeds 0
 """
 
 import contextlib
-import math
+import hashlib
+import itertools
+import json
+import random
+import re
 import shutil
-import sys
-import time
 from pathlib import Path
 
 from sftlab import files
 from sftlab.config.configs import SweepConfig
-from sftlab.course import grid, headless, sweep_report
-from sftlab.course.grid import Point
-from sftlab.course.headless import run_notebook
-from sftlab.course.shared_kernel import SharedKernel
+from sftlab.course import headless, notebook, sweep_report
+from sftlab.course.headless import EXIT_CODES, Kernel
+from sftlab.course.sweep_report import Point, name_values, write_value
 from sftlab.errors import UserError, near_match, place_error
 from sftlab.memory import duration
 
 LOWER = ("loss", "perplexity", "error", "seconds", "bytes", "memory")
 HIGHER = ("match", "accuracy", "score", "f1", "per_second", "right", "gain")
 COSTS = ("second", "bytes", "memory")  # what a process does first costs more, and what it did before leaves traces
-PLOTLY = "../../plotly.min.js"  # the points' pages share the one of the sweep
+LONGEST = 150  # bytes of a folder's name; most file systems take 255
 
 
 def run_sweep(config: SweepConfig) -> int:
-    """Run what has not completed yet, and say what all comes to. The exit codes are those of `sftlab run`.
+    """Run what has not completed yet, and print the result. The exit codes are those of `sftlab run`.
 
     Raises UserError, before anything runs, for input that can't work; and after the first point, for a metric that the
     notebook does not record.
     """
-    path, points = grid.plan_points(config)
+    path, points = plan_points(config)
     direction = choose_direction(config.metric, config.direction)
     folder = Path(config.output_dir or files.ROOT / "runs" / f"sweep-{path.stem}").resolve()
-    check_folder(folder, path, points, config.overwrite)
+    check_folder(folder, points, config.overwrite)
     check_metric(points, config.metric)
-    waiting = [point for point in points if point.status != "completed"]
-    settings = len({repr(point.setting) for point in points})
-    parts = f"{settings} settings" + ("" if points[0].seed is None else f", {len(points) // settings} seeds")
-    print(f"{len(points)} points: {parts}; {len(points) - len(waiting)} completed before", flush=True)
+    done = sum(point.status == "completed" for point in points)
+    settings = len({point.title for point in points})
+    print(f"{len(points)} points: {settings} settings, {len(points) // settings} seeds; {done} completed before")
     if config.dry_run:
         print("\n".join(f"{point.status:10} {point.name}" for point in points))
         return 0
-    sweep_report.write_all(folder, config, direction, points)
-    isolate = config.isolate or any(word in config.metric for word in COSTS)
-    with contextlib.closing(SharedKernel()) as kernel:
-        run_points(path, points, folder, config, direction, None if isolate else kernel)
-    return tell_end(folder, points, sweep_report.write_all(folder, config, direction, points), config.metric)
+    run_points(path, points, folder, config, direction)
+    found = sweep_report.write_results(folder, config, direction, points)
+    sweep_report.write_page(folder, config, points, found)
+    return print_end(folder, points, found)
 
 
-def run_points(
-    path: Path, points: list[Point], folder: Path, config: SweepConfig, direction: str, kernel: SharedKernel | None
-) -> None:
+def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfig, direction: str) -> None:
     """Run the points that have not completed, one after the other, until one is interrupted."""
+    isolate = config.isolate or any(word in config.metric for word in COSTS)
     taken = [point.seconds for point in points if point.status == "completed"]
-    for number, point in enumerate(points, 1):
-        if point.status == "completed":
-            continue
-        run_point(path, point, folder, config.timeout, f"{number}/{len(points)} {point.name}", kernel)
-        sweep_report.write_all(folder, config, direction, points, page=False)
-        check_metric(points, config.metric)
-        if point.status == "interrupted":
-            break
-        taken.append(point.seconds)
-        left = sum(other.status == "waiting" for other in points)
-        wait = f"; about {duration.format_seconds(left * sum(taken) / len(taken))} left" if left else ""
-        value = point.metrics.get(config.metric)
-        found = point.status if value is None else f"{config.metric} {value:.4g}"
-        print(
-            f"{number}/{len(points)} {point.name}: {found}, {duration.format_seconds(point.seconds)}{wait}", flush=True
-        )
+    with contextlib.closing(Kernel()) as kernel:
+        for number, point in enumerate(points, 1):
+            if point.status == "completed":
+                continue
+            place = folder / "points" / point.name
+            shutil.rmtree(place, ignore_errors=True)  # what a point left that did not complete
+            place.mkdir(parents=True)
+            print(f"{number}/{len(points)} {point.name} …", flush=True)
+            headless.run_notebook(path, point.job, place, kernel, config.timeout, plotly="../../plotly.min.js")
+            if isolate:
+                kernel.close()
+            read_point(point, place)
+            sweep_report.write_results(folder, config, direction, points)
+            check_metric(points, config.metric)
+            if point.status == "interrupted":
+                break
+            taken.append(point.seconds)
+            left = sum(other.status == "waiting" for other in points) * sum(taken) / len(taken)
+            value = point.metrics.get(config.metric)
+            found = point.status if value is None else f"{config.metric} {value:.4g}"
+            wait = f"; about {duration.say(left)} left" if left else ""
+            print(f"  {found}, {duration.say(point.seconds)}{wait}", flush=True)
 
 
 def choose_direction(metric: str, direction: str) -> str:
-    """min or max: as said, else by what the metric is called. Raises UserError where the name doesn't tell."""
-    low, high = (any(word in metric for word in words) for words in (LOWER, HIGHER))
+    """min or max: as given, else by the metric's name. Raises UserError where the name doesn't tell."""
     if direction != "auto":
         return direction
+    low, high = (any(word in metric for word in words) for words in (LOWER, HIGHER))
     if low == high:
         raise UserError(f"metric: is {metric!r} better the lower or the higher it is? Add --direction min or max.")
     return "min" if low else "max"
 
 
-def check_folder(folder: Path, path: Path, points: list[Point], overwrite: bool) -> None:
-    """Takes over what an earlier sweep completed in `folder`. Raises UserError where it's not that of such a sweep."""
-    if (
-        folder.is_file()
-        or folder.is_dir()
-        and any(folder.iterdir())
-        and "points" not in files.read_json(folder / "sweep.json")
-    ):
+def check_folder(folder: Path, points: list[Point], overwrite: bool) -> None:
+    """Take over what an earlier sweep completed in `folder`. Raises UserError where it's not that of such a sweep."""
+    taken = folder.is_file() or folder.is_dir() and any(folder.iterdir())
+    if taken and "points" not in files.read_json(folder / "sweep.json"):
         raise place_error(folder, "is there and holds no sweep")
-    if overwrite:
-        return
-    for point in points:
-        if not grid.read_point(point, folder / "points" / point.name):
-            facts = files.read_json(folder / "points" / point.name / f"{path.stem}.json")
-            told = {"source_sha256": "with the notebook as it was then", "profile": f"in the profile {facts.get('profile')}",
-                    "notebook": f"of {facts.get('notebook')}", "parameters": "with other -p"}  # fmt: skip
-            what = ", ".join(words for key, words in told.items() if facts.get(key) != point.job[key])
-            raise place_error(folder, f"holds {point.name} {what}", "Run it again with --overwrite")
+    for point in points if not overwrite else ():
+        if not read_point(point, folder / "points" / point.name):
+            why = f"holds {point.name} of another version of the notebook, in another profile or with other -p"
+            raise place_error(folder, why, "Run it again with --overwrite")
 
 
 def check_metric(points: list[Point], metric: str) -> None:
@@ -110,43 +106,108 @@ def check_metric(points: list[Point], metric: str) -> None:
     done = [point for point in points if point.status == "completed"]
     there = sorted({name for point in done for name in point.metrics})
     if done and not there:
-        raise UserError(
-            f"{done[0].job['notebook']}: it records no metrics; its last cell must call course.record(name, metrics={{…}})."
-        )
+        book = done[0].job["notebook"]
+        raise UserError(f"{book}: it records no metrics; its last cell must call course.record(name, metrics={{…}}).")
     if done and metric not in there:
-        raise UserError(
-            f"metric: no point recorded {metric!r}.{near_match(metric, there)} There is: {', '.join(there)}."
-        )
+        near = near_match(metric, there)
+        raise UserError(f"metric: no point recorded {metric!r}.{near} There is: {', '.join(there)}.")
 
 
-def run_point(
-    path: Path, point: Point, folder: Path, timeout: float | None, label: str, kernel: SharedKernel | None
-) -> None:
-    """Run one point from the start, in a folder of its own, and take over what came of it."""
-    place = folder / "points" / point.name
-    if place.exists():
-        shutil.rmtree(place)  # what a point left that did not complete
-    place.mkdir(parents=True)
-    bar = sys.stderr.isatty()
-    if not bar:
-        print(f"{time.strftime('%H:%M:%S')} {label} …", flush=True)
-    run_notebook(path, point.job, place, timeout, label, bar, PLOTLY, kernel)
-    grid.read_point(point, place)
+def read_point(point: Point, folder: Path) -> bool:
+    """Take over what the point's folder holds; False if other parameters or another notebook completed there."""
+    facts = files.read_json(folder / f"{point.job['notebook']}.json")
+    if any(facts.get(key) != value for key, value in point.job.items()):
+        return facts.get("status") != "completed"
+    for name in ("status", "seconds", "cell", "cell_source", "error"):
+        setattr(point, name, facts[name])
+    records = sorted(folder.glob("work/*/record.json")) if point.status == "completed" else ()
+    for record in map(files.read_json, records):
+        point.metrics |= record.get("metrics") or {}
+        point.log_history = record.get("log_history") or point.log_history
+    return True
 
 
-def tell_end(folder: Path, points: list[Point], summary, metric: str) -> int:
+def print_end(folder: Path, points: list[Point], found: sweep_report.Summary) -> int:
     """Print the table, the verdict, and what failed; return the exit code."""
-    settings = sweep_report.list_settings(summary, metric)
-    print("", *(" | ".join(row) for row in [settings.columns, *settings.values]), sep="\n")
-    print(f"\n{summary.verdict}", *(f"- {words}" for words in summary.warnings), sep="\n")
-    bad = [one for one in points if one.status not in ("completed", "waiting")]
-    lost = [one for one in points if one.status == "completed" and not math.isfinite(one.metrics.get(metric, math.nan))]
-    for one in bad:
-        where = "" if one.cell is None else f" in cell {one.cell + 1}"
-        why = one.error.strip().splitlines()[-1] if one.error else ""
-        print(
-            f"  {one.name}: {one.status}{where}: {why}\n    {folder / 'points' / one.name / one.job['notebook']}.html"
-        )
-    print(*(f"  {one.name}: completed without {metric}" for one in lost), sep="\n", end="\n" if lost else "")
+    print("", sweep_report.format_settings(found).to_string(index=False), "", found.verdict, sep="\n")
+    print(*(f"- {warning}" for warning in found.warnings), sep="\n")
+    codes = [EXIT_CODES[point.status] for point in points if point.status != "waiting"]
+    for point in points:
+        if point.status == "completed" and found.metric not in point.metrics:
+            print(f"  {point.name}: completed without {found.metric}")
+            codes.append(1)
+        elif point.failed:
+            where = "" if point.cell is None else f" in cell {point.cell + 1}"
+            page = folder / "points" / point.name / f"{point.job['notebook']}.html"
+            print(f"  {point.name}: {point.status}{where}: {point.last_line}\n    {page}")
     print(f"Table: {folder / 'sweep.csv'}   Page: {folder / 'index.html'}")
-    return max([headless.EXIT_CODES[one.status] for one in bad] + [1 if lost else 0])
+    return max(codes)
+
+
+def plan_points(config: SweepConfig) -> tuple[Path, list[Point]]:
+    """The notebook and the points, in the order in which they run. Raises UserError for what can't work; writes nothing."""
+    if Path(config.notebook).is_dir():
+        raise UserError(f"{config.notebook} is a folder; a sweep is of one notebook: name it.")
+    grid, profile = parse_grid(config.grid or []), notebook.resolve_profile(config.profile)
+    names = [name for name, _ in config.parameters or []]
+    for name in (*names, *grid):
+        if names.count(name) + (name in grid) > 1:
+            raise UserError(f"{name}: it is given twice; give it once, with -p or with --grid.")
+    ((path, base),) = headless.plan_jobs([config.notebook], dict(config.parameters or []), profile).items()
+    if config.seeds and "seed" in base["parameters"]:
+        raise UserError("seed: it is given with -p and with --seeds; choose one.")
+
+    def check(name: str, values: list) -> list:
+        typed = [headless.plan_jobs([path], {name: value}, profile)[path]["parameters"][name] for value in values]
+        written = [write_value(value) for value in typed]
+        for value in written:
+            if written.count(value) > 1:
+                raise UserError(f"{name}: {value} is there twice; each value is tried once.")
+        return typed
+
+    axes = {name: check(name, values) for name, values in grid.items()}
+    seeds = check("seed", config.seeds) if config.seeds else [None]
+    settings = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if config.sample:  # a larger sample later holds the smaller one
+        order = random.Random(0).sample(range(len(settings)), len(settings))
+        settings = [settings[number] for number in sorted(order[: config.sample])]
+    points = []
+    for seed, setting in itertools.product(seeds, settings):
+        changed = setting if seed is None else setting | {"seed": seed}
+        job = base | {"parameters": base["parameters"] | changed}
+        points.append(Point(setting, seed, job, name_folder(changed)))
+    return path, points
+
+
+def parse_grid(texts: list[str]) -> dict[str, list]:
+    """Parameter -> its values as written, from texts like lora_r=4,16,64 or layers=["q_proj,v_proj","all-linear"]."""
+    grid = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        name, values = name.strip(), [part.strip() for part in rest.split(",") if part.strip()]
+        if rest.lstrip().startswith("["):
+            try:
+                values = json.loads(rest)
+            except ValueError as error:
+                raise UserError(
+                    f'grid: {rest} is no JSON list ({error}); write it like ["q_proj","all-linear"].'
+                ) from error
+        if not (name and equals and values):
+            raise UserError(f"grid: {text!r} names no values to try; write it like lora_r=4,16,64.")
+        if name == "seed":
+            raise UserError("grid: a seed is no setting; give --seeds 1,2,3, and settings are compared over them.")
+        if name == "profile":
+            raise UserError("grid: all points run in one profile; give --profile, and leave it out of the grid.")
+        if name in grid:
+            raise UserError(f"{name}: it is given twice; write all its values in one --grid.")
+        grid[name] = values
+    if not grid:
+        raise UserError("grid: name a parameter and the values to try, as --grid lora_r=4,16,64.")
+    return grid
+
+
+def name_folder(values: dict) -> str:
+    """A name for a folder anywhere: letters and digits of any script, a few signs, and a hash where others were replaced."""
+    name = name_values(values, ",")
+    clean = re.sub(r"[^\w.+=,\-]", "_", name).encode()[:LONGEST].decode(errors="ignore")
+    return clean if clean == name else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

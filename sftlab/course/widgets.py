@@ -1,13 +1,12 @@
-"""The form of a training's hyperparameters, for a notebook: edit, see what it comes to, take it elsewhere, start it.
+"""The form of a training's hyperparameters, for a notebook: edit, see what follows, take it elsewhere, start it.
 
 The form edits one configuration, `form.config`, which is always the last valid one; only its Start button runs anything.
 The fields come from `TrainConfig`; the browser's part is in `sftlab/course/form`. Where nobody is there to fill in a form
-(papermill, nbval, `sftlab run`) none is shown, and the configuration goes on as it is.
+(papermill, nbval, `sftlab run`) none is shown, and the configuration is used as it is.
 
     form = widgets.hyperparameters(TrainConfig(use_lora=True)); form
 """
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -21,7 +20,6 @@ import anywidget
 import ipywidgets
 import torch
 import traitlets
-from torch.overrides import TorchFunctionMode
 
 from sftlab import files, machine
 from sftlab.config import conflicts, presets
@@ -32,11 +30,10 @@ from sftlab.config.options import check_value
 from sftlab.data import dataset
 from sftlab.errors import UserError
 from sftlab.hub import catalog
-from sftlab.memory import advice, dry_run, duration
+from sftlab.memory import dry_run, duration, parts
 from sftlab.models import load
 from sftlab.runs import background, launcher, panel
-from sftlab.train import distributed, forecast
-from sftlab.train.folder import find_free
+from sftlab.train import forecast
 
 BROWSER = Path(__file__).resolve().parent / "form"
 GIVEN, DEFAULTS, WORKING = "as given", "all defaults", "working it out …"  # the first two are presets
@@ -61,47 +58,47 @@ class Controls(anywidget.AnyWidget):
 
 
 class Unshown(types.SimpleNamespace):
-    """What stands for the form where nobody could fill it in; `config` is the configuration as it was given."""
+    """What `hyperparameters` returns where nobody could fill in a form; `config` is the configuration as it was given."""
 
     def _ipython_display_(self) -> None:
-        """Nothing: the line that `hyperparameters` printed has said all."""
+        """Nothing: the line that was printed is enough."""
 
 
-def hyperparameters(config: TrainConfig, notebook=None, *, saved=None, launch: LaunchConfig | None = None):
+def hyperparameters(config: TrainConfig, notebook=None, *, saved=None):
     """A form for a configuration, to be shown as the last line of a cell; `.config` is the present one.
 
-    notebook: the one whose papermill command is shown (default: 08); saved: a YAML file that keeps what is edited, from which
-    the form keeps its values when the kernel is restarted, as long as the same configuration is given; launch: how several devices are started, for Start, too.
+    notebook: the one whose papermill command is shown (default: 08); saved: a YAML file that keeps what is edited when the
+    kernel is restarted, as long as the same configuration is given.
     """
     if panel.has_reader():
-        return Form(config, notebook, saved=saved, launch=launch)
-    print(f"nobody is here to fill in a form: the configuration goes on as it was given ({config.hash()})")
+        return Form(config, notebook, saved=saved)
+    print(f"nobody is here to fill in a form: the configuration is used as it was given ({config.hash()})")
     return Unshown(config=config)
 
 
 class Form(ipywidgets.VBox):
-    """The form of `hyperparameters`, whoever is there. config: the last valid configuration; texts: what stands in each field;
-    revision: rises when the texts change from here, which tells the browser to write them into its fields.
+    """The form of `hyperparameters`. config: the last valid configuration; texts: what stands in each field; revision: rises when
+    the texts change from here, which tells the browser to write them into its fields.
     """
 
-    def __init__(self, config: TrainConfig, notebook=None, *, saved=None, launch: LaunchConfig | None = None):
+    def __init__(self, config: TrainConfig, notebook=None, *, saved=None):
         own = [{"name": GIVEN, "title": "what the notebook gave"}, {"name": DEFAULTS, "title": "of `sftlab train`"}]
         named = [{"name": preset.name, "title": preset.about} for preset in presets.read_presets().values()]
         self.controls, self.area = Controls(fields=list_fields(), presets=own + named), ipywidgets.VBox()
         super().__init__([self.controls, self.area])
         load.quiet_libraries()  # here: two threads that import at once may meet a library that is half there
         self.estimate = Estimate(self.show_figures)
-        self.given, self.notebook, self.launch, self.saved = config, notebook, launch, saved and Path(saved)
+        self.given, self.notebook, self.saved = config, notebook, saved and Path(saved)
         self.heading, notice = f"# edited in a form that was given {config.hash()}\n", ""
         if saved and self.saved.is_file() and self.saved.read_text(encoding="utf-8").startswith(self.heading):
             config = config_text.build(self.saved)  # only if the form was given the same then
-            notice = f"goes on from {saved}; the preset {GIVEN!r} goes back to what the notebook gave"
+            notice = f"as edited before, from {saved}; the preset {GIVEN!r} goes back to what the notebook gave"
         self.config, self.texts, self.revision = config, to_texts(config), 0
-        self.controls.on_msg(lambda _, message, buffers: self.take(message))
-        self.show(notice)
+        self.controls.on_msg(lambda _, message, buffers: self.answer(message))
+        self.update(notice)
 
-    def take(self, message: dict) -> None:
-        """Do what the browser asks for: set (name to text; fill: also in the fields), reset (a name), preset (a name), start."""
+    def answer(self, message: dict) -> None:
+        """Do what the browser asks for: set (name to text), reset (a name), preset (a name), start."""
         texts, notice = {}, ""
         match message:
             case {"set": typed}:
@@ -113,11 +110,11 @@ class Form(ipywidgets.VBox):
             case {"start": _}:
                 return self.start()
         self.texts |= texts
-        self.revision += "set" not in message or "fill" in message
-        self.show(notice)
+        self.revision += "set" not in message
+        self.update(notice)
 
     def read_preset(self, name: str) -> tuple[dict[str, str], str]:
-        """The texts that a preset sets, and what that changes, in words."""
+        """The texts that a preset sets, and a sentence on what that changes."""
         if name in (GIVEN, DEFAULTS):
             return to_texts(self.given if name == GIVEN else TrainConfig()), f"{name}: all options set"
         preset = presets.find_preset(name)
@@ -126,20 +123,20 @@ class Form(ipywidgets.VBox):
         return texts, f"{name} ({preset.about}): {changes}"
 
     def start(self) -> None:
-        """Start the run of the present configuration, and show its panel below; what is refused is said beside the button."""
-        said = f"started: {self.config.output_dir}"
+        """Start the run of the present configuration, and show its panel below; a refusal stands beside the button."""
+        words = f"started: {self.config.output_dir}"
         try:
             if self.controls.state["ready"]:
-                self.area.children = [panel.make_panel(background.start(self.config, self.launch))]
+                self.area.children = [panel.make_panel(background.start(self.config))]
         except UserError as error:
-            said = str(error)
-        self.show(said=said)
+            words = str(error)
+        self.update(beside_start=words)
 
     def show_figures(self, rows: list[dict], done: bool) -> None:
         self.controls.figures = {"rows": rows, "words": "" if done else WORKING}
 
-    def show(self, notice: str = "", said: str = "") -> None:
-        """Read what is typed, keep it if it's valid, and show all that follows from it. said: what stands beside Start."""
+    def update(self, notice: str = "", beside_start: str = "") -> None:
+        """Read what is typed, keep it if it's valid, and show all that follows from it."""
         config, problems, changed = read(self.texts, self.config)
         if config is None:
             self.estimate.ask(None)
@@ -151,20 +148,15 @@ class Form(ipywidgets.VBox):
             self.estimate.ask(config)
             if self.saved:
                 files.write_text(self.saved, self.heading + config_text.write(config, everything=True))
-        offers, folder = {}, self.texts["output_dir"]
-        if not (self.config.resume or self.config.overwrite) and (free := find_free(folder)):
-            words = f"{folder} exists, and stays as it is; take {free}"
-            said, offers = said or words, {"output_dir": {"words": words, "text": free}}
-        devices = self.launch or LaunchConfig(gpus_per_node=launcher.count_gpus())
+        devices = LaunchConfig(gpus_per_node=launcher.count_gpus())
         self.controls.state = {
             "revision": self.revision,
             "texts": dict(self.texts),
             "changed": changed,
             "problems": problems,
-            "offers": offers,
             "notice": notice,
             "ready": config is not None,
-            "why": f"fix first: {', '.join(problems)}" if problems else said,
+            "why": f"fix first: {', '.join(problems)}" if problems else beside_start,
             "place": f"To be run in {Path.cwd()}" + ("; of the last valid configuration" if problems else ""),
             "forms": config_text.list_forms(self.config, devices, self.notebook, self.given),
         }
@@ -227,57 +219,44 @@ def find_options(*texts: str) -> list[str]:
     return next(filter(None, found), ["model_name"])
 
 
-class Outdated(BaseException):
-    """The settings are other ones by now. (No Exception: `dry_run.counting` would take it for a fault of the model.)"""
-
-
-class Estimate(TorchFunctionMode):
+class Estimate:
     """Works out the figures of the newest settings in a thread of this process, so that cells can run meanwhile.
 
-    tell: called in that thread with (figures so far, whether they are all), never with those of earlier settings. What is
-    outdated ends at its next call of torch: advice may take a minute. Other threads see nothing of it: see `dry_run`.
+    show: called in that thread with (figures so far, whether they are all), never with those of earlier settings. Other threads
+    see nothing of it: see `dry_run`.
     """
 
-    def __init__(self, tell: typing.Callable[[list[dict], bool], None]):
-        super().__init__()
-        self.tell, self.newest, self.lock = tell, 0, threading.Lock()
+    def __init__(self, show: typing.Callable[[list[dict], bool], None]):
+        self.show, self.newest, self.lock = show, 0, threading.Lock()
 
     def ask(self, config: TrainConfig | None) -> None:
         """Ask for the figures of a configuration, or with None only drop what was asked for before."""
         with self.lock:
             self.newest += 1
-            number = self.newest
         if config:
-            threading.Thread(target=self.work, args=(config, number), daemon=True).start()
+            threading.Thread(target=self.work, args=(config, self.newest), daemon=True).start()
 
     def work(self, config: TrainConfig, number: int) -> None:
         figures: list[dict] = []
         time.sleep(PAUSE)
-        with TURN, contextlib.suppress(Outdated):
-            self.number = number
-            self.check()
+        with TURN:
+            found = find_figures(config)
             try:
-                with self:
-                    for one in find_figures(config):
-                        figures.append(one)
-                        self.answer([*figures], done=False)
+                while self.answer(number, figures, done=False):
+                    figures.append(next(found))
+            except StopIteration:
+                pass
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 figures.append(make_figure("figures", "not known", reason, bad=True))
-            self.answer(figures, done=True)
+            self.answer(number, figures, done=True)
 
-    def answer(self, figures: list[dict], done: bool) -> None:
+    def answer(self, number: int, figures: list[dict], done: bool) -> bool:
+        """Show the figures, unless other settings have been asked for since: then False."""
         with self.lock:
-            self.check()
-            self.tell(figures, done)
-
-    def check(self) -> None:
-        if self.number != self.newest:
-            raise Outdated
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.check()
-        return func(*args, **kwargs or {})
+            if newest := number == self.newest:
+                self.show([*figures], done)
+            return newest
 
 
 def make_figure(name: str, value: str, note: object = "", bad: bool = False) -> dict:
@@ -285,20 +264,19 @@ def make_figure(name: str, value: str, note: object = "", bad: bool = False) -> 
 
 
 def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
-    """What a run on this machine, in one process, would come to: {name, value, note, bad} for each figure, as they come.
+    """What a run on this machine, in one process, would take: {name, value, note, bad} for each figure, as they come.
 
-    What the user can fix is said in the figure that can't be had for it.
+    What the user can fix is explained in the figure that can't be had for it.
     """
-    lengths, left, share, shared = [config.max_length] * config.batch_size, None, 1.0, 0  # where there is no set
+    lengths, held_out, share, shared = [config.max_length] * config.batch_size, None, 1.0, 0  # where there is no set
     try:
         splits, report = dataset.load_prepared(config.dataset_path)
-        train, lengths, held_out, left = dataset.cut_splits(config, splits)
-        counts, shared = report["splits"]["train"], dataset.find_shared(config, train, held_out)
+        train, lengths, rows, held_out = dataset.cut_splits(config, splits)
+        counts, shared = report["splits"]["train"], dataset.find_shared(config, train, rows)
         share = counts["trained_tokens"] / counts["tokens"]
-        processes = distributed.read_world().size
-        epoch, steps = duration.count_steps(config, lengths, processes)
-        each = config.batch_size * config.gradient_accumulation_steps * processes
+        epoch, steps = duration.count_steps(config, lengths)
         kind = "packed sequences" if config.packing else "rows"
+        each = config.batch_size * config.gradient_accumulation_steps
         note = f"{epoch:,} in an epoch of {len(lengths):,} rows; {kind} in a step: {each}"
         yield make_figure("steps", f"{steps:,}", note)
     except UserError as error:
@@ -309,16 +287,20 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
         trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == on) for on in (True, False))
         base = frozen if config.use_lora else trained
         yield make_figure("trained parameters", f"{trained:,}", f"{100 * trained / base:.2g} % of the model's {base:,}")
-        if left:
+        if held_out:
             device, rate = "cuda" if gpu else "cpu", measure_rate(bf16, gpu)
-            expected, _ = duration.expect(config, model, lengths, left, bf16, device, rate, shared)
+            expected, _ = duration.expect(config, model, lengths, held_out, bf16, device, rate, shared)
             note = "on this machine as it is now, a third less to half as much again; beside it some seconds to load"
-            yield make_figure("time", f"about {duration.format_seconds(expected['expected_seconds'])}", note)
-        yield from estimate_memory(
-            config, lengths, share, shared, bf16, "" if left else ", with every row at max_length"
-        )
-    except dry_run.CantCount as error:
-        yield make_figure("memory", "not estimated", error)
+            yield make_figure("time", f"about {duration.say(expected['expected_seconds'])}", note)
+        tokens, share = forecast.fill_batch(config, lengths, share, bf16)
+        run, plan = dataclasses.replace(config, bf16=bf16), forecast.make_plan(config, gpu)
+        total = parts.estimate(run, plan, -(-tokens // config.batch_size), share, shared).total
+        room = machine.free_memory(True) if gpu else machine.find_limit(False)
+        note = f"{room / 1e9:.1f} GB are free; computed in {'bfloat16' if bf16 else 'float32'}"
+        note += "" if held_out else ", with every row at max_length"
+        note += "" if total <= room else "; `sftlab memory` with these options lists what would fit"
+        fits = "fits" if total <= room else "does not fit"
+        yield make_figure("memory", f"{total / 1e9:.2f} GB: {fits}", note, bad=total > room)
     except UserError as error:
         yield make_figure("model", "can't be counted", error, bad=True)
 
@@ -330,20 +312,3 @@ def build_model(**options: object):
     with dry_run.counting(config):
         settings = dry_run.read_settings(config.model_name, config.trust_remote_code)
         return dry_run.build(config, settings, settings.get_text_config().num_hidden_layers)
-
-
-def estimate_memory(config: TrainConfig, lengths, share: float, shared: int, bf16: bool, also: str):
-    """The peak of memory against this machine's room; where it doesn't fit, then also the cheapest flags that make it fit."""
-    gpu = torch.cuda.is_available()
-    plan, run = forecast.make_plan(config, gpu), dataclasses.replace(config, bf16=bf16)
-    tokens, share = forecast.fill_batch(config, lengths, share, bf16)
-    length = -(-tokens // config.batch_size)
-    total = dry_run.estimate(run, plan, length, share, shared).total
-    room = machine.free_memory(True) if gpu else machine.find_limit(False)
-    where = f"{room / 1e9:.1f} GB that {'the GPU' if gpu else 'this machine'} has free"
-    note = f"in the {where}; computed in {'bfloat16' if bf16 else 'float32'}{also}"
-    if total <= room:
-        yield make_figure("memory", f"{total / 1e9:.2f} GB: fits", note)
-    else:
-        yield make_figure("memory", f"{total / 1e9:.2f} GB: does not fit", note, bad=True)
-        yield make_figure("advice", advice.advise(run, plan, room, None if also else length), bad=True)

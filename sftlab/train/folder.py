@@ -8,11 +8,9 @@ the adapter or model with its tokenizer, trainer_state.json and, written last, r
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import platform
-import re
 import shutil
 import time
 from importlib.metadata import version
@@ -32,15 +30,6 @@ KEPT_ON_RESUME = (
     "optim", "packing", "max_length", "use_lora", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora",
     "use_4bit", "use_8bit", "deepspeed", "seed",
 )  # fmt: skip
-
-
-def find_free(folder: str) -> str | None:
-    """Another name for a run folder that holds something: the next one with a number; None for one that is free."""
-    stem, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.rstrip("/"), re.DOTALL).groups()
-    others = (f"{stem}-{count}" for count in itertools.count(int(number or 1) + 1))
-    for name in itertools.chain([folder], others):
-        if not Path(name).exists() or Path(name).is_dir() and not any(Path(name).iterdir()):
-            return None if name == folder else name
 
 
 def check_resumed(config: TrainConfig, processes: int) -> None:

@@ -63,7 +63,6 @@ function drawField(field, prefix, send, sendSoon, flush) {
   const words = [field.help, field.range, `default: ${field.default}`].filter(Boolean).join("; ");
   const help = make("p", { id: `${id}-help`, class: "help" }, words);
   const problem = make("p", { id: `${id}-problem`, class: "problem", "aria-live": "polite" });
-  const offer = make("button", { type: "button", class: "offer", hidden: true });
   const list = field.suggestions.length
     ? make("datalist", { id: `${id}-list` }, ...field.suggestions.map((value) => make("option", { value })))
     : null;
@@ -74,8 +73,8 @@ function drawField(field, prefix, send, sendSoon, flush) {
     input.focus();
   });
   const row = make("div", { class: "row" }, input, reset);
-  const box = make("div", { class: `field ${field.kind}` }, make("div", { class: "head" }, label, mark), row, list, help, problem, offer);
-  return { field, input, mark, reset, problem, offer, box };
+  const box = make("div", { class: `field ${field.kind}` }, make("div", { class: "head" }, label, mark), row, list, help, problem);
+  return { field, input, mark, reset, problem, box };
 }
 
 function render({ model, el }) {
@@ -142,7 +141,7 @@ function render({ model, el }) {
 
   const showState = () => {
     const state = model.get("state");
-    for (const { field, input, mark, reset, problem, offer } of fields) {
+    for (const { field, input, mark, reset, problem } of fields) {
       if (state.revision !== revision) write(input, state.texts[field.name]);
       const changed = state.changed.includes(field.name);
       mark.textContent = changed ? "changed" : "";
@@ -150,20 +149,13 @@ function render({ model, el }) {
       const words = state.problems[field.name] || "";
       if (problem.textContent !== words) problem.textContent = words; // the same words again would be read out again
       input.setAttribute("aria-invalid", String(Boolean(words)));
-      const offered = state.offers[field.name];
-      offer.hidden = !offered;
-      if (offered) {
-        offer.textContent = offered.words;
-        offer.onclick = () => send({ set: { [field.name]: offered.text }, fill: true });
-      }
     }
     revision = state.revision;
     for (const { own, count, details } of groups) {
       const changed = own.filter(({ field }) => state.changed.includes(field.name)).length;
       const refused = own.filter(({ field }) => state.problems[field.name]).length;
-      const marked = own.filter(({ field }) => state.problems[field.name] || state.offers[field.name]).length;
-      if (marked && !details.dataset.marked) details.open = true; // once: who closes it again means it
-      details.dataset.marked = marked || "";
+      if (refused && !details.dataset.refused) details.open = true; // once: who closes it again means it
+      details.dataset.refused = refused || "";
       const words = [changed && `${changed} changed`, refused && `${refused} to fix`].filter(Boolean);
       count.textContent = words.length ? `(${words.join(", ")})` : "";
     }

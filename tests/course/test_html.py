@@ -1,4 +1,4 @@
-"""The pages of a run: they open offline, show charts, and escape what notebooks and records put into them."""
+"""The pages of a run: they open offline, show charts and formulas, and escape what notebooks and records put into them."""
 
 import base64
 import json
@@ -13,43 +13,48 @@ from sftlab.course import html, notebook
 
 EVIL = "<script>alert(1)</script>"
 HISTORY = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
+TEXTS = ["</s>", EVIL, "a|b", 'it\'s "so"', "a &amp; b", "odd ` <b>"]
+CODES = ["</s>", "a*b*c_d_e", "$x$", "<|im_end|>", "\\n", "'x' & 'y'"]
+PROSE = r"""# Title
+Rank $r$: $\frac{\alpha}{r} BA$ &lt;b&gt;, $5 and $6, `$x$`, $\nonsense{$, [link](https://example.org) ![pic](near.svg)
+
+$$W' = W + BA$$"""
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    """The HTML of a notebook with a chart, and with much that a page must not load or run."""
+    """The HTML of a notebook with a chart, formulas, a table, and with much that a page must not load or run."""
     fig = plots.loss_curve(HISTORY, title="</script>" + EVIL)
     chart = {plots.PLOTLY_MIME: json.loads(fig.to_json()), "text/plain": plots.summarise(fig)}
     chart["image/png"] = base64.b64encode(plots.draw_static(fig)).decode()
-    foreign = "<script src='https://cdn.example/x.js'></script><img src='//cdn.example/x.png'><p>kept</p>"
+    table = notebook.show_table(("text", "code"), [(one, f"`{two}`") for one, two in zip(TEXTS, CODES, strict=True)])
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "IntSlider(value=3)"}
-    outputs = [nbformat.v4.new_output("display_data", data) for data in (chart, {"text/html": foreign}, widget)]
+    outputs = [nbformat.v4.new_output("display_data", data) for data in (chart, {"text/markdown": table.data}, widget)]
     outputs.append(nbformat.v4.new_output("stream", text=EVIL))
     book = nbformat.v4.new_notebook(metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}})
     book.cells = [
-        nbformat.v4.new_markdown_cell("# Title\n$x^2$ [link](https://example.org) ![pic](https://example.org/p.png)"),
+        nbformat.v4.new_markdown_cell(PROSE),
         nbformat.v4.new_code_cell(f"print('{EVIL}')", outputs=outputs, execution_count=1),
     ]
     folder = tmp_path_factory.mktemp("run")
+    (folder / "near.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     nbformat.write(book, folder / "a.ipynb")
     html.export_html(folder / "a.ipynb", folder / "a.html")
-    assert {path.name for path in folder.iterdir()} == {"a.ipynb", "a.html", "plotly.min.js"}
+    assert {path.name for path in folder.iterdir()} == {"a.ipynb", "a.html", "near.svg", "plotly.min.js"}
     return (folder / "a.html").read_text()
 
 
-def loaded(page: str) -> list[str]:
-    """Everything that the page loads by itself."""
+def find_loaded(page: str) -> set[str]:
+    """Everything that the page loads by itself, and isn't in it."""
     found = re.findall(r"""<(?!a\b)\w+[^>]*?\b(?:src|href|srcset)\s*=\s*["']?([^"'\s>]+)""", page)
-    return [address[:40] for address in found] + re.findall(
-        r"""@import[^;]*|import\s+\S*\s*from\s*["']http[^"']*""", page
-    )
+    found += re.findall(r"""@import[^;]*|import\s+\S*\s*from\s*["']http[^"']*""", page)
+    return {address for address in found if not address.startswith("data:image/")}
 
 
 def test_a_page_loads_nothing_but_plotly_beside_it(page):
-    assert {address for address in loaded(page) if not address.startswith("data:image/png;base64,")} == {
-        "plotly.min.js"
-    }
-    assert "kept" in page and "[left out: https://example.org/p.png]" in page and "IntSlider(value=3)" in page
+    assert find_loaded(page) == {"plotly.min.js"} and page.count('src="data:image/svg+xml;base64,') == 1
+    policy, first = page.index("default-src 'none'"), page.index("<script")
+    assert policy < first and "IntSlider(value=3)" in page
     assert 'href="https://example.org"' in page  # a link is followed by a person only
 
 
@@ -60,20 +65,18 @@ def test_a_page_has_the_chart_and_its_picture_and_runs_no_text(page):
     assert figure["data"][0]["y"] == [2.0, 1.0] and EVIL in figure["layout"]["title"]["text"]
 
 
-def test_cells_of_a_table_are_read_as_they_were_given(tmp_path):
-    cells = ["</s>", EVIL, "a|b", 'it\'s "so"', "a &amp; b", "odd ` <b>"]
-    code = ["</s>", "a*b*c_d_e", "$x$", "<|im_end|>", "\\n", "'x' & 'y'"]
-    table = notebook.show_table(("text", "code"), [(one, f"`{two}`") for one, two in zip(cells, code, strict=True)])
-    output = nbformat.v4.new_output("display_data", {"text/markdown": table.data})
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
-    nbformat.write(book, tmp_path / "a.ipynb")
-    html.export_html(tmp_path / "a.ipynb", tmp_path / "a.html")
-    soup = BeautifulSoup((tmp_path / "a.html").read_text(), "html.parser")
-    assert [cell.text for cell in soup.select("td")] == [cell for row in zip(cells, code, strict=True) for cell in row]
-    assert [cell.text for cell in soup.select("td code")] == code
+def test_formulas_are_drawn_and_tables_are_read_as_they_were_given(page):
+    soup = BeautifulSoup(page, "html.parser")
+    cells = [cell.text for cell in soup.select(".jp-OutputArea tbody tr > *")]
+    assert cells == [cell for row in zip(TEXTS, CODES, strict=True) for cell in row]
+    assert [cell.text for cell in soup.select(".jp-OutputArea tbody code")] == CODES
+    prose = soup.select_one(".jp-MarkdownCell")
+    assert len(prose.select("math")) == 3 and prose.select("math mfrac") and prose.select_one("math[display=block]")
+    assert "$5 and $6" in prose.text and "<b>" in prose.text and prose.code.text == "$x$" and "$r$" not in prose.text
+    assert r"$\nonsense{$" in prose.text
 
 
-def test_index_without_records_tells_the_machine(tmp_path):
+def test_index_names_the_machine(tmp_path):
     text = html.write_index(tmp_path).read_text()
     assert "0 of 0 notebooks completed" in text and re.search(r"\d+ cores, \d+ GiB memory.*python 3", text)
     assert re.search(r"torch [\d.]+.*, transformers [\d.]+, trl [\d.]+, peft [\d.]+", text)
@@ -100,5 +103,5 @@ def test_index_shows_scores_loss_and_failures_and_escapes_all_of_it(tmp_path):
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)") >= 5
     assert "1 min 15 s" in text and "b: failed in cell 3" in text
     assert "10.0 % (5.0 to 20.0)" in text and "50.0 % (40.0 to 60.0)" in text and "12.35" in text
-    assert text.count("Plotly.newPlot(") == 1 and text.count("The loss can't be drawn") == 1
-    assert {address for address in loaded(text) if not address.startswith("data:")} == {"plotly.min.js"}
+    assert text.count("data:image/png;base64,") == 1 and text.count("The loss can&#39;t be drawn") == 1
+    assert find_loaded(text) == {"plotly.min.js"} and "default-src 'none'" in text

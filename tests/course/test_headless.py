@@ -20,7 +20,6 @@ PARAMETERS = (
     'profile: str = "cpu"\nlora_r: int = 16  # rank\nlearning_rate: float = 2e-4\npacking: bool = True\n'
     "name: Optional[str] = None\nranks: List[int] = [1]\nlimit = 3"
 )
-SHOWN = ["application/vnd.plotly.v1+json", "image/png", "text/plain"]
 NAMES = "profile, lora_r, learning_rate, packing, name, ranks, limit"
 
 
@@ -60,7 +59,7 @@ def read_status(folder: Path, name: str) -> dict:
         (["--timeout", "0"], "timeout: 0 is no time"),
     ],
 )
-def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, given, message):
+def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, given, message):
     book = write_notebook(tmp_path / "a.ipynb", "1", parameters=PARAMETERS)
     with pytest.raises(UserError) as caught:
         run(book, "--output-dir", tmp_path / "out", *given)
@@ -70,50 +69,49 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, given
 
 def test_folders_and_files_that_can_not_work_are_refused(tmp_path):
     book = write_notebook(tmp_path / "books" / "04_first.ipynb", "1")
+    mine = write_notebook(tmp_path / "full" / "04_first.ipynb", "my = 'work'")
     (tmp_path / "broken.ipynb").write_text("{")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "something").touch()
-    other = write_notebook(tmp_path / "other" / "04_first.ipynb", "1")
+    (tmp_path / "empty").mkdir()
     for message, *given in (
         ("Did you mean '04_first.ipynb'?", book.with_name("04_fist.ipynb")),
-        ("no notebook there", tmp_path / "full"),
+        ("no notebook there", tmp_path / "empty"),
         ("can't be read", tmp_path / "broken.ipynb"),
-        ("is there and not empty", book, "--output-dir", tmp_path / "full"),
-        ("holds the notebooks themselves", book, "--output-dir", book.parent, "--continue"),
-        ("a name of its own", book, other),
+        ("is there and not empty", book, "--output-dir", mine.parent),
+        ("is not the output of an earlier run", book, "--output-dir", mine.parent, "--continue"),
+        ("is not the output of an earlier run", book, "--output-dir", book.parent, "--continue"),
+        ("a name of its own", book, mine),
         ("name its folder", book, "--continue"),
     ):
         with pytest.raises(UserError, match=message.replace("?", r"\?")):
             run(*given)
+    assert "my = 'work'" in mine.read_text()
 
 
-def test_parameters_arrive_as_declared_and_only_where_declared(tmp_path):
+def test_parameters_arrive_as_declared_and_results_are_collected(tmp_path):
     check = (
         f"import json, os\nprint(json.dumps([[{NAMES}], os.environ['SFTLAB_PROFILE'], os.environ['HF_HUB_OFFLINE']]))"
     )
     keep = "from sftlab.course import record\nrecord('b', before={'facts': 0.1}, after={'facts': (0.5, 0.4, 0.6)})"
     draw = "from sftlab import plots\nplots.show(plots.lines([1, 2], {'a': [3, 4]}, 'x', 'y', 'A'))"
-    books = tmp_path / "books {x}"
-    write_notebook(books / "a.ipynb", check, parameters=PARAMETERS)
-    write_notebook(books / "b.ipynb", keep, draw)
+    book = write_notebook(tmp_path / "books {x}" / "a.ipynb", check, keep, draw, parameters=PARAMETERS)
     out = tmp_path / "out {y}"
     given = {"lora_r": "4", "learning_rate": "2e-5", "packing": "false", "name": "null", "ranks": "4,16", "limit": "7"}
     pairs = [part for name, value in given.items() for part in ("-p", name, value)]
-    assert run(books, "--output-dir", out, "--profile", "smoke", *pairs) == 0
-    printed = nbformat.read(out / "a.ipynb", 4).cells[-1].outputs[0].text
-    assert json.loads(printed) == [["smoke", 4, 2e-5, False, None, [4, 16], 7], "smoke", "1"]
-    assert read_status(out, "a")["parameters"]["ranks"] == [4, 16] and read_status(out, "b")["parameters"] == {}
+    assert run(book.parent, "--output-dir", out, "--profile", "smoke", *pairs) == 0
+    *_, checked, _, drawn = nbformat.read(out / "a.ipynb", 4).cells
+    assert json.loads(checked.outputs[0].text) == [["smoke", 4, 2e-5, False, None, [4, 16], 7], "smoke", "1"]
+    assert list(drawn.outputs[0].data) == ["application/vnd.plotly.v1+json", "image/png", "text/plain"]
+    assert read_status(out, "a")["parameters"]["ranks"] == [4, 16]
     assert json.loads((out / "work" / "b" / "record.json").read_text())["after"] == {"facts": [0.5, 0.4, 0.6]}
-    assert {"index.html", "plotly.min.js", "a.html", "b.html"} <= {path.name for path in out.iterdir()}
+    assert {"index.html", "plotly.min.js", "a.html", "a.ipynb"} <= {path.name for path in out.iterdir()}
     assert "50.0 % (40.0 to 60.0)" in (out / "index.html").read_text()
-    assert list(nbformat.read(out / "b.ipynb", 4).cells[-1].outputs[0].data) == SHOWN
-    assert "Plotly.newPlot(" in (out / "b.html").read_text()
+    assert "Plotly.newPlot(" in (out / "a.html").read_text()
     assert "SFTLAB_RUN_DIR" not in os.environ
 
 
 def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys):
     books = tmp_path / "books"
-    write_notebook(books / "a_failed.ipynb", "x = 1", "1 / 0", "x = 2")
+    write_notebook(books / "a_failed.ipynb", "import socket", "socket.getaddrinfo('huggingface.co', 443)", "x = 2")
     write_notebook(books / "b_dead.ipynb", "import os\nos.kill(os.getpid(), 9)", "print('never')")
     write_notebook(books / "c_quit.ipynb", "import sys\nsys.exit(0)", "print('never')")
     write_notebook(books / "d_fine.ipynb", "1 / 0  # wanted", "print('reached')")
@@ -122,43 +120,36 @@ def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys
     names = ("a_failed", "b_dead", "c_quit", "d_fine")
     assert [read_status(out, name)["status"] for name in names] == ["failed", "dead kernel", "failed", "completed"]
     assert [read_status(out, name)["cell"] for name in names] == [1, 0, 0, None]
-    assert read_status(out, "a_failed")["error"].endswith("ZeroDivisionError: division by zero")
+    assert "without a network" in read_status(out, "a_failed")["error"]  # which tests cut, in kernels, too
     assert "sys.exit" in read_status(out, "c_quit")["error"]
     printed, bars = capsys.readouterr()
     assert "4/4 d_fine" in bars and "2/2" in bars  # a progress bar for each notebook
-    assert "a_failed: failed in cell 2\n    1 / 0\n" in printed and "ran out of memory" in printed
+    assert "a_failed: failed in cell 2\n    socket.getaddrinfo" in printed and "ran out of memory" in printed
     assert f"Report: {out / 'index.html'}" in printed and f"dead kernel: {out / 'b_dead.html'}" in printed
-    assert (
-        "The kernel died" in (out / "b_dead.html").read_text()
-        and "An Exception" not in (out / "d_fine.html").read_text()
-    )
+    assert "The kernel died" in (out / "b_dead.html").read_text()
+    assert "An Exception" not in (out / "d_fine.html").read_text()
 
 
 def test_continue_skips_only_what_completed_with_the_same_input(tmp_path, capsys):
-    book = write_notebook(
-        tmp_path / "a.ipynb", "import time\ntime.sleep(600 if limit == 60 else 0)", parameters="limit: int = 3"
-    )
-    out = tmp_path / "out"
-    started = time.monotonic()
+    sleep = "import time\ntime.sleep(600 if limit == 60 else 0)"
+    book, out = write_notebook(tmp_path / "a.ipynb", sleep, parameters="limit: int = 3"), tmp_path / "out"
     assert run(book, "--output-dir", out, "--timeout", 3, "-p", "limit", 60) == 4
-    assert time.monotonic() - started < 300
     assert "longer than the 3 seconds" in read_status(out, "a")["error"]
-    for given, skipped in ((4, False), (4, True), (5, False)):
+    for given, skipped in ((4, False), (4, True)):
         assert run(book, "--output-dir", out, "--continue", "-p", "limit", given) == 0
         assert ("skipped" in capsys.readouterr().out) is skipped
+    jobs = headless.plan_jobs([book], {"limit": "4"}, "cpu")
+    assert jobs == headless.plan_jobs([book], {"limit": 4}, "cpu") != headless.plan_jobs([book], {"limit": 5}, "cpu")
     write_notebook(book, "limit", parameters="limit: int = 3")
-    assert run(book, "--output-dir", out, "--continue", "-p", "limit", 5) == 0
-    assert "skipped" not in capsys.readouterr().out
+    assert jobs != headless.plan_jobs([book], {"limit": 4}, "cpu")
 
 
 def test_an_interrupt_stops_all_and_leaves_status_and_index(tmp_path):
     flag, out = tmp_path / "running", tmp_path / "out"
     write_notebook(tmp_path / "books" / "a.ipynb", f"import time\nopen({str(flag)!r}, 'w').close()\ntime.sleep(600)")
     write_notebook(tmp_path / "books" / "b.ipynb", "1")
-    code = "import sys, test_course; sys.exit(test_course.run(*sys.argv[1:]))"
-    command = [sys.executable, "-c", code, str(tmp_path / "books"), "--output-dir", str(out)]
-    paths = os.pathsep.join([str(Path(__file__).parent), str(files.ROOT), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+    command = [sys.executable, "-m", "sftlab.cli", "run", str(tmp_path / "books"), "--output-dir", str(out)]
+    process = subprocess.Popen(command, cwd=files.ROOT)
     end = time.monotonic() + 120
     while not flag.exists() and time.monotonic() < end:
         time.sleep(0.1)
@@ -166,17 +157,3 @@ def test_an_interrupt_stops_all_and_leaves_status_and_index(tmp_path):
     assert process.wait(120) == 130
     assert read_status(out, "a")["status"] == "interrupted" and not (out / "b.json").exists()
     assert "interrupted" in (out / "index.html").read_text()
-
-
-def test_a_folder_with_a_notebook_of_ones_own_is_left_alone(tmp_path):
-    book = write_notebook(tmp_path / "a.ipynb", "1 + 1")
-    mine = write_notebook(tmp_path / "mine" / "a.ipynb", "my = 'work'")
-    with pytest.raises(UserError, match="is not the output of an earlier run"):
-        run(book, "--output-dir", tmp_path / "mine", "--continue")
-    assert "my = 'work'" in mine.read_text()
-
-
-def test_the_network_is_cut_in_kernels_too(tmp_path):
-    book = write_notebook(tmp_path / "out.ipynb", "import socket\nsocket.getaddrinfo('huggingface.co', 443)")
-    assert run(book, "--output-dir", tmp_path / "runs") == 1
-    assert "without a network" in read_status(tmp_path / "runs", "out")["error"]
