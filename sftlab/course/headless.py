@@ -135,23 +135,21 @@ def run_notebook(
     environment["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
     if job["parameters"].get("model_name", "tiny-base") == "tiny-base" and job["profile"] != "gpu":
         environment["HF_HUB_OFFLINE"] = "1"  # a slow network must not hold up a model that needs none
-    status, error = execute(path, output, job["parameters"], environment, kernel, timeout, label)
-    cell, source = None, ""
+    ended = find_end(output, *execute(path, output, job["parameters"], environment, kernel, timeout, label))
+    status, cell = ended["status"], ended["cell"]
     if output.exists():
-        status, error, cell, source = find_end(output, status, error)
         try:
             export_html(output, output.with_suffix(".html"), plotly)
         except Exception as problem:  # any of nbconvert's many parts: a page that is missing must not lose the status
             print(f"{path.stem}: no HTML page: {type(problem).__name__}: {problem}")
     kernel.release() if status == "completed" else kernel.close()
-    ended = {"status": status, "seconds": round(time.monotonic() - start, 1)}
-    ended |= {"cell": cell, "cell_source": source, "error": error}
-    files.write_json(output.with_suffix(".json"), job | ended)
+    facts = job | ended | {"seconds": round(time.monotonic() - start, 1)}
+    files.write_json(output.with_suffix(".json"), facts)
     if status != "completed":
         where = "" if cell is None else f" in cell {cell + 1}"
-        shown = "\n".join([*source.splitlines()[:6], "", *error.splitlines()[-6:]])
+        shown = "\n".join([*ended["cell_source"].splitlines()[:6], "", *ended["error"].splitlines()[-6:]])
         print(f"{path.stem}: {status}{where}\n{textwrap.indent(shown, '    ')}")
-    return job | ended
+    return facts
 
 
 def escape_braces(path: Path) -> str:
@@ -160,13 +158,7 @@ def escape_braces(path: Path) -> str:
 
 
 def execute(
-    path: Path,
-    output: Path,
-    parameters: dict,
-    environment: dict[str, str],
-    kernel: Kernel,
-    timeout: float | None,
-    label: str,
+    path: Path, output: Path, parameters: dict, environment: dict, kernel: Kernel, timeout: float | None, label: str
 ) -> tuple[str, str]:
     """Papermill's run as a status and an error's text; `find_end` looks closer."""
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -194,37 +186,37 @@ def execute(
     return "completed", ""
 
 
-def find_end(output: Path, status: str, error: str) -> tuple[str, str, int | None, str]:
-    """Status and error as the executed notebook shows them, with the number (from 0) and the source of the cell that ended it.
+def find_end(output: Path, status: str, error: str) -> dict:
+    """status, error, cell (a number in the source notebook, from 0) and cell_source, as the executed notebook shows them.
 
-    The number counts the cells of the source notebook. The executed notebook gets the error of a cell that was cut short.
+    It gets the error of a cell that was cut short.
     """
     import nbformat
     from papermill.execute import ERROR_MARKER_TAG, remove_error_markers
 
+    ended = {"status": status, "cell": None, "cell_source": ""}
+    ended["error"] = "\n".join(ANSI_COLOUR.sub("", error).strip().splitlines()[-15:])
     try:
         notebook = nbformat.read(output, as_version=4)
-    except ValueError:  # papermill was stopped while it wrote
-        return status, error, None, ""
-    raised, length = notebook.metadata.papermill.get("exception"), len(notebook.cells)
-    own = [cell for cell in notebook.cells
-           if not {ERROR_MARKER_TAG, "injected-parameters"} & set(cell.metadata.get("tags", []))]  # fmt: skip
-    if not raised and len(remove_error_markers(notebook).cells) < length:
-        files.write_text(output, nbformat.writes(notebook))  # the error was in a cell tagged raises-exception
-        return "completed", "", None, ""
-    if status == "completed" and not raised:
-        return "completed", "", None, ""
-    if status == "completed":
-        status, error = "failed", "SystemExit: the cell called sys.exit() or exit(), and the cells below did not run."
-    error = "\n".join(ANSI_COLOUR.sub("", error).strip().splitlines()[-15:])
+    except (FileNotFoundError, ValueError):  # papermill was stopped before or while it wrote
+        return ended
+    raised, added = notebook.metadata.papermill.get("exception"), {ERROR_MARKER_TAG, "injected-parameters"}
+    own = [cell for cell in notebook.cells if not added & set(cell.metadata.get("tags", []))]
     started = [number for number, cell in enumerate(own) if cell.metadata.get("papermill", {}).get("start_time")]
-    if not started:
-        return status, error, None, ""
+    marked = len(notebook.cells) > len(remove_error_markers(notebook).cells)
+    if marked and not raised:  # the error was in a cell tagged raises-exception
+        files.write_text(output, nbformat.writes(notebook))
+        return ended | {"status": "completed", "error": ""}
+    if status == "completed" and raised:
+        error = "SystemExit: the cell called sys.exit() or exit(), and the cells below did not run."
+        ended |= {"status": "failed", "error": error}
+    if ended["status"] == "completed" or not started:
+        return ended
     cell = own[started[-1]]
-    if status != "failed" and cell.cell_type == "code":
+    if status not in ("completed", "failed") and cell.cell_type == "code":
         cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text=error + "\n"))
         files.write_text(output, nbformat.writes(notebook))
-    return status, error, started[-1], cell.source
+    return ended | {"cell": started[-1], "cell_source": cell.source}
 
 
 def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=None, continue_=False) -> list[dict]:

@@ -105,12 +105,11 @@ def check_metric(points: list[Point], metric: str) -> None:
     """Raises UserError if points have completed, and none of them has recorded the metric."""
     done = [point for point in points if point.status == "completed"]
     there = sorted({name for point in done for name in point.metrics})
-    if done and not there:
-        book = done[0].job["notebook"]
-        raise UserError(f"{book}: it records no metrics; its last cell must call course.record(name, metrics={{…}}).")
     if done and metric not in there:
-        near = near_match(metric, there)
-        raise UserError(f"metric: no point recorded {metric!r}.{near} There is: {', '.join(there)}.")
+        known = (
+            f"There is: {', '.join(there)}." if there else "The notebook must call course.record(name, metrics={…})."
+        )
+        raise UserError(f"metric: no point recorded {metric!r}.{near_match(metric, there)} {known}")
 
 
 def read_point(point: Point, folder: Path) -> bool:

@@ -1,17 +1,15 @@
 """The result of a sweep: a mean for each setting, which is best, and which can't be distinguished from it.
 
 How it is judged:
-1. A setting is compared if none of its points failed: what is left of a setting that fails now and then is its lucky part.
-   Settings are compared over the seeds that all of them completed.
-2. The best has the best mean over these seeds. The others are compared with it seed by seed: a seed that makes it hard for
-   one makes it hard for all. Each mean difference has Student's interval (Student 1908, Biometrika 6, p. 1). Where lower is
-   better and all numbers are above 0, as losses are, it's their logarithms that are averaged and compared, so the difference is
-   a ratio (and the mean a geometric one): a setting that fares worse also scatters more, about in proportion.
-3. The best was picked by the same numbers, and there are many to beat it: each interval is at 1 - 0.05 / (settings - 1)
-   (Bonferroni). A setting whose interval holds 0 (of a ratio: 1) may be the best as well. With at least 95 % confidence the
-   best of those that were tried is then among them (Hsu 1984, Annals of Statistics 12, p. 1136: a setting must only be safe
-   from being ruled out if it is the true best, so there are settings - 1 comparisons, and not all pairs).
-4. One seed says nothing about chance. The seeds change the order of rows and the adapters' start, not the validation set.
+1. Settings are compared over the seeds that all of them completed. One with a failed point is left out: what is left of it is
+   its lucky part.
+2. The best has the best mean. The others are compared with it seed by seed, since a seed that makes it hard for one makes it hard
+   for all: each mean difference has Student's interval (Student 1908, Biometrika 6, p. 1). Where lower is better and all numbers
+   are above 0, as losses are, their logarithms are averaged and compared, which gives ratios: what is worse also scatters more.
+3. The best was picked by the same numbers, so each interval is at 1 - 0.05 / (settings - 1) (Bonferroni). A setting whose interval
+   holds 0 (of a ratio: 1) may be the best as well; with at least 95 % confidence the best of those tried is among them (Hsu 1984,
+   Annals of Statistics 12, p. 1136: only the true best must not be ruled out, so there are settings - 1 comparisons).
+4. One seed says nothing about chance. Seeds change the order of rows and the adapters' start, not the validation set.
 
 python -c "from sftlab.course import sweep_report; print(sweep_report.__doc__)"
 """
@@ -30,7 +28,6 @@ from sftlab import files, machine, pages, plots
 from sftlab.config.configs import SweepConfig
 from sftlab.course import html
 from sftlab.errors import UserError
-from sftlab.memory import duration
 
 LEVEL = 0.95
 COSTS = ("steps", "trained_parameters", "tokens")  # what a record may call them
@@ -38,7 +35,6 @@ UNEQUAL = 1.2  # from here on costs are reported
 MOST = 4  # settings that are named in a sentence
 UNFINISHED = ("waiting", "interrupted")
 LOG_FROM = 8  # values that differ by this factor get a logarithmic axis
-LINES = len(plots.COLOURS)  # in a chart
 BOUNDS = ["mean", "low", "high", "behind", "behind_low", "behind_high"]
 
 
@@ -183,10 +179,8 @@ def name_place(row, rank: int, seeds: int, relative: bool) -> str:
 def judge(found: Summary, constant: bool) -> str:
     """The verdict as a sentence. constant: no setting's number changed with the seed."""
     ranked, metric = found.ranked, found.metric
-    if ranked.empty and found.settings.completed.any():
-        return "No setting can be judged: no seed was completed by all settings."
     if ranked.empty:
-        return "No setting can be judged yet: no point has completed."
+        return "No setting can be judged: no seed was completed by all of them."
     best, word = ranked.iloc[0], "Lowest" if found.direction == "min" else "Highest"
     if len(found.seeds) < 2 or constant:
         second = f"; next is {ranked.index[1]} with {ranked['mean'].iloc[1]:.4g}" if len(ranked) > 1 else ""
@@ -220,8 +214,10 @@ def format_behind(row, relative: bool) -> str:
     return words if math.isnan(row.behind_low) else f"{words} ({row.behind_low:.3g} to {row.behind_high:.3g})"
 
 
-def format_number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+def format_number(value: object) -> str:
+    if not is_number(value):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def find_warnings(found: Summary, points: list[Point]) -> list[str]:
@@ -256,13 +252,9 @@ def is_number(value: object) -> bool:
 def write_results(folder: Path, config: SweepConfig, direction: str, points: list[Point]) -> Summary:
     """Write sweep.json and sweep.csv; return what the points show."""
     found = summarise(points, config.metric, direction)
-    about = points[0].job | {
-        "parameters": dict(config.parameters or []),
-        "metric": config.metric,
-        "direction": direction,
-    }
-    about |= {"behind": "multiples of the best" if found.relative else "differences", "seeds_compared": found.seeds}
-    about |= {"verdict": found.verdict, "warnings": found.warnings}
+    about = points[0].job | {"parameters": dict(config.parameters or []), "metric": config.metric}
+    about |= {"direction": direction, "behind": "multiples of the best" if found.relative else "differences"}
+    about |= {"verdict": found.verdict, "warnings": found.warnings, "seeds_compared": found.seeds}
     about["settings"] = found.settings.astype(object).where(found.settings.notna(), None).to_dict("records")
     left_out = ("job", "log_history", "cell_source")
     about["points"] = [{key: value for key, value in vars(point).items() if key not in left_out} for point in points]
@@ -286,30 +278,27 @@ def format_settings(found: Summary) -> pandas.DataFrame:
     axes = pandas.DataFrame(list(settings.setting), index=settings.index)
     metrics = found.metrics.loc[settings.index].drop(columns=found.metric, errors="ignore")
     numbers = pandas.concat([settings.drop(columns="setting"), metrics], axis=1)
-    texts = numbers.map(lambda value: "" if pandas.isna(value) else format_number(value) if is_number(value) else value)
-    return pandas.concat([axes.map(write_value), texts], axis=1)
+    return pandas.concat([axes.map(write_value), numbers.map(format_number)], axis=1)
 
 
 def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Summary) -> None:
-    """Write index.html: verdict, charts, settings, points, failures, how it was judged. It shares plotly.js with the points' pages."""
+    """Write index.html: verdict, charts, tables, failures, how it was judged. It shares plotly.js with the points' pages."""
     job, fixed = points[0].job, name_values(dict(config.parameters or []))
-    done = sum(point.status == "completed" for point in points)
-    about = (
-        f"{done} of {len(points)} points completed, profile {job['profile']}. {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-    )
-    settings = format_settings(found)
+    done, when = sum(point.status == "completed" for point in points), time.strftime("%Y-%m-%d %H:%M:%S %z")
+    about = f"{done} of {len(points)} points completed, profile {job['profile']}. {when}"
     charts = [plot_against(found, name) for name in points[0].setting] if found.seeds else []
     charts += [fig for fig in [plot_losses(points)] if fig]
-    verdict = pages.Html('<p class="verdict">{}</p>').format(found.verdict)
+    table = format_settings(found)
     sections = [
         pages.Section("Charts", [pages.Chart(fig) for fig in charts]),
-        pages.Section("Settings", [pages.Table(list(settings.columns), settings.values.tolist())]),
+        pages.Section("Settings", [pages.Table(list(table.columns), table.values.tolist())]),
         pages.Section("Points", [list_points(points, folder, config.metric)]),
         *[html.make_failure(vars(point) | {"notebook": point.name}) for point in points if point.failed],
         pages.Section("How it is judged", [pages.preformatted(__doc__.split("python -c")[0].strip())]),
         pages.Section("Machine", [machine.describe_machine()]),
     ]
-    intro = [about, *([f"The same in all: {fixed}."] if fixed else []), verdict, found.warnings]
+    verdict = pages.Html('<p class="verdict">{}</p>').format(found.verdict)
+    intro = [about, f"The same in all: {fixed or 'the notebook’s own values'}.", verdict, found.warnings]
     html.write_plotly(folder)
     pages.write_page(folder / "index.html", f"Sweep of {job['notebook']}", sections, intro, html.PLOTLY)
 
@@ -319,18 +308,16 @@ def list_points(points: list[Point], folder: Path, metric: str) -> pages.Table:
     rows = []
     for point in points:
         page = f"points/{point.name}/{point.job['notebook']}.html"
-        title = name_values(point.setting if point.seed is None else point.setting | {"seed": point.seed})
-        link = pages.Html('<a href="{}">{}</a>').format(quote(page), title) if (folder / page).exists() else title
+        link = pages.Html('<a href="{}">{}</a>').format(quote(page), point.name)
         value = f"{point.metrics[metric]:.4g}" if metric in point.metrics else point.last_line[:200]
-        rows.append((link, point.status, value, duration.say(point.seconds) if point.seconds else ""))
+        rows.append((link if (folder / page).exists() else point.name, point.status, value, f"{point.seconds:.0f} s"))
     return pages.Table(("point", "status", metric, "time"), rows)
 
 
 def plot_against(found: Summary, name: str):
-    """The mean of the metric against the setting `name`, a line for each value of the other one, error bars for the intervals.
+    """The mean of the metric against the setting `name`, a line for each value of the others, error bars for the intervals.
 
-    With more than two settings a line is of a combination of the others' values, and LINES of them are drawn: those with the
-    best point. Between values that are no numbers there is no line. Raises ValueError where no setting has a mean.
+    Between values that are no numbers there is no line. Raises ValueError where no setting has a mean.
     """
     ranked, metric = found.ranked, found.metric
     if ranked.empty:
@@ -341,18 +328,16 @@ def plot_against(found: Summary, name: str):
         line=[name_values(other) or metric for other in others],
         x=[setting[name] if numbers else write_value(setting[name]) for setting in ranked.setting],
     )
-    lines = list(ranked.line.unique())  # best first
-    left = f"; {LINES} of {len(lines)} lines" if len(lines) > LINES else ""
     wide = ranked.pivot(index="x", columns="line", values=["mean", "low", "high"])
-    means, low, high = (wide[part][lines[:LINES]] for part in ("mean", "low", "high"))
+    means, low, high = (wide[part][ranked.line.unique()] for part in ("mean", "low", "high"))  # the best line first
     downs, ups, values = (means - low).fillna(0), (high - means).fillna(0), list(means.index)
-    title = f"{metric} against {name} ({'lower' if found.direction == 'min' else 'higher'} is better{left})"
-    fig = plots.lines(values, list_series(means), name, metric, title)
+    better = "lower" if found.direction == "min" else "higher"
+    fig = plots.lines(values, list_series(means), name, metric, f"{metric} against {name} ({better} is better)")
     for trace in fig.data:
-        if downs[trace.name].any():
-            bars = {"array": ups[trace.name].tolist(), "arrayminus": downs[trace.name].tolist(), "thickness": 1}
-            trace.error_y = {"type": "data", "symmetric": False} | bars
         trace.mode = "lines+markers" if numbers else "markers"
+        if downs[trace.name].any():
+            ends = {"array": ups[trace.name].tolist(), "arrayminus": downs[trace.name].tolist()}
+            trace.error_y = {"type": "data", "symmetric": False, "thickness": 1} | ends
     if not numbers:
         return fig
     kind = "log" if values[0] > 0 and values[-1] >= LOG_FROM * values[0] else "linear"

@@ -22,8 +22,8 @@ import torch
 import traitlets
 
 from sftlab import files, machine
-from sftlab.config import conflicts, presets
 from sftlab.config import deepspeed as deepspeed_configs
+from sftlab.config import presets
 from sftlab.config import text as config_text
 from sftlab.config.configs import GROUPS, LaunchConfig, TrainConfig
 from sftlab.config.options import check_value
@@ -137,7 +137,7 @@ class Form(ipywidgets.VBox):
 
     def update(self, notice: str = "", beside_start: str = "") -> None:
         """Read what is typed, keep it if it's valid, and show all that follows from it."""
-        config, problems, changed = read(self.texts, self.config)
+        config, problems, changed = read(self.texts)
         if config is None:
             self.estimate.ask(None)
             self.controls.figures = {"rows": [], "words": "known when the marked fields are fixed"}
@@ -165,22 +165,27 @@ class Form(ipywidgets.VBox):
 def list_fields() -> list[dict]:
     """What a browser needs to draw each control: name, group, kind (text, number, choice, flag), choices, suggestions, help,
     range and default in words."""
-    return [describe_field(field) for field in sorted(FIELDS.values(), key=lambda f: GROUPS.index(f.metadata["group"]))]
+    return [list_facts(field) for field in sorted(FIELDS.values(), key=lambda f: GROUPS.index(f.metadata["group"]))]
 
 
-def describe_field(field: dataclasses.Field) -> dict:
+def list_facts(field: dataclasses.Field) -> dict:
     kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
-    open_bool = kind is bool and isinstance(field.type, types.UnionType)
-    choices = AUTO if open_bool else {choice: choice for choice in field.metadata["choices"]}
-    shape = "choice" if choices else {bool: "flag", int: "number", float: "number"}.get(kind, "text")
-    default = {"": "empty", "true": "on", "false": "off"}.get(to_text(field.default), to_text(field.default))
-    low, high = field.metadata["low"], field.metadata["high"]
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    choices = (
+        AUTO if kind is bool and isinstance(field.type, types.UnionType) else {choice: choice for choice in choices}
+    )
+    default = to_text(field.default)
     limits = "" if low is None else f", at least {low:.10g}" if high is None else f", {low:.10g} to {high:.10g}"
-    described = {"name": field.name, "kind": shape, "choices": list(choices.items())}
-    described |= {key: field.metadata[key] for key in ("group", "help")}
-    described["range"] = {int: f"a whole number{limits}", float: f"a number{limits}"}.get(kind, "")
-    described["default"] = choices.get(to_text(field.default)) or default
-    return described | {"suggestions": SUGGESTIONS.get(field.name, [])}
+    return {
+        "name": field.name,
+        "group": field.metadata["group"],
+        "help": field.metadata["help"],
+        "kind": "choice" if choices else {bool: "flag", int: "number", float: "number"}.get(kind, "text"),
+        "choices": list(choices.items()),
+        "suggestions": SUGGESTIONS.get(field.name, []),
+        "range": {int: f"a whole number{limits}", float: f"a number{limits}"}.get(kind, ""),
+        "default": choices.get(default) or {"": "empty", "true": "on", "false": "off"}.get(default, default),
+    }
 
 
 def to_text(value: object) -> str:
@@ -192,11 +197,10 @@ def to_texts(config: TrainConfig) -> dict[str, str]:
     return {name: to_text(getattr(config, name)) for name in FIELDS}
 
 
-def read(texts: dict[str, str], last: TrainConfig) -> tuple[TrainConfig | None, dict[str, str], list[str]]:
+def read(texts: dict[str, str]) -> tuple[TrainConfig | None, dict[str, str], list[str]]:
     """What was typed, read: (the configuration, or None where something is refused; the reason for each option concerned; the
-    options that are not at their default). last: the last valid configuration, to find conflicts beside what is refused.
-    """
-    values, problems = {}, {}
+    options that are not at their default)."""
+    values, problems, config = {}, {}, None
     for name, field in FIELDS.items():
         try:
             values[name] = check_value(field, texts[name])
@@ -204,19 +208,11 @@ def read(texts: dict[str, str], last: TrainConfig) -> tuple[TrainConfig | None, 
             problems[name] = str(error)
     changed = [name for name in FIELDS if name in problems or values[name] != FIELDS[name].default]
     try:
-        for conflict in conflicts.find(types.SimpleNamespace(**dataclasses.asdict(last) | values)):
-            named = find_options(" ".join(conflict.options), str(conflict))
-            concerned = [name for name in named if name in changed or f"no {name}" in conflict.options]  # of `A or B`
-            problems = {name: str(conflict) for name in concerned or named} | problems
-        return None if problems else TrainConfig(**values), problems, changed
-    except UserError as error:
-        return None, problems | {name: str(error) for name in find_options(str(error).split(":")[0])}, changed
-
-
-def find_options(*texts: str) -> list[str]:
-    """The options that are named in the first of these texts that names any; the first option of all where none does."""
-    found = ([name for name in re.findall(r"\w+", text) if name in FIELDS] for text in texts)
-    return next(filter(None, found), ["model_name"])
+        config = None if problems else TrainConfig(**values)
+    except UserError as error:  # options that don't go together are named before the colon
+        named = [name for name in re.findall(r"\w+", str(error).split(":")[0]) if name in FIELDS] or ["model_name"]
+        problems = {name: str(error) for name in [name for name in named if name in changed] or named}
+    return config, problems, changed
 
 
 class Estimate:
