@@ -277,7 +277,7 @@ def format_settings(found: Summary) -> pandas.DataFrame:
     settings = found.settings
     axes = pandas.DataFrame(list(settings.setting), index=settings.index)
     metrics = found.metrics.loc[settings.index].drop(columns=found.metric, errors="ignore")
-    numbers = pandas.concat([settings.drop(columns="setting"), metrics], axis=1)
+    numbers = pandas.concat([settings[[*BOUNDS, "place", "completed", "points", "seconds"]], metrics], axis=1)
     return pandas.concat([axes.map(write_value), numbers.map(format_number)], axis=1)
 
 
@@ -288,10 +288,11 @@ def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Su
     about = f"{done} of {len(points)} points completed, profile {job['profile']}. {when}"
     charts = [plot_against(found, name) for name in points[0].setting] if found.seeds else []
     charts += [fig for fig in [plot_losses(points)] if fig]
-    table = format_settings(found)
+    table, behind = format_settings(found), "a multiple of the best" if found.relative else "a difference"
+    caption = f"low to high: 95 % interval of the mean; behind: {behind}, 95 % for all intervals together"
     sections = [
         pages.Section("Charts", [pages.Chart(fig) for fig in charts]),
-        pages.Section("Settings", [pages.Table(list(table.columns), table.values.tolist())]),
+        pages.Section("Settings", [pages.Table(list(table.columns), table.values.tolist(), caption)]),
         pages.Section("Points", [list_points(points, folder, config.metric)]),
         *[html.make_failure(vars(point) | {"notebook": point.name}) for point in points if point.failed],
         pages.Section("How it is judged", [pages.preformatted(__doc__.split("python -c")[0].strip())]),

@@ -30,7 +30,7 @@ from sftlab.config.options import check_value
 from sftlab.data import dataset
 from sftlab.errors import UserError
 from sftlab.hub import catalog
-from sftlab.memory import dry_run, duration, parts
+from sftlab.memory import dry_run, duration
 from sftlab.models import load
 from sftlab.runs import background, launcher, panel
 from sftlab.train import forecast
@@ -290,7 +290,7 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
             yield make_figure("time", f"about {duration.say(expected['expected_seconds'])}", note)
         tokens, share = forecast.fill_batch(config, lengths, share, bf16)
         run, plan = dataclasses.replace(config, bf16=bf16), forecast.make_plan(config, gpu)
-        total = parts.estimate(run, plan, -(-tokens // config.batch_size), share, shared).total
+        total = dry_run.estimate(run, plan, -(-tokens // config.batch_size), share, shared).total
         room = machine.free_memory(True) if gpu else machine.find_limit(False)
         note = f"{room / 1e9:.1f} GB are free; computed in {'bfloat16' if bf16 else 'float32'}"
         note += "" if held_out else ", with every row at max_length"
@@ -306,5 +306,5 @@ def build_model(**options: object):
     """The model of a run without bytes, not quantised, with its adapters. Raises UserError for one that can't be had."""
     config = TrainConfig(**options)
     with dry_run.counting(config):
-        settings = dry_run.read_settings(config.model_name, config.trust_remote_code)
+        settings = load.read_settings(config.model_name, config.trust_remote_code)
         return dry_run.build(config, settings, settings.get_text_config().num_hidden_layers)

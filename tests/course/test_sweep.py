@@ -222,7 +222,7 @@ def test_intervals_are_those_of_paired_t_tests_corrected_for_the_choice():
 
 
 def test_the_true_best_is_ruled_out_in_no_more_than_one_sweep_in_twenty():
-    draw, lost, sweeps = np.random.default_rng(0), 0, 600
+    draw, lost, sweeps = np.random.default_rng(0), 0, 200
     for number in range(sweeps):
         scores = pandas.DataFrame(draw.normal(0, (1, 1, 1, 1, 0.1, 5), (3, 6)))
         relative = bool(number % 2)  # losses are compared by their ratios

@@ -18,8 +18,7 @@ from sftlab.config import text as config_text
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.course import widgets
 from sftlab.course.widgets import find_figures
-from sftlab.errors import UserError
-from sftlab.memory import dry_run, duration
+from sftlab.memory import dry_run
 from sftlab.models import load
 from sftlab.runs import background, panel
 
@@ -262,13 +261,6 @@ time.sleep(1.5)"""
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def test_steps_are_those_of_the_trainer():
-    config = TrainConfig(batch_size=4, gradient_accumulation_steps=3, num_epochs=1.5)
-    assert duration.count_steps(config, [9] * 50) == (5, 8)  # 13 batches
-    assert duration.count_steps(config, [9] * 50, processes=2) == (3, 5)
-    assert duration.count_steps(dataclasses.replace(config, max_steps=3), [9] * 50) == (5, 3)
-
-
 def test_a_form_is_shown_where_someone_sits_and_only_there(tmp_path):
     code = """from sftlab import config
 from sftlab.course import widgets
@@ -296,8 +288,3 @@ def test_the_browser_gets_no_html():
     """Whatever a model or a folder is called is put there as text."""
     script = (Path(widgets.__file__).parent / "form" / "form.js").read_text(encoding="utf-8")
     assert "innerHTML" not in script and "insertAdjacentHTML" not in script and "eval(" not in script
-
-
-def test_a_wrong_preset_is_told():
-    with pytest.raises(UserError, match="There are"):
-        presets.find_preset("8b")
