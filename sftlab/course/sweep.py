@@ -76,8 +76,8 @@ def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfi
             left = sum(other.status == "waiting" for other in points) * sum(taken) / len(taken)
             value = point.metrics.get(config.metric)
             found = point.status if value is None else f"{config.metric} {value:.4g}"
-            wait = f"; about {duration.say(left)} left" if left else ""
-            print(f"  {found}, {duration.say(point.seconds)}{wait}", flush=True)
+            wait = f"; about {duration.format_seconds(left)} left" if left else ""
+            print(f"  {found}, {duration.format_seconds(point.seconds)}{wait}", flush=True)
 
 
 def choose_direction(metric: str, direction: str) -> str:

@@ -287,7 +287,7 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
             device, rate = "cuda" if gpu else "cpu", measure_rate(bf16, gpu)
             expected, _ = duration.expect(config, model, lengths, held_out, bf16, device, rate, shared)
             note = "on this machine as it is now, a third less to half as much again; beside it some seconds to load"
-            yield make_figure("time", f"about {duration.say(expected['expected_seconds'])}", note)
+            yield make_figure("time", f"about {duration.format_seconds(expected['expected_seconds'])}", note)
         tokens, share = forecast.fill_batch(config, lengths, share, bf16)
         run, plan = dataclasses.replace(config, bf16=bf16), forecast.make_plan(config, gpu)
         total = dry_run.estimate(run, plan, -(-tokens // config.batch_size), share, shared).total
