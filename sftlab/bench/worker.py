@@ -46,13 +46,13 @@ def measure(plan: dict) -> dict | None:
     from sftlab.train import run as train_run
 
     point, config = Point(**plan["point"]), TrainConfig(**plan["config"])
-    with distributed.joined(config) as world:
+    with distributed.initialized(config) as world:
         if world.size != point.devices:
             raise UserError(
                 f"devices: {world.size} processes were started for a point of {point.devices}. Start as many."
             )
         if config.bf16 is None:
-            bf16, why = distributed.from_main(load.choose_precision, config)
+            bf16, why = distributed.run_on_main(load.choose_precision, config)
             config, plan["precision"] = replace(config, bf16=bf16), f"{'bfloat16' if bf16 else 'float32'}: {why}"
         distributed.gather(None)
         rate = duration.measure_products(torch.bfloat16 if config.bf16 else torch.float32)  # of all at the same time
@@ -205,7 +205,7 @@ class StepTimer(TrainerCallback):
         """Begin the timed window, in all processes together."""
         step = time.perf_counter() - self.last
         if self.seconds:
-            self.steps = distributed.from_main(count_steps, self.seconds, step)
+            self.steps = distributed.run_on_main(count_steps, self.seconds, step)
         if self.gpu:
             threading.Thread(target=self.sample_gpu, daemon=True).start()
         distributed.gather(None)  # all begin together

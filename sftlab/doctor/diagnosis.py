@@ -19,7 +19,6 @@ from sftlab.doctor.known_errors import Finding
 from sftlab.errors import UserError
 from sftlab.runs import logs, state
 from sftlab.runs.logs import TRACEBACK
-from sftlab.train import checkpoints
 from sftlab.train import folder as run_folder
 
 IN_FULL = 3  # findings that are printed in full
@@ -168,7 +167,7 @@ def read(target: str | Path) -> list[Case]:
         return [read_run(path)]
     if notebooks := [case for facts in sorted(path.glob("*.json")) if (case := read_notebook(facts))]:
         return notebooks
-    if (path / run_folder.LOG).is_file() or (path / "trainer_state.json").is_file() or checkpoints.list_whole(path):
+    if (path / run_folder.LOG).is_file() or (path / "trainer_state.json").is_file() or run_folder.list_whole(path):
         return [read_foreign(path)]
     if found := sorted([*path.glob("*.log"), *path.glob("*.out"), *path.glob("*.err")]):
         return [Case(path.name, "log", "logs", [read_log(log) for log in found])]
@@ -209,7 +208,7 @@ def read_run(folder: Path) -> Case:
             lines = traced if TRACEBACK in traced else [TRACEBACK, *traced]  # a long one has only its end
             texts.append(Text(str(result), "\n".join(lines), count_before(result, '"traceback"')))
         if run.status == "killed":
-            last = checkpoints.find_last(folder)
+            last = run_folder.find_last(folder)
             line = (
                 f"run: killed: no result.json was written; the last whole checkpoint: {last.name if last else 'none'}"
             )
@@ -238,7 +237,7 @@ def list_logs(place: Path, run: state.Run) -> list[Text]:
 
 def read_foreign(folder: Path) -> Case:
     """The output folder of any Trainer: its log, from the last checkpoint where there is no other."""
-    history = run_folder.read(folder) or run_folder.read(checkpoints.find_last(folder) or folder)
+    history = run_folder.read_log(folder) or run_folder.read_log(run_folder.find_last(folder) or folder)
     texts = [Text(str(folder), line, NO_LINE) for line in curves.find_faults(history)]
     steps = max((entry.get("step", 0) for entry in history), default=0)
     return Case(folder.name, "unknown", f"a Trainer's folder, at step {steps}", texts)

@@ -8,7 +8,6 @@ import gc
 import re
 import shutil
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 from sftlab import files, machine
@@ -20,8 +19,8 @@ from sftlab.export import publish
 from sftlab.export.checks import compare, read_model, require_close
 from sftlab.hub import catalog
 from sftlab.models import load
-from sftlab.train import checkpoints, saved
-from sftlab.train.folder import PACKAGES
+from sftlab.train import folder as run_folder
+from sftlab.train import saved
 
 FACTS = "export.json"
 
@@ -46,7 +45,7 @@ def export(config: ExportConfig) -> dict:
         try:
             facts = fill_folder(run, config, new)
         except Exception as error:
-            if checkpoints.is_full(error):
+            if run_folder.is_full(error):
                 raise place_error(folder.parent, "has no room for the model", "Make room") from error
             raise
         files.write_json(new / FACTS, facts)
@@ -116,7 +115,7 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
         facts |= {"dtype": config.dtype, "merged_into": config.merge_into if run.quantised else None}
         checks |= save_merged(run, probe, config, new)
     facts |= {"run": run.folder.resolve().name, "config_hash": run.result["config_hash"]}
-    return facts | {"versions": {package: version(package) for package in PACKAGES}}
+    return facts | {"versions": machine.list_versions()}
 
 
 def name_base(run: saved.Run, config: ExportConfig) -> tuple[str, str]:
@@ -151,7 +150,7 @@ def save_adapter(run: saved.Run, tokenizer, probe, base: str, new: Path) -> dict
     settings = files.read_json(run.folder / "adapter_config.json")
     settings |= {"base_model_name_or_path": base, "revision": None, "inference_mode": True}
     files.write_json(new / "adapter_config.json", settings)
-    again = read_model(saved.load_adapter(str(new), tokenizer, run.config, base=run.config.model_name), probe)
+    again = read_model(saved.load_adapter(new, run.config, tokenizer), probe)
     free_memory()
     checks = {"reloaded": require_close("reloaded", trained, again, limit)}
     if run.quantised and not is_random(run):

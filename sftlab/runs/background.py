@@ -21,7 +21,6 @@ from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.runs import logs, state
 from sftlab.runs.state import ACTIVE, Run, read
-from sftlab.train import checkpoints
 from sftlab.train import folder as run_folder
 
 
@@ -112,7 +111,7 @@ def resume(run: Run) -> Run:
         raise UserError(f"{name}: the run is at work already.")
     if run.status == "completed":
         raise UserError(f"{name}: the run is complete. Raise --max-steps or --num-epochs to train on.")
-    if run.config is None or checkpoints.find_last(run.folder) is None:
+    if run.config is None or run_folder.find_last(run.folder) is None:
         raise UserError(f"{name}: there is no whole checkpoint to resume from. Start it again.")
     began = files.read_json(run.folder / "run.json").get("processes", 1)
     if not launch and began > 1:

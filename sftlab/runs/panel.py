@@ -12,7 +12,7 @@ import time
 from sftlab import pages, plots
 from sftlab.errors import UserError
 from sftlab.runs import background, logs, state
-from sftlab.train import checkpoints
+from sftlab.train import folder as run_folder
 
 EVERY = 1.0  # seconds from update to update
 LAST_LINES = 20  # of the log
@@ -102,7 +102,7 @@ def print_run(run: state.Run) -> None:
 
 
 def can_resume(run: state.Run) -> bool:
-    return run.status in ("interrupted", "failed", "killed") and checkpoints.find_last(run.folder) is not None
+    return run.status in ("interrupted", "failed", "killed") and run_folder.find_last(run.folder) is not None
 
 
 def make_panel(run: state.Run, other: state.Run | None = None):

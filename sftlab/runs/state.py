@@ -13,7 +13,6 @@ from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.memory import duration
 from sftlab.runs import logs
-from sftlab.train import checkpoints
 from sftlab.train import folder as run_folder
 
 ACTIVE = ("starting", "running")
@@ -80,7 +79,7 @@ def read(folder: str | Path) -> Run:
     """The run of a folder, from its files and from whether its process is alive."""
     folder = Path(folder).absolute()
     about, progress = files.read_json(folder / "run.json"), files.read_json(folder / run_folder.PROGRESS)
-    result, history = files.read_json(folder / "result.json"), run_folder.read(folder)
+    result, history = files.read_json(folder / "result.json"), run_folder.read_log(folder)
     attempt = read_attempt(folder, progress)
     process, note = find_process(attempt, progress), ""
     if process and process != attempt.get("process"):
@@ -109,8 +108,8 @@ def read(folder: str | Path) -> Run:
         status, reason = find_end(folder, {} if note else attempt, progress)
     logged = next((entry for entry in reversed(history) if "max_steps" in entry), {})
     step = result.get("metrics", {}).get("steps", progress.get("step", logged.get("step", 0)))
-    if not result and not process and (last := checkpoints.find_last(folder)):
-        step = max(step, checkpoints.get_step(last))  # it's saved before progress.json has its step
+    if not result and not process and (last := run_folder.find_last(folder)):
+        step = max(step, run_folder.get_step(last))  # it's saved before progress.json has its step
     return Run(
         folder,
         status,
@@ -156,8 +155,6 @@ def find_end(folder: Path, attempt: dict, progress: dict) -> tuple[str, str]:
         return "none", "there is no run"
     if attempt.get("asked") and not progress.get("step"):
         return "interrupted", "before its first step"
-    if "ended" in progress:
-        return progress["status"], progress["said"]
     if "process" in attempt and (reason := explain_attempt(folder, attempt)):
         return "failed", reason
     return "killed", KILLED
@@ -176,7 +173,7 @@ def explain_start(folder: Path, attempt: dict) -> str:
 def find_process(attempt: dict, progress: dict) -> dict | None:
     """The process of a run that is at work: the one that was started in the background, else the one that trains."""
     for about in (attempt, progress):
-        if "process" in about and "ended" not in about and is_alive(about["process"]):
+        if "process" in about and is_alive(about["process"]):
             return about["process"]
     return None
 

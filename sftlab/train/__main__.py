@@ -3,7 +3,6 @@
 torchrun --nproc-per-node 2 -m sftlab.train --dataset-path datasets/facts_tiny-base_1408 --use-lora
 """
 
-import argparse
 import signal
 import sys
 import traceback
@@ -13,34 +12,22 @@ from sftlab.config.text import CommandParser, add_config_file, add_options, buil
 from sftlab.errors import FIXABLE, name_doctor, run_guarded
 
 
-def build_train_parser() -> argparse.ArgumentParser:
-    """The parser of `sftlab train` alone."""
+def main() -> None:
+    """Train as launchers start it; `record` reports an error to torchrun."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
     parser = CommandParser(
         prog="sftlab train", description="Fine-tune a model on a prepared data set.", allow_abbrev=False
     )
     add_config_file(parser)
     add_options(parser, TrainConfig)
-    return parser
-
-
-def main() -> None:
-    """Train as launchers start it; torchrun is told of an error by `record`."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
     arguments = [text for text in sys.argv[1:] if not text.startswith("--local_rank=")]  # the deepspeed launcher's
-    run = record(lambda: run_training(build_training(build_train_parser().parse_args(arguments))))
+    run = record(lambda: run_training(build_training(parser.parse_args(arguments))))
     sys.exit(run_guarded(run, arguments))
 
 
-def tell_unexpected(output_dir: str) -> int:
-    """Show an error that nobody foresaw as Python does, and where more is known of it; its exit code."""
-    traceback.print_exc()
-    print(name_doctor(output_dir), file=sys.stderr)
-    return 1
-
-
 def run_training(config: TrainConfig) -> int:
-    """Train, and print what came of it; its exit code: 0 completed, 1 failed, 128 and the signal's number interrupted."""
+    """Train, and print the result; the exit code: 0 completed, 1 failed, 128 and the signal's number interrupted."""
     from sftlab.models import load
 
     load.quiet_libraries()
@@ -50,17 +37,16 @@ def run_training(config: TrainConfig) -> int:
         result = run.train(config)
     except FIXABLE:
         raise
-    except Exception:
-        return tell_unexpected(config.output_dir)
-    first = distributed.read_world().rank == 0
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if value is not None)
-    if result["status"] == "interrupted":
-        if first:
-            print(f"{numbers}\ninterrupted by {result['signal']}; a checkpoint is saved, go on with --resume")
-        return 128 + signal.Signals[result["signal"]]
-    if first:
-        print(f"{numbers}\nsaved {config.output_dir}")
-    return 0
+    except Exception:  # that nobody foresaw
+        traceback.print_exc()
+        print(name_doctor(config.output_dir), file=sys.stderr)
+        return 1
+    interrupted = result["status"] == "interrupted"
+    if distributed.read_world().rank == 0:
+        print(", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if value is not None))
+        stopped = f"interrupted by {result.get('signal')}; a checkpoint is saved, go on with --resume"
+        print(stopped if interrupted else f"saved {config.output_dir}")
+    return 128 + signal.Signals[result["signal"]] if interrupted else 0
 
 
 if __name__ == "__main__":

@@ -1,24 +1,22 @@
-"""What watches a run while it trains: a stop from outside, losses that are no numbers, the best checkpoint, the live log.
+"""What follows a run while it trains: a stop from outside, the best checkpoint, the live log, what ZeRO shards.
 
-python -c "from sftlab.train import callbacks; help(callbacks.Divergence)"
+python -c "from sftlab.train import callbacks; help(callbacks.LiveLog)"
 """
 
-import math
 import signal
 import threading
 import time
-from collections import deque
 from pathlib import Path
 
+import psutil
+import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sftlab import files
-from sftlab.errors import UserError
-from sftlab.train import distributed, folder
-from sftlab.train.checkpoints import find_last, read_meters
+from sftlab.train import distributed
+from sftlab.train import folder as run_folder
 
 BETWEEN = 0.5  # seconds at least from one progress.json to the next
-PATIENCE = 10  # batches in a row that are worse than guessing
 
 
 class StopOnSignal(TrainerCallback):
@@ -44,18 +42,15 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def receive(self, number, frame):
-        if self.received is not None:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            return  # a launcher passes on what came here already
-        self.received = signal.Signals(number)
-        print(
-            f"\n{self.received.name}: what is being done is finished and saved first; Ctrl-C again stops at once",
-            flush=True,
-        )
+        if self.received is None:
+            self.received = signal.Signals(number)
+            words = "what is being done is finished and saved first; Ctrl-C again stops at once"
+            print(f"\n{self.received.name}: {words}", flush=True)
+        elif number == signal.SIGINT:  # a launcher passes on the others, which came here already
+            raise KeyboardInterrupt
 
     def on_step_end(self, args, state, control, **kwargs):
-        number = distributed.find_highest(int(self.received or 0))  # what one process received, all heed
+        number = distributed.find_highest(int(self.received or 0))  # all stop for what one process received
         if number:
             self.received = signal.Signals(number)
             control.should_save = control.should_training_stop = True
@@ -67,59 +62,8 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = control.should_save = control.should_log = False
 
 
-class Divergence(TrainerCallback):
-    """Ends a run whose loss is no number any more, or worse than guessing for some steps in a row.
-
-    The gradients' norm is looked at before they move the weights, so that no checkpoint holds what they would have done.
-    `vocabulary`: its size; who guesses blindly has a loss of log(vocabulary).
-    """
-
-    def __init__(self, vocabulary: int):
-        self.guessing = math.log(vocabulary)
-        self.losses = deque(maxlen=PATIENCE)
-
-    def check_loss(self, loss: float, args, state, model) -> None:
-        """Called with the loss of each batch. Raises UserError with a diagnosis."""
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {state.global_step + 1}: {self.diagnose(args, state, model)}")
-        self.losses.append(loss)
-        if len(self.losses) == PATIENCE and min(self.losses) > 1.5 * self.guessing:
-            raise UserError(f"the loss was above {1.5 * self.guessing:.1f} for {PATIENCE} batches, up to step {state.global_step + 1}; "
-                            f"guessing blindly has {self.guessing:.1f}. {self.advise(args)}")  # fmt: skip
-
-    def check_gradient(self, norm, args, state, model, applied: bool = False) -> None:
-        """Called with the norm of a step's gradients. applied: whether the step is made already, as DeepSpeed does. Raises UserError."""
-        if norm is None or math.isfinite(norm):
-            return
-        said = (
-            "was no number at step {}, and DeepSpeed has applied it"
-            if applied
-            else "is no number at step {}, and was not applied"
-        )
-        why = self.advise(args) if applied else self.diagnose(args, state, model)
-        raise UserError(f"a gradient {said.format(state.global_step + 1)}: {why}")
-
-    def diagnose(self, args, state, model) -> str:
-        """Why, as far as can be seen: weights that were broken to begin with, or a training that broke them."""
-        broken = [
-            name
-            for name, weight in model.named_parameters()
-            if weight.is_floating_point() and not getattr(weight, "ds_tensor", weight).isfinite().all()
-        ]
-        if broken and state.global_step == 0:
-            return f"the base model's weights hold such values before the first step ({broken[0]}). Load it again."
-        if not broken and state.global_step == 0 and not args.bf16:
-            return "at the first step, from sound weights. Look at the data's report, and at the model's own precision."
-        return ("the weights themselves are broken. " if broken else "") + self.advise(args)
-
-    def advise(self, args) -> str:
-        last = find_last(args.output_dir)
-        kept = f"The last checkpoint, {last}, is from before. " if last else ""
-        return f"{kept}Lower --learning-rate (now {args.learning_rate:g}) or add --warmup-steps 0.03."
-
-
 class SaveBest(TrainerCallback):
-    """A checkpoint whenever the held-out loss is the lowest so far; the Trainer keeps the best one from deletion."""
+    """Saves a checkpoint whenever the validation loss is the lowest so far; the Trainer keeps the best one from deletion."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         loss = (metrics or {}).get("eval_loss")
@@ -127,65 +71,62 @@ class SaveBest(TrainerCallback):
             control.should_save = True
 
 
-class GoOn(TrainerCallback):
-    """Puts back, at the start of a resumed run, what the Trainer had added up when its checkpoint was written.
+class RestoreState(TrainerCallback):
+    """Sets, at the start of a resumed run, what the Trainer had counted when its checkpoint was written.
 
     `patience`: of early stopping, as this run asks for it; the checkpoint brings its own along.
     """
 
-    def __init__(self, trainer, checkpoint, patience: int):
+    def __init__(self, trainer, checkpoint: Path, patience: int):
         self.trainer, self.checkpoint, self.patience = trainer, checkpoint, patience
 
     def on_train_begin(self, args, state, control, **kwargs):
-        read_meters(self.checkpoint, self.trainer)
+        self.trainer.read_counters(self.checkpoint)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience = self.patience
 
 
 class LiveLog(TrainerCallback):
-    """Writes the log and the progress of a run into its folder as they come (`folder`), in the first process alone.
+    """Writes log.jsonl and progress.json of a run (`folder`) as it goes; for rank 0.
 
-    A file that can't be written is told once, and ends no run. To be added after GoOn, which sets the count of tokens.
+    A file that can't be written is reported once, and ends no run. Add it after RestoreState, which sets the count of tokens.
     """
 
     def __init__(self, trainer):
         self.trainer, self.folder = trainer, Path(trainer.args.output_dir)
-        self.progress = files.read_json(self.folder / folder.PROGRESS)
+        self.progress = {"process": run_folder.identify(), "started": time.time()}
         self.written, self.broken = 0.0, False
+        self.write(files.write_json, self.folder / run_folder.PROGRESS, self.progress)
 
     def write(self, function, *arguments) -> None:
         try:
             function(*arguments)
         except OSError as error:
             if not self.broken:
-                print(f"{error.filename}: {error.strerror}; the run goes on, and its live log is not whole", flush=True)
+                print(f"{error.filename}: {error.strerror}; the run continues, and its live log has gaps", flush=True)
             self.broken = True
 
     def note(self, state, doing: str, soon: bool = True) -> None:
         """Write progress.json; `soon`: a little later does, too."""
         now = time.time()
-        if not state.is_world_process_zero or soon and now - self.written < BETWEEN:
+        if soon and now - self.written < BETWEEN:
             return
         self.written, tokens = now, int(self.trainer._total_train_tokens)
         at = {"time": now, "step": state.global_step, "tokens": tokens}
         if doing == "training" and state.global_step > self.first_step:
             self.progress.setdefault("began", at)  # the first step is slow, and doesn't count for the speed
-        self.progress |= (
-            at | {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch} | folder.measure_memory()
-        )
-        self.write(files.write_json, self.folder / folder.PROGRESS, self.progress)
+        self.progress |= at | {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch} | measure_memory()
+        self.write(files.write_json, self.folder / run_folder.PROGRESS, self.progress)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first_step = state.global_step
-        if state.is_world_process_zero:
-            self.write(folder.keep, self.folder, state.log_history)
-            self.note(state, "training", soon=False)
+        self.write(run_folder.cut_log, self.folder, state.log_history)
+        self.note(state, "training", soon=False)
 
     def on_log(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            beside = {"time": time.time(), "max_steps": state.max_steps} | folder.measure_memory()
-            self.write(folder.append, self.folder, state.log_history[-1] | beside)
+        entry = state.log_history[-1] | {"time": time.time(), "max_steps": state.max_steps} | measure_memory()
+        self.write(run_folder.append_entry, self.folder, entry)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.note(state, "training", soon=state.global_step > self.first_step + 1)
@@ -197,32 +138,36 @@ class LiveLog(TrainerCallback):
         self.note(state, "ending", soon=False)
 
 
-# What one process holds of a training: weights, gradients, the optimizer's state, in bytes, at the first step.
-#
-# These are the three things that ZeRO shards, so that one can see who holds what.
+def measure_memory() -> dict:
+    """Return the bytes that this process holds: resident, and what torch has taken of its GPU."""
+    found = {"memory_bytes": psutil.Process().memory_info().rss}
+    if torch.cuda.is_available():
+        found["gpu_memory_bytes"] = torch.cuda.memory_reserved()
+    return found
 
 
-class Held(TrainerCallback):
-    """Counts when the optimizer has just moved the weights for the first time: all three are there.
+class CountState(TrainerCallback):
+    """Counts, when the optimizer first steps, the bytes that this process holds of the three things that ZeRO shards.
 
-    `parts`: bytes of {"weights", "gradients", "optimizer"}, or None before that step. With DeepSpeed the optimizer's part
-    has the float32 copy of the weights that it moves, and of the gradients each process has only its share left by then,
-    from stage 1 on.
+    `parts`: bytes of {"weights", "gradients", "optimizer"}, or None before that. With DeepSpeed the optimizer's part has the
+    float32 copy of the weights, and of the gradients each process has only its shard left by then, from stage 1 on.
     """
 
     def __init__(self):
         self.parts, self.hook = None, None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
-        inner = optimizer
+        inner, seen = optimizer, set()
         while (deeper := getattr(inner, "optimizer", None)) is not None:  # accelerate's and DeepSpeed's wrappers
             inner = deeper
+        self.parts = {"weights": 0, "gradients": 0, "optimizer": 0}
 
-        seen = set()  # DeepSpeed moves one group of weights after the other, and gives each one's gradients free
-
-        def count(*_):
-            found = count_parts(model, inner, seen)
-            self.parts = {name: found[name] + (self.parts or {}).get(name, 0) for name in found}
+        def count(*_):  # DeepSpeed steps group by group, and frees the gradients of each
+            for part, tensor in list_state(model, inner):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in seen:
+                    seen.add(storage.data_ptr())
+                    self.parts[part] += storage.nbytes()
 
         self.hook = inner.register_step_post_hook(count)
 
@@ -230,30 +175,14 @@ class Held(TrainerCallback):
         self.hook.remove()
 
 
-def count_parts(model, optimizer, seen: set) -> dict:
-    """Bytes by part that aren't in `seen` yet. A tensor that several names share counts once; under ZeRO-3 a weight is the
-    piece that is here.
-    """
+def list_state(model, optimizer):
+    """Yield (part, tensor); the optimizer's weights last, which may be the model's or its own float32 copy."""
     weights = list(model.parameters())
-    pieces = [piece for weight in weights if (piece := getattr(weight, "ds_tensor", None)) is not None]
-    moved = [weight for group in optimizer.param_groups for weight in group["params"]]
-    gradients = [weight.grad for weight in weights + moved if weight.grad is not None]
-    states = [
-        value for state in optimizer.state.values() for value in state.values() if hasattr(value, "untyped_storage")
-    ]
-    return {
-        "weights": count_bytes(weights + pieces, seen),
-        "gradients": count_bytes(gradients, seen),
-        "optimizer": count_bytes(moved + states, seen),
-    }
-
-
-def count_bytes(tensors: list, seen: set) -> int:
-    """Bytes of the storages behind tensors, each once; `seen`: those that were counted before, and these from now on."""
-    total = 0
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
-    return total
+    stepped = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight in weights:
+        yield "weights", weight
+        if getattr(weight, "ds_tensor", None) is not None:  # its shard, under ZeRO-3
+            yield "weights", weight.ds_tensor
+    yield from (("gradients", weight.grad) for weight in weights + stepped if weight.grad is not None)
+    states = (value for state in optimizer.state.values() for value in state.values())
+    yield from (("optimizer", tensor) for tensor in (*stepped, *states) if torch.is_tensor(tensor))

@@ -4,7 +4,6 @@ sftlab train --model-name tiny-base --dataset-path datasets/facts_tiny-base_1408
 python -m sftlab.train …the same options…
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -14,45 +13,56 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab import machine
+from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import TrainConfig
 from sftlab.data import dataset, formats
-from sftlab.data.dataset import check_tokens
 from sftlab.errors import UserError
 from sftlab.memory import duration
-from sftlab.models import load, quantise
+from sftlab.models import attention, load, quantise
 from sftlab.train import distributed, forecast
 from sftlab.train import folder as run_folder
 
-TRACED = 40  # lines of an unforeseen error's traceback that result.json keeps
+TRACEBACK_LINES = 40  # of an unforeseen error's, that result.json keeps
+# Options that TRL's SFTConfig has under the same names.
+SAME_NAMES = (
+    "max_steps gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm "
+    "packing gradient_checkpointing logging_steps save_steps save_total_limit seed report_to dataloader_num_workers".split()
+)
 
 
 def sft_config(config: TrainConfig, bf16: bool):
-    """TRL's SFTConfig of a run: every option that differs from TRL's own default stands here.
+    """Make TRL's SFTConfig of a run: every option that differs from TRL's own default is here.
 
-    With ZeRO-3 it must be made before the model: transformers then builds each device its piece of it.
+    With ZeRO-3 it must be made before the model: transformers then builds each device its shard of it.
     """
     import torch
     from trl import SFTConfig
 
-    by_steps = "steps" if config.eval_steps else "epoch"
     args = SFTConfig(
-        output_dir=config.output_dir, num_train_epochs=config.num_epochs, max_steps=config.max_steps,
-        per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=2 * config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps, optim=config.optim,
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, bf16=bf16,
-        max_length=config.max_length if config.packing else None, packing=config.packing, eval_packing=False,
+        **{name: getattr(config, name) for name in SAME_NAMES},
+        output_dir=config.output_dir,
+        run_name=Path(config.output_dir).name,
+        project="sftlab",
+        num_train_epochs=config.num_epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=2 * config.batch_size,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        deepspeed=str(deepspeed_configs.find_config(config.deepspeed)) if config.deepspeed else None,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        max_length=config.max_length if config.packing else None,
+        eval_packing=False,
         dataset_kwargs={"skip_prepare_dataset": not config.packing},
-        gradient_checkpointing=config.gradient_checkpointing, logging_steps=config.logging_steps, logging_first_step=True,
-        log_on_each_node=False, ddp_find_unused_parameters=False,
-        logging_nan_inf_filter=False, save_steps=config.save_steps, save_total_limit=config.save_total_limit,
-        eval_strategy=by_steps, eval_steps=config.eval_steps or None, metric_for_best_model="loss", greater_is_better=False,
-        seed=config.seed, report_to=config.report_to, run_name=Path(config.output_dir).name, project="sftlab",
-        dataloader_num_workers=config.dataloader_num_workers, dataloader_pin_memory=torch.cuda.is_available(),
-        restore_callback_states_from_checkpoint=True, deepspeed=str(deepspeed_configs.find_config(config.deepspeed)) if config.deepspeed else None, use_cpu=not torch.cuda.is_available(),
-    )  # fmt: skip
+        eval_strategy="steps" if config.eval_steps else "epoch",
+        eval_steps=config.eval_steps or None,
+        metric_for_best_model="loss",
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        log_on_each_node=False,
+        restore_callback_states_from_checkpoint=True,
+    )
     # set late, because TRL would ask for checkpoints at each evaluation: SaveBest writes the best ones, and no more
     args.load_best_model_at_end = config.load_best_model_at_end
     return args
@@ -60,8 +70,10 @@ def sft_config(config: TrainConfig, bf16: bool):
 
 @dataclass
 class Rows:
-    """The rows of a run: the tokenizer with the set's format, its new tokens, each split with its lengths in tokens; shared: tokens
-    that all rows begin with; in_loss: the share of tokens that are in the loss."""
+    """The rows of a run, and the tokenizer with the data set's format.
+
+    lengths: tokens of each row; shared: tokens that all rows begin with; in_loss: the share of tokens that are in the loss.
+    """
 
     tokenizer: object
     new_tokens: list[str]
@@ -74,9 +86,9 @@ class Rows:
 
 
 def make_trainer(config: TrainConfig):
-    """The trainer (TRL's, with our way to the loss), with the model, data set and tokenizer of a run, ready to train.
+    """Make the trainer of a run (TRL's, with our way to the loss), ready to train.
 
-    `trainer.choices` says what was chosen for this machine and why: precision, attention, batches, loss.
+    `trainer.choices`: what was chosen for this machine, and why. `trainer.expected`: what memory and time it will take.
     """
     with machine.importing():
         from transformers import set_seed
@@ -88,12 +100,12 @@ def make_trainer(config: TrainConfig):
     bf16, precision = choose_precision(config)
     new_rows = bool(rows.new_tokens and config.use_lora and config.train_new_tokens)
     memory, fits = forecast.expect(config, rows.lengths, rows.in_loss, bf16, new_rows, rows.shared)
-    small = build_small(config)  # before sft_config, with which transformers shards each model
+    small = build_small(config, bf16)  # before sft_config, with which transformers shards each model
     args = sft_config(config, bf16)
     set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
     model = build_model(config, rows.tokenizer, bf16)
     lora = add_adapters(config, model, rows)
-    chosen = set_attention(config, model, small, bf16)
+    choice = attention.set_attention(model, config.use_flash_attention, bf16)
     args.padding_free = in_rows = knows_bounds(config, small or model, bf16)
     trainer = LabTrainer(
         model=model,
@@ -104,40 +116,46 @@ def make_trainer(config: TrainConfig):
         peft_config=lora,
         lengths=None if in_rows else rows.lengths,
     )
-    shared, batches = set_batches(config, trainer, small or model, rows.shared, in_rows, bf16)
+    shared, batches = choose_batches(config, trainer, small or model, rows.shared, in_rows, bf16)
     add_callbacks(config, trainer)
-    time, words = duration.expect(
-        config,
-        trainer.model,
-        rows.lengths,
-        rows.held_out_lengths,
-        bf16,
-        shared=shared,
-        processes=distributed.read_world().size,
-    )
+    load.expose_bias(trainer.model)
+    lengths, processes = (rows.lengths, rows.held_out_lengths), distributed.read_world().size
+    time, seconds = duration.expect(config, trainer.model, *lengths, bf16, shared=shared, processes=processes)
     trainer.expected = {"memory": memory, "time": time}
     trainer.choices = {
         "precision": precision,
         "memory": fits,
-        "attention": chosen,
+        "attention": choice,
         "batches": batches,
         "loss": "completion tokens only" if trainer.uses_answer_head else "TRL's fused loss",
-        "time": words,
+        "time": seconds,
     }
     return trainer
 
 
+def check_machine(config: TrainConfig) -> None:
+    """Raise UserError for what this machine can't do, or has no package for."""
+    import torch
+
+    if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("bf16: this GPU does not compute in bfloat16; leave --bf16 out.")
+    if (gpus := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
+        start = f"start with `sftlab launch --gpus-per-node {gpus} train …`, or set CUDA_VISIBLE_DEVICES=0."
+        raise UserError(f"this machine has {gpus} GPUs, and one process uses one: {start}")
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
+
+
 def read_rows(config: TrainConfig) -> Rows:
-    """The prepared set, cut to max_length, and the tokenizer in its format. Raises UserError where they don't fit each other."""
+    """Read the prepared set, cut to max_length, and the tokenizer. Raises UserError where they don't fit each other."""
     splits, report = dataset.load_prepared(config.dataset_path)
     if (Path(config.model_name) / "adapter_config.json").is_file():
-        raise UserError(
-            f"model_name: {config.model_name} holds an adapter. Go on with --resume there, or start from its base."
-        )
+        fix = "Go on with --resume there, or start from its base."
+        raise UserError(f"model_name: {config.model_name} holds an adapter. {fix}")
     tokenizer = load.load_tokenizer(config.model_name, config.trust_remote_code)
     new_tokens = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
-    check_tokens(splits["train"], tokenizer, report, config)
+    dataset.check_tokens(splits["train"], tokenizer, report, config)
     train_split, lengths, held_out, held_out_lengths = dataset.cut_splits(config, splits)
     shared = dataset.find_shared(config, train_split, held_out)
     counts = report["splits"]["train"]
@@ -146,20 +164,22 @@ def read_rows(config: TrainConfig) -> Rows:
 
 
 def choose_precision(config: TrainConfig) -> tuple[bool, str]:
-    """Whether a run computes in bfloat16, the same for all processes and on resuming, and why."""
-    bf16, why = distributed.from_main(lambda: run_folder.read_precision(config) or load.choose_precision(config))
+    """Choose whether to compute in bfloat16, the same for all processes and on resuming; the choice, and why."""
+    bf16, why = distributed.run_on_main(lambda: run_folder.read_precision(config) or load.choose_precision(config))
     return bf16, f"{'bfloat16' if bf16 else 'float32'}: {why}"
 
 
-def build_small(config: TrainConfig):
-    """A small model of the same kind to try things out on, for ZeRO-3, where no device holds a whole one; else None."""
-    if deepspeed_configs.find_stage(config.deepspeed) == 3:
-        return load.build_small(config.model_name, config.trust_remote_code)
-    return None
+def build_small(config: TrainConfig, bf16: bool):
+    """Build a small model of the same kind to try things out on, for ZeRO-3, where no device holds a whole one; else None."""
+    if deepspeed_configs.find_stage(config.deepspeed) < 3:
+        return None
+    model = load.build_small(config.model_name, config.trust_remote_code)
+    attention.set_attention(model, config.use_flash_attention, bf16)
+    return model
 
 
 def build_model(config: TrainConfig, tokenizer, bf16: bool):
-    """The model with an embedding for each token; what ends an answer is the format's EOS token."""
+    """Load the model, with an embedding for each token; what ends an answer is the format's EOS token."""
     model = load.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
     load.fit_vocabulary(model, tokenizer)
     for settings in (model.config, model.generation_config):
@@ -168,7 +188,7 @@ def build_model(config: TrainConfig, tokenizer, bf16: bool):
 
 
 def add_adapters(config: TrainConfig, model, rows: Rows):
-    """PEFT's LoraConfig of a run, or None; a quantized model is made ready for it. Raises UserError for what can't be trained."""
+    """Make PEFT's LoraConfig of a run, or None; prepare a quantized model. Raises UserError for what can't be trained."""
     import torch
 
     lora = load.lora_config(config)
@@ -187,18 +207,21 @@ def add_adapters(config: TrainConfig, model, rows: Rows):
     return lora
 
 
-def set_attention(config: TrainConfig, model, small, bf16: bool) -> str:
-    """Choose the attention of the model, and of the small one if there is one; the choice, and why."""
-    from sftlab.models import attention
+def knows_bounds(config: TrainConfig, model, bf16: bool) -> bool:
+    """Whether the model's attention keeps samples in one row apart. Raises UserError where it should and doesn't: it is tried out."""
+    in_rows = attention.knows_bounds(model)
+    if config.packing and not in_rows:
+        raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
+    if in_rows and attention.leaks(model, bf16):
+        raise UserError(
+            f"use_flash_attention: with {model.config._attn_implementation}, samples of {config.model_name} in one row see "
+            f"each other. Add --no-use-flash-attention{', and leave out --packing' if config.packing else ''}."
+        )
+    return in_rows
 
-    if small is not None:
-        attention.set_attention(small, config.use_flash_attention, bf16)
-    return attention.set_attention(model, config.use_flash_attention, bf16)
 
-
-def set_batches(config: TrainConfig, trainer, model, shared: int, in_rows: bool, bf16: bool) -> tuple[int, str]:
+def choose_batches(config: TrainConfig, trainer, model, shared: int, in_rows: bool, bf16: bool) -> tuple[int, str]:
     """Choose how batches are made; the tokens that all rows begin with if a batch computes them once, and the choice in words."""
-    from sftlab.models import attention
     from sftlab.train.trainer import MULTIPLE, InRows
 
     in_short_rows = in_rows and trainer.uses_answer_head and not config.packing
@@ -216,108 +239,103 @@ def set_batches(config: TrainConfig, trainer, model, shared: int, in_rows: bool,
 def add_callbacks(config: TrainConfig, trainer) -> None:
     from transformers import EarlyStoppingCallback
 
-    from sftlab.train import callbacks
+    from sftlab.train.callbacks import SaveBest
 
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     if config.load_best_model_at_end:
-        trainer.add_callback(callbacks.SaveBest())
-    load.expose_bias(trainer.model)
-
-
-def check_machine(config: TrainConfig) -> None:
-    """Raises UserError for what this machine can't do, or has no package for."""
-    import torch
-
-    if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("bf16: this GPU does not compute in bfloat16; leave --bf16 out.")
-    if (gpus := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
-        raise UserError(f"this machine has {gpus} GPUs, and one process uses one: start with `sftlab launch --gpus-per-node {gpus} "
-                        "train …`, or set CUDA_VISIBLE_DEVICES=0.")  # fmt: skip
-    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
-
-
-def knows_bounds(config: TrainConfig, model, bf16: bool) -> bool:
-    """Whether the model's attention keeps samples in one row apart. Raises UserError where it should and doesn't: it is tried out."""
-    from sftlab.models import attention
-
-    in_rows = attention.knows_bounds(model)
-    if config.packing and not in_rows:
-        raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
-    if in_rows and attention.leaks(model, bf16):
-        fix = "Add --no-use-flash-attention" + (", and leave out --packing." if config.packing else ".")
-        used = model.config._attn_implementation
-        raise UserError(
-            f"use_flash_attention: with {used}, samples of {config.model_name} in one row see each other. {fix}"
-        )
-    return in_rows
+        trainer.add_callback(SaveBest())
 
 
 def train(config: TrainConfig) -> dict:
     """Run one training and return what `result.json` holds: status, configuration and hash, metrics, versions.
 
-    The run folder holds the adapter or model, the tokenizer with its template, `trainer_state.json`, the checkpoints
-    and, written last, `result.json`. Its status is completed, interrupted (by SIGINT or SIGTERM, after a checkpoint) or
-    failed (with the error); a run that was killed leaves none. `seconds` counts from this start, `steps` all steps of
-    the run, resumed or not. Raises UserError for what the user can fix.
+    Its status is completed, interrupted (by SIGINT or SIGTERM, after a checkpoint) or failed (with the error); a run that
+    was killed leaves none. `seconds` counts from this start, `steps` all steps of the run, resumed or not. Raises UserError
+    for what the user can fix.
     """
-    with distributed.joined(config) as world:
-        return train_here(config, world)
+    with distributed.initialized(config) as world:
+        checkpoint = distributed.run_on_main(run_folder.claim_folder, config, world.size)
+        with forecast.advising(config):
+            trainer = make_trainer(config)
+        about = {
+            "config": dataclasses.asdict(config),
+            "config_hash": config.hash(),
+            "processes": world.size,
+            "choices": trainer.choices,
+        }
+        started, begun = time.time(), False
+        try:
+            distributed.run_on_main(run_folder.begin, config, about)
+            begun = True
+            return run_steps(config, trainer, checkpoint, about, started)
+        except SystemExit:  # this process follows rank 0, which says why
+            raise
+        except BaseException as error:
+            found = explain_failure(error) | ({"rank": world.rank} if world.size > 1 else {})
+            folder = Path(config.output_dir)
+            # a folder where nothing has begun may hold an earlier run; where a result is, another process has said why
+            if begun and not (folder / "result.json").exists():
+                try:
+                    write_result(found | about, trainer, started)
+                except OSError:  # the disk is full, and this process, a notebook's, must not seem to train on
+                    (folder / run_folder.PROGRESS).unlink(missing_ok=True)
+            raise
 
 
-def train_here(config: TrainConfig, world: distributed.World) -> dict:
-    """`train`, in a process that has met the others of its run. The first one alone writes, and all return its result."""
-    from sftlab.train.callbacks import GoOn, Held, LiveLog, StopOnSignal
+def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict, started: float) -> dict:
+    """Train from the beginning or from a checkpoint, save, and return the result."""
+    from sftlab.train.callbacks import CountState, LiveLog, RestoreState, StopOnSignal
 
-    checkpoint = distributed.from_main(run_folder.claim_folder, config, world.size)
-    with forecast.advising(config):
-        trainer = make_trainer(config)
-    folder = Path(config.output_dir)
-    about = {"config": dataclasses.asdict(config), "config_hash": config.hash(), "processes": world.size,
-             "choices": trainer.choices}  # fmt: skip
-    started, begun = time.time(), False
-    try:
-        distributed.from_main(run_folder.begin, config, about)
-        begun = True
-        trainer.add_callback(held := Held())
-        if checkpoint:
-            trainer.add_callback(GoOn(trainer, checkpoint, config.early_stopping_patience))
+    trainer.add_callback(counted := CountState())
+    if checkpoint:
+        trainer.add_callback(RestoreState(trainer, checkpoint, config.early_stopping_patience))
+    if trainer.is_world_process_zero():
         trainer.add_callback(LiveLog(trainer))
-        with StopOnSignal() as stop, forecast.advising(config, trainer.expected["memory"]):
-            trainer.add_callback(stop)
-            ended = checkpoint and run_folder.is_at_end(checkpoint, config)
-            if ended and not config.deepspeed:
-                run_folder.load_end(trainer, checkpoint)
-            elif not ended:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            status = {"status": "completed"}
-            if stop.received and trainer.state.global_step < trainer.state.max_steps:
-                status = {"status": "interrupted", "signal": stop.received.name}
+    with StopOnSignal() as stop, forecast.advising(config, trainer.expected["memory"]):
+        trainer.add_callback(stop)
+        ended = checkpoint and run_folder.is_at_end(checkpoint, config)
+        if not ended:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stop.received and trainer.state.global_step < trainer.state.max_steps:
+            found = {"status": "interrupted", "signal": stop.received.name}
+        else:
+            memory = forecast.measure(trainer.expected["memory"])
+            rank = {"host": platform.node(), "peak_bytes": memory["peak_bytes"], "held": counted.parts}
+            found = {"status": "completed", "memory": memory, "ranks": distributed.gather(rank)}
+            if not checkpoint:
+                found["time"] = duration.measure_run(trainer.expected["time"], started, trainer.state.global_step)
+            if ended:
+                distributed.run_on_main(trainer.copy_checkpoint, checkpoint)
             else:
-                about["memory"] = forecast.measure(trainer.expected["memory"])
-                about["ranks"] = distributed.gather(
-                    {"host": platform.node(), "peak_bytes": about["memory"]["peak_bytes"], "held": held.parts}
-                )
-                if not checkpoint:
-                    about["time"] = duration.measure_run(trainer.expected["time"], started, trainer.state.global_step)
-                if ended and config.deepspeed:
-                    distributed.from_main(run_folder.copy_end, trainer, checkpoint, folder)
-                else:
-                    run_folder.save(trainer, folder)
-            return distributed.from_main(run_folder.write_result, folder, status | about, trainer, started)
-    except BaseException as error:
-        words = "stopped at once" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:1000]
-        status = {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
-        status["error"] = f"{type(error).__name__}: {words}"
-        if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
-            status["traceback"] = traceback.format_exc().splitlines()[-TRACED:]
-        if world.size > 1:
-            status["rank"] = world.rank
-        first = not (folder / "result.json").exists()  # the first process that fails says why
-        if first and begun and not isinstance(error, SystemExit):  # else the folder may hold an earlier run as it was
-            with contextlib.suppress(OSError):  # the disk may be full; what happened is raised in any case
-                run_folder.write_result(folder, status | about, trainer, started)
-        if not isinstance(error, SystemExit):
-            run_folder.end(folder, status["status"], status["error"])  # the process may be a notebook's, which lives on
-        raise
+                trainer.save_run()
+        return distributed.run_on_main(write_result, found | about, trainer, started)
+
+
+def explain_failure(error: BaseException) -> dict:
+    """Return what result.json tells of a run that an error has ended."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    reason = "stopped at once" if stopped else " ".join(str(error).split())[:1000]
+    found = {"status": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {reason}"}
+    if not isinstance(error, UserError | KeyboardInterrupt):
+        found["traceback"] = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+    return found
+
+
+def write_result(found: dict, trainer, started: float) -> dict:
+    """Write `result.json` whole, with metrics and versions, and return its content; started: seconds since the epoch."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    metrics = {
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "eval_loss": held_out[-1] if held_out else None,
+        "best_eval_loss": min(held_out, default=None),
+        "steps": trainer.state.global_step,
+        "seconds": round(time.time() - started, 2),
+        "trained_parameters": sum(load.count_numel(p) for p in trainer.model.parameters() if p.requires_grad),
+    }
+    result = found | {"metrics": metrics, "versions": machine.list_versions()}
+    files.write_json(Path(trainer.args.output_dir) / "result.json", result)
+    return result

@@ -3,50 +3,58 @@
 python -c "from sftlab.train.trainer import LabTrainer; help(LabTrainer)"
 """
 
+import math
 import random
 import shutil
+from collections import deque
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch.utils.data import Sampler
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 
+from sftlab import files
 from sftlab.config.deepspeed import find_stage
 from sftlab.errors import UserError
 from sftlab.models import adapters
 from sftlab.models.load import IGNORED
 from sftlab.models.loss import add_answer_head, has_plain_head
-from sftlab.train import checkpoints, distributed
-from sftlab.train.callbacks import Divergence
+from sftlab.train import distributed
+from sftlab.train import folder as run_folder
+
+PATIENCE = 10  # batches in a row that may be worse than guessing
+TOO_HIGH = 1.5  # times the loss of guessing
+COUNTERS = "meters{}.json"  # in a checkpoint, of rank 0; the others' have their rank in the name
+# What a checkpoint holds for training on, beside the model and its tokenizer; by the beginning of the name.
+FOR_TRAINING = ("optimizer", "scheduler", "rng_state", "meters", "trainer_state", "latest", "zero_to_fp32")
 
 
 class LabTrainer(SFTTrainer):
-    """SFTTrainer, and beside it: the answers' loss on a CPU, batches of like length, checkpoints with their meters.
+    """SFTTrainer with the loss on completion tokens only on a CPU, batches of rows of like length, and whole checkpoints.
 
-    `lengths`: tokens of each training row; rows of like length then share a batch. `uses_answer_head`: whether the loss
-    is computed on the answers' positions alone; `in_pieces`: whether each process holds a piece of every weight (ZeRO-3); where that isn't possible it goes TRL's way.
+    `lengths`: tokens of each training row; rows of like length then share a batch. `uses_answer_head`: whether the loss is
+    computed the lab's way, else TRL's. `sharded`: whether each process holds a shard of every weight (ZeRO-3).
     """
 
     def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lengths, self.problem = lengths, None
+        self.lengths, self.problem, self.losses = lengths, None, deque(maxlen=PATIENCE)
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        self.in_pieces = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
-        whole = not self.in_pieces and not (
-            self.is_deepspeed_enabled and self.args.bf16
-        )  # DeepSpeed casts all to bfloat16
-        for weight in self.model.parameters() if whole else ():
-            if weight.requires_grad:  # TRL puts adapters beside a quantised base in bfloat16, which loses small steps
-                weight.data = weight.data.float()
-        cpu = self.args.device.type == "cpu"
+        self.sharded = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
+        cast = self.is_deepspeed_enabled and self.args.bf16  # DeepSpeed casts all to bfloat16
+        whole, cpu = not self.sharded and not cast, self.args.device.type == "cpu"
         if whole:
+            for weight in self.model.parameters():
+                if weight.requires_grad:  # TRL puts adapters on a quantized base in bfloat16, which loses small steps
+                    weight.data = weight.data.float()
             adapters.prepare(self.model, self.args.bf16, cpu)
         self.uses_answer_head = plain and whole and cpu
         if self.uses_answer_head:
             add_answer_head(causal)
-        self.divergence = Divergence(self.model.config.get_text_config().vocab_size)
-        self.add_callback(self.divergence)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         lengths, inputs = inputs.get("lengths"), {name: value for name, value in inputs.items() if name != "lengths"}
@@ -62,7 +70,7 @@ class LabTrainer(SFTTrainer):
         return loss
 
     def keep_metrics(self, inputs, lengths, tokens, right, entropy) -> None:
-        """What TRL logs beside the loss, summed over the processes in one exchange. lengths: tokens of each row, if known."""
+        """Keep what TRL logs with the loss, summed over the processes in one exchange. lengths: tokens of each row, if known."""
         mode = "train" if self.model.training else "eval"
         if lengths is None:
             lengths = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
@@ -83,21 +91,55 @@ class LabTrainer(SFTTrainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        if not self.is_deepspeed_enabled:
-            self.divergence.check_gradient(norm, self.args, self.state, self.model)
+        if (
+            norm is not None and not math.isfinite(norm) and not self.is_deepspeed_enabled
+        ):  # before it moves the weights
+            step = self.state.global_step + 1
+            raise UserError(f"a gradient is no number at step {step}, and was not applied: {self.find_cause()}")
         return norm
 
     def check_step(self, loss: float) -> None:
-        """Raises UserError for a loss or gradient that is no number or diverges, in all processes at the same step."""
+        """Raise UserError for a loss or gradient that is no number or diverges, in all processes at the same step."""
         try:
-            self.divergence.check_loss(loss, self.args, self.state, self.model)
+            self.check_loss(loss)
             if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # whose step is over by now
                 norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
-                self.divergence.check_gradient(norm, self.args, self.state, self.model, applied=True)
+                if norm is not None and not math.isfinite(norm):
+                    step = self.state.global_step + 1
+                    raise UserError(f"a gradient was no number at step {step}, and is applied: {self.advise_rate()}")
         except UserError as error:
-            self.problem = self.problem or error  # told to the others when all have come to the end of the step
+            self.problem = self.problem or error  # raised in the others, too, when all are at the end of the step
         if self.accelerator.sync_gradients or self.accelerator.num_processes == 1:
             distributed.raise_together(self.problem)
+
+    def check_loss(self, loss: float) -> None:
+        """Raise UserError if the loss of a batch is no number, or the last ones are all worse than guessing."""
+        step, guessing = self.state.global_step + 1, math.log(self.model.config.get_text_config().vocab_size)
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {step}: {self.find_cause()}")
+        self.losses.append(loss)
+        if len(self.losses) == PATIENCE and min(self.losses) > (most := TOO_HIGH * guessing):
+            high = f"the loss was above {most:.1f} for {PATIENCE} batches, up to step {step}"
+            raise UserError(f"{high}; guessing blindly has {guessing:.1f}. {self.advise_rate()}")
+
+    def find_cause(self) -> str:
+        """Say why a loss or gradient is no number: weights that were broken before or by the training, or else."""
+        broken = [
+            name
+            for name, weight in self.model.named_parameters()
+            if weight.is_floating_point() and not getattr(weight, "ds_tensor", weight).isfinite().all()
+        ]
+        first = self.state.global_step == 0
+        if broken and first:
+            return f"the base model's weights hold such values before the first step ({broken[0]}). Load it again."
+        if first and not self.args.bf16:
+            return "at the first step, from sound weights. Look at the data's report, and at the model's own precision."
+        return ("the weights themselves are broken. " if broken else "") + self.advise_rate()
+
+    def advise_rate(self) -> str:
+        last = run_folder.find_last(self.args.output_dir)
+        kept = f"The last checkpoint, {last}, is from before. " if last else ""
+        return f"{kept}Lower --learning-rate (now {self.args.learning_rate:g}) or add --warmup-steps 0.03."
 
     def _get_train_sampler(self, train_dataset=None):
         if self.lengths is None:
@@ -112,26 +154,115 @@ class LabTrainer(SFTTrainer):
     def _save_checkpoint(self, model, trial):
         folder, step = Path(self.args.output_dir), self.state.global_step
         checkpoint = folder / f"checkpoint-{step}"
-        whole = distributed.from_main(checkpoints.is_whole, checkpoint)  # a shared disk may show it to others later
+        whole = distributed.run_on_main(run_folder.is_whole, checkpoint)  # a shared disk may show it to others later
         if self.args.should_save and not whole:
             shutil.rmtree(checkpoint, ignore_errors=True)  # what a killed run left of it
         self.accelerator.wait_for_everyone()
         try:
             if whole:  # written at this step already; it may be the best since
-                return checkpoints.note_best(checkpoint, self)
-            checkpoints.write_meters(checkpoint, self)
+                return self.update_state(checkpoint)
+            self.write_counters(checkpoint)
             super()._save_checkpoint(model, trial)
         except Exception as error:
-            if checkpoints.is_full(error):
-                raise checkpoints.drop_partial(folder, step) from error
+            if run_folder.is_full(error):
+                raise run_folder.drop_partial(folder, step) from error
             raise
 
+    def update_state(self, checkpoint: Path) -> None:
+        """Write into a whole checkpoint what has come after it at the same step: that it has turned out to be the best."""
+        if self.state.best_global_step == run_folder.get_step(checkpoint):
+            self.state.best_model_checkpoint = str(checkpoint)
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):  # the count of early stopping has moved on, too
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        if self.args.should_save:
+            aside = checkpoint / f".{run_folder.LAST_FILE}.partial"
+            self.state.save_to_json(str(aside))
+            aside.replace(checkpoint / run_folder.LAST_FILE)
 
-# Batches with little or no padding: cut rows, and rows of like length together.
-#
-# Where the attention knows where samples begin, a batch is one row without any padding. Elsewhere rows of about the same
-# length go into a batch, in an order that depends on the seed and the epoch alone, so that a resumed run has it, too.
+    def find_counters(self, checkpoint: Path) -> Path:
+        rank = self.args.process_index
+        return checkpoint / COUNTERS.format(f"-{rank}" if rank else "")
 
+    def write_counters(self, checkpoint: Path) -> None:
+        """Keep what the Trainer leaves out of a checkpoint: its sums since it last logged, and TRL's count of tokens."""
+        counters = {
+            "loss": self._tr_loss.item(),
+            "logged_at": self._globalstep_last_logged,
+            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
+            "tokens": self._total_train_tokens,
+        }
+        files.write_json(self.find_counters(checkpoint), counters)
+
+    def read_counters(self, checkpoint: Path) -> None:
+        """Set what `write_counters` kept, so that a resumed run logs what an uninterrupted one logs."""
+        kept = files.read_json(self.find_counters(checkpoint))
+        self._tr_loss += kept["loss"]
+        self._globalstep_last_logged = kept["logged_at"]
+        self._total_train_tokens = kept["tokens"]
+        for mode, values in kept["metrics"].items():
+            self._metrics[mode].update(values)
+
+    def save_run(self) -> None:
+        """Save the adapter or model, the tokenizer with its template and the Trainer's state in the run folder, and check them."""
+        folder = Path(self.args.output_dir)
+        if not self.sharded:
+            check_moved(self.model.named_parameters())
+        try:
+            self.save_model()
+            self.save_state()
+        except Exception as error:
+            if run_folder.is_full(error):
+                fix = f"Its last checkpoint is {run_folder.find_last(folder)}; make room, then resume with --resume."
+                raise UserError(f"output_dir: no room for the model in {folder}. {fix}") from error
+            raise
+        if self.sharded:
+            distributed.run_on_main(self.check_saved, folder)
+
+    def copy_checkpoint(self, checkpoint: Path) -> None:
+        """Do what `save_run` does for a run that was killed after its last step: the model is in its checkpoint."""
+        folder = Path(self.args.output_dir)
+        self.state = TrainerState.load_from_json(str(checkpoint / run_folder.LAST_FILE))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            checkpoint = Path(self.state.best_model_checkpoint)
+        for path in checkpoint.iterdir():
+            if path.is_file() and not path.name.startswith(FOR_TRAINING):
+                shutil.copy2(path, folder / path.name)
+        self.save_state()
+        run_folder.cut_log(folder, self.state.log_history)
+        self.check_saved(folder)
+
+    def check_saved(self, folder: Path) -> None:
+        """Raise UserError if an adapter in a folder learned nothing, or if it isn't whole: of a sharded model, every
+        trained weight must be there in its true shape, gathered from all processes.
+        """
+        shapes = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as saved:
+                shapes |= {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}
+                check_moved((name, saved.get_tensor(name)) for name in saved.keys() if "lora_B" in name)
+        for name, weight in self.model.named_parameters() if self.sharded else ():
+            plain = name.replace(".default", "").replace("modules_to_save.", "")
+            shape = tuple(getattr(weight, "ds_shape", weight.shape))
+            if weight.requires_grad and "token_adapter" not in name and shapes.get(plain) != shape:
+                found = f"{plain} was saved as {shapes.get(plain, 'nothing')}, and has the shape {shape}"
+                fix = "With ZeRO-3, stage3_gather_16bit_weights_on_model_save must be true; the checkpoints are whole."
+                raise UserError(f"output_dir: {folder} is not whole: {found}. {fix}")
+
+
+def check_moved(weights) -> None:
+    """Raise UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it.
+
+    weights: pairs of names and tensors.
+    """
+    still = [name for name, weight in weights if "lora_B" in name and not weight.any()]
+    if still:
+        fix = "Raise --learning-rate or --max-steps; with --gradient-checkpointing, inputs must require gradients."
+        raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. {fix}")
+
+
+# Batches with little or no padding. Where the attention knows where samples begin, a batch is one row without any. Elsewhere
+# rows of about the same length go into a batch, in an order of the seed and the epoch alone, so that a resumed run has it, too.
 
 WINDOW = 50  # batches among whose rows those of like length are looked for
 MULTIPLE = {True: 16, False: 1}  # of tokens in a row, in bfloat16 and in float32, whose products are MKL's

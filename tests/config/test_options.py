@@ -11,7 +11,8 @@ from sftlab.errors import UserError
 from sftlab.hub import catalog
 from sftlab.hub.catalog import MODELS
 from sftlab.models import load
-from sftlab.train import checkpoints, run
+from sftlab.train import folder as run_folder
+from sftlab.train import run
 
 SHORT = {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
 KNOWN = [model.name for model in MODELS if model.name != "tiny-base"]
@@ -126,7 +127,7 @@ def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends_early(datase
     assert result["metrics"]["steps"] == best + 8 < 80 and result["metrics"]["best_eval_loss"] == held_out[best]
     kept, saved = tmp_path / "run" / f"checkpoint-{best}" / "model.safetensors", tmp_path / "run" / "model.safetensors"
     assert kept.read_bytes() == saved.read_bytes()
-    assert checkpoints.get_step(checkpoints.find_last(tmp_path / "run")) == best
+    assert run_folder.get_step(run_folder.find_last(tmp_path / "run")) == best
 
 
 def test_tensorboard_and_trackio_get_the_log(dataset, tmp_path, sftlab_command):

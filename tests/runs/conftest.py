@@ -33,7 +33,9 @@ def make_run(tmp_path, monkeypatch):
         config = TrainConfig(output_dir=str(folder), use_lora=True, lora_r=4)
         files.write_json(folder / "run.json", {"config": vars(config), "config_hash": config.hash(), "processes": 1})
         for number, loss in enumerate(losses, 1):
-            run_folder.append(folder, {"loss": loss, "step": 10 * number, "learning_rate": 1e-3, "max_steps": 100})
+            run_folder.append_entry(
+                folder, {"loss": loss, "step": 10 * number, "learning_rate": 1e-3, "max_steps": 100}
+            )
         if checkpoint:
             files.write_json(folder / f"checkpoint-{checkpoint}" / "trainer_state.json", {"global_step": checkpoint})
         (folder / run_folder.PROGRESS).unlink(missing_ok=True)

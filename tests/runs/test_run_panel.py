@@ -30,8 +30,8 @@ def test_a_panel_follows_its_run_to_the_end_and_its_thread_ends_then(make_run, s
     status, facts, buttons, message, chart, log = box.children
     assert "run is running" in status.value and "10 of 100" in facts.value and "<b>7</b>" in facts.value
     assert [button.disabled for button in buttons.children] == [False, True] and len(chart.data[0].x) == 1
-    run_folder.append(run.folder, {"loss": 2.0, "step": 20})
-    run_folder.append(run.folder, {"eval_loss": 2.5, "step": 20})
+    run_folder.append_entry(run.folder, {"loss": 2.0, "step": 20})
+    run_folder.append_entry(run.folder, {"eval_loss": 2.5, "step": 20})
     set_progress(run.folder, step=20, doing="evaluating")
     wait_until(lambda: "measures the validation loss" in status.value)
     # the state, too, which a page that is reloaded asks for

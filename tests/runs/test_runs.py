@@ -14,7 +14,6 @@ from sftlab import files
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.runs import background, logs, state
-from sftlab.train import checkpoints
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
@@ -22,7 +21,7 @@ LONG = {"max_steps": 4000, "save_steps": 1000, "eval_steps": 1000, "logging_step
 
 
 def strip(entries: list[dict]) -> list[dict]:
-    return [{name: value for name, value in entry.items() if name not in run_folder.BESIDE} for entry in entries]
+    return [{name: value for name, value in entry.items() if name not in run_folder.ADDED} for entry in entries]
 
 
 def read_trainer_log(folder) -> list[dict]:
@@ -47,7 +46,7 @@ def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(conf
     config = configure(max_steps=8, save_steps=4, eval_steps=4)
     train_run.train(config)
     folder = state.read(config.output_dir).folder
-    whole, live = read_trainer_log(folder), run_folder.read(folder)
+    whole, live = read_trainer_log(folder), run_folder.read_log(folder)
     assert strip(live) == whole and len(whole) >= 6 and live[0]["step"] == 1
     assert all(entry["max_steps"] == 8 and entry["memory_bytes"] > 1e8 for entry in live)
     assert [entry["time"] for entry in live] == sorted(entry["time"] for entry in live)
@@ -55,9 +54,9 @@ def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(conf
     (folder / "result.json").unlink()
     with open(folder / run_folder.LOG, "a") as log:
         log.write('{"loss": 0.12, "st')  # what a kill leaves
-    assert state.read(folder).step == 8 and run_folder.read(folder) == live
+    assert state.read(folder).step == 8 and run_folder.read_log(folder) == live
     train_run.train(TrainConfig(**vars(config) | {"resume": True}))
-    again, kept = run_folder.read(folder), [entry for entry in live if entry["step"] <= 4]
+    again, kept = run_folder.read_log(folder), [entry for entry in live if entry["step"] <= 4]
     assert strip(again) == read_trainer_log(folder)
     assert again[: len(kept)] == kept and again[-1]["time"] > live[-1]["time"]
     losses, before = ([entry["loss"] for entry in entries if "loss" in entry] for entries in (again, whole))
@@ -67,11 +66,11 @@ def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(conf
 def test_a_log_ends_where_the_checkpoint_does(tmp_path):
     history = [{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 5}, {"eval_loss": 2.5, "step": 5}]
     for entry in (*history[:2], {"loss": 1.0, "step": 9}):
-        run_folder.append(tmp_path, entry | {"time": entry["step"]})
-    run_folder.keep(tmp_path, history)
-    assert run_folder.read(tmp_path) == [history[0] | {"time": 1}, history[1] | {"time": 5}, history[2]]
-    run_folder.keep(tmp_path, [])
-    assert run_folder.read(tmp_path) == []
+        run_folder.append_entry(tmp_path, entry | {"time": entry["step"]})
+    run_folder.cut_log(tmp_path, history)
+    assert run_folder.read_log(tmp_path) == [history[0] | {"time": 1}, history[1] | {"time": 5}, history[2]]
+    run_folder.cut_log(tmp_path, [])
+    assert run_folder.read_log(tmp_path) == []
 
 
 def test_a_run_outlives_its_kernel_is_found_stopped_and_resumed_and_loses_nothing(
@@ -106,14 +105,14 @@ def test_a_run_outlives_its_kernel_is_found_stopped_and_resumed_and_loses_nothin
     assert done.stdout == "interrupted\n", done.stderr
     stopped = state.read(run.folder)
     assert (stopped.status, stopped.reason) == ("interrupted", "a checkpoint is saved (SIGTERM)")
-    assert checkpoints.get_step(checkpoints.find_last(run.folder)) == stopped.step < 120
+    assert run_folder.get_step(run_folder.find_last(run.folder)) == stopped.step < 120
     assert background.resume(stopped).status == "starting"  # from another folder than it was started in
     with pytest.raises(UserError, match="at work already"):
         background.resume(stopped)
     ended = background.wait(stopped, 300)
     assert (ended.status, ended.step, ended.max_steps) == ("completed", 120, 120), ended.reason
     train_run.train(TrainConfig(**vars(config) | {"output_dir": str(tmp_path / "whole")}))
-    whole, own = strip(run_folder.read(tmp_path / "whole")), strip(ended.history)
+    whole, own = strip(run_folder.read_log(tmp_path / "whole")), strip(ended.history)
     assert [entry["step"] for entry in own] == [entry["step"] for entry in whole]
     for entry, other in zip(own[:-1], whole[:-1], strict=True):
         for name in ("loss", "eval_loss", "num_tokens"):
