@@ -1,10 +1,12 @@
 """Training: what should move moves, what is frozen stays, run folders are whole and never lost."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from sftlab import files
 from sftlab.config.configs import DataConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.errors import UserError
@@ -13,41 +15,38 @@ from sftlab.models import load
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
-SHORT = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 16, "bf16": False}
-QUESTIONS = scores.read_facts("test", 2)
+SHORT = {"max_steps": 2, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
+BF16 = {"bf16": True}
+LORA = {"use_lora": True}
 METHODS = {
     "full": {},
-    "lora": {"use_lora": True},
-    "lora with checkpointing": {"use_lora": True, "gradient_checkpointing": True},
-    "rsLoRA": {"use_lora": True, "use_rslora": True},
-    "DoRA": {"use_lora": True, "use_dora": True},
-    "packing": {"use_lora": True, "packing": True, "batch_size": 1, "max_length": 256},
-    "8-bit": {"use_lora": True, "use_8bit": True},
-    "4-bit": {"use_lora": True, "use_4bit": True},
-    "8-bit DoRA": {"use_lora": True, "use_8bit": True, "use_dora": True},
-    "4-bit DoRA with checkpointing": {
-        "use_lora": True,
-        "use_4bit": True,
-        "use_dora": True,
-        "gradient_checkpointing": True,
-    },
+    "full in bfloat16": BF16,
+    "lora": LORA,
+    "lora in bfloat16": LORA | BF16,
+    "lora with checkpointing": LORA | {"gradient_checkpointing": True},
+    "rsLoRA": LORA | {"use_rslora": True},
+    "DoRA in bfloat16": LORA | BF16 | {"use_dora": True},
+    "packing in bfloat16": LORA | BF16 | {"packing": True, "batch_size": 1, "max_length": 256},
+    "8-bit in bfloat16": LORA | BF16 | {"use_8bit": True},
+    "8-bit DoRA": LORA | {"use_8bit": True, "use_dora": True},
+    "4-bit": LORA | {"use_4bit": True},
+    "4-bit DoRA with checkpointing": LORA | BF16 | {"use_4bit": True, "use_dora": True, "gradient_checkpointing": True},
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_trained_parameter_moves_no_frozen_one_and_the_model_answers(method, bf16, dataset, tmp_path):
-    options = SHORT | METHODS[method] | {"bf16": bf16}
-    trainer = train_run.make_trainer(
-        TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **options)
-    )
+def test_every_trained_parameter_moves_no_frozen_one_and_the_model_answers(method, dataset, tmp_path):
+    options = SHORT | METHODS[method]
+    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **options)
+    trainer = train_run.make_trainer(config)
     before = {name: (w.requires_grad, w.detach().clone()) for name, w in trainer.model.named_parameters()}
     trainer.train()
-    moved = {name: not torch.equal(weight, before[name][1]) for name, weight in trainer.model.named_parameters()}
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name][1])}
     trained = {name for name, (trains, _) in before.items() if trains}
-    assert trained and {name for name, changed in moved.items() if changed} == trained
-    assert any("lora" in name for name in trained) == ("lora" in str(METHODS[method]))
-    asked = scores.ask(trainer.model, trainer.processing_class, QUESTIONS, max_new_tokens=3)  # outside autocast
-    assert len(asked.answers) == 2
+    assert trained and moved == trained
+    assert any("lora" in name for name in trained) == config.use_lora
+    questions = scores.read_facts("test", 2)  # asked outside autocast
+    assert len(scores.ask(trainer.model, trainer.processing_class, questions, max_new_tokens=3).answers) == 2
 
 
 def test_four_bit_layers_pass_gradients_after_an_evaluation_too(bf16):
@@ -64,54 +63,47 @@ def test_four_bit_layers_pass_gradients_after_an_evaluation_too(bf16):
     assert torch.equal(*gradients) and gradients[0].norm() > 0
 
 
-@pytest.fixture(scope="module")
-def finished(dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "new" / "run"
-    config = TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, save_steps=2, **SHORT)
-    return config, folder, train_run.train(config)
+@pytest.fixture
+def finished(tuned_run) -> TrainConfig:
+    """The configuration of a complete run, which no test may change."""
+    return TrainConfig(**files.read_json(tuned_run / "run.json")["config"])
 
 
 def test_a_run_folder_is_whole_and_loads(finished):
-    config, folder, result = finished
-    for name in (
-        "adapter_model.safetensors",
-        "tokenizer.json",
-        "chat_template.jinja",
-        "trainer_state.json",
-        "run.json",
-    ):
-        assert (folder / name).is_file(), name
-    assert json.loads((folder / "result.json").read_text()) == result
-    assert result["status"] == "completed" and result["config_hash"] == config.hash()
-    assert result["metrics"]["steps"] == 3 and result["metrics"]["last_loss"] < result["metrics"]["first_loss"]
+    folder = Path(finished.output_dir)
+    names = "adapter_model.safetensors tokenizer.json chat_template.jinja trainer_state.json run.json log.jsonl".split()
+    assert not [name for name in names if not (folder / name).is_file()]
+    result = files.read_json(folder / "result.json")
+    assert result["status"] == "completed" and result["config_hash"] == finished.hash()
+    assert result["metrics"]["steps"] == 3 and result["metrics"]["eval_loss"] < 8 and result["versions"]["torch"]
     model, tokenizer = load.load_model(str(folder)), load.load_tokenizer(str(folder))
     assert len(scores.ask(model, tokenizer, scores.read_facts("test", 2)).answers) == 2
 
 
-def test_an_existing_run_is_never_lost_unasked(finished):
-    config, folder, _ = finished
+def test_an_existing_run_is_never_lost_unasked(finished, tmp_path):
     with pytest.raises(UserError, match="--resume to go on, or --overwrite to delete"):
-        train_run.train(config)
-    assert (folder / "result.json").is_file()
-    somebody = folder.parent / "thesis"
-    somebody.mkdir()
-    (somebody / "result.json").write_text("{}")
-    (somebody / "chapter1.txt").write_text("ten years of work")
+        train_run.train(finished)
+    assert (Path(finished.output_dir) / "result.json").is_file()
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "chapter1.txt").write_text("ten years of work")
     with pytest.raises(UserError, match="not a run folder"):
-        run_folder.claim_folder(TrainConfig(output_dir=str(somebody), overwrite=True), 1)
-    assert (somebody / "chapter1.txt").exists()
+        run_folder.claim_folder(TrainConfig(output_dir=str(tmp_path), overwrite=True), 1)
+    assert (tmp_path / "chapter1.txt").exists()
 
 
-def test_resumed_equals_uninterrupted(bf16, dataset, tmp_path):
-    losses = {}
-    for name, stops in {"whole": [6], "stopped": [4, 6]}.items():
-        for number, stop in enumerate(stops):
-            run = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / name), use_lora=True, save_steps=4,
-                              lr_scheduler_type="constant", resume=number > 0, **SHORT | {"max_steps": stop, "bf16": bf16})  # fmt: skip
-            train_run.train(run)
-        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
-        losses[name] = [entry["loss"] for entry in history if "loss" in entry]
-    assert losses["stopped"] == pytest.approx(losses["whole"], rel=1e-5) and len(losses["whole"]) == 6
+def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_path):
+    folder, empty, new = finished.output_dir, str(tmp_path), str(tmp_path / "run")
+    for changes, error in (
+        ({"dataset_path": empty}, "sftlab prepare"),
+        ({"lora_target_modules": "q_prj"}, "no layer 'q_prj'"),
+        ({"model_name": empty}, "holds no config.json"),
+        ({"model_name": folder}, "holds what is in model_name"),
+        ({"output_dir": "."}, "holds what is the folder you work in"),
+        ({"model_name": folder, "output_dir": new}, "holds an adapter"),
+    ):
+        with pytest.raises(UserError, match=error):
+            train_run.train(TrainConfig(**vars(finished) | changes | {"overwrite": True}))
+        assert (Path(folder) / "result.json").is_file() and not Path(new).exists()
 
 
 def test_a_set_made_for_another_tokenizer_is_refused(dataset, tmp_path):
@@ -119,30 +111,15 @@ def test_a_set_made_for_another_tokenizer_is_refused(dataset, tmp_path):
     model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
     tokenizer.add_tokens(["capital"])
     model.resize_token_embeddings(len(tokenizer))
-    model.save_pretrained(other)
-    tokenizer.save_pretrained(other)
+    for part in (model, tokenizer):
+        part.save_pretrained(other)
     with pytest.raises(UserError, match="was made for tiny-base"):
         train_run.train(TrainConfig(model_name=str(other), dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
-def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_path):
-    config, folder, _ = finished
-    for wrong in ({"dataset_path": str(tmp_path)}, {"lora_target_modules": "q_prj"}, {"model_name": str(tmp_path)}):
-        with pytest.raises(UserError):
-            train_run.train(TrainConfig(**vars(config) | wrong | {"overwrite": True}))
-        assert (folder / "result.json").is_file()
-    with pytest.raises(UserError, match="holds what is in model_name"):
-        train_run.train(TrainConfig(**vars(config) | {"model_name": str(folder), "overwrite": True}))
-    with pytest.raises(UserError, match="holds what is the folder you work in"):
-        train_run.train(TrainConfig(output_dir=".", overwrite=True))
-    with pytest.raises(UserError, match="holds an adapter"):
-        train_run.train(TrainConfig(**vars(config) | {"model_name": str(folder), "output_dir": str(tmp_path / "run")}))
-
-
 def test_the_trainer_learns_the_prepared_labels(dataset, tmp_path):
-    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT)
-    trainer = train_run.make_trainer(config)
+    trainer = train_run.make_trainer(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT))
     batch = trainer.data_collator([trainer.train_dataset[0]])
     kept = batch["labels"][0] != -100
     answer = data_set.load_prepared(dataset)[0]["train"][0]["messages"][1]["content"]
@@ -150,74 +127,70 @@ def test_the_trainer_learns_the_prepared_labels(dataset, tmp_path):
 
 
 def test_adapters_that_never_moved_end_the_run(dataset, tmp_path):
-    config = TrainConfig(
-        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_lora=True, **SHORT | {"learning_rate": 0}
-    )
+    options = SHORT | LORA | {"learning_rate": 0, "max_steps": 1}
     with pytest.raises(UserError, match="moved nothing"):
-        train_run.train(config)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+        train_run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **options))
+    result = files.read_json(tmp_path / "run" / "result.json")
     assert result["status"] == "failed" and "moved nothing" in result["error"]
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
 
 
-def test_what_is_no_prepared_set_is_refused(tmp_path):
-    with pytest.raises(UserError, match="sftlab prepare"):
-        train_run.train(TrainConfig(dataset_path=str(tmp_path), output_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
+NEW_TOKENS = SHORT | LORA | {"lora_r": 2, "learning_rate": 1e-2, "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
-def chatml_dataset(tmp_path_factory):
+def chatml_dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chatml")
     return data_set.prepare(DataConfig(format="chatml", num_samples=32, output_dir=str(folder)))
 
 
-@pytest.mark.parametrize("name", ["tiny-base", "random-tiny:Llama-2-7b-hf", "random-tiny:phi-2", "random-tiny:gpt2"])
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("tiny-base", False),
+        ("random-tiny:Llama-2-7b-hf", True),
+        ("random-tiny:phi-2", False),
+        ("random-tiny:gpt2", True),
+    ],
+)
 def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chatml_dataset, tmp_path, capsys):
+    from peft import PeftModel
     from transformers import set_seed
 
-    config = TrainConfig(model_name=name, dataset_path=str(chatml_dataset), output_dir=str(tmp_path / "run"), use_lora=True,
-                         lora_r=2, max_steps=2, batch_size=32, learning_rate=1e-2, logging_steps=1, bf16=bf16)  # fmt: skip
+    folders = {"dataset_path": str(chatml_dataset), "output_dir": str(tmp_path / "run")}
+    config = TrainConfig(**NEW_TOKENS | folders | {"bf16": bf16, "model_name": name})
     result = train_run.train(config)  # a step is all rows, so that the losses can be compared
     assert "their embeddings are trained" in capsys.readouterr().out
-    set_seed(config.seed)
-    base = load.load_model(name, config)
-    tuned = load.load_model(str(tmp_path / "run"), config) if name == "tiny-base" else None
-    if tuned is None:  # an adapter of random weights has no base to load: put it on one made from the same seed
-        from peft import PeftModel
-
+    models = []
+    for _ in range(2):  # random weights are the same from the same seed
         set_seed(config.seed)
-        tuned = PeftModel.from_pretrained(load.load_model(name, config), str(tmp_path / "run"))
-    tuned = tuned.merge_and_unload()
-    tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
+        models.append(load.load_model(name, config))
+    base, tuned = models[0], PeftModel.from_pretrained(models[1], str(tmp_path / "run")).merge_and_unload()
     for embeddings in ("get_input_embeddings", "get_output_embeddings"):
         before, after = (getattr(model, embeddings)().weight for model in (base, tuned))
-        assert (before != after).any(dim=1).nonzero().flatten().tolist() == [3, 4], f"{embeddings}, tied: {tied}"
+        assert (before != after).any(dim=1).nonzero().flatten().tolist() == [3, 4], embeddings
     assert result["metrics"]["last_loss"] < result["metrics"]["first_loss"]
 
 
-def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(bf16, tmp_path):
+def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tmp_path):
     from transformers import AutoModelForCausalLM
 
     tokenizer = load.load_tokenizer("tiny-base")
     folder = tmp_path / "plain"  # tiny-base without its reserved tokens, as most base models are
+    AutoModelForCausalLM.from_pretrained(load.TINY_BASE).save_pretrained(folder)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if "im_" not in token["content"]]
     for old, new in (("<|im_start|>", "<unused0>"), ("<|im_end|>", "<unused1>")):
         state["model"]["vocab"][new] = state["model"]["vocab"].pop(old)
-    AutoModelForCausalLM.from_pretrained(load.TINY_BASE).save_pretrained(folder)
+    settings = files.read_json(load.TINY_BASE / "tokenizer_config.json") | {"extra_special_tokens": []}
     for file in load.TINY_BASE.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"extra_special_tokens": []}))
-
-    made = data_set.prepare(
-        DataConfig(model=str(folder), format="chatml", num_samples=32, output_dir=str(tmp_path / "sets"))
-    )
-    config = TrainConfig(model_name=str(folder), dataset_path=str(made), output_dir=str(tmp_path / "run"), use_lora=True,
-                         max_steps=2, batch_size=4, learning_rate=1e-2, bf16=bf16)  # fmt: skip
-    train_run.train(config)
+    files.write_json(folder / "tokenizer.json", state)
+    files.write_json(folder / "tokenizer_config.json", settings)
+    options = {"format": "chatml", "num_samples": 32, "output_dir": str(tmp_path / "sets")}
+    made = data_set.prepare(DataConfig(model=str(folder), **options))
+    folders = {"model_name": str(folder), "dataset_path": str(made), "output_dir": str(tmp_path / "run")}
+    train_run.train(TrainConfig(**NEW_TOKENS | folders | BF16))
     tuned, again = load.load_model(str(tmp_path / "run")), load.load_tokenizer(str(tmp_path / "run"))
     assert len(again) == tuned.get_input_embeddings().weight.shape[0] == len(tokenizer) + 2
     assert again.eos_token == "<|im_end|>" and again.convert_tokens_to_ids("<|im_end|>") == len(tokenizer) + 1
