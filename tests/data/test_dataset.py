@@ -8,7 +8,7 @@ import pytest
 
 from sftlab.config.configs import DataConfig
 from sftlab.data import dataset as data_set
-from sftlab.data import formats, masking, rows, sources
+from sftlab.data import masking, sources
 from sftlab.data import report as data_report
 from sftlab.errors import UserError
 from sftlab.models import load
@@ -173,16 +173,6 @@ def test_the_report_counts_what_the_rows_hold(tmp_path, tokenizer):
     config.fix_mojibake = True
     train, test, *_ = data_set.gather_rows(config, tokenizer)
     assert "レバノンの首都はどこですか。" in str(train + test) and "ã" not in str(train + test)
-
-
-def test_chats_and_instructions_train_alike_in_every_format(in_format):
-    turns = [("system", "短く。"), ("user", "首都は？"), ("assistant", "東京"), ("user", "1"), ("assistant", "東京")]
-    chat = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    made, _ = rows.check_rows([("row 1", GOOD | {"input": "地図"}), ("row 2", chat)], "x")
-    encoded = masking.encode_chats(in_format, [formats.to_messages(row, "alpaca") for row in made])
-    for answers, ids, labels in zip((1, 2), encoded["input_ids"], encoded["labels"], strict=True):
-        assert all(masking.check_row(in_format, ids.tolist(), labels.tolist()).values())
-        assert labels.tolist().count(in_format.eos_token_id) == answers
 
 
 def test_many_processes_give_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):

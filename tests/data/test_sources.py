@@ -13,59 +13,20 @@ import pytest
 from sftlab.config.configs import DataConfig
 from sftlab.data import dataset, sources
 
-COMMIT = "0" * 40
-CHATS = [
-    {"idx": str(n), "conversations": [{"from": "human", "value": f"{n}は？"}, {"from": "gpt", "value": str(n)}]}
-    for n in range(20)
-]
-SETS = {  # in the columns of the real sets
-    "tatsu-lab/alpaca": [
-        {"instruction": f"{n}は？", "input": "", "output": str(n), "text": "whole"} for n in range(20)
-    ],
-    "databricks/databricks-dolly-15k": [
-        {"instruction": f"{n}は？", "context": "数", "response": str(n), "category": "open_qa"} for n in range(20)
-    ],
-    "WizardLMTeam/WizardLM_evol_instruct_V2_196k": CHATS,
-    "someone/wizard-rows": [{"instruction": f"{n}は？", "output": str(n)} for n in range(20)],
+COMMIT, BLOB = "0" * 40, "1" * 40
+ROWS = {  # in the columns of the real sets
+    "tatsu-lab/alpaca": {"instruction": "{}は？", "input": "", "output": "{}", "text": "whole"},
+    "databricks/databricks-dolly-15k": {
+        "instruction": "{}は？",
+        "context": "数",
+        "response": "{}",
+        "category": "open_qa",
+    },
+    "WizardLMTeam/WizardLM_evol_instruct_V2_196k": {
+        "conversations": [{"from": "human", "value": "{}は？"}, {"from": "gpt", "value": "{}"}]
+    },
+    "someone/wizard-rows": {"instruction": "{}は？", "output": "{}"},
 }
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of a Hub as `load_dataset` asks for: each set is one JSON Lines file."""
-
-    def answer(self):
-        path = urlsplit(self.path).path
-        name = next((name for name in SETS if f"datasets/{name}" in path), None)
-        content = "".join(json.dumps(row) + "\n" for row in SETS.get(name, ())).encode()
-        file = {"type": "file", "path": "train.jsonl", "size": len(content), "oid": "1" * 40}
-        if name is None:
-            self.send(404, b"", "RepoNotFound")
-        elif path.endswith("/resolve/main/train.jsonl") or path.endswith(f"/resolve/{COMMIT}/train.jsonl"):
-            self.send(200, content)
-        elif "/resolve/" in path:
-            self.send(404, b"", "EntryNotFound")
-        elif "/tree/" in path or "/paths-info/" in path:
-            wanted = "train.jsonl" in self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-            self.send(200, json.dumps([file] if "/tree/" in path or wanted else []).encode())
-        else:
-            facts = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": "train.jsonl"}], "tags": [], "private": False,
-                     "downloads": 0, "lastModified": "2026-01-01T00:00:00.000Z"}  # fmt: skip
-            self.send(200, json.dumps(facts).encode())
-
-    do_GET = do_HEAD = do_POST = answer
-
-    def send(self, status: int, content: bytes, error: str = ""):
-        self.send_response(status)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", '"' + "1" * 40 + '"')
-        self.send_header("Content-Length", str(len(content)))
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-
 ASKED = [
     ("alpaca", None),
     ("dolly", None),
@@ -88,6 +49,37 @@ for source, hub_id in json.loads(sys.argv[1]):
 """
 
 
+class Hub(BaseHTTPRequestHandler):
+    """As much of a Hub as `load_dataset` asks for: each set is one JSON Lines file of 20 rows."""
+
+    def do_GET(self):
+        path = urlsplit(self.path).path
+        name = next((name for name in ROWS if f"datasets/{name}" in path), None)
+        if name is None:
+            return self.send(404, error="RepoNotFound")
+        line = json.dumps(ROWS[name], ensure_ascii=False) + "\n"
+        content = "".join(line.replace("{}", str(number)) for number in range(20))
+        file = {"type": "file", "path": "train.jsonl", "size": len(content.encode()), "oid": BLOB}
+        if "/resolve/" in path:
+            return self.send(200, content) if path.endswith("train.jsonl") else self.send(404, error="EntryNotFound")
+        if "/tree/" in path or "/paths-info/" in path:
+            asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            return self.send(200, json.dumps([file] if "/tree/" in path or "train.jsonl" in asked else []))
+        facts = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": "train.jsonl"}], "tags": [], "private": False}
+        return self.send(200, json.dumps(facts | {"downloads": 0, "lastModified": "2026-01-01T00:00:00.000Z"}))
+
+    do_HEAD = do_POST = do_GET
+
+    def send(self, status: int, content: str = "", error: str = ""):
+        self.send_response(status)
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{BLOB}"', "X-Error-Code": error}
+        for name, value in (headers | {"Content-Length": str(len(content.encode()))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content.encode())
+
+
 @pytest.fixture(scope="module")
 def prepared(serve, tmp_path_factory) -> tuple[str, Path]:
     """What is printed when the sets are prepared by a process that knows this Hub, and the folder that they are in."""
@@ -103,10 +95,8 @@ def prepared(serve, tmp_path_factory) -> tuple[str, Path]:
 def test_public_sets_load_by_id_in_their_real_columns(source, hub_id, prepared):
     splits, report = dataset.load_prepared(prepared[1] / (hub_id or source) / f"{source}_tiny-base_18")
     assert report["source"] == hub_id or report["source"] == sources.HUB_IDS[source]
-    question, answer = splits["train"][0]["messages"]
-    assert question["content"].startswith(f"{answer['content']}は？") and ("数" in question["content"]) == (
-        source == "dolly"
-    )
+    question, answer = (turn["content"] for turn in splits["train"][0]["messages"])
+    assert question.startswith(f"{answer}は？") and ("数" in question) == (source == "dolly")
 
 
 def test_a_set_that_is_not_there_is_one_line(prepared):
@@ -115,13 +105,9 @@ def test_a_set_that_is_not_there_is_one_line(prepared):
     assert not (prepared[1] / "no").exists() and "stands in" not in prepared[0]
 
 
-@pytest.mark.parametrize(
-    ("source", "columns"),
-    [("alpaca", ["instruction", "input", "output"]), ("dolly", ["instruction", "context", "response", "category"]),
-     ("wizardlm", ["idx", "conversations"])],
-)  # fmt: skip
-def test_offline_a_sample_in_the_columns_of_the_set_stands_in_and_this_is_said(source, columns, capsys):
+@pytest.mark.parametrize("source", sources.HUB_IDS)
+def test_offline_a_sample_in_the_columns_of_the_set_stands_in_and_this_is_said(source, capsys):
     found, held_out, name = sources.load_source(DataConfig(source=source, offline=True))
     assert f"stands in for {sources.HUB_IDS[source]}" in capsys.readouterr().out
     assert len(found) >= 200 and held_out is None and name == sources.SAMPLE_FILES[source]
-    assert all(list(row) == columns for _, row in found)
+    assert all(set(row) - {"idx"} == set(ROWS[sources.HUB_IDS[source]]) - {"text"} for _, row in found)
