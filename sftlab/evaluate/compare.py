@@ -25,6 +25,7 @@ from sftlab.train.saved import Subject, load_models, read_run
 
 ROOM = 1.5  # answers may be so many times as long as the longest expected one before they are cut off
 LONGEST = 512  # tokens
+ANSWER = ("question", "expected", "base", "tuned", "base_right", "tuned_right")
 
 
 @dataclass
@@ -115,11 +116,10 @@ def compare_models(run: Subject, rows: list[dict], measured: dict, config: Evalu
     base, tuned = (one.score for one in measured.values())
     train = [{"messages": chat} for chat in run.splits["train"]["messages"]]
     leaks = cleaning.find_leaks(train, rows, run.report["options"]["near_threshold"])
-    languages = {}
-    for number, question in enumerate(base.questions):
-        languages.setdefault(cleaning.find_language(question), []).append(number)
+    languages = cleaning.group_languages(base.questions)
     whole = compare_part(measured, list(range(len(rows))), how)
     clean = compare_part(measured, [number for number in range(len(rows)) if number not in leaks], how)
+    answers = (base.questions, base.expected, base.answers, tuned.answers, base.correct, tuned.correct)
     measure = verdict.choose_measure(base.expected, config.judge_by)
     decided = verdict.judge(measure, clean["exact_match"], clean["held_out_loss"], clean["questions"], config)
     return {
@@ -128,7 +128,7 @@ def compare_models(run: Subject, rows: list[dict], measured: dict, config: Evalu
         "held_out_rows": len(run.splits["test"]),
         "perplexity": {name: scores.perplexity(whole["held_out_loss"][name]) for name in measured},
         "ended": {name: sum(one.score.ended) / len(rows) for name, one in measured.items()},
-        "languages": {name: compare_part(measured, part, how) for name, part in sorted(languages.items())},
+        "languages": {name: compare_part(measured, part, how) for name, part in languages.items()},
         "leakage": {
             "rows": len(leaks),
             "without": clean,
@@ -144,19 +144,14 @@ def compare_models(run: Subject, rows: list[dict], measured: dict, config: Evalu
                 for number, leak in leaks.items()
             ],
         },
-        "answers": [
-            dict(zip(("question", "expected", "base", "tuned", "base_right", "tuned_right"), row, strict=True))
-            for row in zip(
-                base.questions, base.expected, base.answers, tuned.answers, base.correct, tuned.correct, strict=True
-            )
-        ],
+        "answers": [dict(zip(ANSWER, row, strict=True)) for row in zip(*answers, strict=True)],
         "config": dataclasses.asdict(config),
     }
 
 
 def compare_part(measured: dict[str, Measured], rows: list[int], how: dict) -> dict:
     """Exact match and the loss per trained token on some of the rows; None where there is nothing to compare."""
-    flags = [[one.score.correct[row] for row in rows] for one in measured.values()]
+    flags = [list(map(one.score.correct.__getitem__, rows)) for one in measured.values()]
     counts = measured["base"].counts[rows]
     sums = [one.sums[rows] for one in measured.values()]
     return {

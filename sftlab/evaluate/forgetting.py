@@ -9,8 +9,7 @@ python -c "from sftlab.evaluate import forgetting; print(len(forgetting.read_tex
 
 from pathlib import Path
 
-from sftlab.data import readers
-from sftlab.data.cleaning import find_language
+from sftlab.data import cleaning, readers
 from sftlab.data.sources import SAMPLES
 from sftlab.errors import UserError
 from sftlab.evaluate import scores, statistics
@@ -77,15 +76,13 @@ def compare_probe(name: str, texts: list[str], base: dict, tuned: dict, **how) -
         return statistics.compare_means(*sums, counts[kept], **how)
 
     loss, total = compare_texts(slice(None)), int(counts.sum())
-    groups = {}
-    for number, text in enumerate(texts):
-        groups.setdefault(find_language(text), []).append(number)
+    languages = cleaning.group_languages(texts)
     found = {
         "probe": name,
         "texts": len(texts),
         "tokens": total,
         "loss": loss,
-        "languages": {key: compare_texts(kept) for key, kept in sorted(groups.items()) if counts[kept].any()},
+        "languages": {key: compare_texts(kept) for key, kept in languages.items() if counts[kept].any()},
         "forgot": loss["difference"][1] > 0,
     }
     if base["completed"]:
