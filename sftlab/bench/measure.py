@@ -231,5 +231,5 @@ def explain_failure(work: Path, code: int) -> PointFailed:
     message = failed.reason or logs.explain_end("\n".join(lines))  # without a launcher there is one log
     if message:
         return PointFailed(message.removeprefix("refused: "), lines)
-    who = failed if failed.signal else f"exit code {code}"
+    who = failed if failed.code > 128 else f"exit code {code}"
     return PointFailed(f"{who}: {lines[-1] if lines else 'no output'}", lines)

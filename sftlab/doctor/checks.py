@@ -7,7 +7,6 @@ The report holds no token and no name of a home folder, so that it can be put in
     python -c "from sftlab.doctor import checks; print(checks.check_python())"
 """
 
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -18,9 +17,9 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from sftlab import __version__, files, machine
 from sftlab.config.configs import DoctorConfig
@@ -53,33 +52,31 @@ def check_python() -> Outcome:
 def check_packages() -> Outcome:
     """The packages that the lab asks for, against its ranges and, in a clone, the pins of constraints.txt."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
-    pins, wrong, untested = read_pins(), [], []
-    wanted = [Requirement(text) for text in metadata.requires("sftlab") or []]
-    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    path = files.ROOT / "constraints.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    pins = [Requirement(line) for line in lines if "==" in line and not line.startswith("#")]
+    pins = {canonicalize_name(pin.name): pin.specifier for pin in pins}
+    wanted = map(Requirement, metadata.requires("sftlab") or [])
+    wanted = [one for one in wanted if not one.marker or one.marker.evaluate({"extra": ""})]
+    wrong, untested = [], []
     for one in wanted:
         try:
             found = metadata.version(one.name)
         except metadata.PackageNotFoundError:
             wrong.append(f"{one.name} is not installed")
             continue
-        plain, pin = found.partition("+")[0], pins.get(one.name.lower().replace("_", "-"))
+        plain, pin = found.partition("+")[0], pins.get(canonicalize_name(one.name), one.specifier)
         if not one.specifier.contains(plain, prereleases=True):
             wrong.append(f"{one.name} {found} (needs {one.specifier})")
-        elif pin and pin != plain:
+        elif not pin.contains(plain, prereleases=True):
             untested.append(f"{one.name} {found} (tested: {pin})")
     if wrong:
         return FAILS, "; ".join(wrong), REINSTALL
     if untested:
         return NOTE, f"inside the ranges, but not as tested: {', '.join(untested)}", REINSTALL
     return OK, f"{len(wanted)} packages, {'at the tested versions' if pins else 'inside their ranges'}", ""
-
-
-def read_pins() -> dict[str, str]:
-    path = files.ROOT / "constraints.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {name.strip().lower().replace("_", "-"): version.split(";")[0].strip() for name, version in pairs}
 
 
 def check_device() -> Outcome:
@@ -93,14 +90,12 @@ def check_device() -> Outcome:
         return OK, f"torch {torch.__version__} with CUDA {cuda}, driver {driver}: {names}", ""
     if seen and os.environ.get("CUDA_VISIBLE_DEVICES", None) in ("", "-1"):
         return NOTE, f"{len(seen)} GPUs, hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES"
+    if seen and cuda:
+        found = f"{seen[0]['name']} is there, but torch with CUDA {cuda} can't use it; driver {driver}"
+        return FAILS, found, f"a newer driver, or a torch for an older CUDA: {TORCH_PAGE}"
     if seen:
-        step = "a newer driver, or a torch for an older CUDA" if cuda else "a CUDA build"
-        why = (
-            f"torch with CUDA {cuda} can't use it; driver {driver}"
-            if cuda
-            else f"torch {torch.__version__} is a build for CPUs"
-        )
-        return FAILS, f"{seen[0]['name']} is there, but {why}", f"{step}: {TORCH_PAGE}"
+        found = f"{seen[0]['name']} is there, but torch {torch.__version__} is a build for CPUs"
+        return FAILS, found, f"a CUDA build: {TORCH_PAGE}"
     cpu = f"torch {torch.__version__}, {machine.count_cores()} cores, {torch.get_num_threads()} threads"
     return NOTE, f"no GPU ({machine.find_gpus()[1]}); the course runs on this CPU: {cpu}", ""
 
@@ -143,18 +138,11 @@ def check_compiler() -> Outcome:
     if importlib.util.find_spec("deepspeed") is None:
         return NOTE, "deepspeed is not installed: several devices train by DDP", REINSTALL * (sys.platform == "linux")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    missing = [tool for tool in ("ninja", "g++") if not shutil.which(tool, path=path)]
     about = f"deepspeed {metadata.version('deepspeed')}"
-    if missing:
+    if missing := [tool for tool in ("ninja", "g++") if not shutil.which(tool, path=path)]:
         about += f"; {' and '.join(missing)} missing: --deepspeed can't compile its parts, DDP needs none"
         return NOTE, about, "apt install g++ ninja-build"
-    from torch.utils import cpp_extension
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", cpp_extension.get_default_build_root()))
-    built = sorted({found.stem for found in root.glob("**/*.so")}) if root.is_dir() else []
-    nvcc = f", CUDA toolkit {cpp_extension.CUDA_HOME}" if cpp_extension.CUDA_HOME else ""
-    compiled = ", ".join(built) or "nothing, the first time takes half a minute"
-    return OK, f"{about}, g++, ninja{nvcc}; compiled before: {compiled}", ""
+    return OK, f"{about}, g++, ninja; compiles its parts at first use, which takes half a minute", ""
 
 
 def check_notebooks() -> Outcome:
@@ -182,16 +170,13 @@ def check_bundle() -> Outcome:
 
 def check_cache() -> Outcome:
     from huggingface_hub import constants
+    from huggingface_hub.utils import CacheNotFound, scan_cache_dir
 
-    place = Path(constants.HF_HUB_CACHE)
-    if not place.is_dir():
-        return OK, f"{place}: nothing was downloaded yet", ""
-    sizes = {path: path.stat().st_size for path in place.glob("*/blobs/*") if path.is_file()}
-    rest = [size for path, size in sizes.items() if path.suffix == ".incomplete"]
-    found = f"{place}: {sum(sizes.values()) / GB:.1f} GB in {len(list(place.glob('models--*')))} models"
-    if rest:  # huggingface_hub's own, which it doesn't resume
-        return NOTE, f"{found}, {len(rest)} unfinished downloads ({sum(rest) / GB:.1f} GB)", "hf cache prune"
-    return OK, found, ""
+    try:
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return OK, f"{constants.HF_HUB_CACHE}: nothing was downloaded yet", ""
+    return OK, f"{constants.HF_HUB_CACHE}: {cache.size_on_disk / GB:.1f} GB in {len(cache.repos)} repositories", ""
 
 
 def check_disk() -> Outcome:
@@ -245,14 +230,6 @@ def check_network() -> Outcome:
 
 
 def check_ports() -> Outcome:
-    """The port where several processes meet, and that they can at all, on this machine."""
-    import socket
-
-    with socket.socket() as server, socket.socket() as client:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        client.settimeout(3)
-        client.connect(server.getsockname())
     try:
         check_port(29500)
     except UserError:
@@ -289,8 +266,7 @@ CHECKS = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One check: ok, note or fails; what was found; the next step, or nothing."""
 
     name: str
@@ -342,6 +318,6 @@ def run(config: DoctorConfig) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found
     lines, versions = examine(), machine.list_versions("flash-attn")
     healthy = all(line.state != FAILS for line in lines)
-    about = {"healthy": healthy, "checks": list(map(dataclasses.asdict, lines)), "versions": versions}
+    about = {"healthy": healthy, "checks": [line._asdict() for line in lines], "versions": versions}
     print(json.dumps(about, indent=2) if config.json else format_report(lines))
     return 0 if healthy else 1

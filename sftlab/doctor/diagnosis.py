@@ -7,14 +7,14 @@ An error that isn't in the table is printed as it is, and called unknown.
 """
 
 import dataclasses
-import re
 import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from sftlab import files
-from sftlab.doctor import curves, known_errors, slowness
+from sftlab.doctor import known_errors, slowness
 from sftlab.doctor.known_errors import Finding
 from sftlab.errors import UserError
 from sftlab.runs import logs, state
@@ -22,17 +22,14 @@ from sftlab.runs.logs import TRACEBACK
 from sftlab.train import folder as run_folder
 
 IN_FULL = 3  # findings that are printed in full
-TAIL = 8  # lines of an unknown error
-NO_ERROR = ("completed", "starting", "running", "interrupted")
+TAIL = 8  # lines before an unknown error, and from it on
 LAST_BYTES = 2_000_000  # of a log are read
-NO_LINE = -1  # before a line that is in no file
-NOTHING = {
+NOTHING = {  # what is said where no error was found, by status
     "completed": "Nothing is wrong with it.",
     "starting": "It is at work, and nothing is wrong so far.",
     "running": "It is at work, and nothing is wrong so far.",
     "interrupted": "It was stopped; resume it with the same command and --resume.",
     "log": "No error is known or seen in it.",
-    "unknown": "No error is known or seen in it.",
 }
 ADVICE = (
     "What to do: read the last line, then the last place of your own code above it; make it small (4 rows, 1 step, "
@@ -40,33 +37,26 @@ ADVICE = (
 )
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text that may hold an error, its file, and how many lines of the file are before it."""
+class Text(NamedTuple):
+    """A text that may hold an error, its file, and how many lines of the file are before it; None: it is in no line."""
 
-    file: str
-    text: str = field(repr=False)
-    before: int = 0
-
-
-@dataclass(frozen=True)
-class Case:
-    """What there is to diagnose. status: of a run, as `sftlab run` has it, or "log"; texts: the most telling first."""
-
-    name: str
-    status: str
-    summary: str
-    texts: list[Text] = field(default_factory=list)
-    run: state.Run | None = None
+    file: Path | str
+    text: str
+    before: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Diagnosis:
-    """What is known of a case. findings: the likeliest first; unknown: the last lines where nothing is known."""
+    """What is known of a run, a notebook or a log.
+
+    status: of a run, as `sftlab run` has it, or "log"; texts: what may hold an error, the most telling first; findings:
+    the likeliest first; unknown: the file and its last lines where nothing is known.
+    """
 
     name: str
     status: str
     summary: str
+    texts: list[Text] = field(default_factory=list, repr=False)
     findings: list[Finding] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
@@ -74,7 +64,7 @@ class Diagnosis:
     def healthy(self) -> bool:
         """Whether nothing went wrong; what was only slow is no error."""
         wrong = [finding for finding in self.findings if not finding.name.startswith("slow-")]
-        return not wrong and not self.unknown and self.status in (*NO_ERROR, "log", "unknown")
+        return not wrong and not self.unknown and self.status in NOTHING
 
 
 def diagnose(target: str | Path, slow: bool = True) -> list[Diagnosis]:
@@ -82,43 +72,30 @@ def diagnose(target: str | Path, slow: bool = True) -> list[Diagnosis]:
 
     slow: of a complete run, find where its time went, which takes some seconds of measuring.
     """
-    return [diagnose_case(case, slow) for case in read(target)]
-
-
-def diagnose_case(case: Case, slow: bool) -> Diagnosis:
-    texts = list(case.texts)
-    if slow and case.status == "completed" and case.run is not None:
-        texts += [Text(str(case.run.folder), line, NO_LINE) for line in slowness.find_slow(case.run)]
-    found = []
-    for order, text in enumerate(texts):
-        for rank, finding in enumerate(known_errors.match(text.text, text.file)):
-            placed = dataclasses.replace(finding, line=finding.line + text.before)
-            found.append(((finding.weak, order, rank), placed))
-    findings = {}
-    for _, finding in sorted(found, key=lambda one: one[0]):
-        findings.setdefault(finding.name, finding)
-    findings = list(findings.values())
-    if any(not finding.weak for finding in findings):  # warnings with a known error only distract
-        findings = [finding for finding in findings if not finding.weak]
-    known = bool(findings) or case.status in NO_ERROR
-    return Diagnosis(case.name, case.status, case.summary, findings, [] if known else find_last_lines(texts))
+    found = read(target, slow)
+    for one in found:
+        by_name = {}
+        for text in one.texts:
+            for finding in known_errors.match(text.text, str(text.file), text.before or 0):
+                where = finding if text.before is not None else dataclasses.replace(finding, line=0)
+                by_name.setdefault(finding.name, where)
+        one.findings = [finding for finding in by_name.values() if not finding.weak] or list(by_name.values())
+        if not one.findings and (one.status == "log" or one.status not in NOTHING):
+            one.unknown = find_last_lines(one.texts)
+    return found
 
 
 def find_last_lines(texts: list[Text]) -> list[str]:
-    """The file and the end of an unknown error: of a traceback its last two places and the error, else the last lines."""
+    """The file and the end of an unknown error: of a traceback the lines around its error, else the last lines."""
     filled = [text for text in texts if text.text.strip()]
     if not filled:
         return []
     text = next((text for text in filled if TRACEBACK in text.text), filled[0])
-    end = known_errors.find_end(text.text)
-    lines = [line for line in text.text[end:].splitlines() if line.strip()]
-    if end or TRACEBACK in text.text:
-        error = re.compile(r"(\S+Error|\S+Exception|\w+): |\w+(Error|Exit)$")
-        cut = next((at for at, line in enumerate(lines) if at and error.match(line)), len(lines) - 1)
-        places = [at for at, line in enumerate(lines[:cut]) if line.lstrip().startswith("File ")]
-        lines = lines[places[-2] if len(places) > 1 else max(0, cut - TAIL) : cut + TAIL]
-    last = [known_errors.hide(line)[: known_errors.LONGEST] for line in lines[-2 * TAIL :]]
-    return [known_errors.hide(text.file), *last]
+    lines = text.text.rstrip().split("\n")
+    errors = [one for one in logs.ERROR.finditer(text.text) if "ChildFailedError" not in one[0]]  # that is a launcher's
+    at = text.text.count("\n", 0, errors[-1].end()) if errors else len(lines)
+    last = [known_errors.hide(line)[: known_errors.LONGEST] for line in lines[max(0, at - TAIL) : at + TAIL]]
+    return [known_errors.hide(str(text.file)), *last]
 
 
 def format_lines(found: Diagnosis) -> list[str]:
@@ -147,45 +124,51 @@ def wrap(lead: str, text: str) -> list[str]:
 
 
 def to_json(found: list[Diagnosis]) -> list[dict]:
-    return [dataclasses.asdict(one) | {"healthy": one.healthy} for one in found]
+    names = ("name", "status", "summary", "unknown", "healthy")
+    return [
+        {name: getattr(one, name) for name in names} | {"findings": list(map(dataclasses.asdict, one.findings))}
+        for one in found
+    ]
 
 
-def read(target: str | Path) -> list[Case]:
-    """The cases at a path: one run folder, each notebook of a headless run, a log file, or - for standard input.
+def read(target: str | Path, slow: bool) -> list[Diagnosis]:
+    """What there is to diagnose at a path: a run folder, each notebook of a headless run, logs, or - for standard input.
 
     Raises UserError for a path that is none of these.
     """
     path = Path(target)
     if str(target) == "-":
-        return [Case("standard input", "log", "a log", [Text("standard input", sys.stdin.read())])]
+        return [Diagnosis("standard input", "log", "a log", [Text("standard input", sys.stdin.read(), 0)])]
     if path.is_file():
         notebook = read_notebook(path) if path.suffix in (".json", ".ipynb") else None
-        return [notebook or Case(path.name, "log", "a log", [read_log(path)])]
+        return [notebook or Diagnosis(path.name, "log", "a log", [read_log(path)])]
     if path.name.endswith("-logs") and not (path / "run.json").is_file():
         path = path.with_name(path.name.removesuffix("-logs"))
     if state.read(path).status != "none" or logs.find_logs(path).is_dir():
-        return [read_run(path)]
-    if notebooks := [case for facts in sorted(path.glob("*.json")) if (case := read_notebook(facts))]:
+        return [read_run(path, slow)]
+    if notebooks := [one for facts in sorted(path.glob("*.json")) if (one := read_notebook(facts))]:
         return notebooks
-    if (path / run_folder.LOG).is_file() or (path / "trainer_state.json").is_file() or run_folder.list_whole(path):
-        return [read_foreign(path)]
+    if history := run_folder.read_log(path) or run_folder.read_log(run_folder.find_last(path) or path):
+        summary = f"a Trainer's folder, at step {max(entry.get('step', 0) for entry in history)}"
+        texts = [Text(path, line) for line in slowness.find_faults(history)]
+        return [Diagnosis(path.name, "log", summary, texts)]
     if found := sorted([*path.glob("*.log"), *path.glob("*.out"), *path.glob("*.err")]):
-        return [Case(path.name, "log", "logs", [read_log(log) for log in found])]
+        return [Diagnosis(path.name, "log", "logs", [read_log(log) for log in found])]
     raise UserError(
         f"{target}: no run folder, no results of `sftlab run`, and no log. If a run failed before it made its folder, start "
         "it once more with `2> error.log` at the end, then `sftlab doctor error.log`."
     )
 
 
-def read_log(path: Path, offset: int = 0) -> Text:
-    """The end of a log, from `offset` bytes on, with the number of lines before it."""
+def read_log(path: Path) -> Text:
+    """The end of a log, with the number of lines before it."""
     with path.open("rb") as log:
         lines = sum(block.count(b"\n") for block in iter(lambda: log.read(2**20), b""))
-    text = logs.read_end(path, offset, LAST_BYTES)
-    return Text(str(path), text, max(0, lines - text.count("\n")))
+    text = logs.read_end(path, LAST_BYTES)
+    return Text(path, text, max(0, lines - text.count("\n")))
 
 
-def read_notebook(path: Path) -> Case | None:
+def read_notebook(path: Path) -> Diagnosis | None:
     """What `sftlab run` noted of a notebook, from NAME.json, or NAME.ipynb next to it; None for another file."""
     facts = files.read_json(path.with_suffix(".json"))
     if not {"notebook", "status", "error"} <= facts.keys():
@@ -193,57 +176,43 @@ def read_notebook(path: Path) -> Case | None:
     where = "" if facts["cell"] is None else f", cell {facts['cell'] + 1}"
     summary = f"notebook {facts['status']} after {facts['seconds']:.0f} s{where}"
     texts = [Text(f"{path.with_suffix('.ipynb')}{where}", facts["error"])] if facts["error"] else []
-    return Case(facts["notebook"], facts["status"], summary, texts)
+    return Diagnosis(facts["notebook"], facts["status"], summary, texts)
 
 
-def read_run(folder: Path) -> Case:
+def read_run(folder: Path, slow: bool) -> Diagnosis:
     """A run folder with its logs."""
     run, texts = state.read(folder), []
     if run.status not in ("completed", *state.ACTIVE):
         result = folder / "result.json"
-        if run.reason:
-            file = result if result.is_file() else folder
-            texts.append(Text(str(file), run.reason, count_before(result, '"error"')))
+        file = result if result.is_file() else folder
+        texts += [Text(file, run.reason)] if run.reason else []
         if traced := files.read_json(result).get("traceback"):
             lines = traced if TRACEBACK in traced else [TRACEBACK, *traced]  # a long one has only its end
-            texts.append(Text(str(result), "\n".join(lines), count_before(result, '"traceback"')))
+            texts.append(Text(file, "\n".join(lines)))
         if run.status == "killed":
             last = run_folder.find_last(folder)
             line = (
                 f"run: killed: no result.json was written; the last whole checkpoint: {last.name if last else 'none'}"
             )
-            texts.append(Text(str(folder), line, NO_LINE))
+            texts.append(Text(file, line))
         texts += list_logs(logs.find_logs(folder), run)
-    texts += [Text(str(folder / run_folder.LOG), line, NO_LINE) for line in curves.find_faults(run.history)]
+    texts += [Text(folder / run_folder.LOG, line) for line in slowness.find_faults(run.history)]
+    if slow and run.status == "completed":
+        texts += [Text(folder, line) for line in slowness.find_slow(run)]
     if run.status == "none":
-        return Case(folder.name, "failed", "failed before it began", texts, run)
+        return Diagnosis(folder.name, "failed", "failed before it began", texts)
     summary = f"{run.status} at step {run.step}" + (f" of {run.max_steps}" if run.max_steps else "")
-    return Case(folder.name, run.status, summary, texts, run)
+    return Diagnosis(folder.name, run.status, summary, texts)
 
 
 def list_logs(place: Path, run: state.Run) -> list[Text]:
     """The logs of a run: first that of the process that failed first, then the others, last the launchers'."""
     found, ranks = [], logs.list_rank_logs(place)
-    if ranks:
-        failed = logs.find_failed(place)
-        if failed.reason or failed.signal:
-            found.append(Text(str(failed.log), f"sftlab saw: {failed}", NO_LINE))
-        ranks = {failed.rank: ranks.pop(failed.rank), **ranks} if failed.rank in ranks else ranks
-    paths = [*(log for own in ranks.values() for log in reversed(own)), *sorted(place.glob("ranks-*/launcher.log"))]
-    if (place / logs.LOG).is_file():
-        found.append(read_log(place / logs.LOG, run.attempt.get("offset", 0)))
-    return found + [read_log(path) for path in paths]
-
-
-def read_foreign(folder: Path) -> Case:
-    """The output folder of any Trainer: its log, from the last checkpoint where there is no other."""
-    history = run_folder.read_log(folder) or run_folder.read_log(run_folder.find_last(folder) or folder)
-    texts = [Text(str(folder), line, NO_LINE) for line in curves.find_faults(history)]
-    steps = max((entry.get("step", 0) for entry in history), default=0)
-    return Case(folder.name, "unknown", f"a Trainer's folder, at step {steps}", texts)
-
-
-def count_before(path: Path, words: str) -> int:
-    """How many lines are before the first one with these words."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    return next((number for number, line in enumerate(lines) if words in line), 0)
+    failed = logs.find_failed(place)
+    if ranks and str(failed) != "a launcher failed":
+        found.append(Text(failed.log, f"sftlab saw: {failed}"))
+    if "start" in run.progress or run.status == "none":
+        found += [read_log(path) for path in place.glob(logs.LOG)]
+    first = sorted(ranks, key=lambda rank: rank != failed.rank)
+    found += [read_log(log) for rank in first for log in reversed(ranks[rank])]
+    return found + [read_log(path) for path in sorted(place.glob("ranks-*/launcher.log"))]

@@ -1,14 +1,17 @@
-"""Where the time of a complete run went: checks, each a measurement and a threshold.
+"""What the numbers of a run say: losses that are wrong, and, of a complete run, where its time went.
 
-What a check finds is a line for which the table of known errors has a row (`slow-NAME`) with the advice.
+What is found is a line for which the table of known errors has a row with the advice.
 
     python -c "from sftlab import runs; from sftlab.doctor import slowness; print(slowness.find_slow(runs.read('runs/first')))"
 """
 
 import contextlib
 import dataclasses
+import itertools
+import math
+import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sftlab import files, machine
 from sftlab.config.configs import MemoryConfig, TrainConfig
@@ -16,16 +19,38 @@ from sftlab.errors import UserError
 from sftlab.runs import logs
 from sftlab.runs.state import Run
 
+FLAT = 0.02  # a loss that falls by less than this share has not fallen
+RISEN = 0.1  # one that ends above its beginning by more has risen
+FEWEST = 8  # logged losses from which on a curve is judged
 
-@dataclass(frozen=True)
-class Check:
-    """measure: a run and its result.json -> a number, or None where it isn't known; reported beyond the threshold."""
 
-    name: str
-    measure: Callable[[Run, dict], float | None]
-    threshold: float
-    sentence: str
-    below: bool = False
+def find_faults(history: list[dict]) -> list[str]:
+    """The fault of a log's losses: not a number, exactly zero, rising, or flat. Empty where there is none.
+
+    A curve that ends above its beginning rose; a flat one fell by less than 2 %, or than chance explains, while the
+    validation loss has not fallen either.
+    """
+    losses = [float(entry["loss"]) for entry in history if "loss" in entry]
+    validation = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    broken = next((at for at, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    if broken is not None:
+        before = ", ".join(f"{loss:.4g}" for loss in losses[max(0, broken - 3) : broken]) or "nothing"
+        return [f"losses: {losses[broken]} at logged step {broken + 1}, before it {before}"]
+    if len(losses) > 1 and not any(losses):
+        return [f"losses: 0.0 at each of {len(losses)} logged steps"]
+    if len(losses) < FEWEST:
+        return []
+    quarter, late = len(losses) // 4, losses[len(losses) // 2 :]
+    first, last, begin = statistics.mean(losses[:quarter]), statistics.mean(losses[-quarter:]), min(losses[:2])
+    # chance: twice what the mean of a quarter varies by, from the differences of neighbours in the second half
+    chance = 2 * statistics.median(abs(one - next) for one, next in itertools.pairwise(late)) / quarter**0.5
+    ends = f"at the beginning, {last:.3g} at the end of {len(losses)} logged steps"
+    if last - begin > max(RISEN * begin, chance):
+        return [f"losses: rising: {begin:.3g} {ends}"]
+    fell = len(validation) > 1 and min(validation) < (1 - FLAT) * validation[0]
+    if first > 0.1 and first - last < max(FLAT * first, chance) and not fell:
+        return [f"losses: flat: {first:.3g} {ends}"]
+    return []
 
 
 def find_slow(run: Run) -> list[str]:
@@ -34,7 +59,7 @@ def find_slow(run: Run) -> list[str]:
     for check in CHECKS if run.config else ():
         value = check.measure(run, result)
         if value is not None and (value < check.threshold if check.below else value > check.threshold):
-            found.append(f"slow: {check.name}: {check.sentence.format(value=value)}")
+            found.append(f"slow: {check.name}: {check.sentence.format(value)}")
     return found
 
 
@@ -55,16 +80,8 @@ def count_padding(lengths: list[int], config: TrainConfig) -> float:
 
     order, size = list(LikeLengths(lengths, config.batch_size, config.seed)), config.batch_size
     batches = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
-    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
-
-
-def measure_precision(run: Run, result: dict) -> float | None:
-    """1 where float32 was asked for and bfloat16 is faster on this machine, else 0."""
-    from sftlab.models import load
-
-    if run.config.bf16 is not False or not result.get("choices", {}).get("precision", "").startswith("float32"):
-        return None
-    return float(load.choose_precision(dataclasses.replace(run.config, bf16=None))[0])
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    return 1 - sum(lengths) / padded
 
 
 def measure_checkpointing(run: Run, result: dict) -> float | None:
@@ -100,17 +117,22 @@ def measure_gpus(run: Run, result: dict) -> float | None:
     return min((gpu["use_percent"]["mean"] / 100 for gpu in gpus if gpu.get("use_percent")), default=None)
 
 
+class Check(NamedTuple):
+    """measure: a run and its result.json -> a number, or None where it isn't known; reported beyond the threshold."""
+
+    name: str
+    measure: Callable[[Run, dict], float | None]
+    threshold: float
+    sentence: str
+    below: bool = False
+
+
 CHECKS = (
-    Check("padding", measure_padding, 0.15, "{value:.0%} of the tokens in its batches were padding"),
-    Check("precision", measure_precision, 0.5, "float32 was asked for (--no-bf16), and bfloat16 is faster here"),
+    Check("padding", measure_padding, 0.15, "{:.0%} of the tokens in its batches were padding"),
     Check(
-        "checkpointing",
-        measure_checkpointing,
-        0.5,
-        "without it the run needs {value:.0%} of this machine's memory",
-        True,
+        "checkpointing", measure_checkpointing, 0.5, "without it the run needs {:.0%} of this machine's memory", True
     ),
-    Check("evaluation", measure_evaluation, 0.15, "{value:.0%} of the time went into the validation loss"),
-    Check("small steps", measure_steps, 0.12, "the run reached {value:.0%} of the rate of matrix products", True),
-    Check("idle GPU", measure_gpus, 0.6, "a GPU was at {value:.0%} on average", True),
+    Check("evaluation", measure_evaluation, 0.15, "{:.0%} of the time went into the validation loss"),
+    Check("small steps", measure_steps, 0.12, "the run reached {:.0%} of the rate of matrix products", True),
+    Check("idle GPU", measure_gpus, 0.6, "a GPU was at {:.0%} on average", True),
 )

@@ -19,7 +19,7 @@ from sftlab import files
 from sftlab.config import text as config_text
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError
-from sftlab.runs import logs, state
+from sftlab.runs import launcher, logs, state
 from sftlab.runs.state import ACTIVE, Run, read
 from sftlab.train import folder as run_folder
 
@@ -29,51 +29,50 @@ def start(config: TrainConfig, launch: LaunchConfig | None = None) -> Run:
 
     A refusal that is cheap to find is raised here (UserError); any other is the run's `reason`.
     """
-    folder = Path(config.output_dir).absolute()
-    if read(folder).status in ACTIVE:
+    if read(config.output_dir).status in ACTIVE:
         raise UserError(f"output_dir: a run is at work in {config.output_dir}. Stop it first, or name another.")
     processes = 1
     if launch:
-        from sftlab.runs.launcher import count_gpus
-
         if launch.slurm or launch.dry_run or launch.node_rank is not None:
             raise UserError(
                 "launch: --slurm, --dry-run and --node-rank start no whole run from here. Use `sftlab launch` in a terminal."
             )
-        processes = launch.nodes * (launch.gpus_per_node or count_gpus())
+        processes = launch.nodes * (launch.gpus_per_node or launcher.count_gpus())
     run_folder.claim_folder(config, processes)
-    return spawn(config, launch, folder, os.getcwd())
+    return spawn(config, launch, os.getcwd())
 
 
-def spawn(config: TrainConfig, launch: LaunchConfig | None, folder: Path, cwd: str) -> Run:
-    """Start the process of a run, and note it in background.json. cwd: what the relative paths of `config` start from.
+def spawn(config: TrainConfig, launch: LaunchConfig | None, cwd: str, step: int = 0) -> Run:
+    """Start the process of a run, and note it in progress.json. cwd: what the relative paths of `config` start from.
 
     The process has a session of its own, so that neither Ctrl-C nor the end of a kernel reaches it, and this one waits for
-    it in a thread, so that none is left defunct. Its output is added to run.log.
+    it in a thread, so that none is left defunct. Its output goes into run.log.
     """
+    folder = Path(cwd, config.output_dir)
     training = ["train", *config_text.to_flags(config)]
     arguments = ["launch", *config_text.to_flags(launch), *training] if launch else training
-    command = [sys.executable, "-m", "sftlab.cli", *arguments]
-    about = {
-        "config": dataclasses.asdict(config),
-        "launch": dataclasses.asdict(launch) if launch else None,
-        "result_before": state.stamp(folder),
-        "command": command,
-        "cwd": cwd,
-    }
-    place = logs.find_logs(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    log = logs.find_logs(folder) / logs.LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JPY_")}
     environment = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"} | environment
-    with (place / logs.LOG).open("ab") as log:
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-        log.flush()
-        about["offset"] = log.tell()
-        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        process = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **streams)
-    identity = run_folder.identify(process.pid)  # it exists, even if it has ended, as nobody has waited for it
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sftlab.cli", *arguments],
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    about = {
+        "process": run_folder.identify(process.pid),  # it exists, even if it has ended, as nobody has waited for it
+        "config": dataclasses.asdict(config),
+        "launch": dataclasses.asdict(launch) if launch else None,
+    }
     threading.Thread(target=process.wait, name=f"run {process.pid}", daemon=True).start()
-    files.write_json(place / state.ABOUT, about | {"process": identity, "started": time.time()})
+    progress = {"start": about, "started": time.time(), "step": step, "cwd": cwd}
+    files.write_json(folder / run_folder.PROGRESS, progress)
     return read(folder)
 
 
@@ -84,20 +83,17 @@ def stop(run: Run) -> None:
     """
     run = read(run.folder)
     ended = UserError(f"{run.folder.name}: the run is {run.status}; there is nothing to stop.")
-    if run.status not in ACTIVE or run.process is None:
+    if run.status not in ACTIVE:
         raise ended
     if state.is_elsewhere(run.process):
         raise UserError(f"{run.folder.name}: the run is at work on {run.process['host']}. Stop it there.")
-    ours, about = run.process == run.attempt.get("process"), logs.find_logs(run.folder) / state.ABOUT
-    if ours:
-        files.write_json(about, run.attempt | {"asked": time.time()})
     # a notebook's kernel or a terminal's command takes SIGINT for a stop in every state; a background process may ignore it
+    ours = run.process == run.progress.get("start", {}).get("process")
     try:
         os.kill(run.process["pid"], signal.SIGTERM if ours else signal.SIGINT)
     except ProcessLookupError:
-        if ours:
-            files.write_json(about, run.attempt)
         raise ended from None
+    run_folder.update_progress(run.folder, {"asked": time.time()})
 
 
 def resume(run: Run) -> Run:
@@ -106,7 +102,7 @@ def resume(run: Run) -> Run:
     Raises UserError where there is nothing to resume from.
     """
     run = read(run.folder)
-    name, launch = run.folder.name, run.attempt.get("launch")
+    name, launch = run.folder.name, run.progress.get("start", {}).get("launch")
     if run.status in ACTIVE:
         raise UserError(f"{name}: the run is at work already.")
     if run.status == "completed":
@@ -118,20 +114,14 @@ def resume(run: Run) -> Run:
         raise UserError(
             f"{name}: the run began with {began} processes. Resume it with the `sftlab launch` that started it, and --resume."
         )
-    base = find_base(run)
-    place = run.config.output_dir if base else str(run.folder)
-    config = dataclasses.replace(run.config, output_dir=place, resume=True, overwrite=False)
-    launch = LaunchConfig(**LaunchConfig.keep_known(launch)) if launch else None
-    return spawn(config, launch, run.folder, base or os.getcwd())
-
-
-def find_base(run: Run) -> str | None:
-    """The folder that the relative paths of a run start from; None where the run folder was moved."""
-    known = [place for place in (run.attempt.get("cwd"), os.getcwd()) if place]
-    for base in map(Path, [*known, *run.folder.parents]):
-        if base.is_dir() and (base / run.config.output_dir).resolve() == run.folder.resolve():
-            return str(base)
-    return None
+    launch = LaunchConfig(**LaunchConfig.keep_known(launch)) if began > 1 else None
+    relative = run.config.output_dir
+    for cwd in (run.progress.get("cwd", ""), os.getcwd()):
+        if os.path.isdir(cwd) and Path(cwd, relative).resolve() == run.folder.resolve():
+            config = dataclasses.replace(run.config, resume=True, overwrite=False)
+            return spawn(config, launch, cwd, run.step)
+    config = dataclasses.replace(run.config, resume=True, overwrite=False, output_dir=str(run.folder))  # it was moved
+    return spawn(config, launch, os.getcwd(), run.step)
 
 
 def wait(run: Run, timeout: float | None = None) -> Run:

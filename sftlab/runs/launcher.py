@@ -11,30 +11,150 @@ import re
 import shlex
 import shutil
 import socket
-import sys
 from pathlib import Path
 
 from sftlab import files
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError, place_error
-from sftlab.runs import processes, slurm
+from sftlab.runs import logs
 from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
-# Variables that every process of a run must have alike. Tokens are not among them: each node has its own.
-PASSED_ON = (
-    "OMP_NUM_THREADS",
-    "PYTHONPATH",
-    "HF_HOME",
-    "HF_HUB_OFFLINE",
-    "CUDA_VISIBLE_DEVICES",
-    "TORCH_EXTENSIONS_DIR",
-    "TORCH_DISTRIBUTED_DEBUG",
-)
-PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
+# What the variables begin with that all processes of a run must have alike. No tokens: each node has its own.
+PASSED_ON = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE", "TORCH_", "NCCL_", "GLOO_")
+NOT_FOR_SLURM = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # right on this machine, maybe not on a node
 LOCAL = ("localhost", "127.0.0.1")
-HOST_LINE = "It has a line `HOST slots=GPUS` for each node."
+
+
+def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
+    """Check a run, print its commands and start it; return its exit code. Raises UserError for what the user can fix."""
+    with run_folder.noting_end(Path(train.output_dir)):
+        if config.slurm and not config.gpus_per_node:
+            raise UserError(
+                "gpus_per_node: not given, and the cluster may differ from this machine. With --slurm give the GPUs of a node."
+            )
+        config.gpus_per_node = config.gpus_per_node or count_gpus()
+        log_dir = Path(config.log_dir or f"{train.output_dir.rstrip('/')}-logs").absolute()
+        hosts = find_hosts(config)
+        check_run(config, train, log_dir, hosts)
+        if train.deepspeed:
+            path = deepspeed_configs.find_config(train.deepspeed)
+            print(f"ZeRO-{deepspeed_configs.find_stage(train.deepspeed)}, from {path}")
+        module = ["sftlab.train", *train_flags]
+        if config.slurm:
+            return write_batch_file(config, module, log_dir)
+        return start_nodes(config, module, hosts, log_dir, Path(train.output_dir))
+
+
+def check_run(config: LaunchConfig, train: TrainConfig, log_dir: Path, hosts: list[str]) -> None:
+    """Print the batch arithmetic. Raises UserError for what would fail later, or on some ranks alone."""
+    if log_dir.resolve().is_relative_to(Path(train.output_dir).resolve()):
+        raise place_error(config.log_dir, "lies in --output-dir, which the run itself makes", option="log_dir")
+    devices = config.nodes * config.gpus_per_node
+    if config.node_rank in (None, 0):  # later nodes may find that the first one has begun
+        run_folder.claim_folder(train, devices)
+        has_port = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
+        if has_port and not config.slurm and not config.dry_run and is_here(hosts[0]):
+            check_port(config.master_port)
+    print(check_batch(train, devices))
+
+
+def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], log_dir: Path, folder: Path) -> int:
+    """Print the command of each node, and run those of this machine; by ssh the first node's command starts all."""
+    by_ssh = config.launcher == "deepspeed" and bool(config.hostfile) and config.node_rank is None
+    by_ssh = by_ssh and (config.nodes > 1 or not is_here(hosts[0]))
+    address = config.master_addr or ("127.0.0.1" if config.nodes == 1 else hosts[0])
+    check_address(address)
+    nodes = [None] if by_ssh else range(config.nodes) if config.node_rank is None else [config.node_rank]
+    commands = {
+        node or 0: build_command(config, module, node, address, log_dir / f"ranks-{node or 0}") for node in nodes
+    }
+    environment = choose_environment(config.gpus_per_node)
+    print("export", " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()))
+    for node, command in commands.items():
+        print(f"# on {hosts[node]}\n" * (len(commands) > 1) + shlex.join(command), flush=True)
+    if config.dry_run:
+        return 0
+    if by_ssh:
+        check_remote()
+        environment |= pass_on(environment, log_dir)
+    elif config.node_rank is None:
+        commands = keep_own(commands, hosts)
+    return logs.run(commands, log_dir, environment, folder)
+
+
+def build_command(
+    config: LaunchConfig, module: list[str], rank: int | str | None, address: str, log_dir: Path
+) -> list[str]:
+    """The command that starts one node's processes.
+
+    module: what each of them runs (python -m), with its arguments; rank: the node's, or None for deepspeed to start all
+    nodes of the hostfile; address: of the first node; log_dir: the folder for what each process prints.
+    """
+    each, port, nodes = str(config.gpus_per_node), str(config.master_port), str(config.nodes)
+    if config.launcher == "deepspeed":
+        # on one node deepspeed respects CUDA_VISIBLE_DEVICES in this form alone
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: config.gpus_per_node]
+        here = visible != [""] and config.nodes == 1
+        gpus = ["--include", f"localhost:{','.join(visible)}"] if here else ["--num_gpus", each]
+        command = [
+            str(logs.PROGRAMS / "deepspeed"),
+            *gpus,
+            "--master_port",
+            port,
+            "--enable_each_rank_log",
+            str(log_dir),
+        ]
+        if rank is None or config.nodes > 1:
+            own = ["--force_multi"] if rank is None else ["--no_ssh", "--node_rank", str(rank)]
+            command += ["--hostfile", config.hostfile, "--num_nodes", nodes, "--master_addr", address, *own]
+        return [*command, "--module", *module]
+    command = [str(logs.PROGRAMS / "torchrun"), "--nproc-per-node", each]
+    command += ["--log-dir", str(log_dir), "--redirects", "3", "--tee", "0:1"]  # 3: stdout and stderr, 1: stdout alone
+    if config.nodes == 1 and rank == 0:
+        return [*command, "--standalone", "-m", *module]
+    rendezvous = ["--nnodes", nodes, "--node-rank", str(rank), "--master-addr", address, "--master-port", port]
+    return [*command, *rendezvous, "-m", *module]
+
+
+def write_batch_file(config: LaunchConfig, module: list[str], log_dir: Path) -> int:
+    """Write the file for sbatch, or print it with --dry-run: one task on each node starts that node's processes."""
+    from jinja2 import Environment, PackageLoader
+
+    # a comma separates two options where a name and =, or a single word, follow
+    options = [
+        f"--{part.strip().lstrip('-')}" for part in re.split(r",(?=[a-z-]+(?:=|$))", config.slurm_options or "") if part
+    ]
+    if not any(option.startswith(("--exclusive", "--cpus-per")) for option in options):
+        options.append("--exclusive")  # or the processes of a node share one core
+    command = shlex.join(build_command(config, module, "@NODE@", "@FIRST@", Path("@LOGS@")))
+    known = {"@NODE@": '"$SLURM_NODEID"', "@FIRST@": '"$MASTER_ADDR"', "@LOGS@": '"$LOGS/ranks-$SLURM_NODEID"'}
+    for word, variable in known.items():  # the node's own shell fills them in
+        command = command.replace(word, variable)
+    environment = choose_environment(config.gpus_per_node)
+    templates = Environment(loader=PackageLoader("sftlab.runs", "."), trim_blocks=True, keep_trailing_newline=True)
+    templates.filters["quote"] = lambda value: shlex.quote(str(value))
+    text = templates.get_template("job.sbatch").render(
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", log_dir.name.removesuffix("-logs")),
+        nodes=config.nodes,
+        gpus_per_node=config.gpus_per_node,
+        options=options,
+        here=Path.cwd(),
+        environment={name: value for name, value in environment.items() if name not in NOT_FOR_SLURM},
+        programs=logs.PROGRAMS,
+        log_dir=log_dir,
+        command=command,
+    )
+    if config.dry_run:
+        print(text, end="")
+        return 0
+    path = Path(config.batch_file)
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise place_error(path, "exists with other content; it stays", option="batch_file")
+    files.write_text(path, text)
+    print(f"wrote {path}; start it with `sbatch {path}`; the logs of each rank: {log_dir}")
+    return 0
 
 
 def count_gpus() -> int:
@@ -60,40 +180,6 @@ def check_batch(train: TrainConfig, devices: int) -> str:
     left = rows % batch
     rest = f"; the last step of an epoch has {left}, and some rows twice where {left} can't be divided" if left else ""
     return f"{line}, {-(-rows // batch)} steps in an epoch of {rows} rows{rest}"
-
-
-def build_command(
-    config: LaunchConfig, module: list[str], rank: int | str | None, address: str, log_dir: Path
-) -> list[str]:
-    """The command that starts one node's processes.
-
-    module: what each of them runs (python -m), with its arguments; rank: the node's, or None for deepspeed to start all
-    nodes of the hostfile; address: of the first node; log_dir: the folder for what each process prints.
-    """
-    folder, each, port = Path(sys.executable).parent, str(config.gpus_per_node), str(config.master_port)
-    nodes = str(config.nodes)
-    if config.launcher == "deepspeed":
-        # on one node deepspeed respects CUDA_VISIBLE_DEVICES in this form alone
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: config.gpus_per_node]
-        here = visible != [""] and config.nodes == 1
-        gpus = ["--include", f"localhost:{','.join(visible)}"] if here else ["--num_gpus", each]
-        command = [str(folder / "deepspeed"), *gpus, "--master_port", port, "--enable_each_rank_log", str(log_dir)]
-        if rank is None or config.nodes > 1:
-            own = ["--force_multi"] if rank is None else ["--no_ssh", "--node_rank", str(rank)]
-            command += ["--hostfile", config.hostfile, "--num_nodes", nodes, "--master_addr", address, *own]
-        return [*command, "--module", *module]
-    command = [str(folder / "torchrun"), "--nproc-per-node", each]
-    command += ["--log-dir", str(log_dir), "--redirects", "3", "--tee", "0:1"]  # 3: stdout and stderr, 1: stdout alone
-    if config.nodes == 1 and rank == 0:
-        return [*command, "--standalone", "-m", *module]
-    rendezvous = ["--nnodes", nodes, "--node-rank", str(rank), "--master-addr", address, "--master-port", port]
-    return [*command, *rendezvous, "-m", *module]
-
-
-def check_log_dir(config: LaunchConfig, train: TrainConfig) -> None:
-    """Raises UserError for logs inside the run folder, which must be empty or is deleted when a run starts."""
-    if config.log_dir and Path(config.log_dir).resolve().is_relative_to(Path(train.output_dir).resolve()):
-        raise place_error(config.log_dir, "lies in --output-dir, which the run itself makes", option="log_dir")
 
 
 def check_address(address: str) -> None:
@@ -129,60 +215,6 @@ def check_remote() -> None:
         )
 
 
-def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
-    """Check a run, print its commands and start it; return its exit code. Raises UserError for what the user can fix."""
-    if config.slurm and not config.gpus_per_node:
-        raise UserError(
-            "gpus_per_node: not given, and the cluster may differ from this machine. With --slurm give the GPUs of a node."
-        )
-    config.gpus_per_node = config.gpus_per_node or count_gpus()
-    check_log_dir(config, train)
-    log_dir = Path(config.log_dir or f"{train.output_dir.rstrip('/')}-logs")
-    hosts = find_hosts(config)
-    if config.node_rank in (None, 0):  # later nodes may find that the first one has begun
-        run_folder.claim_folder(train, config.nodes * config.gpus_per_node)
-        has_port = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
-        if has_port and not config.slurm and not config.dry_run and is_here(hosts[0]):
-            check_port(config.master_port)
-    print(check_batch(train, config.nodes * config.gpus_per_node))
-    if train.deepspeed:
-        path = deepspeed_configs.find_config(train.deepspeed)
-        print(f"ZeRO-{deepspeed_configs.find_stage(train.deepspeed)}, from {path}")
-    environment, module = choose_environment(config.gpus_per_node), ["sftlab.train", *train_flags]
-    if config.slurm:
-        return write_batch_file(config, module, log_dir, environment)
-    if config.nodes > 1 and config.launcher == "deepspeed" and not config.hostfile:
-        config.hostfile = str(log_dir / "hostfile")  # started by hand on each node, where only the count matters
-        if not config.dry_run:
-            lines = [f"node-{node} slots={config.gpus_per_node}\n" for node in range(config.nodes)]
-            files.write_text(Path(config.hostfile), "".join(lines))
-    by_ssh = config.launcher == "deepspeed" and bool(config.hostfile) and config.node_rank is None
-    by_ssh = by_ssh and (config.nodes > 1 or not is_here(hosts[0]))
-    commands = build_commands(config, module, hosts, log_dir, by_ssh)
-    print("export", " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()))
-    for node, command in commands.items():
-        print(f"# on {hosts[node]}\n" * (len(commands) > 1) + shlex.join(command), flush=True)
-    if config.dry_run:
-        return 0
-    if by_ssh:
-        check_remote()
-        environment |= pass_on(environment, log_dir)
-    elif config.node_rank is None:
-        commands = keep_own(commands, hosts)
-    return processes.run(commands, log_dir, environment, Path(train.output_dir))
-
-
-def build_commands(
-    config: LaunchConfig, module: list[str], hosts: list[str], log_dir: Path, by_ssh: bool
-) -> dict[int, list[str]]:
-    """The commands of a run, by the rank of the node that each is for; by ssh the first node's command starts all."""
-    address = config.master_addr or ("127.0.0.1" if config.nodes == 1 else hosts[0])
-    check_address(address)
-    nodes = [None] if by_ssh else range(config.nodes) if config.node_rank is None else [config.node_rank]
-    place = log_dir.absolute()
-    return {node or 0: build_command(config, module, node, address, place / f"ranks-{node or 0}") for node in nodes}
-
-
 def keep_own(commands: dict[int, list[str]], hosts: list[str]) -> dict[int, list[str]]:
     """Those commands that are for this machine; where the others are to be started is printed. UserError if none is."""
     own = {node: command for node, command in commands.items() if is_here(hosts[node])}
@@ -199,8 +231,8 @@ def keep_own(commands: dict[int, list[str]], hosts: list[str]) -> dict[int, list
 def choose_environment(gpus_per_node: int) -> dict:
     """Variables that all processes get: threads for each, and what is set here of the network."""
     threads = max(1, (os.cpu_count() or 1) // gpus_per_node)
-    names = [name for name in sorted(os.environ) if name in PASSED_ON or name.startswith(PREFIXES)]
-    return {"OMP_NUM_THREADS": str(threads)} | {name: os.environ[name] for name in names}
+    own = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PASSED_ON)}
+    return {"OMP_NUM_THREADS": str(threads)} | own
 
 
 def pass_on(environment: dict, folder: Path) -> dict:
@@ -209,21 +241,6 @@ def pass_on(environment: dict, folder: Path) -> dict:
     named = {name: value for name, value in environment.items() if name != "PYTHONPATH"}  # which it passes on itself
     files.write_text(path, "".join(f"{name}={value}\n" for name, value in named.items()))
     return {"DS_ENV_FILE": str(path)}
-
-
-def write_batch_file(config: LaunchConfig, module: list[str], log_dir: Path, environment: dict) -> int:
-    log_dir = log_dir.absolute()
-    command = build_command(config, module, slurm.NODE, slurm.FIRST, log_dir / f"ranks-{slurm.NODE}")
-    text = slurm.format_script(command, config, log_dir, environment)
-    if config.dry_run:
-        print(text, end="")
-        return 0
-    path = Path(config.batch_file)
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-        raise place_error(path, "exists with other content; it stays", option="batch_file")
-    files.write_text(path, text)
-    print(f"wrote {path}; start it with `sbatch {path}`; the logs of each rank: {log_dir}")
-    return 0
 
 
 def is_here(host: str) -> bool:
@@ -242,9 +259,10 @@ def find_hosts(config: LaunchConfig) -> list[str]:
                 f"Write this machine's name or address in {config.hostfile}, or give --master-addr."
             )
         return hosts
-    if config.nodes > 1 and not config.slurm and (config.node_rank is None or not config.master_addr):
+    by_hand = config.node_rank is not None and config.master_addr and config.launcher == "torchrun"
+    if config.nodes > 1 and not config.slurm and not by_hand:
         raise UserError(
-            f"nodes: {config.nodes} need a --hostfile, or --slurm, or, started on each by hand, "
+            f"nodes: {config.nodes} need a --hostfile, or --slurm, or, started on each by hand with torchrun, "
             f"--node-rank 0 … {config.nodes - 1} and --master-addr of the first."
         )
     return ["localhost"] * config.nodes
@@ -252,27 +270,18 @@ def find_hosts(config: LaunchConfig) -> list[str]:
 
 def read_hosts(path: str | Path) -> dict[str, int]:
     """Host names and their slots (GPUs), in the order of the file. Raises UserError with the file and line that is wrong."""
-    path, hosts = Path(path), {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"hostfile: no file {path}. {HOST_LINE}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"hostfile: {path} is not UTF-8 text: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        where, text = f"{path}, line {number}", line.strip()
-        if not text or text.startswith("#"):
-            continue
-        if not (match := re.fullmatch(r"(\S+)\s+slots=(\d+)(\s+#.*)?", text)):
-            raise UserError(f"{where}: {text!r} is not `HOST slots=GPUS`, as `node-1 slots=8`; no spaces at the =.")
-        host, slots = match[1], int(match[2])
-        if host in hosts:
-            raise UserError(f"{where}: {host} is there twice. Give its slots in one line.")
-        if slots == 0:
-            raise UserError(f"{where}: {host} has no slots. Write how many GPUs it has, or remove the line.")
-        hosts[host] = slots
-    if not hosts:
-        raise UserError(f"hostfile: {path} names no host. {HOST_LINE}")
+    line_of_one = "`HOST slots=GPUS`, as `node-1 slots=8`"
+    if not Path(path).is_file():
+        raise UserError(f"hostfile: no file {path}. It has a line {line_of_one}, for each node.")
+    hosts = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if text := line.partition("#")[0].strip():
+            match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
+            if not match or match[1] in hosts:
+                raise UserError(
+                    f"{path}, line {number}: {text!r} is not {line_of_one}: no spaces at the =, a slot or more, each host once."
+                )
+            hosts[match[1]] = int(match[2])
     return hosts
 
 

@@ -6,10 +6,12 @@ continue when the cell has ended, and end with the run or the panel.
     from sftlab import runs; runs.attach("runs/first")
 """
 
+import functools
+import os
 import threading
 import time
 
-from sftlab import pages, plots
+from sftlab import plots
 from sftlab.errors import UserError
 from sftlab.runs import background, logs, state
 from sftlab.train import folder as run_folder
@@ -17,50 +19,28 @@ from sftlab.train import folder as run_folder
 EVERY = 1.0  # seconds from update to update
 LAST_LINES = 20  # of the log
 MOST_POINTS = 1000  # of a curve
-STYLE = """<style>
-.sftlab-run{color:var(--jp-ui-font-color1);font-size:var(--jp-ui-font-size1);line-height:1.5}
-.sftlab-run progress{width:100%;height:1rem;accent-color:var(--jp-brand-color1)}
-.sftlab-facts{display:flex;flex-wrap:wrap;gap:.3rem 1.6rem;margin:.3rem 0}.sftlab-facts span{display:block}
-.sftlab-facts b{font-variant-numeric:tabular-nums}
-.sftlab-run pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:var(--jp-code-font-size);line-height:1.4;margin:0;padding:.4rem;
-border:1px solid var(--jp-border-color1);color:var(--jp-content-font-color1);background:var(--jp-layout-color1)}
-.sftlab-run th,.sftlab-run td{text-align:left;padding:.2rem 1rem .2rem 0}.sftlab-run .sftlab-wrong{border-left:4px solid var(--jp-error-color1);padding-left:.6rem}</style>"""
 
 
-def wrap(html: str, style: str = "") -> str:
-    return f"{style}<div class='sftlab-run'>{html}</div>"
+@functools.cache
+def load_html():
+    """The macros of panel.html.j2, which escape what they are given."""
+    from jinja2 import Environment, PackageLoader
+
+    return Environment(loader=PackageLoader("sftlab.runs", "."), autoescape=True).get_template("panel.html.j2").module
 
 
-def write_status(run: state.Run) -> str:
-    """The sentence on a run's state, which a screen reader reads when it changes."""
-    mark = "sftlab-wrong" if run.status in ("failed", "killed") else ""
-    sentence = pages.text(state.format_status(run))
-    return wrap(f"<p role='status' aria-live='polite' class='{mark}'><b>{sentence}</b></p>", STYLE)
-
-
-def write_error(text: str) -> str:
-    return wrap(f"<p role='alert' class='sftlab-wrong'>{pages.text(text)}</p>", STYLE)
-
-
-def write_facts(run: state.Run) -> str:
-    """The progress bar and the figures of a run."""
-    facts = "".join(
-        f"<div><span>{pages.text(name)}</span> <b>{pages.text(text)}</b></div>" for name, text in state.list_facts(run)
+def write_html(run: state.Run) -> list[str]:
+    """A run's status, its figures with a progress bar, and the end of what it printed in the background."""
+    html, place = load_html(), logs.find_logs(run.folder)
+    wrong, active = run.status in ("failed", "killed"), run.status in state.ACTIVE
+    lines = logs.read_end(place / logs.LOG).strip("\n").splitlines() if "start" in run.progress else []
+    lines = [line for line in lines if not (line.startswith("{'") and line.endswith("'}"))]  # they are in the chart
+    parts = (
+        html.status(state.format_status(run), wrong),
+        html.facts(run.folder.name, run.step, run.max_steps, active, state.list_facts(run)),
+        html.log(f"{place.name}/{logs.LOG}", lines[-LAST_LINES:]),
     )
-    value = "" if run.status in state.ACTIVE else " value='0'"  # without a value it moves: at work, the end not known
-    if run.max_steps:
-        value = f" max='{run.max_steps}' value='{run.step}'"
-    bar = f"<progress aria-label='steps of {pages.text(run.folder.name)}'{value}></progress>"
-    return wrap(f"{bar}<div class='sftlab-facts'>{facts}</div>")
-
-
-def write_log(run: state.Run) -> str:
-    """The last lines that a background run printed, without the Trainer's numbers, which are in the chart."""
-    place = logs.find_logs(run.folder)
-    lines = logs.read_end(place / logs.LOG, run.attempt.get("offset", 0)).strip("\n").splitlines()
-    lines = [line for line in lines if not (line.startswith("{'") and line.endswith("'}"))][-LAST_LINES:]
-    title = pages.text(f"The last lines of {place.name}/{logs.LOG}")
-    return wrap(f"{title}<pre>{pages.text(chr(10).join(lines))}</pre>") if lines else ""
+    return [str(part) for part in parts]
 
 
 def thin_out(history: list[dict]) -> list[dict]:
@@ -87,13 +67,6 @@ def draw(figure, histories: dict[str, list]) -> None:
     figure._repr_mimebundle_()  # also puts the data into the widget's state, which a page that is reloaded asks for
 
 
-def make_chart():
-    """An empty chart of losses, to `draw` into."""
-    from plotly.graph_objects import FigureWidget
-
-    return FigureWidget(layout=plots.lines([], {}, "step", "loss", "Loss").layout)
-
-
 def print_run(run: state.Run) -> None:
     """Print a run as text and a picture, for a notebook without a reader."""
     print(state.format_run(run))
@@ -101,54 +74,47 @@ def print_run(run: state.Run) -> None:
         plots.show(plots.loss_curve(run.history))
 
 
-def can_resume(run: state.Run) -> bool:
-    return run.status in ("interrupted", "failed", "killed") and run_folder.find_last(run.folder) is not None
-
-
 def make_panel(run: state.Run, other: state.Run | None = None):
     """An ipywidgets box that follows a run, with the losses of another one in its chart. `box.run`: the run as read last."""
     import ipywidgets
+    from plotly.graph_objects import FigureWidget
 
     status, facts, message, log = (ipywidgets.HTML() for _ in range(4))
-    chart = make_chart()
+    chart = FigureWidget(layout=plots.lines([], {}, "step", "loss", "Loss").layout)
     stop = ipywidgets.Button(description="Stop", tooltip="write a checkpoint after the present step, then end")
     resume = ipywidgets.Button(description="Resume", tooltip="from the last checkpoint")
     box = ipywidgets.VBox([status, facts, ipywidgets.HBox([stop, resume]), message, chart, log])
     box.run, box.follower, drawn, lock = run, None, [], threading.Lock()
+    folders = [one.folder for one in (run, other) if one]
+    names = [os.path.relpath(folder, os.path.commonpath([place.parent for place in folders])) for folder in folders]
 
     def update() -> None:
         with lock:
-            box.run = now = state.read(run.folder)
-            for widget, text in ((status, write_status(now)), (facts, write_facts(now)), (log, write_log(now))):
+            now, *others = map(state.read, folders)
+            box.run = now
+            for widget, text in zip((status, facts, log), write_html(now), strict=True):
                 if widget.value != text:  # a selection, or the place of a screen reader, stays
                     widget.value = text
-            stop.disabled = now.status not in state.ACTIVE or "asked" in now.attempt
-            resume.disabled = not can_resume(now)
-            histories = {name_run(now, other): now.history}
-            if other is not None:
-                histories[name_run(other, now)] = state.read(other.folder).history
+            stop.disabled = now.status not in state.ACTIVE or "asked" in now.progress
+            ended = now.status in ("interrupted", "failed", "killed")
+            resume.disabled = not (ended and run_folder.find_last(now.folder))
+            histories = {name: one.history for name, one in zip(names, (now, *others), strict=True)}
             if drawn != [histories]:
                 draw(chart, histories)
                 drawn[:] = [histories]
 
-    def act(action) -> None:
+    def act(action, _) -> None:
         message.value = ""
         try:
             action(box.run)
         except UserError as error:
-            message.value = write_error(str(error))
+            message.value = str(load_html().error(error))
         follow(box, update, message)
 
-    stop.on_click(lambda _: act(background.stop))
-    resume.on_click(lambda _: act(background.resume))
+    stop.on_click(functools.partial(act, background.stop))
+    resume.on_click(functools.partial(act, background.resume))
     follow(box, update, message)
     return box
-
-
-def name_run(run: state.Run, other: state.Run | None) -> str:
-    """The name of a run in a chart with another."""
-    same = other is not None and run.folder.name == other.folder.name
-    return f"{run.folder.parent.name}/{run.folder.name}" if same else run.folder.name
 
 
 def follow(box, update, message) -> None:
@@ -161,7 +127,8 @@ def follow(box, update, message) -> None:
         try:
             update()
         except Exception as error:  # a thread would lose it
-            message.value = write_error(f"The panel has stopped: {error!r}. The run continues; make the panel again.")
+            sentence = f"The panel has stopped: {error!r}. The run continues; make the panel again."
+            message.value = str(load_html().error(sentence))
             return False
         return box.run.status in state.ACTIVE
 

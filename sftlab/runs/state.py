@@ -1,22 +1,22 @@
 """The state of a run, read from its files: where it is, whether its process is alive, why it ended. Nothing is changed here.
 
-Whatever trains into a run folder is found: `runs.start`, `sftlab train` in a terminal, launchers, notebooks.
+Whatever trains into a run folder is found: `runs.start`, `sftlab train` in a terminal, launchers, notebooks. One file says
+what a run is doing, progress.json: `start` in it is from who started it in the background, all else from the training.
 
     python -c "from sftlab.runs import state; print(*state.find('runs'), sep='\\n')"
 """
 
 import os
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.memory import duration
-from sftlab.runs import logs
 from sftlab.train import folder as run_folder
 
 ACTIVE = ("starting", "running")
-ABOUT = "background.json"  # in the folder of logs: which process was started last in the background, and with what
 DEPTH = 5  # levels of folders that are searched for runs
 SAME = 0.05  # seconds by which two readings of a process's start may differ
 KILLED = "ended without a message: killed from outside, most often because memory ran out, or the machine went down"
@@ -36,10 +36,8 @@ class Run:
     """A run at one moment, from its files; `read(run.folder)` for the next.
 
     status: starting, running, completed, interrupted, failed, killed (it left no message), or none (there is no run).
-    reason: why it ended so; also how a later start ended before its training began, which leaves the run as it is.
-    started: seconds since the epoch. history: the entries of its log. progress: the last progress.json.
-    attempt: what was started in the background. process: the one that lives (`folder.identify`), or None; a
-    notebook's kernel outlives its run.
+    started: seconds since the epoch. history: the entries of its log. progress: its progress.json. process: the one to
+    stop (`folder.identify`): a launcher, or the one that trains; None where none is at work.
     """
 
     folder: Path
@@ -49,11 +47,13 @@ class Run:
     config_hash: str = ""
     step: int = 0
     max_steps: int | None = None
-    started: float | None = None
     history: list[dict] = field(default_factory=list, repr=False)
     progress: dict = field(default_factory=dict, repr=False)
-    attempt: dict = field(default_factory=dict, repr=False)
     process: dict | None = field(default=None, repr=False)
+
+    @property
+    def started(self) -> float | None:
+        return self.progress.get("started")
 
     @property
     def speed(self) -> tuple[float, float] | None:
@@ -78,34 +78,18 @@ class Run:
 def read(folder: str | Path) -> Run:
     """The run of a folder, from its files and from whether its process is alive."""
     folder = Path(folder).absolute()
-    about, progress = files.read_json(folder / "run.json"), files.read_json(folder / run_folder.PROGRESS)
-    result, history = files.read_json(folder / "result.json"), run_folder.read_log(folder)
-    attempt = read_attempt(folder, progress)
-    process, note = find_process(attempt, progress), ""
-    if process and process != attempt.get("process"):
-        attempt.pop("asked", None)  # the process that was asked to stop isn't the one at work
-    if "process" in attempt and progress.get("started", 0) < attempt["started"]:  # the last start hasn't trained
-        same_result, planned = attempt["result_before"] == stamp(folder), {"config": attempt["config"]}
-        if process == attempt["process"]:  # it is loading
-            about, progress = planned, {}
-            history = [] if attempt["config"]["overwrite"] else history
-        elif about and (progress or result):  # it ended, and left an earlier run as it was
-            note = explain_start(folder, attempt) if same_result else ""
-            if not attempt["config"]["resume"]:  # how it was started says nothing of that run
-                attempt = {name: attempt[name] for name in ("process", "started", "offset")}
-            same_result = False
-        else:
-            about = about or planned
-        result = {} if same_result else result
+    names = ("run.json", run_folder.PROGRESS, "result.json")
+    about, progress, result = (files.read_json(folder / name) for name in names)
+    process, history = find_process(progress), run_folder.read_log(folder)
+    loading = process is not None and "process" not in progress
+    if loading:  # what is in the folder is of an earlier start
+        result = {}
+    if "start" in progress and (loading or not about):
+        about = {"config": progress["start"]["config"]}
     config = TrainConfig(**TrainConfig.keep_known(about["config"])) if about.get("config") else None
-    if result:
-        status, reason = result["status"], result.get("error", "")
-        if status == "interrupted" and not reason:
-            reason = f"a checkpoint is saved ({result.get('signal')})"
-    elif process:
-        status, reason = "running" if "step" in progress else "starting", ""
-    else:
-        status, reason = find_end(folder, {} if note else attempt, progress)
+    if loading and config.overwrite:
+        history = []
+    status, reason = find_status(about, progress, result, process)
     logged = next((entry for entry in reversed(history) if "max_steps" in entry), {})
     step = result.get("metrics", {}).get("steps", progress.get("step", logged.get("step", 0)))
     if not result and not process and (last := run_folder.find_last(folder)):
@@ -113,91 +97,58 @@ def read(folder: str | Path) -> Run:
     return Run(
         folder,
         status,
-        "; ".join(filter(None, (reason, note))),
+        reason,
         config,
         about.get("config_hash") or (config.hash() if config else ""),
         step,
         progress.get("max_steps", logged.get("max_steps")),
-        progress.get("started") or attempt.get("started"),
         history,
         progress,
-        attempt,
         process,
     )
 
 
-def stamp(folder: Path) -> int | None:
-    """When a run folder's result was written, to the nanosecond, or None."""
-    path = folder / "result.json"
-    return path.stat().st_mtime_ns if path.is_file() else None
-
-
-def read_attempt(folder: Path, progress: dict) -> dict:
-    """What was started last in the background; only its place where another process (a terminal's) has trained since."""
-    place = logs.find_logs(folder)
-    attempt = files.read_json(place / ABOUT)
-    if not attempt or attempt["launch"] or progress.get("started", 0) < attempt["started"]:
-        return attempt
-    if is_same(attempt["process"], progress["process"]):
-        return attempt
-    log = place / logs.LOG
-    return {"cwd": attempt["cwd"], "offset": log.stat().st_size if log.is_file() else 0}
-
-
-def explain_attempt(folder: Path, attempt: dict) -> str:
-    """Why the process that was started in the background ended, from its log; empty where that doesn't say."""
-    return logs.explain_end(logs.read_end(logs.find_logs(folder) / logs.LOG, attempt["offset"]))
-
-
-def find_end(folder: Path, attempt: dict, progress: dict) -> tuple[str, str]:
-    """(status, reason) of a run without a process and without a result."""
-    if not attempt and not progress and not (folder / "run.json").is_file():
-        return "none", "there is no run"
-    if attempt.get("asked") and not progress.get("step"):
+def find_status(about: dict, progress: dict, result: dict, process: dict | None) -> tuple[str, str]:
+    """(status, reason) of a run, from its files and the process that is at work."""
+    if result:
+        reason = result.get("error", "")
+        if result["status"] == "interrupted" and not reason:
+            reason = f"a checkpoint is saved ({result.get('signal')})"
+        if "reason" in progress and "process" not in progress:  # a later start, which left the run as it was
+            reason = f"{reason}; the last start: {progress['reason']}".removeprefix("; ")
+        return result["status"], reason
+    if process:
+        return ("running" if "doing" in progress else "starting"), ""
+    if "ended" in progress:
+        return progress["status"], progress["reason"]
+    if "asked" in progress and "doing" not in progress:
         return "interrupted", "before its first step"
-    if "process" in attempt and (reason := explain_attempt(folder, attempt)):
-        return "failed", reason
-    return "killed", KILLED
+    return ("killed", KILLED) if progress or "config_hash" in about else ("none", "there is no run")
 
 
-def explain_start(folder: Path, attempt: dict) -> str:
-    """How a start ended that has left an earlier run as it was."""
-    if attempt.get("asked"):
-        return "the last start was stopped before it began"
-    reason = explain_attempt(folder, attempt)
-    return (
-        f"the last start {'was ' if reason.startswith('refused: ') else 'failed: ' if reason else ''}{reason or KILLED}"
-    )
-
-
-def find_process(attempt: dict, progress: dict) -> dict | None:
+def find_process(progress: dict) -> dict | None:
     """The process of a run that is at work: the one that was started in the background, else the one that trains."""
-    for about in (attempt, progress):
-        if "process" in about and is_alive(about["process"]):
-            return about["process"]
-    return None
-
-
-def is_same(process: dict, other: dict) -> bool:
-    """Whether two results of `folder.identify` are of the same process."""
-    same_id = (process["pid"], process["host"]) == (other["pid"], other["host"])
-    return same_id and abs(process["since_boot"] - other["since_boot"]) < SAME
+    if "ended" in progress:  # a notebook's kernel lives on
+        return None
+    own = (progress.get("start", {}).get("process"), progress.get("process"))
+    return next((process for process in own if process and is_alive(process)), None)
 
 
 def is_elsewhere(process: dict) -> bool:
     """Whether a process is one of another machine."""
-    return process["host"] != run_folder.identify()["host"]
+    return process["host"] != platform.node()
 
 
 def is_alive(process: dict) -> bool:
     """Whether a process (`folder.identify`) is at work. One of another machine can't be asked, and counts as alive."""
     import psutil
 
-    if not process or is_elsewhere(process):
-        return bool(process)
+    if is_elsewhere(process):
+        return True
     try:
+        began = run_folder.identify(process["pid"])["since_boot"]
         zombie = psutil.Process(process["pid"]).status() == psutil.STATUS_ZOMBIE
-        return not zombie and is_same(run_folder.identify(process["pid"]), process)
+        return not zombie and abs(began - process["since_boot"]) < SAME  # process numbers are used again
     except psutil.Error:
         return False
 
@@ -210,17 +161,15 @@ def find_place() -> Path:
 
 def find(folder: str | Path | None = None) -> list[Run]:
     """All runs in a folder (default: `find_place`) and the folders in it, the last one that began first."""
-    found, top = set(), Path(folder or find_place()).absolute()
+    found, top = [], Path(folder or find_place()).absolute()
     for place, names, own in os.walk(top):
         place = Path(place)
-        if "run.json" in own and "config_hash" in files.read_json(place / "run.json"):
-            found.add(place)
-        name = place.name.removesuffix("-logs")
-        if ABOUT in own and place != top and name not in ("", place.name):
-            found.add(place.with_name(name))
-        done = place in found or len(place.relative_to(top).parts) >= DEPTH
-        names[:] = [] if done else [name for name in names if not name.startswith((".", "checkpoint-"))]
-    return sorted(map(read, found), key=lambda run: run.started or 0, reverse=True)
+        is_run = run_folder.PROGRESS in own or "config_hash" in files.read_json(place / "run.json")
+        if is_run:
+            found.append(read(place))
+        deep = len(place.relative_to(top).parts) >= DEPTH
+        names[:] = [] if is_run or deep else [name for name in names if not name.startswith(".")]
+    return sorted(found, key=lambda run: run.started or 0, reverse=True)
 
 
 def format_status(run: Run) -> str:
@@ -228,40 +177,36 @@ def format_status(run: Run) -> str:
     if run.status == "failed" and run.reason.startswith("refused: "):
         return f"{run.folder.name} was {run.reason}"
     sentence = STATUS[run.status]
-    if run.status in ACTIVE and run.attempt.get("asked"):
+    if run.status in ACTIVE and "asked" in run.progress:
         sentence = "is stopping: a checkpoint is written first"
-    elif run.status == "running" and run.progress.get("doing") == "evaluating":
+    elif run.status == "running" and run.progress["doing"] == "evaluating":
         sentence = "is running, and measures the validation loss"
     return f"{run.folder.name} {sentence}" + (f": {run.reason}" if run.reason else "")
 
 
-def format_step(run: Run) -> str:
-    return f"{run.step} of {run.max_steps}" if run.max_steps else str(run.step or "")
+def list_facts(run: Run) -> dict[str, str]:
+    """The figures of a run as texts by their names; empty where one isn't known."""
 
+    def format_number(value: float | None, form: str = ".4g") -> str:
+        return "" if value is None else f"{value:{form}}"
 
-def format_number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    def format_bytes(size: int | None) -> str:
+        return f"{size / 1e9:.2f} GB" if size else ""
 
-
-def list_facts(run: Run) -> list[tuple[str, str]]:
-    """The figures of a run, as pairs of a name and a text; what isn't known yet is left out."""
-    memory, gpu = run.progress.get("memory_bytes"), run.progress.get("gpu_memory_bytes")
-    left = run.seconds_left
-    facts = [
-        ("step", format_step(run)),
-        ("epoch", format_number(run.progress.get("epoch"))),
-        ("time left", "" if left is None else duration.format_seconds(left)),
-        ("loss", format_number(run.find_last("loss"))),
-        ("validation loss", format_number(run.find_last("eval_loss"))),
-        ("learning rate", format_number(run.find_last("learning_rate"))),
-        ("tokens per second", f"{run.speed[1]:,.0f}" if run.speed else ""),
-        ("memory", f"{memory / 1e9:.2f} GB" if memory else ""),
-        ("memory of the GPU", f"{gpu / 1e9:.2f} GB" if gpu else ""),
-    ]
-    return [(name, text) for name, text in facts if text]
+    return {
+        "step": f"{run.step} of {run.max_steps}" if run.max_steps else str(run.step or ""),
+        "epoch": format_number(run.progress.get("epoch")),
+        "time left": "" if run.seconds_left is None else duration.format_seconds(run.seconds_left),
+        "loss": format_number(run.find_last("loss")),
+        "validation loss": format_number(run.find_last("eval_loss")),
+        "learning rate": format_number(run.find_last("learning_rate")),
+        "tokens per second": format_number(run.speed and run.speed[1], ",.0f"),
+        "memory": format_bytes(run.progress.get("memory_bytes")),
+        "memory of the GPU": format_bytes(run.progress.get("gpu_memory_bytes")),
+    }
 
 
 def format_run(run: Run) -> str:
     """A run in a line or two of text."""
-    facts = ", ".join(f"{name} {text}" for name, text in list_facts(run))
+    facts = ", ".join(f"{name} {text}" for name, text in list_facts(run).items() if text)
     return format_status(run) + (f"\n  {facts}" if facts else "")

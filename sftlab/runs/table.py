@@ -9,14 +9,13 @@ import json
 import time
 from pathlib import Path
 
-from sftlab import pages
 from sftlab.config.configs import RunsConfig
 from sftlab.errors import UserError
-from sftlab.memory import duration
 from sftlab.runs import background, panel, state
 from sftlab.runs.state import Run
 
-HEADS = ("run", "status", "step", "time left", "loss", "validation", "tokens/s", "began", "configuration")
+FACTS = ("step", "time left", "loss", "validation loss", "tokens per second")
+HEADS = ("run", "status", *FACTS, "began", "configuration")
 LOGGED = ("loss", "eval_loss", "learning_rate", "grad_norm")  # of an entry of the log
 NOTHING = "—"  # in the list of runs to compare with
 
@@ -26,35 +25,27 @@ def find_named(folder: str | Path) -> dict[str, Run]:
     return {str(run.folder.relative_to(Path(folder).absolute())): run for run in state.find(folder)}
 
 
-def list_row(name: str, run: Run) -> tuple[str, ...]:
-    """A run as a line of a table under HEADS."""
-    return (
-        name,
-        run.status,
-        state.format_step(run),
-        "" if run.seconds_left is None else duration.format_seconds(run.seconds_left),
-        state.format_number(run.find_last("loss")),
-        state.format_number(run.find_last("eval_loss")),
-        f"{run.speed[1]:,.0f}" if run.speed else "",
-        time.strftime("%m-%d %H:%M", time.localtime(run.started)) if run.started else "",
-        run.config_hash,
-    )
+def list_rows(runs: dict[str, Run]) -> list[tuple[str, ...]]:
+    """The lines of a table under HEADS."""
+    rows = []
+    for name, run in runs.items():
+        facts = state.list_facts(run)
+        began = time.strftime("%m-%d %H:%M", time.localtime(run.started)) if run.started else ""
+        rows.append((name, run.status, *(facts[fact] for fact in FACTS), began, run.config_hash))
+    return rows
 
 
 def to_json(run: Run) -> dict:
     """A run as plain data: the row of the table in numbers, with its configuration."""
     names = ("status", "reason", "step", "max_steps", "started", "config_hash", "seconds_left")
-    return (
-        {"folder": str(run.folder)}
-        | {name: getattr(run, name) for name in names}
-        | {
-            "loss": run.find_last("loss"),
-            "eval_loss": run.find_last("eval_loss"),
-            "tokens_per_second": run.speed[1] if run.speed else None,
-            "memory_bytes": run.progress.get("memory_bytes"),
-            "config": dataclasses.asdict(run.config) if run.config else None,
-        }
-    )
+    return {name: getattr(run, name) for name in names} | {
+        "folder": str(run.folder),
+        "loss": run.find_last("loss"),
+        "eval_loss": run.find_last("eval_loss"),
+        "tokens_per_second": run.speed[1] if run.speed else None,
+        "memory_bytes": run.progress.get("memory_bytes"),
+        "config": dataclasses.asdict(run.config) if run.config else None,
+    }
 
 
 def format_table(folder: str | Path) -> str:
@@ -62,7 +53,7 @@ def format_table(folder: str | Path) -> str:
     found = find_named(folder)
     if not found:
         return f"no runs in {folder}"
-    rows = [HEADS, *(list_row(name, run) for name, run in found.items())]
+    rows = [HEADS, *list_rows(found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join(lines + [f"{name}: {run.reason}" for name, run in found.items() if run.reason])
@@ -73,9 +64,8 @@ def make_list(folder: str | Path):
     import ipywidgets
 
     table, place = ipywidgets.HTML(), ipywidgets.VBox()
-    wide = {"description_width": "initial"}
     chosen = ipywidgets.Dropdown(description="run", layout={"width": "max-content"})
-    other = ipywidgets.Dropdown(options=[NOTHING], description="compare with", style=wide)
+    other = ipywidgets.Dropdown(description="compare with", style={"description_width": "initial"})
     again = ipywidgets.Button(description="Look again", tooltip="for runs that have begun since")
     found = {}
 
@@ -88,9 +78,7 @@ def make_list(folder: str | Path):
     def update_table(_=None) -> None:
         found.clear()
         found.update(find_named(folder))
-        rows = [list_row(name, run) for name, run in found.items()]
-        html = pages.table(HEADS, rows) if rows else f"<p>no runs in {pages.text(folder)}</p>"
-        table.value = f"{panel.STYLE}<div class='sftlab-run'>{html}</div>"
+        table.value = str(panel.load_html().table(HEADS, list_rows(found), folder))
         for field, options in ((chosen, list(found)), (other, [NOTHING, *found])):
             if list(field.options) != options:
                 kept = field.value
@@ -115,12 +103,10 @@ def run_command(config: RunsConfig) -> int:
         print(state.format_run(background.resume(find_run(config.resume))))
     if config.follow:
         return follow(find_run(config.follow))
-    if config.stop or config.resume:
-        return 0
     folder = config.folder or state.find_place()
     if config.json:
         print(json.dumps([to_json(run) for run in state.find(folder)], ensure_ascii=False, indent=2))
-    else:
+    elif not (config.stop or config.resume):
         print(format_table(folder))
     return 0
 
@@ -139,8 +125,7 @@ def follow(run: Run) -> int:
     while True:
         run = state.read(run.folder)
         for entry in run.history[printed:]:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if name in LOGGED)
-            if numbers:
+            if numbers := ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if name in LOGGED):
                 print(f"step {entry['step']}: {numbers}", flush=True)
         printed = len(run.history)
         if run.status not in state.ACTIVE:

@@ -12,7 +12,6 @@ import psutil
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from sftlab import files
 from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
@@ -95,9 +94,7 @@ class LiveLog(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer, self.folder = trainer, Path(trainer.args.output_dir)
-        self.progress = {"process": run_folder.identify(), "started": time.time()}
-        self.written, self.broken = 0.0, False
-        self.write(files.write_json, self.folder / run_folder.PROGRESS, self.progress)
+        self.written, self.began, self.broken = 0.0, {}, False
 
     def write(self, function, *arguments) -> None:
         try:
@@ -115,9 +112,9 @@ class LiveLog(TrainerCallback):
         self.written, tokens = now, int(self.trainer._total_train_tokens)
         at = {"time": now, "step": state.global_step, "tokens": tokens}
         if doing == "training" and state.global_step > self.first_step:
-            self.progress.setdefault("began", at)  # the first step is slow, and doesn't count for the speed
-        self.progress |= at | {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch} | measure_memory()
-        self.write(files.write_json, self.folder / run_folder.PROGRESS, self.progress)
+            self.began = self.began or {"began": at}  # the first step is slow, and doesn't count for the speed
+        more = {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch} | measure_memory()
+        self.write(run_folder.update_progress, self.folder, at | self.began | more)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first_step = state.global_step

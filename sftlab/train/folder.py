@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from pathlib import Path
 
 from sftlab import files
@@ -33,7 +34,8 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def holds_something(place: Path) -> bool:
-    return place.exists() and not (place.is_dir() and not any(place.iterdir()))
+    """Whether there is more at a place than what a run leaves that ended before it trained."""
+    return place.exists() and not (place.is_dir() and all(path.name == PROGRESS for path in place.iterdir()))
 
 
 def claim_folder(config: TrainConfig, processes: int) -> Path | None:
@@ -88,9 +90,11 @@ def begin(config: TrainConfig, about: dict) -> None:
     """
     folder = Path(config.output_dir)
     print("\n".join(f"{name}: {choice}" for name, choice in about["choices"].items()), flush=True)
+    start = files.read_json(folder / PROGRESS).get("start")  # by `runs.start`
     if config.overwrite and folder.exists():
         shutil.rmtree(folder)
     files.write_json(folder / "run.json", about)
+    write_process(folder, start)
     result = files.read_json(folder / "result.json")
     for path in (folder / "result.json", folder / "report.html"):
         if path.exists() and "evaluation" in result:
@@ -109,6 +113,43 @@ def identify(pid: int | None = None) -> dict:
 
     since_boot = psutil.Process(pid).create_time() - psutil.boot_time()
     return {"pid": pid or os.getpid(), "since_boot": round(since_boot, 2), "host": platform.node()}
+
+
+def write_process(folder: Path, start: dict | None) -> None:
+    """Begin progress.json: which process trains, and where. start: what started it in the background, if it is this run's."""
+    kept = {"start": start} if start and (start["launch"] or is_this(start["process"])) else {}
+    files.write_json(folder / PROGRESS, {"process": identify(), "started": time.time(), "cwd": os.getcwd()} | kept)
+
+
+def is_this(process: dict | None) -> bool:
+    """Whether a process (`identify`) is the one that asks."""
+    return bool(process) and (process["pid"], process["host"]) == (os.getpid(), platform.node())
+
+
+def update_progress(folder: Path, changes: dict) -> None:
+    files.write_json(folder / PROGRESS, files.read_json(folder / PROGRESS) | changes)
+
+
+@contextlib.contextmanager
+def noting_end(folder: Path):
+    """Note in progress.json an error that ends the block: of a run that was refused it is the only trace."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        name = "refused" if isinstance(error, UserError) else type(error).__name__
+        note_end(folder, status, f"{name}: {' '.join(str(error).split())[:1000] or 'stopped at once'}")
+        raise
+
+
+def note_end(folder: Path, status: str, reason: str) -> None:
+    """Note that this process trains in a folder no more; a run of another one is left alone."""
+    progress = files.read_json(folder / PROGRESS)
+    if is_this(progress.get("process")) or is_this(progress.get("start", {}).get("process")):
+        with contextlib.suppress(OSError):
+            update_progress(folder, {"ended": time.time(), "status": status, "reason": reason})
 
 
 def read_precision(config: TrainConfig) -> tuple[bool, str] | None:

@@ -254,7 +254,7 @@ def train(config: TrainConfig) -> dict:
     was killed leaves none. `seconds` counts from this start, `steps` all steps of the run, resumed or not. Raises UserError
     for what the user can fix.
     """
-    with distributed.initialized(config) as world:
+    with run_folder.noting_end(Path(config.output_dir)), distributed.initialized(config) as world:
         checkpoint = distributed.run_on_main(run_folder.claim_folder, config, world.size)
         with forecast.advising(config):
             trainer = make_trainer(config)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
@@ -18,17 +17,20 @@ from sftlab.doctor import checks
 from sftlab.doctor.checks import FAILS, NOTE, OK
 
 
-def test_the_whole_check_up_on_this_machine(sftlab_command, tmp_path):
+def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, capsys):
     token = "hf_" + "Y" * 34
-    code, out, error = sftlab_command("doctor", "--json", HF_TOKEN=token, HOME=str(tmp_path))
-    found = json.loads(out)
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code = main(["doctor", "--json"])
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
     lines = {line["name"]: line for line in found["checks"]}
     assert list(lines) == list(checks.CHECKS)
     assert code == 0 and found["healthy"], [line for line in lines.values() if line["state"] == FAILS]
-    assert lines["token"]["found"] == "one is set, by HF_TOKEN" and token not in out + error
+    assert lines["token"]["found"] == "one is set, by HF_TOKEN" and token not in printed.out + printed.err
     assert lines["device"]["state"] == NOTE and "the course runs on this CPU" in lines["device"]["found"]
     assert lines["network"]["state"] == NOTE and "4 bits off by 0.0" in lines["quantization"]["found"]
-    assert str(tmp_path) not in out and found["versions"]["torch"]
+    assert str(tmp_path) not in printed.out and found["versions"]["torch"]
     assert sum(line["seconds"] for line in lines.values()) < 60  # about 5 s of an idle core
 
 
@@ -107,9 +109,7 @@ def test_little_disk_and_little_memory(monkeypatch):
         assert checks.check_memory()[0] == state
 
 
-def test_tools_a_port_and_downloads_that_were_cut_off(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
+def test_tools_that_are_missing_and_a_port_in_use(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda tool, path=None: None if tool == "g++" else tool)
     state, found, step = checks.check_compiler()
     assert state == NOTE and "g++ missing" in found and "apt install" in step
@@ -122,12 +122,6 @@ def test_tools_a_port_and_downloads_that_were_cut_off(monkeypatch, tmp_path):
             pass  # another program has it, which is as good
         state, found, step = checks.check_ports()
         assert state == NOTE and "in use" in found and step.startswith("--master-port ")
-    blobs = tmp_path / "models--a--b" / "blobs"
-    blobs.mkdir(parents=True)
-    (blobs / "abc.incomplete").write_bytes(b"x" * 10**6)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    state, found, step = checks.check_cache()
-    assert state == NOTE and "1 unfinished downloads" in found and "in 1 models" in found and "prune" in step
 
 
 def test_the_kernel_of_another_python_or_none(monkeypatch, tmp_path):
@@ -146,18 +140,3 @@ def test_the_kernel_of_another_python_or_none(monkeypatch, tmp_path):
 
     monkeypatch.setattr(kernelspec, "get_kernel_spec", find_none)
     assert checks.check_notebooks()[0] == FAILS
-
-
-@pytest.mark.parametrize("arguments", [["doctor", "--help"], ["doctor", "--target"]])
-def test_the_command_needs_no_library_to_explain_itself(arguments, capsys):
-    with pytest.raises(SystemExit):
-        main(arguments)
-    printed = capsys.readouterr()
-    assert "RUN" in printed.out + printed.err
-
-
-def test_the_report_holds_no_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "lab").mkdir()
-    monkeypatch.setattr(checks, "CHECKS", {"x": lambda: (OK, f"{Path.home()}/lab {os.sep}", "")})
-    assert checks.examine()[0].found == "~/lab /"

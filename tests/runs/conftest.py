@@ -38,12 +38,10 @@ def make_run(tmp_path, monkeypatch):
             )
         if checkpoint:
             files.write_json(folder / f"checkpoint-{checkpoint}" / "trainer_state.json", {"global_step": checkpoint})
-        (folder / run_folder.PROGRESS).unlink(missing_ok=True)
-        set_progress(
-            folder, **{"process": run_folder.identify(), "started": 100.0, "step": 10 * len(losses)} | progress
-        )
         if result:
             files.write_json(folder / "result.json", result)
+        usual = {"process": run_folder.identify(), "started": 100.0, "step": 10 * len(losses)}
+        set_progress(folder, **usual | progress)
         return state.read(folder)
 
     return make
@@ -56,30 +54,23 @@ def give_set_progress():
 
 def set_progress(folder, **changes) -> None:
     """Write progress.json as a training does that has been at it for 10 seconds."""
-    path, now = folder / run_folder.PROGRESS, time.time()
+    now = time.time()
     usual = {"time": now, "tokens": changes["step"] * 7, "max_steps": 100, "epoch": 1.5, "doing": "training"}
     usual |= {"memory_bytes": 5e8, "began": {"time": now - 10, "step": 0, "tokens": 0}}
-    files.write_json(path, files.read_json(path) | usual | changes)
+    run_folder.update_progress(folder, usual | changes)
 
 
 @pytest.fixture
-def put_attempt():
-    """Writes what a start in the background leaves in the folder of logs."""
+def put_start():
+    """Writes what a start in the background leaves, before its training begins."""
 
-    def put(folder, started: float, output: str = "", process=None, launch=None, asked=None, **options) -> None:
-        place = logs.find_logs(folder)
-        files.write_text(place / logs.LOG, output)
+    def put(folder, process: dict, launch=None, output: str = "", reason: str = "", **options) -> state.Run:
+        files.write_text(logs.find_logs(folder) / logs.LOG, output)
         config = TrainConfig(output_dir=str(folder), lora_r=64, **options)
-        about = {
-            "process": process,
-            "started": started,
-            "offset": 0,
-            "cwd": "/",
-            "config": vars(config),
-            "launch": launch,
-        }
-        about |= {"result_before": state.stamp(folder), "command": []} | ({"asked": asked} if asked else {})
-        files.write_json(place / state.ABOUT, about)
+        start = {"process": process, "config": vars(config), "launch": launch}
+        ended = {"ended": 1.0, "status": "failed", "reason": reason} if reason else {}
+        files.write_json(folder / run_folder.PROGRESS, {"start": start, "started": 300.0, "step": 0} | ended)
+        return state.read(folder)
 
     return put
 

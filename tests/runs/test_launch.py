@@ -1,6 +1,5 @@
 """Launching on several devices: hostfiles, checks, the commands, the batch file, and which rank failed first."""
 
-import os
 import shlex
 import socket
 import subprocess
@@ -19,10 +18,8 @@ from sftlab.train import distributed
     ("text", "message"),
     [
         ("node-1 slots=8\nnode-2 slots = 8\n", "line 2: 'node-2 slots = 8' is not `HOST slots=GPUS`"),
-        ("# one\nnode-1 8\n", "line 2: 'node-1 8'"),
-        ("node-1 slots=8\nnode-1 slots=8\n", "line 2: node-1 is there twice"),
-        ("node-1 slots=0\n", "line 1: node-1 has no slots"),
-        ("# none yet\n", "names no host"),
+        ("node-1 slots=8\nnode-1 slots=8\n", "line 2: .* each host once"),
+        ("node-1 slots=0\n", "line 1: .* a slot or more"),
         (None, "no file"),
     ],
 )
@@ -117,33 +114,41 @@ def test_a_port_in_use_is_named():
             launcher.check_port(taken.getsockname()[1])
 
 
-def test_the_slurm_file_trains(dataset, tmp_path, sftlab_command):
-    """Run by bash, with stand-ins for Slurm's two commands; nothing of the user's is replaced."""
+def test_the_slurm_file_starts_a_node_s_processes(configure, tmp_path, monkeypatch, capsys):
+    """Run by bash, with stand-ins for Slurm's commands and torchrun; nothing of the user's is replaced."""
     programs = {
-        "scontrol": "[ \"$3\" = 'node[1-2]' ] && echo 127.0.0.1 && echo 127.0.0.2",
-        "srun": '[ "$1" = "--kill-on-bad-exit=1" ] && shift && SLURM_NODEID=0 exec "$@"',
+        "scontrol": "[ \"$3\" = 'node[1-2]' ] && echo node1 && echo node2",
+        "srun": '[ "$1" = "--kill-on-bad-exit=1" ] && shift && SLURM_NODEID=1 exec "$@"',
+        "torchrun": 'echo "threads $OMP_NUM_THREADS"; printf "%s\\n" "$@"',
     }
     for name, text in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    run, script = tmp_path / "a run", tmp_path / "job.sbatch"
-    options = ["--slurm-options", "partition=gpu,nodelist=a,b,time=1:00:00"]
-    train = "--use-lora --max-steps 1 --no-bf16 --max-length 128".split()
-    launch = ["launch", "--slurm", "--gpus-per-node", 1, "--batch-file", script, *options]
-    arguments = [*launch, "train", "--dataset-path", dataset, "--output-dir", run, *train]
-    code, output, errors = sftlab_command(*arguments)
-    assert code == 0 and f"sbatch {script}" in output, errors
-    expected = ("nodes=1", "gpus-per-node=1", "partition=gpu", "nodelist=a,b", "job-name=a-run", "time=1:00:00")
-    assert {f"#SBATCH --{line}" for line in expected} <= set(script.read_text().splitlines())
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[1-2]"}
-    done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert files.read_json(run / "result.json")["status"] == "completed"
-    [log] = (tmp_path / "a run-logs").glob("ranks-0/*/attempt_0/0/stdout.log")
-    assert "saved" in log.read_text() and "saved" in done.stdout
+    monkeypatch.setattr(logs, "PROGRAMS", tmp_path)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    monkeypatch.setenv("NCCL_DEBUG", "a b")
+    script, train, flags = (
+        tmp_path / "job.sbatch",
+        configure("a run", batch_size=1),
+        ["--output-dir", "a 'run'", "$HOME"],
+    )
+    options = {"slurm": True, "gpus_per_node": 64, "nodes": 2, "batch_file": str(script)}
+    config = LaunchConfig(**options, slurm_options="partition=gpu,nodelist=a,b,time=1:00:00")
+    assert launcher.launch(config, flags, train) == 0
+    assert f"sbatch {script}" in capsys.readouterr().out
+    expected = ("nodes=2", "gpus-per-node=64", "partition=gpu", "nodelist=a,b", "job-name=a-run", "time=1:00:00")
+    lines = script.read_text().splitlines()
+    assert {f"#SBATCH --{line}" for line in (*expected, "exclusive")} <= set(
+        lines
+    ) and "export NCCL_DEBUG='a b'" in lines
+    threads, *words = subprocess.run(["bash", script], capture_output=True, text=True).stdout.splitlines()
+    assert threads == "threads 1" and words[-5:] == ["-m", "sftlab.train", *flags]
+    assert words[words.index("--log-dir") + 1] == str(tmp_path / "a run-logs" / "ranks-1")
+    assert words[words.index("--master-addr") + 1] == "node1" and words[words.index("--node-rank") + 1] == "1"
     script.write_text("mine")
-    code, _, errors = sftlab_command(*[str(part).replace("a run", "b run") for part in arguments])
-    assert code == 2 and "it stays" in errors and script.read_text() == "mine"
+    with pytest.raises(UserError, match="it stays"):
+        launcher.launch(config, flags, train)
+    assert script.read_text() == "mine"
 
 
 def test_other_nodes_are_reached_by_the_deepspeed_launcher_or_by_hand(dry_run, configure, tmp_path, monkeypatch):
@@ -167,7 +172,7 @@ def test_which_rank_failed_first(tmp_path, program):
     names = {"torchrun": "run/attempt_0/{}/stderr.log", "deepspeed": "20260101_rank{}.log"}
     ends = {
         "torchrun": "  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)",
-        "deepspeed": "[x] exits with return code = -9",
+        "deepspeed": "['python', '--local_rank=1', 'x'] exits with return code = -9",
     }
 
     def put_log(text: str, rank: int | None = None) -> None:
@@ -175,7 +180,7 @@ def test_which_rank_failed_first(tmp_path, program):
         files.write_text(tmp_path / "ranks-0" / name, text)
 
     assert logs.find_failed(tmp_path).rank is None
-    put_log("step 3\nsftlab: another process of this run is gone (Connection closed by peer)", 0)
+    put_log("step 3\r50% [1s/it]sftlab: another process of this run is gone (Connection closed by peer)", 0)
     put_log("step 3\rstep 4\n", 1)
     failed = logs.find_failed(tmp_path)
     assert (failed.rank, failed.code, str(failed)) == (None, 1, "a launcher failed")
@@ -186,10 +191,3 @@ def test_which_rank_failed_first(tmp_path, program):
     put_log("sftlab: rank 2: the loss is nan", 2)
     failed = logs.find_failed(tmp_path)
     assert (failed.rank, failed.code, str(failed)) == (2, 2, "rank 2 failed") and "the loss is nan" in failed.reason
-
-
-def test_without_a_launcher_there_is_one_process(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert distributed.read_world() == distributed.World(0, 1, 0, 1)
-    assert distributed.gather("x") == ["x"] and distributed.find_highest(3) == 3

@@ -8,7 +8,6 @@ import sys
 import threading
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
 from sftlab import cli, files
@@ -72,6 +71,7 @@ def test_text_from_outside_is_shown_as_text(make_run, tmp_path):
     run = make_run("run<b>&'", [3.0], {"status": "failed", "error": f"ValueError: {BAD}"})
     output = f"日本語 {BAD}\n\x1b[31mred\n50%\r100% done\n{{'loss': '3.0'}}\n"
     files.write_text(logs.find_logs(run.folder) / logs.LOG, output)
+    run_folder.update_progress(run.folder, {"start": {}})
     texts = read_texts(panel.make_panel(run))
     assert "<script>alert" not in texts and "run<b>" not in texts and "&lt;script&gt;" in texts
     assert "日本語" in texts and "100% done" in texts and "50%" not in texts and "'loss'" not in texts
@@ -148,18 +148,6 @@ def test_the_terminal_lists_runs_as_text_and_as_data(make_run, tmp_path, capsys)
     assert code == 0 and "step 10: loss 3" in out and "run is complete" in out
     code, out = call("--resume", run.folder)
     assert code == 2 and "the run is complete" in out
-
-
-@pytest.mark.parametrize(
-    ("status", "reason", "sentence"),
-    [
-        ("failed", "ValueError: x", "run has failed: ValueError: x"),
-        ("killed", "y", "run was killed: y"),
-        ("failed", "refused: output_dir: z exists.", "run was refused: output_dir: z exists."),
-    ],
-)
-def test_the_status_says_how_a_run_ended(status, reason, sentence, tmp_path):
-    assert state.format_status(state.Run(tmp_path / "run", status, reason)) == sentence
 
 
 def test_no_library_is_loaded_to_look_at_runs(tmp_path):

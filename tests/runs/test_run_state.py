@@ -8,41 +8,44 @@ import pytest
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
-from sftlab.runs import background, logs, panel, state, table
+from sftlab.runs import background, logs, state, table
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
 GONE = {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}  # a process that can't be: Linux counts to 2**22
-LATER = GONE | {"pid": GONE["pid"] + 1}
 REFUSED = "sftlab: dataset_path: nowhere is not there.\n"
 TRACED = "Traceback (most recent call last):\n  File x\n    y\nValueError: z\n"
+STOPPED = {"status": "interrupted", "signal": "SIGTERM", "metrics": {"steps": 20}}
 
 
-@pytest.mark.parametrize(
-    ("result", "status"),
-    [
-        ({"status": "completed", "metrics": {"steps": 100}}, "completed"),
-        ({"status": "interrupted", "signal": "SIGTERM", "metrics": {"steps": 20}}, "interrupted"),
-        (None, "killed"),
-    ],
-)
-def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(
-    result, status, make_run, put_attempt, monkeypatch
-):
+@pytest.mark.parametrize("result", [{"status": "completed", "metrics": {"steps": 100}}, STOPPED, None])
+def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(result, make_run, put_start, monkeypatch):
     before = make_run(result=result, process=GONE, step=20, checkpoint=20)
-    put_attempt(before.folder, 300.0, REFUSED, GONE, launch={"gpus_per_node": 2}, overwrite=True)
-    run = state.read(before.folder)
-    assert (run.status, run.step, run.config) == (status, before.step, before.config) and run.config.lora_r == 4
-    assert run.reason.endswith("the last start was refused: dataset_path: nowhere is not there.")
-    monkeypatch.setattr(background, "spawn", lambda config, launch, *_: (config.lora_r, launch))
-    if status == "completed":
+    run = put_start(before.folder, GONE, {"gpus_per_node": 2}, overwrite=True, reason="refused: dataset_path: nowhere.")
+    assert run.status == (result["status"] if result else "failed") and run.reason.endswith(
+        "refused: dataset_path: nowhere."
+    )
+    assert (run.step, run.config) == (before.step, before.config) and run.config.lora_r == 4
+    monkeypatch.setattr(background, "spawn", lambda config, launch, cwd, step: (config.lora_r, launch, step))
+    if run.status == "completed":
         with pytest.raises(UserError, match="the run is complete"):
             background.resume(run)
     else:
-        assert background.resume(run) == (4, None)
-    put_attempt(run.folder, 300.0, process=run_folder.identify(), overwrite=True)  # at work: the run to come
-    run = state.read(run.folder)
+        assert background.resume(run) == (4, None, 20)
+    run = put_start(run.folder, run_folder.identify(), overwrite=True)  # at work: the run to come
     assert (run.status, run.step, run.config.lora_r) == ("starting", 0, 64)
+
+
+def test_a_folder_of_an_earlier_version_is_listed(tmp_path):
+    config = TrainConfig(output_dir="old")
+    files.write_json(tmp_path / "old" / "run.json", {"config": vars(config), "config_hash": config.hash()})
+    files.write_json(
+        tmp_path / "old" / run_folder.PROGRESS, {"process": GONE, "started": 1.0, "step": 7, "max_steps": 9}
+    )
+    files.write_json(tmp_path / "old-logs" / "background.json", {"process": GONE})
+    [run] = state.find(tmp_path)
+    assert (run.folder.name, run.status, run.step) == ("old", "killed", 7) and "7 of 9" in table.format_table(tmp_path)
+    assert table.format_table(tmp_path / "old-logs").startswith("no runs in")
 
 
 def test_a_run_of_another_machine_is_neither_started_over_nor_stopped(make_run):
@@ -54,19 +57,14 @@ def test_a_run_of_another_machine_is_neither_started_over_nor_stopped(make_run):
         background.stop(run)
 
 
-def test_a_request_and_output_of_an_earlier_start_are_not_those_of_a_later_run(make_run, put_attempt):
-    own = run_folder.identify()
+def test_a_run_that_has_begun_in_another_process_is_not_that_of_an_earlier_start(make_run, put_start):
     folder = make_run(step=20).folder
-    put_attempt(folder, 50.0, REFUSED, GONE, asked=60.0)
-    run = state.read(folder)
-    assert "stopping" not in state.format_status(run) and not panel.write_log(run)
-    assert make_run(process=LATER, step=0).status == "killed"  # neither refused nor stopped before its first step
-    make_run(step=20)
-    put_attempt(folder, 50.0, REFUSED, own, asked=60.0)
-    run = state.read(folder)
-    assert "stopping" in state.format_status(run) and "nowhere" in panel.write_log(run)
-    put_attempt(folder, 50.0, REFUSED, GONE, {"nodes": 1}, asked=60.0)
-    assert "stopping" not in state.format_status(state.read(folder))
+    put_start(folder, GONE)
+    run_folder.update_progress(folder, {"asked": 60.0})
+    assert state.read(folder).status == "interrupted"  # before its first step
+    for process, kept in ((GONE, False), (run_folder.identify(), True)):
+        run_folder.write_process(folder, put_start(folder, process).progress["start"])
+        assert ("start" in state.read(folder).progress) == kept and state.read(folder).status == "starting"
 
 
 @pytest.mark.parametrize(
@@ -74,25 +72,10 @@ def test_a_request_and_output_of_an_earlier_start_are_not_those_of_a_later_run(m
     [
         (REFUSED, "refused: dataset_path: nowhere is not there."),
         ("sftlab: rank 1: max_length: raise it\n", "refused: rank 1: max_length: raise it"),
-        (
-            "sftlab: rank 0 was killed from outside; the others were ended. It wrote no error.\n",
-            "rank 0 was killed from outside",
-        ),
-        (
-            "sftlab: rank 0 failed; the others were ended. Its last lines:\n  y\n  ValueError: z\n",
-            "rank 0 failed: ValueError: z",
-        ),
-        (
-            f"sftlab: rank 0 failed; the others were ended. L:\n  {REFUSED}",
-            "refused: dataset_path: nowhere is not there.",
-        ),
-        ("sftlab: stopped; add --resume to the same command to resume. Logs: L\n", ""),
-        ("sftlab: stopped; go on with --resume. Logs: L\n", ""),  # of an earlier version
         ("sftlab: interrupted\n", ""),
         (TRACED, "ValueError: z"),
         (TRACED + "of two lines\nsftlab doctor run: why, and what to do\n", "ValueError: z"),
         (TRACED.replace("T", "[rank0]: T").replace("\n ", "\n[rank0]:  ").replace("V", "[rank0]: V"), "ValueError: z"),
-        (TRACED + "{'loss': 3.0}\n", ""),
         (TRACED + "it continues\n" * 20, ""),
     ],
 )
@@ -118,39 +101,47 @@ def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_a
         background.stop(run)
 
 
-def test_an_interrupt_before_a_training_begins_leaves_an_earlier_run(make_run, configure, monkeypatch):
-    before, config = make_run(process=GONE, step=20), configure(max_steps=1, overwrite=True)
+def test_an_interrupt_as_a_training_begins_is_its_end_and_one_before_leaves_an_earlier_run(
+    make_run, configure, monkeypatch
+):
+    before, begin = make_run(process=GONE, step=20), run_folder.begin
+    config = configure(max_steps=1, overwrite=True)
 
     def interrupt(*arguments):
+        if begun:
+            begin(*arguments)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_folder, "begin", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train_run.train(config)
-    run = state.read(before.folder)
-    assert run.progress == before.progress and not (run.folder / "result.json").exists()
+    for begun, status in ((False, before.status), (True, "interrupted")):  # noqa: B007 (for `interrupt`)
+        with pytest.raises(KeyboardInterrupt):
+            train_run.train(config)
+        assert state.read(before.folder).status == status
 
 
-def test_a_run_that_ends_as_it_is_asked_to_stop_is_not_noted_as_asked(make_run, put_attempt, monkeypatch):
-    run = make_run(step=20)
-    put_attempt(run.folder, 50.0, process=run_folder.identify())
-
+def test_a_run_that_ends_as_it_is_asked_to_stop_is_not_noted_as_asked(make_run, monkeypatch):
     def kill(*_):
         raise ProcessLookupError
 
+    run = make_run(step=20)
     monkeypatch.setattr(os, "kill", kill)
     with pytest.raises(UserError, match="there is nothing to stop"):
         background.stop(run)
-    assert "asked" not in state.read(run.folder).attempt
-
-
-def test_the_logs_of_a_run_are_no_folder_of_runs(make_run, put_attempt):
-    folder = make_run(process=GONE).folder
-    put_attempt(folder, 50.0, process=GONE)
-    assert table.format_table(logs.find_logs(folder)).startswith("no runs in")
-    assert [run.folder for run in state.find(folder.parent)] == [folder]
+    assert "asked" not in state.read(run.folder).progress
 
 
 def test_a_process_that_has_taken_the_number_of_a_run_is_not_the_run():
     own = run_folder.identify()
     assert state.is_alive(own) and not state.is_alive(own | {"since_boot": own["since_boot"] - 1})
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "sentence"),
+    [
+        ("failed", "ValueError: x", "run has failed: ValueError: x"),
+        ("killed", "y", "run was killed: y"),
+        ("failed", "refused: output_dir: z exists.", "run was refused: output_dir: z exists."),
+    ],
+)
+def test_the_status_says_how_a_run_ended(status, reason, sentence, tmp_path):
+    assert state.format_status(state.Run(tmp_path / "run", status, reason)) == sentence
