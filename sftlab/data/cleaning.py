@@ -4,6 +4,7 @@ python -c "from sftlab.data import cleaning; print(cleaning.repair('æ\x9d±äº
 """
 
 import bisect
+import contextlib
 import os
 import unicodedata
 from collections import defaultdict
@@ -177,12 +178,10 @@ def repair(text: str) -> str:
     """The text with mojibake undone, or as it is: UTF-8 that was read as Latin-1 or its kin (ftfy), or as CP932."""
     import ftfy
 
-    try:
+    with contextlib.suppress(UnicodeError):
         undone = text.encode("cp932").decode("utf-8")  # Japanese in CP932 is hardly ever valid UTF-8 by chance
         if undone != text and any(letter >= "\u3041" for letter in undone):
             return undone
-    except UnicodeError:
-        pass
     return ftfy.fix_encoding(text)
 
 
@@ -195,9 +194,7 @@ def find_mojibake(rows: list[dict]) -> list[tuple[str, str, str]]:
 
 def has_controls(text: str) -> bool:
     """Whether a text holds control characters other than line breaks and tabs, or U+FFFD, where a character was lost."""
-    return any(
-        letter == "\ufffd" or (letter not in "\n\t\r" and unicodedata.category(letter) == "Cc") for letter in text
-    )
+    return any(unicodedata.category(letter) == "Cc" for letter in set(text) - set("\n\t\r")) or "\ufffd" in text
 
 
 def find_language(text: str) -> str:

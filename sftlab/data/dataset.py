@@ -214,7 +214,7 @@ def load_prepared(path: str | Path):
     folder = Path(path)
     if not (folder / FACTS).is_file():
         raise UserError(f"dataset_path: {folder} is not a data set made by `sftlab prepare`. Make one first.")
-    return load_from_disk(str(folder)), json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return load_from_disk(str(folder)), files.read_json(folder / FACTS)
 
 
 def dataset_folder(config: DataConfig, rows: int) -> Path:

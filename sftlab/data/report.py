@@ -70,11 +70,9 @@ def measure(dataset, tokenizer, max_length: int) -> dict:
     def count_tokens(chosen):
         return numpy.bincount(rows[chosen], minlength=len(lengths))
 
-    inside, answers = places < max_length, count_tokens(labels != IGNORED)
-    trained, ends = (
-        count_tokens(inside & (labels != IGNORED)),
-        count_tokens(inside & (labels == tokenizer.eos_token_id)),
-    )
+    answers, inside = count_tokens(labels != IGNORED), places < max_length
+    trained = count_tokens(inside & (labels != IGNORED))
+    ends = count_tokens(inside & (labels == tokenizer.eos_token_id))
     return {
         "rows": len(lengths),
         "tokens": int(inside.sum()),
@@ -92,10 +90,8 @@ def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, dict[str, int]
 
     pairs = numpy.array(lengths)
     parts = {"prompt": pairs[:, 0], "answer": pairs[:, 1], "row": pairs.sum(1)}
-    return {
-        name: {str(mark): int(numpy.percentile(values, mark, method="higher")) for mark in MARKS}
-        for name, values in parts.items()
-    }
+    found = {name: numpy.percentile(values, MARKS, method="higher").tolist() for name, values in parts.items()}
+    return {name: dict(zip(map(str, MARKS), values, strict=True)) for name, values in found.items()}
 
 
 def list_lines(report: dict) -> list[str]:
@@ -115,9 +111,8 @@ def list_lines(report: dict) -> list[str]:
         lines.append(f"{split}: {counts['rows']} rows, {counts['tokens']:,} tokens, {share:.0%} of them trained")
         if counts["cut_rows"]:
             lost = f"{counts['rows_that_teach_nothing']} of all lose their whole answer"
-            lines.append(
-                f"  {counts['cut_rows']} rows are longer than {report['max_length']} tokens and will be cut; {lost}"
-            )
+            long = f"{counts['cut_rows']} rows are longer than {report['max_length']} tokens and will be cut"
+            lines.append(f"  {long}; {lost}")
     for part in ("prompt", "answer"):
         marks = [f"{mark} % have {count} or fewer" for mark, count in report["percentiles"][part].items()]
         lines.append(f"tokens in {part}: {', '.join(marks)}")
