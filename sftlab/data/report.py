@@ -145,7 +145,11 @@ def write_report(
 
     read: the raw rows, each after its place, to show those that stand out.
     """
-    texts = {place: " → ".join(map(str, row.values()))[:CUT] for place, row in read if isinstance(row, dict)}
+    texts = {
+        place: " → ".join((str(value) for value in row.values() if value))[:CUT]
+        for place, row in read
+        if isinstance(row, dict)
+    }
     histogram = plots.length_histogram(lengths, report["percentiles"]["row"], report["max_length"])
     short = [
         f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}",
