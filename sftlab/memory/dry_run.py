@@ -38,17 +38,9 @@ LIVE = 1_000_000_000  # weights that DeepSpeed keeps gathered at most (stage3_ma
 DATA = 45_000_000  # tokenizer, data set, batches and the Trainer's own, measured on a CPU
 # What oneDNN keeps on a CPU in bfloat16: a kernel for each shape of a product. 33 MB with rows of one length, 77 with many.
 KERNELS = 75_000_000
-EIGHT_BIT = 2 + 2 * 4 / 256  # a scale of 4 bytes for 256 numbers
-STATE = {  # bytes of the optimizer per trained weight; Adafactor keeps sums of rows and columns only
-    "adamw_torch_fused": 8,
-    "adamw_torch": 8,
-    "adafactor": 0.02,
-    "sgd": 0,
-    "adamw_8bit": EIGHT_BIT,
-    "paged_adamw_8bit": EIGHT_BIT,
-}
-
-
+# Bytes of the optimizer per trained weight. Adafactor keeps sums of rows and columns only; 8 bits have a scale for 256 numbers.
+STATE = {"adamw_torch_fused": 8, "adamw_torch": 8, "adafactor": 0.02, "sgd": 0}
+STATE |= dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2 + 2 * 4 / 256)
 OF_STEP = "model_name trust_remote_code use_lora lora_r lora_target_modules lora_dropout use_dora use_4bit use_8bit"
 OF_STEP += " gradient_checkpointing use_flash_attention"  # the options that change what a step holds
 
@@ -94,9 +86,7 @@ class Estimate:
         return sum(self.parts.values())
 
 
-def estimate(
-    config: TrainConfig, plan: MemoryConfig, length: int | None = None, trained_share: float = 1.0, shared: int = 0
-) -> Estimate:
+def estimate(config: TrainConfig, plan: MemoryConfig, length=None, trained_share=1.0, shared=0) -> Estimate:
     """Estimate the peak of a run on each device of a plan, in parts.
 
     Every sequence is taken to be `length` tokens long (default: max_length), of which `trained_share` are in the loss; on a
@@ -133,15 +123,7 @@ def estimate(
     return Estimate({name: size for name, size in parts.items() if size}, held.trained)
 
 
-def run(
-    config: TrainConfig,
-    batch_size: int,
-    length: int,
-    bf16: bool = False,
-    gpu: bool = False,
-    trained_share: float = 1.0,
-    shared: int = 0,
-) -> Held:
+def run(config: TrainConfig, batch_size: int, length: int, bf16=False, gpu=False, trained_share=1.0, shared=0) -> Held:
     """Count what one optimizer step holds, of gradient_accumulation_steps batches of (batch_size, length) tokens.
 
     bf16: compute in bfloat16. gpu: as on a GPU. trained_share, shared: as in `estimate`. Raises UserError for a model that

@@ -34,17 +34,7 @@ def count_steps(config: TrainConfig, lengths: list[int], processes: int = 1) -> 
     return epoch, config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * epoch)
 
 
-def expect(
-    config: TrainConfig,
-    model,
-    lengths: list[int],
-    held_out: list[int],
-    bf16: bool,
-    device: str | None = None,
-    rate: float | None = None,
-    shared: int = 0,
-    processes: int = 1,
-) -> tuple[dict, str]:
+def expect(config, model, lengths, held_out, bf16, device=None, rate=None, shared=0, processes=1) -> tuple[dict, str]:
     """Estimate what a run takes, as `result.json` has it, and as a line.
 
     lengths, held_out: tokens of each row; device: cpu or cuda, if the model isn't there; rate: of `measure_rate`, or it's

@@ -80,10 +80,7 @@ def locate(name: str, weights: bool = False) -> str:
 
 @contextlib.contextmanager
 def guarded(name: str, path: str):
-    """Refuse Python code that a model brings along, which would run with the rights of the user, unless that is asked for.
-
-    name: as the user calls the model; path: its folder or Hub id. Raises UserError.
-    """
+    """Turn transformers' refusal of Python code that a model brings along, which would have the user's rights, into a UserError."""
     try:
         yield
     except ValueError as error:
@@ -102,8 +99,9 @@ def load_tokenizer(name: str, trust_remote_code: bool = False):
     with guarded(name, path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
-        words = "its tokenizer can't tell where in the text a token lies, so no mask can be made"
-        raise UserError(f"model {name}: {words}.")
+        raise UserError(
+            f"model {name}: its tokenizer doesn't know where in the text a token lies, so no mask can be made."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -157,10 +155,7 @@ def build_small(name: str, trust_remote_code: bool = False):
 
 
 def build_random(name: str, dtype=None, device: str | None = None):
-    """Build a model with random weights, in the shape of `build_config`. dtype: default: float32.
-
-    It is made where it's wanted, because billions of random numbers take a GPU seconds, and a CPU minutes.
-    """
+    """Build `random:NAME` where it's wanted: billions of random numbers take a GPU seconds, and a CPU minutes."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -251,8 +246,7 @@ def load_saved(name: str, config: TrainConfig, dtype, quantization):
     except OSError as error:
         raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
     if quantization and not quantise.count_quantised(model):
-        words = "none of its layers is of a kind that bitsandbytes quantises"
-        raise UserError(f"model {name}: {words}; leave that option out.")
+        raise UserError(f"model {name}: it has no layer that bitsandbytes can quantise; leave that option out.")
     return model
 
 
@@ -303,9 +297,8 @@ def fit_vocabulary(model, tokenizer) -> None:
 def train_tokens(lora, model, tokenizer, tokens: list[str], wanted: bool) -> None:
     """Let a LoraConfig train the embeddings of some tokens too (PEFT's trainable token indices), and print it.
 
-    What a frozen base has for a token that pre-training never saw tells the model nothing: random numbers in a new row; in
-    tiny-base, whose output layer is the same matrix, one direction for all that never occurred. Only their rows are trained,
-    in the input embeddings and, where it isn't the same matrix, in the output layer.
+    What a frozen base has for a token that pre-training never saw tells the model nothing. Only the rows of these tokens are
+    trained, in the input embeddings and, where it isn't the same matrix, in the output layer.
     """
     names = ", ".join(tokens)
     if not wanted:

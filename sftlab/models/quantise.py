@@ -14,8 +14,7 @@ from sftlab.config.configs import TrainConfig
 def import_bitsandbytes() -> None:
     """Import bitsandbytes where it is installed, without torch's compiler, which takes as long to import as torch itself.
 
-    bitsandbytes 0.50 compiles fallbacks for devices that it has no kernels for; a CPU and an NVIDIA GPU have theirs. PEFT
-    imports it whether a model is quantised or not.
+    bitsandbytes 0.50 compiles fallbacks for devices without kernels of their own; a CPU and an NVIDIA GPU have them.
     """
     import torch
 
@@ -45,8 +44,7 @@ def quantization_config(config: TrainConfig):
 def plain_falcon():
     """Make Falcon's linear layers torch's own while a model is loaded; they compute the same.
 
-    transformers 5 quantises layers that are exactly `torch.nn.Linear`; Falcon's are a subclass, and would silently stay
-    as they are.
+    transformers 5 quantises layers that are exactly `torch.nn.Linear`; Falcon's subclass would silently stay as it is.
     """
     import torch
     from transformers.models.falcon import modeling_falcon
@@ -102,8 +100,7 @@ def prepare_quantised(model, config: TrainConfig) -> None:
     """
     from peft import prepare_model_for_kbit_training
 
-    options = {"use_reentrant": False}
-    prepare_model_for_kbit_training(model, config.gradient_checkpointing, options)
+    prepare_model_for_kbit_training(model, config.gradient_checkpointing, {"use_reentrant": False})
 
 
 def fill_random(model, dtype, device):

@@ -11,6 +11,7 @@ import torch
 
 from sftlab import machine
 from sftlab.config.configs import MemoryConfig, TrainConfig
+from sftlab.errors import UserError
 from sftlab.memory import advice, dry_run
 from sftlab.memory.dry_run import LiveBytes, estimate
 from sftlab.models import load
@@ -18,6 +19,7 @@ from sftlab.train import forecast, run
 
 GPU = MemoryConfig(device="gpu")
 LORA = {"use_lora": True, "lora_dropout": 0.1}
+SMALL, SLOW = "random-tiny:Llama-2-7b-hf", pytest.mark.slow
 
 
 def count_stored(model) -> int:
@@ -50,7 +52,6 @@ def test_weights_are_exact(name, quantised):
     assert sum(weights.values()) == count_stored(model)
 
 
-SLOW = pytest.mark.slow
 STEPS = [
     {},
     LORA | {"gradient_accumulation_steps": 2},
@@ -125,14 +126,13 @@ def test_zero_divides_what_its_stage_says():
 
 
 def test_the_largest_batch_fits_and_one_more_does_not():
-    config, room = TrainConfig(bf16=False, max_length=128, **LORA), 1.2e9
-    batch, length = advice.find_largest(config, MemoryConfig(), room)
-    totals = [estimate(replace(config, batch_size=count), MemoryConfig()).total for count in (batch, batch + 1)]
-    assert totals[0] <= room < totals[1]
-    assert length == load.read_settings("tiny-base").max_position_embeddings
-    small = TrainConfig(batch_size=1, max_length=16)  # gradients and state are the peak at first
-    batch, _ = advice.find_largest(small, GPU, 9.5e8)
-    assert 16 < batch < advice.LARGEST
+    config, plan = TrainConfig(model_name=SMALL, bf16=False, batch_size=1, max_length=16), MemoryConfig()
+    room = estimate(config, plan).total + 5e6  # gradients and state are the peak at first, whatever the batch
+    batch, length = advice.find_largest(config, plan, room)
+    totals = [estimate(replace(config, batch_size=count), plan).total for count in (batch, batch + 1)]
+    assert batch > 1 and totals[0] <= room < totals[1]
+    assert length % 8 == 0 and estimate(config, plan, length).total <= room
+    assert advice.find_largest(config, plan, 2e9)[1] == load.read_settings(SMALL).max_position_embeddings
 
 
 def test_free_memory_is_known_without_linuxs_files(monkeypatch):
@@ -157,7 +157,7 @@ def test_advice_makes_it_fit_and_none_of_it_is_needless(gigabytes):
 
 
 def test_what_to_add_is_said_in_a_line_and_where_nothing_helps_that_is_said():
-    config = TrainConfig(bf16=False, batch_size=4, max_length=256)
+    config = TrainConfig(model_name=SMALL, bf16=False, batch_size=4, max_length=256)
     total = estimate(config, MemoryConfig()).total
     assert advice.advise(config, MemoryConfig(), total - 1) == "to make it fit, add: --gradient-checkpointing"
     assert "nothing makes it fit in 0.6 GB" in advice.advise(config, MemoryConfig(), 6e8, length=16)
@@ -188,6 +188,18 @@ def test_the_fullest_batch_is_one_that_is_likely():
     assert forecast.find_fullest([3, 4], 8, 5, in_rows=True) == 7
 
 
+def test_a_run_that_does_not_fit_is_refused_and_one_that_runs_out_says_what_to_do(dataset, tmp_path, monkeypatch):
+    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "batch_size": 64, "max_steps": 1}
+    config = TrainConfig(model_name=SMALL, bf16=False, use_flash_attention=False, **options)
+    with monkeypatch.context() as full:
+        full.setattr(machine, "free_memory", lambda gpu: 10**8)
+        with pytest.raises(UserError, match="would not fit; to make it fit, add: --"):
+            run.train(config)
+    with pytest.raises(UserError, match="^out of memory .* To make it fit, add: --"):
+        with forecast.advising(config):
+            torch.empty(2**60)
+
+
 LIMITED = """
 import json, resource, sys, psutil, sftlab.memory.dry_run, sftlab.memory.kernels, sftlab.train.run, sftlab.train.trainer
 from sftlab.cli import main
@@ -198,8 +210,9 @@ for options in json.loads(sys.argv[1]):
 """
 
 
+@SLOW
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit on a process's data")
-def test_a_run_that_does_not_fit_is_refused_and_one_that_runs_out_says_what_to_do(dataset, tmp_path):
+def test_the_same_where_memory_really_ends(dataset, tmp_path):
     common = "--use-lora --max-steps 1 --batch-size 128 --no-bf16 --no-use-flash-attention --eval-samples 8".split()
     each = {"refused": [], "fits": ["--gradient-checkpointing"], "runs out": ["--no-check-memory"]}
     runs = [
@@ -209,7 +222,7 @@ def test_a_run_that_does_not_fit_is_refused_and_one_that_runs_out_says_what_to_d
     command = [sys.executable, "-u", "-c", LIMITED, json.dumps(runs)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
     refused, fits, runs_out, _ = done.stdout.split("EXIT ")
-    assert "would not fit; to make it fit, add: --gradient-checkpointing" in refused, done.stdout
+    assert "would not fit; to make it fit, add: --" in refused, done.stdout
     assert fits.startswith("2\n") and runs_out.startswith("0\n") and not (tmp_path / "refused").exists()
     assert "sftlab: out of memory" in runs_out and "add: --gradient-checkpointing" in runs_out
     assert json.loads((tmp_path / "runs out" / "result.json").read_text())["status"] == "failed"

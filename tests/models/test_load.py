@@ -1,5 +1,8 @@
-"""Loading: true shapes, every architecture with LoRA, and clear words for a model that can't be had."""
+"""Loading: true shapes, every architecture with LoRA, clear words for a model that can't be had, and no code unasked."""
 
+import builtins
+import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +16,7 @@ from sftlab.hub import client as hub_client
 from sftlab.hub import stand_in
 from sftlab.hub.catalog import MODELS
 from sftlab.models import load
-from sftlab.train import run
+from sftlab.train import run, saved
 
 KINDS = {model.model_type: model for model in MODELS[1:]}.values()
 
@@ -86,3 +89,47 @@ def test_the_network_is_cut_here_and_in_child_processes():
     child = "import socket; socket.getaddrinfo('huggingface.co', 443)"
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True)
     assert done.returncode == 1 and "without a network" in done.stderr
+
+
+CODE = """
+import os
+from transformers import LlamaConfig, LlamaForCausalLM
+
+open(os.environ["CODE_RAN"], "a").close()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """tiny-base as a model whose classes come with it; where its code runs, it leaves the file `ran`."""
+    monkeypatch.setenv("CODE_RAN", str(tmp_path / "ran"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("somebody was asked"))
+    folder = tmp_path / "own"
+    shutil.copytree(load.TINY_BASE, folder)
+    (folder / "own.py").write_text(CODE)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model_type"] = "own_llama"
+    settings["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_it_runs_only_where_it_is_asked_for(own_model, dataset, tmp_path):
+    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "max_length": 64}
+    options |= {"use_lora": True, "lora_target_modules": "q_proj", "batch_size": 2, "eval_samples": 2, "bf16": False}
+    config = TrainConfig(model_name=str(own_model), **options)
+    for refused in (run.train, lambda config: saved.load_any(config.model_name)):
+        with pytest.raises(UserError, match=rf"Read it in {own_model}; .* add --trust-remote-code"):
+            refused(config)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "run").exists()
+    run.train(TrainConfig(model_name=str(own_model), trust_remote_code=True, **options))
+    assert (tmp_path / "ran").exists()
+    with pytest.raises(UserError, match="--trust-remote-code"):  # a run that was trusted isn't so for those who read it
+        saved.load_run(saved.open_run(tmp_path / "run"))
