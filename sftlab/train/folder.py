@@ -98,9 +98,8 @@ def begin(config: TrainConfig, about: dict) -> None:
     result = files.read_json(folder / "result.json")
     for path in (folder / "result.json", folder / "report.html"):
         if path.exists() and "evaluation" in result:
-            print(
-                f"{path} is kept as", path.rename(path.with_stem(f"{path.stem}-step-{result['metrics']['steps']}")).name
-            )
+            kept = path.rename(path.with_stem(f"{path.stem}-step-{result['metrics']['steps']}"))
+            print(f"{path} is kept as {kept.name}")
     (folder / "result.json").unlink(missing_ok=True)
 
 
@@ -194,11 +193,9 @@ def is_at_end(checkpoint: Path, config: TrainConfig) -> bool:
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, says that the disk is full: from Python, safetensors or torch."""
     while error is not None:
-        codes = {getattr(error, "errno", None)}
-        codes |= {
-            int(number) for number in re.findall(r"\b(?:code:|os error) (\d+)", str(error))
-        }  # safetensors, in Rust
-        if codes & FULL or re.search("PytorchStreamWriter|enforce fail at inline_container", str(error)):
+        words = str(error)
+        codes = {int(number) for number in re.findall(r"\b(?:code:|os error) (\d+)", words)}  # safetensors, in Rust
+        if {getattr(error, "errno", None), *codes} & FULL or re.search("PytorchStreamWriter|inline_container", words):
             return True
         error = error.__cause__ or error.__context__
     return False
