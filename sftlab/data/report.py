@@ -146,7 +146,7 @@ def write_report(
     read: the raw rows, each after its place, to show those that stand out.
     """
     texts = {
-        place: " → ".join((str(value) for value in row.values() if value))[:CUT]
+        place: " → ".join(str(value) for value in row.values() if value)[:CUT]
         for place, row in read
         if isinstance(row, dict)
     }
