@@ -164,14 +164,14 @@ def find_gap(trained: Reading, other: Reading) -> float:
 
 
 def require_same_tokens(tokenizer, again) -> int:
-    """Number of texts and conversations that both tokenizers cut alike. Raises UserError for the first that they don't."""
+    """Number of texts and conversations that both tokenizers turn into the same ids. Raises UserError for one that differs."""
     for name in ("chat_template", "bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(again, name) != getattr(tokenizer, name):
             raise UserError(f"export: the tokenizer's {name} was lost or changed on saving. Nothing was put in place.")
     texts = [*TEXTS, *(tokenizer.apply_chat_template(chat, tokenize=False) for chat in CHATS)]
     for text in texts:
         if again(text).input_ids != tokenizer(text).input_ids:
-            raise UserError(f"export: the saved tokenizer cuts {text!r} otherwise. Nothing was put in place.")
+            raise UserError(f"export: the saved tokenizer makes other ids of {text!r}. Nothing was put in place.")
     return len(texts)
 
 

@@ -119,7 +119,7 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
 
 
 def name_base(run: saved.Run, config: ExportConfig) -> tuple[str, str]:
-    """What others load the base by, and what is to be said about that name; never a path of this machine."""
+    """What others load the base by, and a note on that name; never a path of this machine."""
     name, known = run.config.model_name, catalog.find_model(run.config.model_name)
     if config.base_id:
         return config.base_id, ""
@@ -139,7 +139,7 @@ def save_adapter(run: saved.Run, tokenizer, probe, base: str, new: Path) -> dict
     model = saved.load_run(run)
     if saved.find_lost_bias(model) is not None:
         raise UserError(
-            "kind: the output layer has a bias, which PEFT leaves out beside trained token rows: loaded by others, the adapter "
+            "kind: the output layer has a bias, which PEFT leaves out where token rows are trained: loaded by others, the adapter "
             "would be another model. Leave --kind adapter out."
         )
     trained, limit = read_model(model, probe), find_limit(model, "float32")

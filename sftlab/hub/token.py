@@ -65,9 +65,7 @@ def check_form(text: str) -> str:
     if len(value.split()) > 1:
         raise UserError("token: there are spaces or line breaks in it. Copy the token alone.")
     if not value.startswith("hf_"):
-        raise UserError(
-            f"token: one of your own account begins with hf_. Copy the whole of it, or make one at {TOKENS}"
-        )
+        raise UserError(f"token: it doesn't begin with hf_. Copy the whole of it, or make one of your own at {TOKENS}")
     if not TOKEN.fullmatch(value):
         odd = sum(not (letter.isascii() and letter.isalnum()) for letter in value[3:])
         found = f"{len(value) - 3} characters, of which {odd} are neither"
@@ -115,7 +113,8 @@ def name_rights(token: dict) -> str:
     role = token.get("role", "read")
     if role == "fineGrained":
         gated = (token.get("fineGrained") or {}).get("canReadGatedRepos")
-        return f"fine-grained: may {'' if gated else 'not '}read gated repositories{'' if gated else f', tick that at {TOKENS}'}"
+        may = "may read gated repositories" if gated else f"may not read gated repositories, tick that at {TOKENS}"
+        return f"fine-grained: {may}"
     if role == "read":
         return "read: enough for everything in this course"
     return f"{role}: more than is needed; for this course a token of the type Read is enough"
@@ -192,13 +191,8 @@ def forget() -> list[str]:
             with contextlib.suppress(OSError):  # raised after its work, where HF_TOKEN is set or git is not installed
                 logout(name)
     find_file().unlink(missing_ok=True)
-    kept = get_stored_tokens().values()
+    kept = list(get_stored_tokens().values())
     if stored.value in kept:
-        place = constants.HF_STORED_TOKENS_PATH
-        raise UserError(f"token: {stored.shown} can't be removed from {place}. Remove it there.")
-    lines = [
-        f"forgotten: {stored.shown}, which was in {stored.source}. It stays valid until you invalidate it at {TOKENS}"
-    ]
-    if kept:
-        lines.append(f"kept: {len(kept)} other stored token(s), as `hf auth list` shows them")
-    return lines + left
+        raise UserError(f"token: it can't be removed from {constants.HF_STORED_TOKENS_PATH}. Remove it there.")
+    done = f"forgotten: {stored.shown}. It stays valid until you invalidate it at {TOKENS}"
+    return [done, f"other stored tokens, as `hf auth list` shows them: {len(kept)}", *left]

@@ -38,18 +38,15 @@ def save_base(tmp_path):
 
     def save(name: str, renamed=()):
         import torch
-        from transformers import AutoTokenizer, set_seed
+        from transformers import set_seed
 
         folder = tmp_path / "base"
         load.load_tokenizer("tiny-base").save_pretrained(folder)
-        if renamed:  # the tokens that chatml brings are then new, and the vocabulary grows
-            text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-            config = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
-            for token in renamed:
-                text, config = (part.replace(token, token.replace("im", "no")) for part in (text, config))
-            (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-            (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
-            assert not set(renamed) & set(AutoTokenizer.from_pretrained(folder).get_vocab())
+        for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+            text = path.read_text(encoding="utf-8")
+            for token in renamed:  # those that chatml brings are then new, and the vocabulary grows
+                text = text.replace(token, token.replace("im", "no"))
+            path.write_text(text, encoding="utf-8")
         set_seed(1)
         model = load.build_random(name)
         if getattr(model.lm_head, "bias", None) is not None:
@@ -60,9 +57,8 @@ def save_base(tmp_path):
     return save
 
 
-def export_run(run, **options) -> tuple[dict, str]:
-    folder = run.parent / "export"
-    return export_folder.export(ExportConfig(run_dir=str(run), output_dir=str(folder), **options)), str(folder)
+def export(run, folder, **options) -> dict:
+    return export_folder.export(ExportConfig(run_dir=str(run), output_dir=str(folder), **options))
 
 
 def measure_loss(folder: str, dataset_path) -> float:
@@ -87,11 +83,11 @@ def read_loss(run) -> float:
     ("name", "bf16"),
     [("gpt2", False), ("gpt-neo-125M", True), ("phi-2", False), ("falcon-7b", True), ("gemma-7b", False)],
 )
-def test_every_architecture_merges_to_the_model_that_was_trained(name, bf16, make_run, dataset):
+def test_every_architecture_merges_to_the_model_that_was_trained(name, bf16, make_run, dataset, tmp_path):
     run = make_run(f"random-tiny:{name}", bf16=bf16)
-    facts, folder = export_run(run, dtype="float32")
+    facts = export(run, tmp_path / "export", dtype="float32")
     assert facts["checks"]["merged"]["relative"] < 2e-5
-    assert measure_loss(folder, dataset) == pytest.approx(read_loss(run), abs=ROUNDING[bf16])
+    assert measure_loss(tmp_path / "export", dataset) == pytest.approx(read_loss(run), abs=ROUNDING[bf16])
 
 
 @pytest.mark.parametrize(
@@ -107,15 +103,14 @@ def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, s
     base = save_base(f"random-tiny:{name}", renamed=("<|im_start|>", "<|im_end|>"))
     grown = dataset.prepare(DataConfig(model=base, format="chatml", num_samples=64, output_dir=str(tmp_path / "sets")))
     run = make_run(base, grown, **options)
-    facts, folder = export_run(run, dtype="float32")
-    assert measure_loss(folder, grown) == pytest.approx(read_loss(run), abs=ROUNDING["bf16" in options])
-    adapter = ExportConfig(run_dir=str(run), kind="adapter", output_dir=str(tmp_path / "adapter"))
+    export(run, tmp_path / "export", dtype="float32")
+    assert measure_loss(tmp_path / "export", grown) == pytest.approx(read_loss(run), abs=ROUNDING["bf16" in options])
     if name == "phi-2":
         with pytest.raises(UserError, match="output layer has a bias"):
-            export_folder.export(adapter)
+            export(run, tmp_path / "adapter", kind="adapter")
         assert not (tmp_path / "adapter").exists()
     else:
-        export_folder.export(adapter)
+        export(run, tmp_path / "adapter", kind="adapter")
         assert "resize_token_embeddings" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
@@ -123,15 +118,15 @@ def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, s
     ("name", "bits", "bf16"), [("falcon-7b", 4, False), ("Mistral-7B-v0.1", 4, True), ("Mistral-7B-v0.1", 8, False)]
 )
 def test_a_quantised_base_is_merged_as_trained_and_both_ways_are_measured(
-    name, bits, bf16, save_base, make_run, dataset
+    name, bits, bf16, save_base, make_run, dataset, tmp_path
 ):
     run = make_run(save_base(f"random-tiny:{name}"), bf16=bf16, **{f"use_{bits}bit": True})
-    facts, folder = export_run(run, dtype="float32")
+    facts = export(run, tmp_path / "export", dtype="float32")
     ways = facts["checks"]["ways"]
     assert ways["dequantised"]["relative"] <= ways["published"]["relative"]
     assert bits == 8 or ways["dequantised"]["relative"] < 1e-5 and ways["published"]["relative"] > 0.005
-    assert measure_loss(folder, dataset) == pytest.approx(read_loss(run), abs=ROUNDING[bf16])
-    card = (run.parent / "export" / "README.md").read_text(encoding="utf-8")
+    assert measure_loss(tmp_path / "export", dataset) == pytest.approx(read_loss(run), abs=ROUNDING[bf16])
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     assert f"quantized to {bits} bits" in card and "on the published base" in card
 
 
@@ -141,7 +136,7 @@ def test_a_merge_that_is_wrong_puts_nothing_in_place(tuned_run, tmp_path, monkey
     right = Linear.get_delta_weight
     monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: 0.99 * right(self, name))
     with pytest.raises(UserError, match="merged against .*: the logits are off by .*Nothing was put in place"):
-        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "out" / "x")))
+        export(tuned_run, tmp_path / "out" / "x")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -157,17 +152,15 @@ def test_a_file_that_is_saved_wrong_puts_nothing_in_place(tuned_run, tmp_path, m
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
     with pytest.raises(UserError, match="loaded again against saved: the logits are off"):
-        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "out" / "x")))
+        export(tuned_run, tmp_path / "out" / "x")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_answer_that_ends_elsewhere_is_a_difference():
     import torch
 
-    steps = [torch.eye(3), torch.eye(3)]
-    read = [
-        checks.Reading(torch.eye(3), answers, steps) for answers in ([[0, 1], [0]], [[0, 1], [0, 1]], [[0, 2], [0]])
-    ]
+    answers = [[[0, 1], [0]], [[0, 1], [0, 1]], [[0, 2], [0]]]
+    read = [checks.Reading(torch.eye(3), one, [torch.eye(3), torch.eye(3)]) for one in answers]
     assert checks.find_gap(read[0], read[0]) == 0
     assert checks.find_gap(read[0], read[1]) == float("inf")
     assert checks.find_gap(read[0], read[2]) == pytest.approx(1 / torch.eye(3).std().item())
@@ -183,7 +176,7 @@ def test_a_template_or_a_token_that_is_lost_is_named(tuned_run):
         checks.require_same_tokens(kept, lost)
     other = load.load_tokenizer(str(tuned_run))
     other.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.NFKC()
-    with pytest.raises(UserError, match="cuts '.*' otherwise"):
+    with pytest.raises(UserError, match="makes other ids of '"):
         checks.require_same_tokens(kept, other)
 
 
@@ -192,13 +185,11 @@ def test_what_is_no_finished_run_is_refused(tuned_run, tmp_path, sftlab_command)
     assert code == 2 and "is a checkpoint. Name its run" in error and len(error.strip().splitlines()) == 1
     with pytest.raises(UserError, match="not a run folder"):
         saved.open_run(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
     for status in ("interrupted", "failed"):
-        folder = tmp_path / status
-        folder.mkdir()
-        (folder / "run.json").write_text("{}")
-        (folder / "result.json").write_text(json.dumps({"status": status}))
+        (tmp_path / "result.json").write_text(json.dumps({"status": status}))
         with pytest.raises(UserError, match=f"is {status}"):
-            saved.open_run(folder)
+            saved.open_run(tmp_path)
 
 
 def test_what_exists_stays_unless_it_is_an_export_and_overwrite_is_said(tuned_run, tmp_path):
@@ -207,22 +198,22 @@ def test_what_exists_stays_unless_it_is_an_export_and_overwrite_is_said(tuned_ru
     (mine / "notes.txt").write_text("keep")
     for options, message in (({}, "exists"), ({"overwrite": True}, "is not an export")):
         with pytest.raises(UserError, match=message):
-            export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(mine), **options))
+            export(tuned_run, mine, **options)
     assert (mine / "notes.txt").read_text() == "keep"
 
 
 def test_kinds_that_a_run_does_not_allow(make_run, tmp_path):
     full = make_run("random-tiny:gpt2", use_lora=False)
     with pytest.raises(UserError, match="there is no adapter"):
-        export_folder.export(ExportConfig(run_dir=str(full), kind="adapter", output_dir=str(tmp_path / "x")))
-    facts, folder = export_run(full, dtype="float16")
+        export(full, tmp_path / "x", kind="adapter")
+    export(full, tmp_path / "export", dtype="float16")
     assert json.loads((tmp_path / "export" / "config.json").read_text())["dtype"] == "float16"
 
 
 def test_memory_that_is_not_there_is_said_first(tuned_run, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda gpu: 1e6)
     with pytest.raises(UserError, match="float32, 0.0 GB"):
-        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "x")))
+        export(tuned_run, tmp_path / "x")
 
 
 def test_a_full_disk_is_said_in_a_line(tuned_run, tmp_path, monkeypatch):
@@ -233,5 +224,5 @@ def test_a_full_disk_is_said_in_a_line(tuned_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
     with pytest.raises(UserError, match="no room for the model"):
-        export_folder.export(ExportConfig(run_dir=str(tuned_run), output_dir=str(tmp_path / "out" / "x")))
+        export(tuned_run, tmp_path / "out" / "x")
     assert list((tmp_path / "out").iterdir()) == []

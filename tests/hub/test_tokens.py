@@ -36,8 +36,8 @@ def command(hub_address, tmp_path, monkeypatch, capsys):
     [
         ("  \n", "nothing was given"),
         (f"{PLANTED} {PLANTED}", "spaces or line breaks"),
-        (PLANTED[3:], "begins with hf_"),
-        ("api_org_" + "x" * 30, "one of your own account"),
+        (PLANTED[3:], "doesn't begin with hf_"),
+        ("api_org_" + "x" * 30, "make one of your own"),
         (PLANTED[:-1] + "…", "34 characters, of which 1 are neither"),
         (PLANTED[:15], "12 characters, of which 0"),
     ],
@@ -113,7 +113,7 @@ def test_other_stored_tokens_stay(command, tmp_path):
     stored.write_text(f"[other]\nhf_token = {SECOND}\n")
     assert command("token", text=PLANTED)[0] == 0 and PLANTED in stored.read_text()
     code, text = command("token", "--forget", variable=SECOND)
-    assert code == 0 and "1 other stored token" in text and "HF_TOKEN is still set" in text
+    assert code == 0 and "hf auth list` shows them: 1" in text and "HF_TOKEN is still set" in text
     assert SECOND in stored.read_text() and PLANTED not in stored.read_text()
 
 
