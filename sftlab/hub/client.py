@@ -19,7 +19,7 @@ TOKEN_FAULTS = ("wrong token", "expired token")  # states of the token alone, wh
 def reach(timeout: float = 3.0) -> bool:
     """Whether the Hub can be asked, by one short request; if not, the client is set offline, so that nothing retries.
 
-    `HF_HUB_OFFLINE=1`, `HF_ENDPOINT` and proxies are honoured. timeout: seconds.
+    `HF_HUB_OFFLINE=1`, `HF_ENDPOINT` and proxies are honoured. timeout: seconds to connect.
     """
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import get_session
@@ -28,7 +28,7 @@ def reach(timeout: float = 3.0) -> bool:
         return False
     constants.HF_HUB_OFFLINE = False  # set by an earlier probe, perhaps; the network may be back
     try:
-        get_session().head(constants.ENDPOINT, timeout=timeout)
+        get_session().head(constants.ENDPOINT, timeout=(timeout, 15, 15, timeout))  # to connect, read, write, wait
     except (errors.HTTPError, OSError):
         constants.HF_HUB_OFFLINE = UNREACHABLE  # read by the client at every request
         return False
