@@ -155,7 +155,7 @@ def visiting(address: str, home: Path, token: str | None = None):
 
     Your own token and cache are not looked at meanwhile.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
 
     values = {
         "ENDPOINT": address,
@@ -165,7 +165,8 @@ def visiting(address: str, home: Path, token: str | None = None):
         "HF_TOKEN_PATH": str(home / "token"),
         "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
     }
-    with mock.patch.multiple(constants, **values), mock.patch.dict(os.environ):
+    one_api = mock.patch.object(hf_api.api, "endpoint", address)  # made at its import; login() asks by it
+    with mock.patch.multiple(constants, **values), one_api, mock.patch.dict(os.environ):
         for name in VARIABLES:
             os.environ.pop(name, None)
         if token:
