@@ -188,9 +188,7 @@ def parse_grid(texts: list[str]) -> dict[str, list]:
             try:
                 values = json.loads(rest)
             except ValueError as error:
-                raise UserError(
-                    f'grid: {rest} is no JSON list ({error}); write it like ["q_proj","all-linear"].'
-                ) from error
+                raise UserError(f'grid: {rest} is no JSON list ({error}); write it like ["a","b"].') from error
         if not (name and equals and values):
             raise UserError(f"grid: {text!r} names no values to try; write it like lora_r=4,16,64.")
         if name == "seed":
@@ -206,7 +204,10 @@ def parse_grid(texts: list[str]) -> dict[str, list]:
 
 
 def name_folder(values: dict) -> str:
-    """A name for a folder anywhere: letters and digits of any script, a few signs, and a hash where others were replaced."""
+    """A name for a folder anywhere: letters and digits of any script, a few signs, and a hash where that isn't the whole name.
+
+    Or where letters are capital ones, which are the same as small ones on a Mac.
+    """
     name = name_values(values, ",")
     clean = re.sub(r"[^\w.+=,\-]", "_", name).encode()[:LONGEST].decode(errors="ignore")
-    return clean if clean == name else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return clean if clean == name.casefold() else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -196,9 +196,10 @@ def judge(found: Summary, constant: bool) -> str:
     if len(alike):
         words.append(f"No measurable difference between it and {list_names(alike.index)}.")
     if len(worse):
-        by, names = format_behind(worse.iloc[0], found.relative), list_names(worse.index)
-        by = f"has {by} its {metric}" if found.relative else f"is behind by {by}"
-        words.append(f"Measurably worse: {names}; the nearest {by}.")
+        near = worse.iloc[0]
+        by = f"{near.behind:.3g} ({near.behind_low:.3g} to {near.behind_high:.3g})"
+        by = f"has {by} times its {metric}" if found.relative else f"is behind by {by}"
+        words.append(f"Measurably worse: {list_names(worse.index)}; the nearest {by}.")
     return " ".join(words)
 
 
@@ -206,12 +207,6 @@ def list_names(names) -> str:
     names = [f"[{name}]" if "," in name else name for name in names]
     names = names if len(names) <= MOST else [*names[: MOST - 1], f"{len(names) - MOST + 1} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def format_behind(row, relative: bool) -> str:
-    """How far a setting is behind the best: a difference, or a ratio, with its interval."""
-    words = f"{row.behind:.3g}{' times' if relative else ''}"
-    return words if math.isnan(row.behind_low) else f"{words} ({row.behind_low:.3g} to {row.behind_high:.3g})"
 
 
 def format_number(value: object) -> str:
@@ -224,8 +219,8 @@ def find_warnings(found: Summary, points: list[Point]) -> list[str]:
     """What to know before the verdict is believed: failures, points to come, an edge of the grid, unequal costs."""
     warnings, settings, ranked = [], found.settings, found.ranked
     for row in settings[settings.failed > 0].itertuples():
-        so = "compared all the same: none is without" if row.Index in ranked.index else "not compared"
-        warnings.append(f"{row.Index}: {row.failed} of its {row.points} points ended without a result, so it is {so}.")
+        so = "" if row.Index in ranked.index else ", so it is not compared"
+        warnings.append(f"{row.Index}: {row.failed} of its {row.points} points ended without a result{so}.")
     left = sum(point.status in UNFINISHED for point in points)
     if left:
         warnings.append(f"{left} of {len(points)} points have not run to their end: the same command resumes.")
@@ -233,10 +228,8 @@ def find_warnings(found: Summary, points: list[Point]) -> list[str]:
         ended = settings[(settings.completed > 0) | (settings.failed > 0)]
         tried = {setting[axis] for setting in ended.setting}  # beyond it all may fail
         if len(tried) > 2 and all(map(is_number, tried)) and value in (min(tried), max(tried)):
-            end = "smallest" if value == min(tried) else "largest"
-            warnings.append(
-                f"{axis}={write_value(value)} is the {end} value that was tried: the best may lie beyond it."
-            )
+            end, value = "smallest" if value == min(tried) else "largest", write_value(value)
+            warnings.append(f"{axis}={value} is the {end} value that was tried: the best may lie beyond it.")
     costs = found.metrics.reindex(index=ranked.index, columns=COSTS)
     for name, low, high in zip(COSTS, costs.min(), costs.max(), strict=True):
         if high > UNEQUAL * low:
