@@ -52,7 +52,7 @@ class Controls(anywidget.AnyWidget):
     _esm, _css = BROWSER / "form.js", BROWSER / "form.css"
     fields = traitlets.List().tag(sync=True)
     presets = traitlets.List().tag(sync=True)
-    opened = traitlets.List(["model", "data", "LoRA", "optimization"]).tag(sync=True)
+    opened = traitlets.List(list(GROUPS[:-1])).tag(sync=True)  # all but hardware
     state = traitlets.Dict().tag(sync=True)
     figures = traitlets.Dict({"rows": [], "words": ""}).tag(sync=True)
 
