@@ -35,14 +35,20 @@ def find_token() -> Token | None:
     """The token that huggingface_hub's client would send, or None."""
     from huggingface_hub import get_token
 
-    value, variables = get_token(), list_variables()
+    variables = list_variables()
+    if not variables:
+        find_stored()  # raises a UserError where the client would fail on the file
+    value = get_token()
     return Token(value, variables[0] if variables else str(find_file())) if value else None
 
 
 def find_stored() -> Token | None:
-    """The token of the file, whatever the environment says."""
+    """The token of the file, whatever the environment says. Raises UserError for a file that is no text."""
     path = find_file()
-    value = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    try:
+        value = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    except UnicodeDecodeError:
+        raise UserError(f"token: {path} is not UTF-8 text. Delete it, and give the token to `sftlab token`.") from None
     return Token(value, str(path)) if value else None
 
 
@@ -136,12 +142,13 @@ def save_token() -> list[str]:
 def store(value: str, known: bool) -> None:
     """Make a token the one in use, readable by its owner alone: as `hf auth login` does, which the Hub must answer, or where
     it is not `known` to the Hub, as the token file alone."""
-    from huggingface_hub import login
+    from huggingface_hub import errors, login
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # what it would say is said by save_token
     if known:
-        return login(value)
+        with contextlib.suppress(errors.HTTPError, OSError):  # the Hub is gone since it was asked
+            return login(value)
     path = find_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # its mode may be another

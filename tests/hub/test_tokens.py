@@ -108,6 +108,12 @@ def test_the_variable_wins_and_this_is_printed(command, tmp_path):
     assert "mode 0644: others here can read it. chmod 600" in text
 
 
+def test_a_file_that_is_no_text_is_one_line(command, tmp_path):
+    (tmp_path / "token").write_bytes(b"\xff\xfe hf_")
+    code, text = command("token", "--status")
+    assert code == 2 and "token is not UTF-8 text. Delete it" in text and len(text.splitlines()) == 1
+
+
 def test_other_stored_tokens_stay(command, tmp_path):
     stored = tmp_path / "stored_tokens"
     stored.write_text(f"[other]\nhf_token = {SECOND}\n")
