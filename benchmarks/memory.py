@@ -133,7 +133,7 @@ def run_one(options: dict, output: Path) -> None:
         counter = LiveBytes(trainer.model)
         with contextlib.nullcontext() if gpu else counter:
             trainer.train()
-    took = forecast.measure(trainer.expected["memory"])
+    took = forecast.measure_memory(trainer.expected["memory"])
     tensors = torch.cuda.max_memory_allocated() if gpu else hold(trainer.model) + counter.peak
     parts = took["parts"]
     expected = sum(

@@ -216,7 +216,7 @@ def name_device() -> dict:
     }
 
 
-def describe(devices: list[dict]) -> dict:
+def merge_devices(devices: list[dict]) -> dict:
     """One description of all processes' devices, by rank; what differs among them is joined by ` + `."""
     told = {name: list(dict.fromkeys(device[name] for device in devices)) for name in devices[0]}
     alike = {name: found[0] if len(found) == 1 else " + ".join(map(str, found)) for name, found in told.items()}

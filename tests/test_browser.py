@@ -105,7 +105,7 @@ def look(page, shots, name: str, *parts) -> None:
 
 
 def test_a_learner_tunes_by_hand(chromium, tmp_path):
-    """Notebook 08: run all, turn a knob by keyboard, start, reload in the middle, find the run, stop it, go on with it."""
+    """Notebook 08: run all, turn a knob by keyboard, start, reload in the middle, find the run, stop it, resume it."""
     from sftlab.runs import state
 
     source = json.loads((browser.ROOT / "notebooks" / "08_hyperparameters.ipynb").read_text(encoding="utf-8"))

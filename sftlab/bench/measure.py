@@ -156,7 +156,7 @@ def format_grid(measured: list[Result]) -> str:
 
 
 def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> dict:
-    """Run `worker.measure` in processes of its own and return its result. Raises PointFailed with their last lines.
+    """Run `worker.measure_point` in processes of its own and return its result. Raises PointFailed with their last lines.
 
     Several nodes read the plan and the data from this folder, so it must be on a disk that they share.
     """

@@ -117,7 +117,7 @@ class Run:
 class Result:
     """A point with its repeats, in the order in which they were made.
 
-    machine: what `machine.describe` returns, machines (on how many the processes ran), node_is (what a node was, in words),
+    machine: what `machine.merge_devices` returns, machines (on how many the processes ran), node_is (what a node was, in words),
     threads (of each process), oversubscribed (more processes than cores). data: source, rows, distinct_rows (fewer where the
     source has no more), fingerprint.
     """

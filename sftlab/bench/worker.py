@@ -35,7 +35,7 @@ KEPT = ("labels", "attention_mask", "position_ids", "cu_seq_lens_q", "lengths", 
 EVERY = 0.2  # seconds between samples of a GPU's use
 
 
-def measure(plan: dict) -> dict | None:
+def measure_point(plan: dict) -> dict | None:
     """Train as planned and return what the first process writes: `run`, and machine, versions, attention, choices.
 
     plan: point, config, untimed, steps, seconds, threads, started (seconds since the epoch), precision (what the first run
@@ -61,7 +61,7 @@ def measure(plan: dict) -> dict | None:
         timer = StepTimer(trainer, plan["untimed"], plan["steps"], plan["seconds"])
         with forecast.advising(config, trainer.expected["memory"]):
             trainer.train()
-        found = forecast.measure(trainer.expected["memory"])
+        found = forecast.measure_memory(trainer.expected["memory"])
         mine = timer.summarise() | {"rate": rate, "peak": machine.read_peak(), "host": platform.node()}
         mine["memory"] = Memory(found["expected_bytes"], found["peak_bytes"], bool(found["kept"]))
         mine["device"] = machine.name_device()
@@ -76,7 +76,7 @@ def measure(plan: dict) -> dict | None:
         choices = {name: why for name, why in trainer.choices.items() if name != "time"}
         choices["precision"] = plan["precision"] or choices["precision"]
         attention = getattr(trainer.model.config, "_attn_implementation", None)
-        about = machine.describe([part["device"] for part in parts]) | {
+        about = machine.merge_devices([part["device"] for part in parts]) | {
             "machines": len({part["host"] for part in parts})
         }
         attention = f"{attention}: {choices['attention'].split(': ', 1)[-1]}"
@@ -264,7 +264,7 @@ def main(arguments: list[str]) -> int:
     load.quiet_libraries()
     torch.set_num_threads(plan["threads"])
     try:
-        measured = measure(plan)
+        measured = measure_point(plan)
     except UserError as error:
         print(f"sftlab: {error}", file=sys.stderr)
         return 2

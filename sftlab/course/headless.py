@@ -227,7 +227,7 @@ def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=No
     """
     jobs, output_dir = plan_jobs(paths, parameters, resolve_profile(profile)), Path(output_dir).resolve()
     if output_dir.is_file() or output_dir.is_dir() and any(output_dir.iterdir()) and not continue_:
-        raise place_error(output_dir, "is there and not empty", "Go on in it with --continue")
+        raise place_error(output_dir, "is there and not empty", "Continue it with --continue")
     for path in jobs:
         output = output_dir / path.name
         if output.exists() and (output == path or "papermill" not in files.read_json(output).get("metadata", {})):
@@ -266,7 +266,7 @@ def add_run_arguments(parser) -> None:
 def run_command(args) -> int:
     """`sftlab run`: 0 all completed, 1 a cell failed, 3 a kernel died, 4 timed out, 130 interrupted; else UserError."""
     if args.continue_ and not args.output_dir:
-        raise UserError("--continue goes on in an earlier run: name its folder with --output-dir.")
+        raise UserError("--continue continues an earlier run: name its folder with --output-dir.")
     output_dir = Path(args.output_dir or files.ROOT / "runs" / time.strftime("%Y%m%d-%H%M%S"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop also leaves statuses and an index
     options = {"profile": args.profile, "timeout": args.timeout, "continue_": args.continue_}

@@ -153,7 +153,7 @@ def prepare(config: DataConfig) -> Path:
         new, splits = Path(aside) / "new", {}
         for split, part in (("train", train), ("test", test)):
             splits[split] = tokenize(part, tokenizer, config.format, Path(aside) / split)
-        counts = {name: data_report.measure(split, tokenizer, config.max_length) for name, split in splits.items()}
+        counts = {name: data_report.count_tokens(split, tokenizer, config.max_length) for name, split in splits.items()}
         lengths = [pair for count in counts.values() for pair in count.pop("lengths")]
         refuse_silent(counts["train"], facts["source"], config.max_length)
         report = {
@@ -170,7 +170,7 @@ def prepare(config: DataConfig) -> Path:
             "splits": counts,
         }
         save(new, splits, report)
-        views = [masking.show(row, tokenizer, config.max_length) for row in splits["train"].take(3)]
+        views = [masking.view_mask(row, tokenizer, config.max_length) for row in splits["train"].take(3)]
         data_report.write_report(new / "report.html", report, lengths, views, found)
         write_dropped(new / "dropped.jsonl", found, report["dropped"])
         put_in_place(new, folder, Path(aside) / "old")

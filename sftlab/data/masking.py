@@ -1,6 +1,6 @@
 """Which tokens are in the loss: labels from a template's generation markers, and a view of them.
 
-python -c "from sftlab.data import masking; help(masking.show)"
+python -c "from sftlab.data import masking; help(masking.view_mask)"
 """
 
 import re
@@ -209,7 +209,7 @@ class MaskView:
         return self.to_text()
 
 
-def show(example: dict, tokenizer, max_length: int | None = None) -> MaskView:
+def view_mask(example: dict, tokenizer, max_length: int | None = None) -> MaskView:
     """A view of one row (`input_ids`, `labels`): tokens as trained, special, masked or cut off, and verdicts below.
 
     Pointing at a token tells its id and position; a character that is split over several tokens is shown whole.

@@ -58,7 +58,7 @@ def find_overlap(train: list[dict], test: list[dict]) -> dict[str, int]:
     }
 
 
-def measure(dataset, tokenizer, max_length: int) -> dict:
+def count_tokens(dataset, tokenizer, max_length: int) -> dict:
     """Counts over a tokenised split at a length limit: rows, tokens, trained_tokens, cut_rows and so on.
 
     `lengths`: a list of (prompt tokens, answer tokens), uncut, one entry per row.

@@ -44,7 +44,7 @@ def run_training(config: TrainConfig) -> int:
     interrupted = result["status"] == "interrupted"
     if distributed.read_world().rank == 0:
         print(", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if value is not None))
-        stopped = f"interrupted by {result.get('signal')}; a checkpoint is saved, go on with --resume"
+        stopped = f"interrupted by {result.get('signal')}; a checkpoint is saved; resume with --resume"
         print(stopped if interrupted else f"saved {config.output_dir}")
     return 128 + signal.Signals[result["signal"]] if interrupted else 0
 

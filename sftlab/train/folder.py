@@ -56,7 +56,7 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
         return checkpoint
     if holds_something(folder):
         if not config.overwrite or folder.is_file():
-            raise place_error(folder, "exists", "Add --resume to go on, or --overwrite to delete it")
+            raise place_error(folder, "exists", "Add --resume to continue it, or --overwrite to delete it")
         if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
             raise place_error(folder, "is not a run folder of the lab; it stays")
     return None

@@ -110,7 +110,7 @@ def estimate(
     return own, whole.parts, line
 
 
-def measure(expected: dict) -> dict:
+def measure_memory(expected: dict) -> dict:
     """Return what a run took beside the libraries, and the error of the estimate, for `result.json`.
 
     Where freed memory was kept, the process held more than was in use, so the error isn't known.

@@ -150,7 +150,7 @@ def read_rows(config: TrainConfig) -> Rows:
     """Read the prepared set, cut to max_length, and the tokenizer. Raises UserError where they don't fit each other."""
     splits, report = dataset.load_prepared(config.dataset_path)
     if (Path(config.model_name) / "adapter_config.json").is_file():
-        fix = "Go on with --resume there, or start from its base."
+        fix = "Resume it there with --resume, or start from its base."
         raise UserError(f"model_name: {config.model_name} holds an adapter. {fix}")
     tokenizer = load.load_tokenizer(config.model_name, config.trust_remote_code)
     new_tokens = formats.set_format(tokenizer, report["format"])
@@ -300,7 +300,7 @@ def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict
         if stop.received and trainer.state.global_step < trainer.state.max_steps:
             found = {"status": "interrupted", "signal": stop.received.name}
         else:
-            memory = forecast.measure(trainer.expected["memory"])
+            memory = forecast.measure_memory(trainer.expected["memory"])
             rank = {"host": platform.node(), "peak_bytes": memory["peak_bytes"], "held": counted.parts}
             found = {"status": "completed", "memory": memory, "ranks": distributed.gather(rank)}
             if not checkpoint:

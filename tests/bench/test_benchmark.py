@@ -133,7 +133,7 @@ def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, tm
     asked = []
     monkeypatch.setattr(worker, "count_steps", lambda *times: asked.append(times) or steps)
     about |= {"steps": 1, "seconds": 5.0} if fill else {"steps": steps, "seconds": None}
-    measured = worker.measure(about | {"started": time.time()})
+    measured = worker.measure_point(about | {"started": time.time()})
     run = results.convert(results.Run, measured["run"], "run")
     assert [seconds for seconds, step in asked if step > 0] == [5.0] * fill
     assert (run.tokens, run.samples) == (sum(lengths), len(lengths))

@@ -164,7 +164,7 @@ def test_the_report_counts_what_the_rows_hold(tmp_path, tokenizer):
         trained = [sum(label != masking.IGNORED for label in row) for row in labels]
         lengths = [(len(row) - number, number) for row, number in zip(labels, trained, strict=True)]
         assert report["splits"][split]["trained_tokens"] == sum(trained)
-        assert data_report.measure(dataset, tokenizer, 1024)["lengths"] == lengths
+        assert data_report.count_tokens(dataset, tokenizer, 1024)["lengths"] == lengths
     gone = (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["row"] for line in gone] == ["row 6"]
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -203,6 +203,8 @@ def test_a_sample_that_stood_in_is_not_taken_for_the_set_of_the_hub(tmp_path):
 
 
 def test_a_row_as_long_as_the_limit_is_not_cut(tokenizer):
-    counts = data_report.measure(datasets.Dataset.from_dict({"labels": [[-100, 5, 2], [-100, 5, 6, 2]]}), tokenizer, 3)
+    counts = data_report.count_tokens(
+        datasets.Dataset.from_dict({"labels": [[-100, 5, 2], [-100, 5, 6, 2]]}), tokenizer, 3
+    )
     assert (counts["cut_rows"], counts["tokens"], counts["trained_tokens"]) == (1, 6, 4)
     assert counts["rows_without_trained_eos"] == 1 and counts["lengths"] == [(1, 2), (1, 3)]

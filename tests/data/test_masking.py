@@ -86,13 +86,13 @@ def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole(tokenizer
 def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer):
     made = masking.encode_chats(tokenizer, [make_chat("<script>alert(1)</script>", "はい、😀。" * 4)])
     row = {name: values[0] for name, values in made.items()}
-    view = masking.show(row, tokenizer, max_length=len(row["input_ids"]) - 4)
+    view = masking.view_mask(row, tokenizer, max_length=len(row["input_ids"]) - 4)
     html = view._repr_html_()
     assert "<script>" not in html and all(f'title="{kind}: ' in html for kind in masking.STYLES)
     assert "✗ NOT: nothing is cut off" in html and "✗ NOT: the end of sequence" in html
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(view))
     assert tokenizer.decode(row["input_ids"]) in plain
-    marked = masking.show(row, tokenizer).to_text(colour=False)
+    marked = masking.view_mask(row, tokenizer).to_text(colour=False)
     assert "⟦" + "はい、😀。" * 4 + "</s>⟧" in marked
 
 

@@ -81,7 +81,7 @@ def test_a_run_folder_is_whole_and_loads(finished):
 
 
 def test_an_existing_run_is_never_lost_unasked(finished, tmp_path):
-    with pytest.raises(UserError, match="--resume to go on, or --overwrite to delete"):
+    with pytest.raises(UserError, match="--resume to continue it, or --overwrite to delete"):
         train_run.train(finished)
     assert (Path(finished.output_dir) / "result.json").is_file()
     (tmp_path / "result.json").write_text("{}")
