@@ -22,6 +22,7 @@ TRUST = "run Python code that the model brings along, with your rights on this m
 FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
 SOURCES = ("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES)  # the bundled facts, public sets, your own files
 QUANTIZED_BASES = ("dequantised", "published")
+DEDUPE = ("off", "exact", "near")
 JUDGES = ("auto", "exact_match", "loss")
 FORMATS = ("alpaca", "chatml", "llama2", "model")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -41,7 +42,7 @@ class DataConfig(Options):
     num_samples: int | None = option(None, "a seeded random sample of so many training rows; default: all", low=1)
     test_size: float = option(0.1, "share of the rows for validation, without --test-path", low=0.001, high=0.9)
     max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted", low=8)
-    dedupe: str = option("exact", "drop rows that repeat an earlier one", choices=("off", "exact", "near"))
+    dedupe: str = option("exact", "drop rows that repeat an earlier one, or come near one", choices=DEDUPE)
     near_threshold: float = option(0.9, "Jaccard similarity of 5-grams from which near drops a row", low=0.3, high=1)
     fix_mojibake: bool = option(False, "fix text that was decoded wrongly, as the report offers")
     output_dir: str = option("datasets", "the folder in which the data set's folder is made")
@@ -130,7 +131,7 @@ class EvaluateConfig(Options):
     max_new_tokens: int | None = option(None, "longest answer in tokens; default: by the longest expected", low=1)
     batch_size: int = option(32, "rows answered at once", low=1)
     temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, with one seed for both", low=0)
-    judge_by: str = option("auto", "what decides; auto: by the answers' length", choices=JUDGES)
+    judge_by: str = option("auto", "what decides; auto: exact match for short answers, else loss", choices=JUDGES)
     smallest_gain: float = option(0.1, "the smallest gain in exact match that matters", low=0.001, high=1)
     level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
     resamples: int = option(10_000, "resamples of the bootstrap", low=100)
@@ -304,7 +305,7 @@ class RunsConfig(Options):
 class ReportConfig(Options):
     """What `sftlab report` makes of folders with results."""
 
-    folders: list | None = option(None, "folders with results, the first against the others", paths=True)
+    folders: list | None = option(None, "folders with results, compared with the first (default: results)", paths=True)
     output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
     bandwidth: float | None = option(None, "GB/s between nodes, for two modelled bounds of the speed", low=0.001)
     overwrite: bool = option(False, "replace a file at --output that is no report")
