@@ -11,6 +11,7 @@ import datetime
 import os
 import re
 import socket
+from pathlib import Path
 from typing import NamedTuple
 
 from sftlab.config.configs import TrainConfig
@@ -102,7 +103,11 @@ def open_groups(config: TrainConfig, world: World):
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if config.deepspeed:
         import deepspeed
+        from torch.utils.cpp_extension import get_default_build_root
 
+        built = Path(os.environ.get("TORCH_EXTENSIONS_DIR", get_default_build_root()))
+        if backend == "gloo" and world.local_rank == 0 and not any(built.glob("**/deepspeed_shm_comm.so")):
+            print("DeepSpeed compiles its exchange of data on a CPU: once, about half a minute", flush=True)
         deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     else:
         distributed.init_process_group(backend, timeout=TIMEOUT)

@@ -107,6 +107,17 @@ def read_held(folder: Path, part: str) -> list[int]:
     return [rank["held"][part] for rank in files.read_json(folder / "result.json")["ranks"]]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is compiled for NCCL")
+def test_the_first_compile_of_deepspeed_is_announced(tmp_path, monkeypatch, capsys):
+    deepspeed = pytest.importorskip("deepspeed")
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: None)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for announced in (True, False):
+        distributed.open_groups(TrainConfig(deepspeed="zero2"), distributed.World(0, 1, 0, 1))
+        assert ("DeepSpeed compiles" in capsys.readouterr().out) == announced
+        files.write_text(tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so", "")
+
+
 HERE = ("--gpus-per-node", 2)
 NODES = ("--nodes", 2, "--gpus-per-node", 1, "--master-addr", "127.0.0.1", "--hostfile")
 CASES = [("none", True), ("zero3", True), ("zero1", True), ("zero2", True), ("zero3", False)]  # the last ones are slow
