@@ -5,13 +5,14 @@ python -c "from pathlib import Path; from sftlab import files; files.write_json(
 
 import json
 import os
+import platform
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
     """Write beside the file, then rename; the folder is made. An interrupted writer leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")  # another process may write it, too
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 

@@ -114,13 +114,14 @@ def find_status(about: dict, progress: dict, result: dict, process: dict | None)
         reason = result.get("error", "")
         if result["status"] == "interrupted" and not reason:
             reason = f"a checkpoint is saved ({result.get('signal')})"
-        if "reason" in progress and "process" not in progress:  # a later start, which left the run as it was
-            reason = f"{reason}; the last start: {progress['reason']}".removeprefix("; ")
+        if "start" in progress and "process" not in progress:  # a later start, which left the run as it was
+            ended = "stopped before its first step" if "asked" in progress else KILLED
+            reason = f"{reason}; the last start: {progress.get('reason', ended)}".removeprefix("; ")
         return result["status"], reason
     if process:
         return ("running" if "doing" in progress else "starting"), ""
     if "ended" in progress:
-        return progress["status"], progress["reason"]
+        return progress["status"], progress.get("reason", "")  # an earlier version called it otherwise
     if "asked" in progress and "doing" not in progress:
         return "interrupted", "before its first step"
     return ("killed", KILLED) if progress or "config_hash" in about else ("none", "there is no run")
@@ -162,9 +163,10 @@ def find_place() -> Path:
 def find(folder: str | Path | None = None) -> list[Run]:
     """All runs in a folder (default: `find_place`) and the folders in it, the last one that began first."""
     found, top = [], Path(folder or find_place()).absolute()
-    for place, names, own in os.walk(top):
+    for place, names, _ in os.walk(top):
         place = Path(place)
-        is_run = run_folder.PROGRESS in own or "config_hash" in files.read_json(place / "run.json")
+        known = files.read_json(place / "run.json") | files.read_json(place / run_folder.PROGRESS)
+        is_run = not known.keys().isdisjoint({"config_hash", "started"})  # other programs use these file names, too
         if is_run:
             found.append(read(place))
         deep = len(place.relative_to(top).parts) >= DEPTH

@@ -197,6 +197,8 @@ class LabTrainer(SFTTrainer):
     def read_counters(self, checkpoint: Path) -> None:
         """Set what `write_counters` kept, so that a resumed run logs what an uninterrupted one logs."""
         kept = files.read_json(self.find_counters(checkpoint))
+        if not kept:  # a checkpoint of an earlier version
+            return
         self._tr_loss += kept["loss"]
         self._globalstep_last_logged = kept["logged_at"]
         self._total_train_tokens = kept["tokens"]
@@ -224,7 +226,7 @@ class LabTrainer(SFTTrainer):
         folder = Path(self.args.output_dir)
         self.state = TrainerState.load_from_json(str(checkpoint / run_folder.LAST_FILE))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-            checkpoint = Path(self.state.best_model_checkpoint)
+            checkpoint = folder / Path(self.state.best_model_checkpoint).name  # the folder may have been moved
         for path in checkpoint.iterdir():
             if path.is_file() and not path.name.startswith(FOR_TRAINING):
                 shutil.copy2(path, folder / path.name)

@@ -36,6 +36,27 @@ def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(result
     assert (run.status, run.step, run.config.lora_r) == ("starting", 0, 64)
 
 
+def test_a_start_that_was_killed_before_it_trained_is_named_in_the_reason(make_run, put_start):
+    folder = make_run(result=STOPPED, process=GONE, step=20).folder
+    assert "the last start: ended without a message" in put_start(folder, GONE).reason
+    run_folder.update_progress(folder, {"asked": 60.0})
+    assert state.read(folder).reason.endswith("the last start: stopped before its first step")
+
+
+def test_two_processes_may_write_one_file_at_the_same_time(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def replace_late(aside, path):
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        files.write_json(path, {"by": "another"})
+        replace(aside, path)
+
+    monkeypatch.setattr(os, "replace", replace_late)
+    files.write_json(tmp_path / run_folder.PROGRESS, {"by": "this"})
+    assert files.read_json(tmp_path / run_folder.PROGRESS) == {"by": "this"}
+
+
 def test_a_folder_of_an_earlier_version_is_listed(tmp_path):
     config = TrainConfig(output_dir="old")
     files.write_json(tmp_path / "old" / "run.json", {"config": vars(config), "config_hash": config.hash()})
@@ -43,6 +64,7 @@ def test_a_folder_of_an_earlier_version_is_listed(tmp_path):
         tmp_path / "old" / run_folder.PROGRESS, {"process": GONE, "started": 1.0, "step": 7, "max_steps": 9}
     )
     files.write_json(tmp_path / "old-logs" / "background.json", {"process": GONE})
+    files.write_json(tmp_path / "other" / run_folder.PROGRESS, {"start": 5})  # another program's
     [run] = state.find(tmp_path)
     assert (run.folder.name, run.status, run.step) == ("old", "killed", 7) and "7 of 9" in table.format_table(tmp_path)
     assert table.format_table(tmp_path / "old-logs").startswith("no runs in")
