@@ -232,7 +232,10 @@ def watch_others(path: Path, config: MetricsConfig) -> int:
 
 def watch_command(path: Path, config: MetricsConfig, command: list[str]) -> int:
     """Run a command and watch it and all below it; if nothing can be written, it runs on."""
-    child = subprocess.Popen(command)
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:  # as a script without its first line
+        raise UserError(f"{command[0]}: can't be run: {error.strerror}. Name a program.") from error
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the command as well
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:

@@ -139,7 +139,8 @@ def make_failure(status: dict) -> pages.Section:
 def make_record(name: str, record: dict) -> pages.Section:
     """What a notebook left with `notebook.record`: its scores before and after, its note and its loss."""
     blocks = [record["note"]] if record.get("note") else []
-    before, after = record.get("before", {}), record.get("after", {})
+    before, after = (record.get(name) or {} for name in ("before", "after"))
+    before, after = (scores if isinstance(scores, dict) else {"score": scores} for scores in (before, after))
     rows = [(key, format_score(before.get(key)), format_score(after.get(key))) for key in {**before, **after}]
     if rows:
         blocks.append(pages.Table(("", "Before", "After"), rows))
@@ -153,8 +154,9 @@ def make_record(name: str, record: dict) -> pages.Section:
 
 def format_score(value) -> str:
     """A number, or a value with its interval; in percent where all three lie in 0..1."""
-    if isinstance(value, list) and all(0 <= part <= 1 for part in value):
+    interval = isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value)
+    if interval and all(0 <= part <= 1 for part in value):
         return "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * part for part in value))
-    if isinstance(value, list):
+    if interval:
         return "{:.4g} ({:.4g} to {:.4g})".format(*value)
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

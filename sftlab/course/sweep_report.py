@@ -139,7 +139,8 @@ def summarise(points: list[Point], metric: str, direction: str) -> Summary:
     settings = settings.loc[[*bounds.index, *settings.index.difference(bounds.index, sort=False)]].join(bounds)
     settings["place"] = [name_place(row, rank, len(scores), relative) for rank, row in enumerate(settings.itertuples())]
     metrics = pandas.DataFrame(list(table.metrics)).groupby(table.title).mean()
-    found = Summary(metric, direction, settings, metrics, [seeds[number] for number in scores.index], relative)
+    compared = [] if scores.empty else [seeds[number] for number in scores.index]
+    found = Summary(metric, direction, settings, metrics, compared, relative)
     constant = len(scores) > 1 and bool((scores.nunique() == 1).all())
     found.verdict, found.warnings = judge(found, constant), find_warnings(found, points)
     return found
@@ -226,8 +227,8 @@ def find_warnings(found: Summary, points: list[Point]) -> list[str]:
         warnings.append(f"{left} of {len(points)} points have not run to their end: the same command resumes.")
     for axis, value in ranked.setting.iloc[0].items() if len(ranked) else ():
         ended = settings[(settings.completed > 0) | (settings.failed > 0)]
-        tried = {setting[axis] for setting in ended.setting}  # beyond it all may fail
-        if len(tried) > 2 and all(map(is_number, tried)) and value in (min(tried), max(tried)):
+        tried = [setting[axis] for setting in ended.setting]  # beyond it all may fail
+        if all(map(is_number, tried)) and len(set(tried)) > 2 and value in (min(tried), max(tried)):
             end, value = "smallest" if value == min(tried) else "largest", write_value(value)
             warnings.append(f"{axis}={value} is the {end} value that was tried: the best may lie beyond it.")
     costs = found.metrics.reindex(index=ranked.index, columns=COSTS)
@@ -268,7 +269,7 @@ def make_csv(points: list[Point]) -> str:
 def format_settings(found: Summary) -> pandas.DataFrame:
     """The table of settings as texts, best first."""
     settings = found.settings
-    axes = pandas.DataFrame(list(settings.setting), index=settings.index)
+    axes = pandas.DataFrame(list(settings.setting), index=settings.index, dtype=object)  # None stays None
     metrics = found.metrics.loc[settings.index].drop(columns=found.metric, errors="ignore")
     numbers = pandas.concat([settings[[*BOUNDS, "place", "completed", "points", "seconds"]], metrics], axis=1)
     return pandas.concat([axes.map(write_value), numbers.map(format_number)], axis=1)

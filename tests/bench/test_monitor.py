@@ -184,6 +184,14 @@ def test_what_can_be_fixed_is_one_line(arguments, message, tmp_path, capsys):
     assert out == "" and message in error and len(error.splitlines()) == 1 and not (tmp_path / "new").exists()
 
 
+def test_a_command_that_the_system_does_not_start_is_one_line(tmp_path, capsys):
+    script = tmp_path / "script"
+    script.write_text("echo no first line that names a shell\n")
+    script.chmod(0o755)
+    assert cli.main(["metrics", str(tmp_path / "new"), "--", str(script)]) == 2
+    assert "can't be run: Exec format error" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_half_a_line_is_read_past_and_continued(tmp_path, capsys):
     path, command = tmp_path / "metrics.jsonl", ["metrics", str(tmp_path)]
     for _ in range(3):

@@ -247,6 +247,24 @@ def test_what_can_not_be_known_is_reported(table, words):
     assert words in judge(table).verdict
 
 
+def test_a_sweep_of_which_nothing_completed_still_leaves_its_page(tmp_path):
+    points, config = make_points({1: [None], 2: [None]}), SweepConfig(notebook="toy.ipynb", grid=["a=1,2"])
+    for point in points:
+        point.job = {"notebook": "toy", "profile": "smoke"}
+    found = sweep_report.write_results(tmp_path, config, "min", points)
+    sweep_report.write_page(tmp_path, config, points, found)
+    assert found.seeds == [] and "No setting can be judged" in (tmp_path / "index.html").read_text()
+
+
+def test_lists_and_nothing_are_values_like_others():
+    points = make_points({"q": [1.0], "v": [2.0], "all": [3.0]})
+    for point, value in zip(points, (["q"], ["q", "v"], None), strict=True):
+        point.setting = {"a": value, "lora_r": 8}
+    found = sweep_report.summarise(points, "loss", "min")
+    assert list(sweep_report.format_settings(found)["a"]) == ["['q']", "['q', 'v']", "None"]
+    assert found.warnings == [] and sweep_report.plot_against(found, "a").data
+
+
 def test_warnings_are_of_points_to_come_an_edge_of_the_grid_and_unequal_costs():
     points = make_points({1: [1, 1.1], 2: [2, 2.1], 3: [3, 3.1]})
     for point in points:
