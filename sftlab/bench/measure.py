@@ -63,8 +63,12 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
             (grid.folder / f"{point.name}.json").unlink(missing_ok=True)
     measured = plan.read_measured(grid, points)
     print(plan.format_plan(grid, points))
-    if threading.current_thread() is threading.main_thread():  # SIGTERM ends a grid, with its processes, as Ctrl-C does
+    if threading.current_thread() is threading.main_thread():  # these end a grid, with its processes, as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if (
+            signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        ):  # the terminal is gone; not where nohup has had it ignored
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
     failed = take_turns(grid, points, measured)
     print(format_grid([measured[point.name] for point in points if point.name in measured]))
     left_out = f"; {len(failed)} of {len(points)} points failed, see {grid.folder}/*.failed.json" if failed else ""

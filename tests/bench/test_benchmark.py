@@ -27,10 +27,11 @@ TINY = "random-tiny:gpt2"
 
 @pytest.fixture(autouse=True, scope="module")
 def keep_signals():
-    """What a grid does on SIGTERM ends with these tests."""
-    before = signal.getsignal(signal.SIGTERM)
+    """What a grid does on signals ends with these tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,7 @@ def test_repeats_take_turns_and_a_stopped_grid_is_resumed(grid, tmp_path, capsys
     with pytest.raises(KeyboardInterrupt):
         grid({4: KeyboardInterrupt()})
     assert read_counts(tmp_path) == [2, 1]
+    assert signal.getsignal(signal.SIGHUP) in (signal.default_int_handler, signal.SIG_IGN)  # a terminal that is closed
     code, order = grid()
     assert (code, order, read_counts(tmp_path)) == (0, ["2", "1", "2"], [3, 3])
     assert "3 runs are there already, 3 are left" in capsys.readouterr().out
