@@ -134,10 +134,12 @@ def advising(config: TrainConfig, expected: dict | None = None):
             raise
         traceback.clear_frames(error.__traceback__)  # lets the step's tensors go, for who continues after it
         gc.collect()
-        fix = "Halve --batch-size and double --gradient-accumulation-steps"
+        fixes = ["--no-keep-memory"] if expected and expected["kept"] else []  # freed memory was kept for speed
         if not config.gradient_checkpointing:
-            fix += ", or add --gradient-checkpointing"
-        fix += "; `sftlab memory` with the same options says what each brings."
-        if expected and expected["kept"]:
-            fix = "Freed memory was kept for speed: add --no-keep-memory."
-        raise UserError(f"out of memory ({words[:160]}). {fix}") from None
+            fixes.append("--gradient-checkpointing")
+        if config.batch_size > 1:
+            half, steps = config.batch_size // 2, 2 * config.gradient_accumulation_steps
+            fixes.append(f"--batch-size {half} --gradient-accumulation-steps {steps}")
+        fix = f"To make it fit, add: {', or '.join(fixes)}. " if fixes else ""
+        fix += "`sftlab memory` with the same options says what else helps."
+        raise UserError(f"out of memory ({words[:160]}…). {fix}") from None
