@@ -103,7 +103,8 @@ def measure_checkpointing(run: Run, result: dict) -> float | None:
 def measure_evaluation(run: Run, result: dict) -> float | None:
     """The share of the time that went into the validation loss."""
     seconds = result.get("time", {}).get("seconds") or result.get("metrics", {}).get("seconds")
-    return sum(entry.get("eval_runtime", 0) for entry in run.history) / seconds if seconds else None
+    entries = [entry for entry in run.history if entry.get("time", math.inf) >= (run.started or 0)]  # of the last start
+    return sum(entry.get("eval_runtime", 0) for entry in entries) / seconds if seconds else None
 
 
 def measure_steps(run: Run, result: dict) -> float | None:

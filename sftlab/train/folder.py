@@ -35,7 +35,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def holds_something(place: Path) -> bool:
     """Whether there is more at a place than what a run leaves that ended before it trained."""
-    return place.exists() and not (place.is_dir() and all(path.name == PROGRESS for path in place.iterdir()))
+    return place.exists() and not (place.is_dir() and all(PROGRESS in path.name for path in place.iterdir()))
 
 
 def claim_folder(config: TrainConfig, processes: int) -> Path | None:
