@@ -244,16 +244,16 @@ def extend(series: Series, bandwidth: float) -> tuple[list[Speed], str]:
 
     A node has as many devices as the base's. bandwidth: GB/s (10^9 bytes) that each device sends to other nodes.
     """
-    base = series.speeds[0]
-    per_node, job = base.devices // base.nodes, read_job(series.results[0])
-    speeds, left = [], []
-    for nodes in sorted({*NODES, *(speed.nodes for speed in series.speeds)}):
-        if nodes > base.nodes:
-            try:
+    base, speeds, left = series.speeds[0], [], []
+    per_node = base.devices // base.nodes
+    try:
+        job = read_job(series.results[0])
+        for nodes in sorted({*NODES, *(speed.nodes for speed in series.speeds)}):
+            if nodes > base.nodes:
                 found = project(base, job, 1e9 * bandwidth, nodes, per_node, series.scaling)
-            except UserError as error:
-                return [], str(error)
-            speeds += found
-            left += [] if found else [str(nodes * per_node)]
+                speeds += found
+                left += [] if found else [str(nodes * per_node)]
+    except UserError as error:
+        return [], str(error)
     why = f"{', '.join(left)} devices: a step of {base.rows} rows can't be divided among so many" if left else ""
     return speeds, why

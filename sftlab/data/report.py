@@ -67,12 +67,12 @@ def count_tokens(dataset, tokenizer, max_length: int) -> dict:
 
     labels, rows, places, lengths = masking.read_labels(dataset)
 
-    def count_tokens(chosen):
+    def count_in_rows(chosen):
         return numpy.bincount(rows[chosen], minlength=len(lengths))
 
-    answers, inside = count_tokens(labels != IGNORED), places < max_length
-    trained = count_tokens(inside & (labels != IGNORED))
-    ends = count_tokens(inside & (labels == tokenizer.eos_token_id))
+    answers, inside = count_in_rows(labels != IGNORED), places < max_length
+    trained = count_in_rows(inside & (labels != IGNORED))
+    ends = count_in_rows(inside & (labels == tokenizer.eos_token_id))
     return {
         "rows": len(lengths),
         "tokens": int(inside.sum()),

@@ -64,7 +64,7 @@ def list_scores(found: dict) -> list:
     rows.append(("perplexity", *(f"{found['perplexity'][which]:.4g}" for which in BOTH), ""))
     rows.append(("answers that ended by themselves", *(f"{found['ended'][which]:.1%}" for which in BOTH), ""))
     uneven = found["exact_match"]["mcnemar"]
-    chance = f"{uneven['p']:.2g}" if uneven["p"] > 1e-6 else "less than a millionth"
+    chance = f"{100 * uneven['p']:.3g} %" if uneven["p"] > 1e-6 else "less than a millionth"
     return [
         Chart(plots.score_bars(bars, title="Exact match on held-out questions"), live=False),
         Table(HEADS, rows),

@@ -43,12 +43,14 @@ def find_token() -> Token | None:
 
 
 def find_stored() -> Token | None:
-    """The token of the file, whatever the environment says. Raises UserError for a file that is no text."""
+    """The token of the file, whatever the environment says. Raises UserError for a file that can't be read as text."""
     path = find_file()
     try:
         value = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     except UnicodeDecodeError:
         raise UserError(f"token: {path} is not UTF-8 text. Delete it, and give the token to `sftlab token`.") from None
+    except OSError as error:
+        raise UserError(f"token: {path}: {error.strerror}. Make it readable for you, or remove it.") from error
     return Token(value, str(path)) if value else None
 
 

@@ -152,6 +152,8 @@ def test_a_series_is_extended_to_eight_nodes_and_stays_apart_from_its_bounds():
     assert [speed.devices for speed in few] == [2, 2, 4, 4] and why.startswith("8 devices: a step of 4 rows can't be")
     two = replace(weak, speeds=weak.speeds[1:])
     assert "at 0.001 GB/s the exchange of a step takes" in scaling.extend(two, 0.001)[1]
+    gone = replace(strong.results[0], config=strong.results[0].config | {"model_name": "gone/model"})
+    assert "gone/model" in scaling.extend(replace(strong, results=(gone,)), 1.0)[1]
     gains = [compare(weak.speeds[0], speed) for speed in scaling.extend(weak, 1.0)[0]]
     fast = [compare(weak.speeds[0], speed).efficiency[0] for speed in scaling.extend(weak, 1e9)[0]]
     assert fast == pytest.approx([1] * 6)  # every device counts in full
