@@ -227,11 +227,7 @@ def test_a_healthy_run_a_flat_one_and_a_slow_one(tuned_run, dataset, tmp_path, c
 def test_slowness_is_found_in_numbers(tmp_path):
     assert slowness.count_padding([10, 1, 10, 1], TrainConfig(batch_size=4)) == pytest.approx(0.45)
     assert slowness.count_padding([10, 1, 10, 1], TrainConfig(batch_size=2)) == 0  # rows of similar length together
-    history = [
-        {"eval_runtime": 9, "time": 1},
-        {"eval_runtime": 3},
-        {"loss": 1},
-    ]  # the first is of before it was resumed
+    history = [{"eval_runtime": 9, "time": 1}, {"eval_runtime": 3}, {"loss": 1}]  # the first: before it was resumed
     run = state.Run(tmp_path / "run", "completed", config=TrainConfig(), history=history, progress={"started": 2})
     files.write_json(run.folder / "result.json", {"time": {"device": "cpu", "share": 0.02, "seconds": 10}})
     gpus = [{"index": 0, "use_percent": {"mean": 95}}, {"index": 1, "use_percent": {"mean": 31}}]
