@@ -70,7 +70,8 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
         ):  # the terminal is gone; not where nohup has had it ignored
             signal.signal(signal.SIGHUP, signal.default_int_handler)
     failed = take_turns(grid, points, measured)
-    print(format_grid([measured[point.name] for point in points if point.name in measured]))
+    if measured:
+        print(format_grid([measured[point.name] for point in points if point.name in measured]))
     left_out = f"; {len(failed)} of {len(points)} points failed, see {grid.folder}/*.failed.json" if failed else ""
     print(f"saved {grid.folder}/*.json{left_out}; the whole report: sftlab report {grid.folder}")
     return 1 if failed else 0

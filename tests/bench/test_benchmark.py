@@ -188,6 +188,13 @@ def test_repeats_take_turns_and_a_stopped_grid_is_resumed(grid, tmp_path, capsys
     assert {result.choices["precision"] for result in found} == {"float32: by run 1"} and not problems
 
 
+def test_a_grid_that_fails_altogether_has_no_table(grid, capsys):
+    fault = measure.PointFailed("out of memory", ["last words"])
+    assert grid({1: fault, 2: fault}, repeats=1)[0] == 1
+    printed = capsys.readouterr().out
+    assert "2 of 2 points failed" in printed and "Empty" not in printed
+
+
 def test_a_failed_point_keeps_its_error_and_the_others_are_measured(grid, tmp_path):
     code, order = grid({2: measure.PointFailed("out of memory", ["last words"])}, repeats=2)
     assert (code, order) == (1, ["1", "2", "1"]) and read_counts(tmp_path) == [2]
