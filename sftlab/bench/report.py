@@ -93,7 +93,7 @@ def write_report(config: ReportConfig) -> Path:
     watched = read_metrics(folders)
     names = ", ".join(map(str, folders))
     if not entries and not watched:
-        left_out = f" {len(problems)} files were left out: {problems[0]}" if problems else ""
+        left_out = f" {len(problems)} files were left out: {problems[0]}." if problems else ""
         raise UserError(f"folders: {names}: no results of `sftlab benchmark`, no metrics.jsonl.{left_out} Name others.")
     top = [f"Made {time.strftime('%Y-%m-%d %H:%M')} from {len(entries)} points in {names}."]
     sections = [Section("Left out", [problems])] if problems else []
