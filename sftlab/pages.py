@@ -110,10 +110,13 @@ def render(block) -> str:
     return str(load_template().module.draw(block))
 
 
-def write_page(path: Path, title: str, sections: Sequence[Section], intro: Sequence = (), script: str = "") -> None:
+def write_page(
+    path: Path, title: str, sections: Sequence[Section], intro: Sequence = (), script: str = "", mark: str = ""
+) -> None:
     """Write a page, whole or not at all. `intro`: blocks below the title.
 
-    plotly.js is inside, once, if there is a live chart; or it is loaded from the file `script` beside the page.
+    plotly.js is inside, once, if there is a live chart; or it is loaded from the file `script` beside the page. `mark`: a
+    comment in its head, for `check_place`.
     """
     live = any(isinstance(block, Chart) and block.live for section in sections for block in section.blocks)
     plotly = ""
@@ -128,7 +131,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], intro: Seque
         script=script,
         plotly=plotly,
         policy=POLICY_BESIDE if script else POLICY,
-        mark=MARK,
+        mark=mark,
     )
     files.write_text(path, page + "\n")
 

@@ -113,7 +113,7 @@ def write_report(config: ReportConfig) -> Path:
             Section("Utilisation", [make_table(entries, "Utilisation", COMPUTING), ON_COMPUTING], page=True),
         ]
     sections += [make_watched(path, samples) for path, samples in watched.items()]
-    pages.write_page(page, f"Benchmark: {names}", [Section("In short", top), *sections])
+    pages.write_page(page, f"Benchmark: {names}", [Section("In short", top), *sections], mark=pages.MARK)
     return page
 
 

@@ -66,11 +66,11 @@ def parse(text: str, where: str) -> dict:
             raise UserError(f"{line}: sftlab train has no option {key.value!r}.{near_match(name, fields)}")
         if name in values:
             raise UserError(f"{line}: {name} stands there twice; leave one out.")
-        value = yaml.BaseLoader("").construct_object(node, deep=True)
         try:
+            value = yaml.BaseLoader("").construct_object(node, deep=True)
             values[name] = check_value(fields[name], "null" if value == "~" and node.style is None else value)
-        except UserError as error:
-            raise UserError(f"{line}: {error}") from None
+        except (UserError, yaml.YAMLError) as error:
+            raise UserError(f"{line}: {' '.join(str(error).split())}") from None
     return values
 
 
