@@ -138,6 +138,13 @@ def join_some(items: list[str]) -> str:
     return "; ".join(items[:SHOWN]) + (f"; … ({len(items)} in all)" if len(items) > SHOWN else "")
 
 
+def to_text(value: object) -> str:
+    """The texts of a raw row, or of a chat's turns, one after the other."""
+    if isinstance(value, dict):
+        value = [value["content"]] if value.keys() == {"role", "content"} else list(value.values())
+    return " → ".join(filter(None, map(to_text, value))) if isinstance(value, list) else str(value or "")
+
+
 def write_report(
     path: Path, report: dict, lengths: list[tuple[int, int]], views: list[masking.MaskView], read: list[tuple]
 ) -> None:
@@ -145,11 +152,7 @@ def write_report(
 
     read: the raw rows, each after its place, to show those that stand out.
     """
-    texts = {
-        place: " → ".join(str(value) for value in row.values() if value)[:CUT]
-        for place, row in read
-        if isinstance(row, dict)
-    }
+    texts = {place: to_text(row)[:CUT] for place, row in read if isinstance(row, dict)}
     histogram = plots.length_histogram(lengths, report["percentiles"]["row"], report["max_length"])
     short = [
         f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}",
