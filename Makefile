@@ -56,6 +56,7 @@ test-precision: .venv/installed  ## every notebook at its smallest size, in the 
 	$(RUN_NOTEBOOKS)
 
 test-all: export HF_HUB_OFFLINE = 1
+test-all: export OMP_NUM_THREADS = 1
 test-all: test test-precision  ## both, and the tests marked `slow`, which take many minutes
 	$(IN_VENV) pytest -n 2 --dist loadfile -m slow
 
