@@ -17,6 +17,7 @@ from sftlab.memory import advice, dry_run
 from sftlab.train import distributed
 
 KEPT = 4  # freed memory that is kept may make a run's peak so many times what it uses (measured: 1.2 to 3.7)
+CHEAPEST = 2  # options that are named to a run that ran out
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory", "not enough memory")
 
 
@@ -126,6 +127,8 @@ def advising(config: TrainConfig, expected: dict | None = None):
 
     expected: what `expect` returned for the run, if it got so far.
     """
+    import torch
+
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -135,11 +138,9 @@ def advising(config: TrainConfig, expected: dict | None = None):
         traceback.clear_frames(error.__traceback__)  # lets the step's tensors go, for who continues after it
         gc.collect()
         fixes = ["--no-keep-memory"] if expected and expected["kept"] else []  # freed memory was kept for speed
-        if not config.gradient_checkpointing:
-            fixes.append("--gradient-checkpointing")
-        if config.batch_size > 1:
-            half, steps = config.batch_size // 2, 2 * config.gradient_accumulation_steps
-            fixes.append(f"--batch-size {half} --gradient-accumulation-steps {steps}")
+        start = advice.Option("", "", config, make_plan(config, torch.cuda.is_available()))
+        options = advice.list_options(start, may_cut=False)[:CHEAPEST]
+        fixes += filter(None, (advice.write_flags(config, option.run) for option in options))
         fix = f"To make it fit, add: {', or '.join(fixes)}. " if fixes else ""
         fix += "`sftlab memory` with the same options says what else helps."
         raise UserError(f"out of memory ({words[:160]}…). {fix}") from None
