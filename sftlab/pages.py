@@ -99,10 +99,11 @@ def preformatted(value: object) -> Html:
 
 
 @functools.cache
-def load_template():
+def load_template(package: str = "sftlab", name: str = "page.html.j2"):
+    """A template of a package, which escapes what it is given."""
     from jinja2 import Environment, PackageLoader
 
-    return Environment(loader=PackageLoader("sftlab", ""), autoescape=True).get_template("page.html.j2")
+    return Environment(loader=PackageLoader(package, "."), autoescape=True).get_template(name)
 
 
 def render(block) -> str:

@@ -115,13 +115,11 @@ def resume(run: Run) -> Run:
             f"{name}: the run began with {began} processes. Resume it with the `sftlab launch` that started it, and --resume."
         )
     launch = LaunchConfig(**LaunchConfig.keep_known(launch)) if began > 1 else None
-    relative = run.config.output_dir
+    config = dataclasses.replace(run.config, resume=True, overwrite=False)
     for cwd in (run.progress.get("cwd", ""), os.getcwd()):
-        if os.path.isdir(cwd) and Path(cwd, relative).resolve() == run.folder.resolve():
-            config = dataclasses.replace(run.config, resume=True, overwrite=False)
+        if os.path.isdir(cwd) and Path(cwd, config.output_dir).resolve() == run.folder.resolve():
             return spawn(config, launch, cwd, run.step)
-    config = dataclasses.replace(run.config, resume=True, overwrite=False, output_dir=str(run.folder))  # it was moved
-    return spawn(config, launch, os.getcwd(), run.step)
+    return spawn(dataclasses.replace(config, output_dir=str(run.folder)), launch, os.getcwd(), run.step)  # it was moved
 
 
 def wait(run: Run, timeout: float | None = None) -> Run:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 
-from sftlab import plots
+from sftlab import pages, plots
 from sftlab.errors import UserError
 from sftlab.runs import background, logs, state
 from sftlab.train import folder as run_folder
@@ -21,12 +21,9 @@ LAST_LINES = 20  # of the log
 MOST_POINTS = 1000  # of a curve
 
 
-@functools.cache
 def load_html():
-    """The macros of panel.html.j2, which escape what they are given."""
-    from jinja2 import Environment, PackageLoader
-
-    return Environment(loader=PackageLoader("sftlab.runs", "."), autoescape=True).get_template("panel.html.j2").module
+    """The macros of panel.html.j2."""
+    return pages.load_template("sftlab.runs", "panel.html.j2").module
 
 
 def write_html(run: state.Run) -> list[str]:
