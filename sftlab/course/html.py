@@ -141,7 +141,7 @@ def make_record(name: str, record: dict) -> pages.Section:
     blocks = [record["note"]] if record.get("note") else []
     before, after = (record.get(name) or {} for name in ("before", "after"))
     before, after = (scores if isinstance(scores, dict) else {"score": scores} for scores in (before, after))
-    rows = [(key, format_score(before.get(key)), format_score(after.get(key))) for key in {**before, **after}]
+    rows = [(key, *(pages.format_score(side.get(key)) for side in (before, after))) for key in before | after]
     if rows:
         blocks.append(pages.Table(("", "Before", "After"), rows))
     if record.get("log_history"):
@@ -150,13 +150,3 @@ def make_record(name: str, record: dict) -> pages.Section:
         except (AttributeError, TypeError, ValueError) as error:
             blocks.append(f"The loss can't be drawn: {error}")
     return pages.Section(record.get("title", name), blocks)
-
-
-def format_score(value) -> str:
-    """A number, or a value with its interval; in percent where all three lie in 0..1."""
-    interval = isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value)
-    if interval and all(0 <= part <= 1 for part in value):
-        return "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * part for part in value))
-    if interval:
-        return "{:.4g} ({:.4g} to {:.4g})".format(*value)
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,7 @@ python -c "from sftlab.evaluate import report; print(report.write_report('runs/f
 from pathlib import Path
 
 from sftlab import files, machine, plots
-from sftlab.pages import Chart, Html, Section, Table, write_page
+from sftlab.pages import Chart, Html, Section, Table, format_score, write_page
 
 SHOWN = 100  # rows side by side on the page; result.json has all
 CUT = 600  # letters of a text
@@ -36,18 +36,13 @@ def write_report(folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def format_share(values: list[float]) -> str:
-    """A share with its interval."""
-    return "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * value for value in values))
-
-
 def format_change(values: list[float], scale: float = 1, digits: int = 4) -> str:
     """A difference with its interval, each with its sign."""
     return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(*(scale * value + 0.0 for value in values), d=digits)
 
 
 def row_of_shares(label: str, part: dict) -> tuple:
-    return label, *(format_share(part[which]) for which in BOTH), format_change(part["difference"], 100, 1) + " points"
+    return label, *(format_score(part[which]) for which in BOTH), format_change(part["difference"], 100, 1) + " points"
 
 
 def row_of_losses(label: str, part: dict) -> tuple:
