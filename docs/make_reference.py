@@ -31,9 +31,6 @@ EXITS = {
     "runs": "with `--follow`, 1 if the run did not complete",
     "metrics": "that of the command, or 128 + the number of the signal that ended it",
     "benchmark": "1 where points failed",
-    "token": "1 there is no token, or the Hub doesn't take it",
-    "access": "1 not all of the models can be used",
-    "doctor": "1 something is wrong",
 }
 WRITES = {
     "prepare": "`OUTPUT_DIR/SOURCE_MODEL_N/`: the data set, `report.html`, `sftlab.json`, `dropped.jsonl`",

@@ -4,81 +4,87 @@ sftlab --help
 """
 
 import argparse
-import dataclasses
-import json
+import inspect
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 from sftlab import __version__
 from sftlab.config import configs
-from sftlab.config.configs import DataConfig, SweepConfig, TrainConfig
-from sftlab.config.text import CommandParser, add_config_file, add_options, add_place, build_options, build_training
+from sftlab.config.configs import TrainConfig
+from sftlab.config.text import add_options, build_options
 from sftlab.course import headless
 from sftlab.errors import UserError, name_doctor, run_guarded
 
 GROUPS = ("data", "train", "look", "scale", "set up")  # in the order of --help
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command: what `run(args, *configurations)` does and returns as an exit code, and what --help says of it.
+COMMANDS: dict[str, "Command"] = {}
 
-    options: the configurations whose fields are its flags; places: what may be given without a flag, (option, name, help, nargs);
-    add: adds further arguments to its parser; arguments: those of them without a flag, as --help writes them.
+
+@dataclass
+class Command:
+    """Makes `run(args, *configurations)`, which returns an exit code, a command of its name; --help says its docstring.
+
+    options: the configurations whose fields are its flags; places: which of them may be given without a flag, and how --help
+    writes them; add: adds further arguments to its parser; usage: what --help says of these.
     """
 
-    run: Callable[..., int]
     group: str
-    help: str
     example: str
     options: tuple = ()
-    places: tuple = ()
+    places: dict[str, str] = field(default_factory=dict)
     add: Callable[[argparse.ArgumentParser], None] | None = None
-    arguments: tuple = ()
+    usage: str = ""
 
-
-COMMANDS: dict[str, Command] = {}
-
-
-def command(group: str, help: str, example: str, *options, places: tuple = (), add=None, arguments: tuple = ()):
-    """Make a function a command of its name."""
-
-    def keep(run):
-        COMMANDS[run.__name__] = Command(run, group, help, example, options, places, add, arguments)
+    def __call__(self, run: Callable) -> Callable:
+        self.run = run
+        COMMANDS[run.__name__] = self
         return run
-
-    return keep
 
 
 def build_parser() -> argparse.ArgumentParser:
     listing = []
     for group in GROUPS:
-        lines = [f"  {name:11}{one.help.split(';')[0]}\n" for name, one in COMMANDS.items() if one.group == group]
-        listing.append("".join([f"{group}:\n", *lines]))
+        listing += [f"\n{group}:"]
+        members = {name: one for name, one in COMMANDS.items() if one.group == group}
+        listing += [f"  {name:11}{inspect.getdoc(one.run).splitlines()[0]}" for name, one in members.items()]
     parser = argparse.ArgumentParser(
         prog="sftlab",
         usage="sftlab [-h] [--version] COMMAND ...",
-        description="Learn, run and measure supervised fine-tuning.\n\n" + "\n".join(listing),
+        description="\n".join(["Learn, run and measure supervised fine-tuning.", *listing]),
         epilog="`sftlab COMMAND --help` lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sftlab {__version__}")
-    parsers = {"metavar": "COMMAND", "dest": "name", "required": True, "parser_class": CommandParser}
-    names = parser.add_subparsers(**parsers, help=argparse.SUPPRESS)
-    form = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    names = parser.add_subparsers(metavar="COMMAND", dest="name", required=True, help=argparse.SUPPRESS)
     for name, one in COMMANDS.items():
-        usage = " ".join(["sftlab", name, *one.arguments, *(f"[{place[1]}]" for place in one.places), "[options]"])
-        own = names.add_parser(name, usage=usage, description=one.help, epilog=f"example:\n  {one.example}", **form)
-        for option, metavar, help, nargs in one.places:
-            add_place(own, option, metavar, help, nargs)
-        if one.add:
-            one.add(own)
+        own = names.add_parser(
+            name,
+            usage=f"sftlab {name} {one.usage or ' '.join([*one.places.values(), '[options]'])}",
+            description=inspect.getdoc(one.run),
+            epilog=f"example:\n  {one.example}",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for option, shown in one.places.items():
+            nargs, flag = "*" if "..." in shown else "?", option.replace("_", "-")
+            place = {"nargs": nargs, "metavar": shown.strip("[ .]"), "help": f"as --{flag}"}
+            own.add_argument(option, default=argparse.SUPPRESS, **place)
         for options in one.options:
             add_options(own, options)
+        if one.add:
+            one.add(own)
     return parser
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """What the arguments say. What `metrics` watches stands after -- alone; argparse would take a second -- out of it."""
+    cut = arguments.index("--") if arguments[:1] == ["metrics"] and "--" in arguments else len(arguments)
+    args = build_parser().parse_args(arguments[:cut])
+    args.program = arguments[cut + 1 :]
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,10 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
 
     def run() -> int:
-        args = build_parser().parse_args(arguments)
+        args = parse(arguments)
         one = COMMANDS[args.name]
-        build = {TrainConfig: build_training}
-        return one.run(args, *(build.get(kind, partial(build_options, kind))(args) for kind in one.options)) or 0
+        return one.run(args, *(build_options(kind, args) for kind in one.options)) or 0
 
     return run_guarded(run, arguments)
 
@@ -100,13 +105,9 @@ def quiet_libraries() -> None:
     load.quiet_libraries()
 
 
-@command(
-    "data",
-    "Make a tokenised data set with a mask from rows of instructions or chats.",
-    "sftlab prepare --source json --source-path data_samples/facts_train.json",
-    DataConfig,
-)
+@Command("data", "sftlab prepare --source json --source-path data_samples/facts_train.json", (configs.DataConfig,))
 def prepare(args, config):
+    """Make a tokenised data set with a mask from rows of instructions or chats."""
     from sftlab.data import dataset
 
     if config.overwrite or not dataset.find_prepared(config, dataset.fingerprint(config)):
@@ -114,90 +115,65 @@ def prepare(args, config):
     dataset.prepare(config)
 
 
-@command(
-    "train",
-    "Fine-tune a model on a prepared data set.",
-    "sftlab train --dataset-path datasets/facts_tiny-base_1408 --output-dir runs/first --use-lora --learning-rate 2e-3",
-    TrainConfig,
-    add=add_config_file,
-)
+@Command("train", "sftlab train --config quick --output-dir runs/first", (TrainConfig,))
 def train(args, config):
+    """Fine-tune a model on a prepared data set."""
     from sftlab.train.__main__ import run_training
 
     return run_training(config)
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(SweepConfig)}
-    parser.add_argument("notebook", metavar="NOTEBOOK", help="the notebook")
-    repeated = {"action": "append", "default": argparse.SUPPRESS}
-    parser.add_argument("--grid", metavar="NAME=VALUES", help=helps["grid"], **repeated)
-    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", dest="parameters", help=helps["parameters"], **pair, **repeated)
-    add_options(parser, SweepConfig, but=("notebook", "grid", "parameters"))
-
-
-@command(
+@Command(
     "train",
-    "Run a notebook at every point of a grid, on some seeds: which setting is best, and how sure that is.",
     "sftlab sweep notebooks/08_hyperparameters.ipynb --grid learning_rate=1e-3,3e-3 --seeds 1,2,3 -p seeds 0",
-    add=add_sweep_arguments,
-    arguments=("NOTEBOOK",),
+    (configs.SweepConfig,),
+    places={"notebook": "NOTEBOOK"},
+    add=headless.add_parameters,
 )
-def sweep(args):
-    config = build_options(SweepConfig, args)
+def sweep(args, config):
+    """Run a notebook at every point of a grid, on some seeds: which setting is best, and how sure that is."""
     from sftlab.course.sweep import run_sweep
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop leaves the table, too
     return run_sweep(config)
 
 
-@command(
+@Command(
     "train",
-    "Run notebooks headless with papermill.",
     "sftlab run notebooks/05_lora.ipynb -p lora_r 8",
     add=headless.add_run_arguments,
-    arguments=("NOTEBOOK ...",),
+    usage="NOTEBOOK ... [options]",
 )
 def run(args):
+    """Run notebooks headless with papermill."""
     return headless.run_command(args)
 
 
-@command(
+@Command(
     "train",
-    "Make of a run a model that others can load, checked; on request, push it to the Hub.",
     "sftlab export runs/first --kind merged --dtype bfloat16",
-    configs.ExportConfig,
-    places=(("run_dir", "RUN", "the run folder", "?"),),
+    (configs.ExportConfig,),
+    places={"run_dir": "[RUN]"},
 )
 def export(args, config):
+    """Make of a run a model that others can load, checked; on request, push it to the Hub."""
     from sftlab.export import folder
 
     quiet_libraries()
     folder.export(config)
 
 
-@command(
-    "look",
-    "List the runs in a folder, at work or ended; stop, resume or follow one of them.",
-    "sftlab runs --follow runs/first",
-    configs.RunsConfig,
-    places=(("folder", "DIR", "the folder", "?"),),
-)
+@Command("look", "sftlab runs --follow runs/first", (configs.RunsConfig,), places={"folder": "[DIR]"})
 def runs(args, config):
+    """List the runs in a folder, at work or ended; stop, resume or follow one of them."""
     from sftlab.runs import table
 
     return table.run_command(config)
 
 
-@command(
-    "look",
-    "Compare a run's tuned model with its base on held-out rows, with intervals.",
-    "sftlab evaluate runs/first",
-    configs.EvaluateConfig,
-    places=(("run_dir", "RUN", "the run folder", "?"),),
-)
+@Command("look", "sftlab evaluate runs/first", (configs.EvaluateConfig,), places={"run_dir": "[RUN]"})
 def evaluate(args, config):
+    """Compare a run's tuned model with its base on held-out rows, with intervals."""
     from sftlab.evaluate import compare
 
     quiet_libraries()
@@ -209,88 +185,69 @@ def evaluate(args, config):
     print(f"saved {config.run_dir}/result.json; the whole report: {config.run_dir}/report.html")
 
 
-@command(
-    "look",
-    "Talk to a run, an export or a model in the terminal.",
-    "sftlab chat runs/first",
-    configs.ChatConfig,
-    places=(("model_name", "MODEL", "a run, an export, a model", "?"),),
-)
+@Command("look", "sftlab chat runs/first", (configs.ChatConfig,), places={"model_name": "[MODEL]"})
 def chat(args, config):
+    """Talk to a run, an export or a model in the terminal."""
     from sftlab.export.chat import talk
 
     quiet_libraries()
     talk(config)
 
 
-@command(
-    "look",
-    "Make a page of results: speed, scaling, memory, loss, use; several folders are compared.",
-    "sftlab report results/ --bandwidth 50",
-    configs.ReportConfig,
-    places=(("folders", "DIR", "folders with results", "*"),),
-)
+@Command("look", "sftlab report results/ --bandwidth 50", (configs.ReportConfig,), places={"folders": "[DIR ...]"})
 def report(args, config):
+    """Make a page of results: speed, scaling, memory, loss, use; several folders are compared."""
     from sftlab.bench.report import write_report
 
     quiet_libraries()
     print(f"saved {write_report(config)}")
 
 
-@command(
+@Command(
     "look",
-    "Watch the machine, a process or a command: processor, memory and GPUs, each second, into a folder.",
     "sftlab metrics results/current/ -- sftlab train --use-lora",
-    configs.MetricsConfig,
-    places=(("output_dir", "DIR", "the folder", "?"),),
-    add=lambda parser: parser.set_defaults(command=[]),
-    arguments=("[-- PROGRAM ...]",),
+    (configs.MetricsConfig,),
+    places={"output_dir": "[DIR]"},
+    usage="[DIR] [options] [-- PROGRAM ...]",
 )
 def metrics(args, config):
+    """Watch the machine, a process or a command: processor, memory and GPUs, each second, into a folder."""
     from sftlab.bench import monitor
 
-    return monitor.watch(config, args.command)
+    return monitor.watch(config, args.program)
 
 
-def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_file(parser)
-    short = {"dest": "model_name", "default": argparse.SUPPRESS, "metavar": "STR"}
-    parser.add_argument("--model", help="short for --model-name", **short)
-
-
-@command(
+@Command(
     "scale",
-    "Estimate the memory that a training run takes, in parts; what fits, and what to do if it doesn't.",
-    "sftlab memory --model meta-llama/Llama-2-7b-hf --device gpu --room 24 --use-lora --batch-size 4",
-    configs.MemoryConfig,
-    TrainConfig,
-    add=add_memory_arguments,
+    "sftlab memory meta-llama/Llama-2-7b-hf --device gpu --room 24 --use-lora --batch-size 4",
+    (configs.MemoryConfig, TrainConfig),
+    places={"model_name": "[MODEL]"},
 )
 def memory(args, plan, config):
+    """Estimate the memory that a training run takes, in parts; what fits, and what to do if it doesn't."""
     from sftlab.memory import advice
 
     quiet_libraries()
     print("\n".join(advice.format_estimate(config, plan)))
 
 
-def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, configs.LaunchConfig)
+def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("training", nargs=argparse.REMAINDER, metavar="train …", help="`train` and its options")
 
 
-@command(
+@Command(
     "scale",
-    "Start a training on several devices and nodes: checks, the exact commands, a log for each rank.",
     "sftlab launch --nodes 2 --gpus-per-node 8 --hostfile hostfile train --deepspeed zero2 --use-lora",
-    add=add_launch_arguments,
-    arguments=("[options] train",),
+    (configs.LaunchConfig,),
+    add=add_training,
+    usage="[options] train [options of train]",
 )
-def launch(args):
-    config = build_options(configs.LaunchConfig, args)
+def launch(args, config):
+    """Start a training on several devices and nodes: checks, the exact commands, a log for each rank."""
     if not args.training or args.training[0] != "train":
         example = "`sftlab launch --gpus-per-node 2 train --use-lora`"
         raise UserError(f"launch: after its own options come `train` and those of the training, as {example}.")
-    training = build_training(build_parser().parse_args(args.training))
+    training = build_options(TrainConfig, parse(args.training))
     from sftlab.runs import launcher
 
     quiet_libraries()
@@ -301,37 +258,35 @@ def launch(args):
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, configs.BenchmarkConfig)
-    source = {"source": "facts for tiny-base, else alpaca"}
-    add_options(parser, DataConfig, only=configs.DATA_OF_BENCHMARK, defaults=source)
+    source = "facts for tiny-base, else alpaca"
+    add_options(parser, configs.DataConfig, only=configs.DATA_OF_BENCHMARK, source=source)
     add_options(parser, TrainConfig, but=configs.SET_BY_BENCHMARK)
 
 
-@command(
+@Command(
     "scale",
-    "Measure throughput and scaling: data sets of some sizes, on 1, 2, 4, … nodes.",
     "sftlab benchmark tiny-base 2 --sizes 1000 --use-lora",
-    places=(("model_name", "MODEL", "as --model-name", "?"), ("max_nodes", "NODES", "as --max-nodes", "?")),
+    (configs.BenchmarkConfig,),
+    places={"model_name": "[MODEL]", "max_nodes": "[NODES]"},
     add=add_benchmark_arguments,
 )
-def benchmark(args):
-    bench, config = build_options(configs.BenchmarkConfig, args), build_options(TrainConfig, args)
+def benchmark(args, bench):
+    """Measure throughput and scaling: data sets of some sizes, on 1, 2, 4, … nodes."""
+    config = build_options(TrainConfig, args)
     args.source = getattr(args, "source", "facts" if config.model_name == "tiny-base" else "alpaca")
-    rows = build_options(DataConfig, args)
+    rows = build_options(configs.DataConfig, args)
     from sftlab.bench import measure
 
     quiet_libraries()
     return measure.run_benchmark(bench, config, rows)
 
 
-@command(
-    "set up",
-    "Store a Hugging Face token, asked for without echo or read from standard input; exit code 1: there's none, or the Hub "
-    "doesn't take it.",
-    "sftlab token --status",
-    configs.TokenConfig,
-)
+@Command("set up", "sftlab token --status", (configs.TokenConfig,))
 def token(args, config):
+    """Store a Hugging Face token, asked for without echo or read from standard input.
+
+    Exit code 1: there's none, or the Hub doesn't take it.
+    """
     from sftlab.hub import token as stored
 
     if config.status:
@@ -342,63 +297,50 @@ def token(args, config):
     return 0 if good else 1
 
 
-@command(
+@Command(
     "set up",
-    "Check which models you can use, and what to do for the others; exit code 1: not all can be used.",
     "sftlab access meta-llama/Llama-2-7b-hf google/gemma-7b",
-    configs.AccessConfig,
-    places=(("models", "MODEL", "as --models", "*"),),
+    (configs.AccessConfig,),
+    places={"models": "[MODEL ...]"},
 )
 def access(args, config):
+    """Check which models you can use, and what to do for the others.
+
+    Exit code 1: not all can be used.
+    """
     from sftlab.hub.access import check_all, format_table
 
     found = check_all(config.models)
-    rows = [dataclasses.asdict(one) for one in found]
-    print(json.dumps(rows, indent=2) if config.json else format_table(found))
+    print(format_table(found))
     return 0 if all(one.usable for one in found) else 1
 
 
-@command(
-    "set up",
-    "List the models that the lab knows: size, gate, licence, memory, and what fits here.",
-    "sftlab models gpt2",
-    configs.ModelsConfig,
-    places=(("model", "MODEL", "as --model", "?"),),
-)
+@Command("set up", "sftlab models gpt2", (configs.ModelsConfig,), places={"model": "[MODEL]"})
 def models(args, config):
+    """List the models that the lab knows: size, gate, licence, memory, and what fits here."""
     from sftlab.memory import model_table
 
-    print(model_table.format_models(config.model, config.json))
+    print(model_table.format_models(config.model))
 
 
-@command(
-    "set up",
-    "Fetch a model into the cache: its size first, room on the disk, then a progress bar.",
-    "sftlab download EleutherAI/gpt-neo-125M",
-    configs.DownloadConfig,
-    places=(("model", "MODEL", "as --model", "?"),),
-)
+@Command("set up", "sftlab download EleutherAI/gpt-neo-125M", (configs.DownloadConfig,), places={"model": "[MODEL]"})
 def download(args, config):
+    """Fetch a model into the cache: its size first, room on the disk, then a progress bar."""
     from sftlab.hub import access, download
     from sftlab.models import load
 
-    if not config.model:
-        raise UserError("download: name a model, as `sftlab download gpt2`.")
     if access.is_here(config.model):
         print(f"{config.model}: nothing to fetch, it is on this machine")
     else:
         download.fetch_asked(load.locate(config.model), config.yes)
 
 
-@command(
-    "set up",
-    "Check whether this machine is fit for the course; or, of a run that failed, what happened, why, and what to do; exit code "
-    "1: something is wrong.",
-    "sftlab doctor runs/first",
-    configs.DoctorConfig,
-    places=(("target", "RUN", "as --target", "?"),),
-)
+@Command("set up", "sftlab doctor runs/first", (configs.DoctorConfig,), places={"target": "[RUN]"})
 def doctor(args, config):
+    """Check whether this machine is fit for the course; or, of a run that failed, what happened, why, and what to do.
+
+    Exit code 1: something is wrong.
+    """
     from sftlab.doctor import checks
 
     return checks.run(config)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.cli import build_parser
-from sftlab.config.text import build_training
+from sftlab.cli import build_parser, parse
+from sftlab.config.configs import TrainConfig
+from sftlab.config.text import build_options
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,9 +47,9 @@ def test_every_command_is_one_that_exists(command):
         assert program in {"sftlab", "torchrun", "deepspeed"}
         if program != "sftlab":
             arguments = ["train", *arguments[arguments.index("sftlab.train") + 1 :]]
-        args = build_parser().parse_args(arguments)
+        args = parse(arguments)
         if arguments[0] in ("train", "launch"):
-            build_training(build_parser().parse_args(args.training) if arguments[0] == "launch" else args)
+            build_options(TrainConfig, parse(args.training) if arguments[0] == "launch" else args)
     else:
         assert program in {"papermill", "conda", ".venv/bin/pip"}, f"unknown program {program}"
     for path in re.findall(r"(?:notebooks|data_samples)/\S+", command):

@@ -1,43 +1,6 @@
 """Every option once; their checks; presets; DeepSpeed's files; the same as flags, YAML and commands."""
 
-from sftlab.config.configs import (
-    AccessConfig,
-    BenchmarkConfig,
-    ChatConfig,
-    DataConfig,
-    DoctorConfig,
-    DownloadConfig,
-    EvaluateConfig,
-    ExportConfig,
-    LaunchConfig,
-    MemoryConfig,
-    MetricsConfig,
-    ModelsConfig,
-    ReportConfig,
-    RunsConfig,
-    SweepConfig,
-    TokenConfig,
-    TrainConfig,
-)
+from sftlab.config.configs import DataConfig, EvaluateConfig, ExportConfig, LaunchConfig, MemoryConfig, TrainConfig
 from sftlab.errors import UserError
 
-__all__ = [
-    "AccessConfig",
-    "BenchmarkConfig",
-    "ChatConfig",
-    "DataConfig",
-    "DoctorConfig",
-    "DownloadConfig",
-    "EvaluateConfig",
-    "ExportConfig",
-    "LaunchConfig",
-    "MemoryConfig",
-    "MetricsConfig",
-    "ModelsConfig",
-    "ReportConfig",
-    "RunsConfig",
-    "SweepConfig",
-    "TokenConfig",
-    "TrainConfig",
-    "UserError",
-]
+__all__ = ["DataConfig", "EvaluateConfig", "ExportConfig", "LaunchConfig", "MemoryConfig", "TrainConfig", "UserError"]

@@ -71,18 +71,11 @@ class TrainConfig(Options):
 
     model_name: str = of_model("tiny-base", "base model: tiny-base, a catalogue name, a Hub id or a local folder")
     trust_remote_code: bool = of_model(False, TRUST)
+    use_4bit: bool = of_model(False, "store the base in 4-bit NF4 (QLoRA); needs --use-lora")
+    use_8bit: bool = of_model(False, "store the base in 8-bit (LLM.int8); needs --use-lora")
+    bf16: bool | None = of_model(None, "compute in bfloat16; default: where this machine has instructions for it")
+    use_flash_attention: bool | None = of_model(None, "attention without padding; default: where possible")
     dataset_path: str = of_data("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`")
-    output_dir: str = of_saving("runs/sft", "the run folder that is made")
-    num_epochs: float = of_optimization(3.0, "passes over the training set", low=0.001)
-    max_steps: int = of_optimization(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
-    batch_size: int = of_optimization(4, "sequences per device and step", low=1)
-    gradient_accumulation_steps: int = of_optimization(1, "batches whose gradients are added up for a step", low=1)
-    learning_rate: float = of_optimization(2e-4, "peak learning rate of the schedule", low=0, high=1)
-    lr_scheduler_type: str = of_optimization("linear", "how the learning rate falls", choices=SCHEDULES)
-    warmup_steps: float = of_optimization(0.0, "steps of rising learning rate; below 1: a share of all steps", low=0)
-    optim: str = of_optimization("adamw_torch_fused", "the optimizer; 8 bits are slow on a CPU", choices=OPTIMIZERS)
-    weight_decay: float = of_optimization(0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1)
-    max_grad_norm: float = of_optimization(1.0, "gradients are clipped to this norm; 0: never", low=0)
     max_length: int = of_data(1024, "longest sequence in tokens", low=8)
     packing: bool = of_data(False, "fill each sequence with several samples, which never see each other")
     use_lora: bool = of_lora(False, "train low-rank adapters instead of all weights")
@@ -93,15 +86,18 @@ class TrainConfig(Options):
     use_rslora: bool = of_lora(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
     use_dora: bool = of_lora(False, "train norm and direction of each weight row separately (DoRA); slower")
     train_new_tokens: bool = of_lora(True, "with LoRA, train the embeddings of the format's new tokens, too")
-    use_4bit: bool = of_model(False, "store the base in 4-bit NF4 (QLoRA); needs --use-lora")
-    use_8bit: bool = of_model(False, "store the base in 8-bit (LLM.int8); needs --use-lora")
-    gradient_checkpointing: bool = of_hardware(False, "recompute activations: less memory, more time")
-    bf16: bool | None = of_model(None, "compute in bfloat16; default: where this machine has instructions for it")
-    use_flash_attention: bool | None = of_model(None, "attention without padding; default: where possible")
-    dataloader_num_workers: int = of_hardware(0, "processes that make batches ready; 0: none beside the trainer", low=0)
-    keep_memory: bool | None = of_hardware(None, "keep freed memory of a CPU for the next step; default: if it fits")
-    check_memory: bool = of_hardware(True, "refuse a run that is expected not to fit in this machine's free memory")
-    deepspeed: str | None = of_hardware(None, "DeepSpeed: zero1, zero2, zero3, also with -offload, or a JSON file")
+    num_epochs: float = of_optimization(3.0, "passes over the training set", low=0.001)
+    max_steps: int = of_optimization(-1, "stop after this many optimizer steps; -1 goes by --num-epochs", low=-1)
+    batch_size: int = of_optimization(4, "sequences per device and step", low=1)
+    gradient_accumulation_steps: int = of_optimization(1, "batches whose gradients are added up for a step", low=1)
+    learning_rate: float = of_optimization(2e-4, "peak learning rate of the schedule", low=0, high=1)
+    lr_scheduler_type: str = of_optimization("linear", "how the learning rate falls", choices=SCHEDULES)
+    warmup_steps: float = of_optimization(0.0, "steps of rising learning rate; below 1: a share of all steps", low=0)
+    optim: str = of_optimization("adamw_torch_fused", "the optimizer; 8 bits are slow on a CPU", choices=OPTIMIZERS)
+    weight_decay: float = of_optimization(0.0, "weight decay, decoupled from the gradient in AdamW", low=0, high=1)
+    max_grad_norm: float = of_optimization(1.0, "gradients are clipped to this norm; 0: never", low=0)
+    seed: int = of_optimization(42, "seed of row order, dropout and adapters", low=0, high=2**32 - 1)
+    output_dir: str = of_saving("runs/sft", "the run folder that is made")
     logging_steps: int = of_saving(10, "log the loss every so many steps", low=1)
     report_to: str = of_saving("none", "where the log goes, too", choices=("none", "tensorboard", "trackio"))
     save_steps: int = of_saving(500, "write a checkpoint every so many steps", low=1)
@@ -112,20 +108,24 @@ class TrainConfig(Options):
     load_best_model_at_end: bool = of_saving(False, "end with the checkpoint of the lowest validation loss")
     resume: bool = of_saving(False, "resume from the last checkpoint in --output-dir")
     overwrite: bool = of_saving(False, "delete --output-dir first if it exists")
-    seed: int = of_optimization(42, "seed of row order, dropout and adapters", low=0, high=2**32 - 1)
+    gradient_checkpointing: bool = of_hardware(False, "recompute activations: less memory, more time")
+    dataloader_num_workers: int = of_hardware(0, "processes that make batches ready; 0: none beside the trainer", low=0)
+    keep_memory: bool | None = of_hardware(None, "keep freed memory of a CPU for the next step; default: if it fits")
+    check_memory: bool = of_hardware(True, "refuse a run that is expected not to fit in this machine's free memory")
+    deepspeed: str | None = of_hardware(None, "DeepSpeed: zero1, zero2, zero3, also with -offload, or a JSON file")
 
     def check(self) -> None:
         if self.max_steps == 0:
             raise UserError("max_steps: 0 trains nothing; give a number of steps, or -1 to go by --num-epochs.")
-        for conflict in conflicts.find(self):
-            raise UserError(str(conflict))
+        for message in conflicts.find(self):
+            raise UserError(message)
 
 
 @dataclass
 class EvaluateConfig(Options):
     """What `sftlab evaluate` measures: a run's tuned model against its base, on the rows held out from it."""
 
-    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
+    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made")
     dataset_path: str | None = option(None, "another prepared data set whose `test` rows are asked, not the run's own")
     num_questions: int = option(200, "a seeded random sample of so many held-out rows; 0: all of them", low=0)
     max_new_tokens: int | None = option(None, "longest answer in tokens; default: by the longest expected", low=1)
@@ -145,7 +145,7 @@ class EvaluateConfig(Options):
 class ExportConfig(Options):
     """What `sftlab export` makes of a run: a folder that others can load with transformers or PEFT."""
 
-    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made; may be given without the flag")
+    run_dir: str = option("runs/sft", "the run folder that `sftlab train` made")
     output_dir: str | None = option(None, "the folder that is made (default: exports/RUN-KIND)")
     kind: str = option("merged", "a whole model, or the adapter alone", choices=("merged", "adapter"))
     dtype: str = option("bfloat16", "dtype of a merged model", choices=("bfloat16", "float16", "float32"))
@@ -214,7 +214,7 @@ SCALING = ("strong", "weak", "both")
 class BenchmarkConfig(Options):
     """What `sftlab benchmark` measures: data sets of some sizes, on more and more nodes, how often and how long."""
 
-    max_nodes: int = option(1, "measure on 1, 2, 4, … up to so many nodes; may be given without the flag", low=1)
+    max_nodes: int = option(1, "measure on 1, 2, 4, … up to so many nodes", low=1)
     nodes: list | None = option(None, "measure on these numbers of nodes instead, as 1,2,4,8")
     devices_per_node: int = option(1, "GPUs of a node; where there is none, processes", low=1)
     sizes: list | None = option(None, "training rows of the data sets (default: 1000,5000,10000)")
@@ -294,7 +294,6 @@ class RunsConfig(Options):
     stop: str | None = option(None, "ask the run in this folder to write a checkpoint and end")
     resume: str | None = option(None, "resume the run in this folder from its last checkpoint, in the background")
     follow: str | None = option(None, "print the losses of the run in this folder as they come, until it ends")
-    json: bool = option(False, "print all that is known of the runs as JSON")
 
     def check(self) -> None:
         if self.stop and (self.resume or self.follow):
@@ -324,8 +323,8 @@ class SweepConfig(Options):
     """What `sftlab sweep` tries: a notebook at every point of a grid of its parameters, on some seeds."""
 
     notebook: str = option("", "the notebook; it must call course.record(…, metrics={…})")
-    grid: list | None = option(None, "a parameter and its values, as lora_r=4,16; repeatable", paths=True)
-    parameters: list | None = option(None, "a parameter of the notebook, the same for all points; repeatable")
+    grid: list | None = option(None, "parameters and their values, as lora_r=4,16", paths=True)
+    parameters: list | None = option(None, "")  # pairs, each of a -p
     seeds: list | None = option(None, "run each setting with each of these seeds, as 1,2,3")
     metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
     direction: str = option("auto", "which value is best; auto: by the name", choices=("auto", "min", "max"))
@@ -333,11 +332,12 @@ class SweepConfig(Options):
     profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
     timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
-    isolate: bool = option(False, "give each point a kernel of its own; always so for times and memory")
     dry_run: bool = option(False, "check, and say what would run, but start nothing")
     overwrite: bool = option(False, "run points again that --output-dir holds as completed")
 
     def check(self) -> None:
+        if not self.notebook:
+            raise UserError("notebook: name one, as `sftlab sweep notebooks/08_hyperparameters.ipynb`.")
         if self.seeds:
             self.seeds = [part.strip() for text in self.seeds for part in str(text).split(",") if part.strip()]
 
@@ -359,7 +359,6 @@ class AccessConfig(Options):
     """Which models `sftlab access` asks the Hub about."""
 
     models: list | None = option(None, "Hub ids, catalogue names or folders (default: the catalogue)", paths=True)
-    json: bool = option(False, "print JSON, a list with an object per model")
 
 
 @dataclass
@@ -367,15 +366,18 @@ class ModelsConfig(Options):
     """What `sftlab models` shows."""
 
     model: str | None = option(None, "all about this model: a catalogue name, a Hub id or a folder")
-    json: bool = option(False, "print JSON")
 
 
 @dataclass
 class DownloadConfig(Options):
     """What `sftlab download` fetches into huggingface_hub's cache."""
 
-    model: str = option("", "the model: a catalogue name or a Hub id; may be given without the flag")
+    model: str = option("", "the model: a catalogue name or a Hub id")
     yes: bool = option(False, "don't ask before a large download")
+
+    def check(self) -> None:
+        if not self.model:
+            raise UserError("model: name a model, as `sftlab download gpt2`.")
 
 
 @dataclass
@@ -384,7 +386,6 @@ class DoctorConfig(Options):
 
     target: str | None = option(None, "a run folder, results of `sftlab run`, a log, or - for standard input")
     slow: bool = option(True, "of a complete run, measure where its time went; takes some seconds")
-    json: bool = option(False, "print JSON instead of lines")
 
 
 # Options by their name, for what checks single values: the parameters of notebooks.
@@ -400,10 +401,7 @@ OF_NOTEBOOKS = (
 )
 FIELDS = {field.name: field for options in OF_NOTEBOOKS for field in dataclasses.fields(options)}
 
-# What a benchmark sets itself; the command line doesn't offer these options of a training.
-SET_BY_BENCHMARK = tuple(
-    "dataset_path output_dir num_epochs max_steps logging_steps report_to save_steps save_total_limit eval_steps eval_samples "
-    "early_stopping_patience load_best_model_at_end resume overwrite".split()
-)
-# and those of the data that it takes
+# What a benchmark sets itself, so that it doesn't offer these options of a training; and those of the data that it takes.
+SAVING = tuple(name for name, field in TrainConfig.__dataclass_fields__.items() if field.metadata["group"] == GROUPS[4])
+SET_BY_BENCHMARK = ("dataset_path", "num_epochs", "max_steps", *SAVING)
 DATA_OF_BENCHMARK = ("source", "source_path", "columns", "hub_id", "format", "offline")

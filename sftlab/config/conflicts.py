@@ -5,94 +5,64 @@
     python -c "from sftlab.config import conflicts; print(conflicts.format_table())"
 """
 
-import typing
-from dataclasses import dataclass
-
-from sftlab.config import deepspeed as deepspeed_configs
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A row of the table; `seen` says whether a configuration has the conflict."""
-
-    options: tuple[str, ...]
-    why: str
-    fix: str
-    seen: typing.Callable[[typing.Any], bool]
-
-    def __str__(self) -> str:
-        return f"{', '.join(self.options)}: {self.why}; {self.fix}."
-
-
-def find_stage(config) -> int:
-    return deepspeed_configs.find_stage(config.deepspeed)
+from sftlab.config.deepspeed import find_stage
 
 
 def quantizes(config) -> bool:
     return config.use_4bit or config.use_8bit
 
 
+# `options: why; what to do instead.`, and whether a configuration has the conflict
 CONFLICTS = (
-    Conflict(
-        ("use_4bit", "use_8bit"),
-        "a weight is stored in one precision",
-        "choose one of them",
+    (
+        "use_4bit, use_8bit: a weight is stored in one precision; choose one of them.",
         lambda c: c.use_4bit and c.use_8bit,
     ),
-    Conflict(
-        ("use_4bit or use_8bit", "no use_lora"),
-        "quantized weights can't be trained themselves",
-        "add --use-lora",
+    (
+        "use_4bit or use_8bit, no use_lora: quantized weights can't be trained themselves; add --use-lora.",
         lambda c: quantizes(c) and not c.use_lora,
     ),
-    Conflict(
-        ("use_rslora or use_dora", "no use_lora"),
-        "they are kinds of LoRA",
-        "add --use-lora",
+    (
+        "use_rslora or use_dora, no use_lora: they are kinds of LoRA; add --use-lora.",
         lambda c: (c.use_rslora or c.use_dora) and not c.use_lora,
     ),
-    Conflict(
-        ("use_4bit or use_8bit", "deepspeed with ZeRO-3"),
-        "ZeRO-3 shards every weight, and a quantized one is loaded whole on each GPU: nothing is saved",
-        "take --deepspeed zero2, or leave out the quantization",
-        lambda c: quantizes(c) and find_stage(c) == 3,
+    (
+        "use_4bit or use_8bit, deepspeed with ZeRO-3: ZeRO-3 shards every weight, and a quantized one is loaded whole on each "
+        "GPU: nothing is saved; take --deepspeed zero2, or leave out the quantization.",
+        lambda c: quantizes(c) and find_stage(c.deepspeed) == 3,
     ),
-    Conflict(
-        ("deepspeed with ZeRO-0",),
-        "it shards nothing, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW counts, so that the first "
-        "steps are too short",
-        "leave out --deepspeed, which is DDP, or take zero1",
-        lambda c: bool(c.deepspeed) and find_stage(c) == 0,
+    (
+        "deepspeed with ZeRO-0: it shards nothing, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW "
+        "counts, so that the first steps are too short; leave out --deepspeed, which is DDP, or take zero1.",
+        lambda c: bool(c.deepspeed) and find_stage(c.deepspeed) == 0,
     ),
-    Conflict(
-        ("use_dora", "deepspeed with ZeRO-3"),
-        "DoRA needs whole weights for their norms, and ZeRO-3 leaves each GPU a shard of them",
-        "take --deepspeed zero2, or plain LoRA",
-        lambda c: c.use_dora and find_stage(c) == 3,
+    (
+        "use_dora, deepspeed with ZeRO-3: DoRA needs whole weights for their norms, and ZeRO-3 leaves each GPU a shard of "
+        "them; take --deepspeed zero2, or plain LoRA.",
+        lambda c: c.use_dora and find_stage(c.deepspeed) == 3,
     ),
-    Conflict(
-        ("packing", "no use_flash_attention"),
-        "packed samples are kept apart by the variable-length attention",
-        "leave out --no-use-flash-attention",
+    (
+        "packing, no use_flash_attention: packed samples are kept apart by the variable-length attention; leave out "
+        "--no-use-flash-attention.",
         lambda c: c.packing and c.use_flash_attention is False,
     ),
-    Conflict(
-        ("resume", "overwrite"),
-        "one keeps the folder, the other deletes it",
-        "choose one",
+    (
+        "resume, overwrite: one keeps the folder, the other deletes it; choose one.",
         lambda c: c.resume and c.overwrite,
     ),
 )
 
 
-def find(config) -> list[Conflict]:
-    """The rows of the table that a configuration runs into."""
-    return [conflict for conflict in CONFLICTS if conflict.seen(config)]
+def find(config) -> list[str]:
+    """What the table says of the conflicts that a configuration has."""
+    return [message for message, seen in CONFLICTS if seen(config)]
 
 
 def format_table() -> str:
     """The table as Markdown."""
-    rows = [("these", "don't go together, because", "instead")]
-    rows += [(" + ".join(conflict.options), conflict.why, conflict.fix) for conflict in CONFLICTS]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---|---|---|", *lines[1:]])
+    lines = ["| these | don't go together, because | instead |", "|---|---|---|"]
+    for message, _ in CONFLICTS:
+        options, _, rest = message.removesuffix(".").partition(": ")
+        why, _, fix = rest.rpartition("; ")
+        lines.append(f"| {options.replace(', ', ' + ')} | {why} | {fix} |")
+    return "\n".join(lines)

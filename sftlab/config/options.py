@@ -21,7 +21,7 @@ def coerce(name: str, value: object, kind: object) -> object:
     """
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(None) in options:
-        if value is None or value in ("null", "None", ""):
+        if value is None or value in ("null", "None", "~", ""):
             return None
         kind = next(option for option in options if option is not type(None))
     if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
@@ -43,15 +43,13 @@ def coerce(name: str, value: object, kind: object) -> object:
 EXAMPLES = {bool: "true or false", int: "16", float: "2e-4 or 0.0002", str: "text", list: "4,16,64"}
 
 
-METADATA = {"choices": (), "low": None, "high": None, "paths": False, "group": ""}
+def option(default: object, help: str, *, choices=(), low=None, high=None, paths: bool = False, group: str = ""):
+    """A dataclass field with its help text; without one it is no flag.
 
-
-def option(default: object, help: str, **metadata: object):
-    """A dataclass field with its help text and its METADATA.
-
-    choices, or low and high: what is allowed; paths: a list of paths, or one as text; group: where a form shows it.
+    choices, or low and high: what is allowed; paths: a list of paths, or one as text; group: where --help and a form show it.
     """
-    return dataclasses.field(default=default, metadata={"help": help} | METADATA | metadata)
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "paths": paths, "group": group}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_value(field: dataclasses.Field, value: object) -> object:

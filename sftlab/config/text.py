@@ -8,21 +8,20 @@ number, and a folder called `007` stays one. JSON is YAML, too.
 """
 
 import argparse
-import ast
-import dataclasses
+import math
 import shlex
 import typing
 from dataclasses import fields
 from pathlib import Path
 
-from sftlab import files
 from sftlab.config import presets
-from sftlab.config.configs import GROUPS, LaunchConfig, TrainConfig
+from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.config.options import Options, check_value
 from sftlab.errors import UserError, near_match
 from sftlab.files import ROOT
 
 ENDINGS = (".yaml", ".yml", ".json")
+NOTEBOOK = ROOT / "notebooks" / "08_hyperparameters.ipynb"
 
 
 def read(source: str | Path) -> dict:
@@ -47,14 +46,11 @@ def parse(text: str, where: str) -> dict:
     """The options that a YAML mapping names, as their types. where: what a message calls the text."""
     import yaml
 
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    known = {field.name: field for field in fields(TrainConfig)}
     try:
         top = yaml.compose(text, Loader=yaml.BaseLoader)  # every value as it stands: the options' types read it
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise UserError(f"{where}{line}: no YAML: {problem}. Write `option: value`.") from error
+        raise UserError(f"{where}: no YAML: {' '.join(str(error).split())}. Write `option: value`.") from error
     if top is None:
         return {}
     if not isinstance(top, yaml.MappingNode):
@@ -62,15 +58,16 @@ def parse(text: str, where: str) -> dict:
     values: dict = {}
     for key, node in top.value:
         name, line = str(key.value).replace("-", "_"), f"{where}, line {key.start_mark.line + 1}"
-        if name not in fields:
-            raise UserError(f"{line}: sftlab train has no option {key.value!r}.{near_match(name, fields)}")
+        if name not in known:
+            raise UserError(f"{line}: sftlab train has no option {key.value!r}.{near_match(name, known)}")
         if name in values:
             raise UserError(f"{line}: {name} stands there twice; leave one out.")
+        if not isinstance(node, yaml.ScalarNode):
+            raise UserError(f"{line}: {name} takes one value, as `{name}: {known[name].default}`.")
         try:
-            value = yaml.BaseLoader("").construct_object(node, deep=True)
-            values[name] = check_value(fields[name], "null" if value == "~" and node.style is None else value)
-        except (UserError, yaml.YAMLError) as error:
-            raise UserError(f"{line}: {' '.join(str(error).split())}") from None
+            values[name] = check_value(known[name], node.value)
+        except UserError as error:
+            raise UserError(f"{line}: {error}") from None
     return values
 
 
@@ -79,47 +76,29 @@ def build(options: str | Path = "", **values: object) -> TrainConfig:
     return TrainConfig.build(**values | read(options))
 
 
-def choose(config: TrainConfig, everything: bool = False, also: tuple = ()) -> dict:
-    """The options of a configuration that differ from their defaults, and those named in `also`; or all of them."""
-    return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if everything or field.name in also or getattr(config, field.name) != field.default
-    }
+def choose(options: Options, everything: bool = False) -> dict:
+    """The options that differ from their defaults, or all of them."""
+    values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
+    return {name: value for name, (value, default) in values.items() if everything or value != default}
 
 
 def write(config: TrainConfig, everything: bool = False) -> str:
     """A configuration as YAML that `read` gives back: what differs from the defaults, or everything."""
-    lines = [f"{name}: {to_scalar(value)}\n" for name, value in choose(config, everything).items()]
-    return "".join(lines) or "{}  # all defaults\n"
+    return to_yaml(choose(config, everything))
 
 
-def to_flow(values: dict) -> str:
-    """Options as YAML in one line, `{lora_r: 8}`."""
-    return "{" + ", ".join(f"{name}: {to_scalar(value)}" for name, value in values.items()) + "}"
-
-
-def to_scalar(value: object) -> str:
-    """A value as YAML that may stand in a line among others."""
+def to_yaml(values: dict, flow: bool = False) -> str:
     import yaml
 
-    options = {"allow_unicode": True, "default_flow_style": True, "width": float("inf")}
-    text = yaml.safe_dump([value], **options).strip()
-    if len(text.splitlines()) > 1:  # a line break, which double quotes write as \n
-        text = yaml.safe_dump([value], **options, default_style='"').strip()
-    return text[1:-1]
-
-
-NOTEBOOK = ROOT / "notebooks" / "08_hyperparameters.ipynb"
+    form = {"default_flow_style": flow, "sort_keys": False, "allow_unicode": True, "width": math.inf}
+    return yaml.safe_dump(values, **form)
 
 
 def to_flags(options: Options) -> list[str]:
     """The options that differ from their defaults, as arguments of a command line."""
     words = []
-    for field in fields(options):
-        value, flag = getattr(options, field.name), field.name.replace("_", "-")
-        if value == field.default:
-            continue
+    for name, value in choose(options).items():
+        flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
@@ -131,111 +110,64 @@ def to_flags(options: Options) -> list[str]:
     return words
 
 
-def to_train(config: TrainConfig) -> str:
-    return shlex.join(["sftlab", "train", *to_flags(config)])
-
-
-def to_launch(config: TrainConfig, launch: LaunchConfig) -> str:
-    return shlex.join(["sftlab", "launch", *to_flags(launch), "train", *to_flags(config)])
-
-
 def to_papermill(config: TrainConfig, notebook: str | Path | None = None, start: TrainConfig | None = None) -> str:
     """The papermill command that runs a notebook with this configuration, given in its parameter `options`.
 
-    notebook: one whose configuration is made by `build(options, …)`; start: what it makes unasked, so that each
-    option in which this configuration differs from it is named, and each knob of its own.
+    notebook: one whose configuration is made by `build(options, …)`; start: what it makes unasked. Every option is named in
+    which one of the two differs from the defaults.
     """
-    path = Path(notebook or NOTEBOOK)
-    differing = [f.name for f in fields(config) if start and getattr(start, f.name) != getattr(config, f.name)]
-    chosen = choose(config, also=(*read_knobs(path), *differing))
-    place = path.resolve()
+    place = Path(notebook or NOTEBOOK).resolve()
     near = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
-    return shlex.join(["papermill", str(near), "out.ipynb", "-p", "options", to_flow(chosen)])
-
-
-def read_knobs(notebook: Path) -> list[str]:
-    """The options of a training that a notebook's parameters cell sets itself."""
-    names = {field.name for field in fields(TrainConfig)}
-    cells = files.read_json(notebook).get("cells", [])
-    source = ["".join(cell["source"]) for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    assigned = [node for node in ast.walk(ast.parse("\n".join(source))) if isinstance(node, ast.Name)]
-    return [node.id for node in assigned if isinstance(node.ctx, ast.Store) and node.id in names]
+    names = choose(start or TrainConfig()) | choose(config)
+    options = to_yaml({name: getattr(config, name) for name in names}, flow=True)
+    return shlex.join(["papermill", str(near), "out.ipynb", "-p", "options", options.strip()])
 
 
 def list_forms(
     config: TrainConfig, launch: LaunchConfig, notebook=None, start: TrainConfig | None = None
 ) -> list[dict]:
     """The four forms, {name, text}, in the order of a panel."""
+    train = ["train", *to_flags(config)]
     return [
         {"name": "YAML, for --config", "text": write(config)},
         {"name": "papermill", "text": to_papermill(config, notebook, start)},
-        {"name": "sftlab train", "text": to_train(config)},
-        {"name": "sftlab launch", "text": to_launch(config, launch)},
+        {"name": "sftlab train", "text": shlex.join(["sftlab", *train])},
+        {"name": "sftlab launch", "text": shlex.join(["sftlab", "launch", *to_flags(launch), *train])},
     ]
 
 
-class CommandParser(argparse.ArgumentParser):
-    """A parser that leaves what stands after -- alone where it is a command: argparse would take its own -- out of it."""
-
-    def parse_known_args(self, args=None, namespace=None):
-        takes = self.get_default("command") is not None and "--" in args
-        cut = args.index("--") if takes else len(args)
-        found, unknown = super().parse_known_args(args[:cut], namespace)
-        if takes:
-            found.command = args[cut + 1 :]
-        return found, unknown
-
-
-def add_options(
-    parser: argparse.ArgumentParser,
-    options: type[Options],
-    only: tuple = (),
-    but: tuple = (),
-    defaults: dict | None = None,
-) -> None:
+def add_options(parser: argparse.ArgumentParser, options: type[Options], only=(), but=(), **defaults: str) -> None:
     """One flag for each field of a configuration, in its groups; values stay text, the configuration itself checks them.
 
     defaults: what --help names as the default of an option for which the command chooses one.
     """
-    found = [field for field in dataclasses.fields(options) if field.name not in but]
-    found = [field for field in found if field.name in only] if only else found
-    groups = {
-        name: parser.add_argument_group(name) for name in GROUPS if any(f.metadata["group"] == name for f in found)
-    }
-    for field in found:
-        group = groups.get(field.metadata["group"], parser)
-        flag = "--" + field.name.replace("_", "-")
+    if options is TrainConfig:
+        names = ", ".join(presets.read_presets())
+        help = f"a YAML file with options of a training, or a preset: {names}; flags beside it win"
+        parser.add_argument("--config", metavar="FILE", default=None, help=help)
+    groups: dict = {"": parser}
+    for field in fields(options):
+        if field.name in but or (only and field.name not in only) or not field.metadata["help"]:
+            continue
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         help = field.metadata["help"].replace("%", "%%")
         kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
         if kind is bool:
             help += " (default: on)" if field.default else ""
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
-            continue
-        choices = (
-            "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else kind.__name__.upper()
-        )
-        default = (defaults or {}).get(field.name, field.default)
-        default = "" if default in (None, "") else f" (default: {default})"
-        several = {"nargs": "+"} if kind is list else {}
-        group.add_argument(flag, metavar=choices, default=argparse.SUPPRESS, help=help + default, **several)
-
-
-def add_config_file(parser: argparse.ArgumentParser) -> None:
-    names = ", ".join(presets.read_presets())
-    help = f"a YAML file with options of a training, or a preset: {names}; flags beside it win"
-    parser.add_argument("--config", metavar="FILE", default=None, help=help)
-
-
-def add_place(parser: argparse.ArgumentParser, name: str, metavar: str, help: str, nargs: str = "?") -> None:
-    """An option that may be given without its flag."""
-    parser.add_argument(name, nargs=nargs, default=argparse.SUPPRESS, metavar=metavar, help=help)
+            form = {"action": argparse.BooleanOptionalAction}
+        else:
+            default = defaults.get(field.name, field.default)
+            help += "" if default in (None, "") else f" (default: {default})"
+            choices = ",".join(field.metadata["choices"])
+            form = {"metavar": f"{{{choices}}}" if choices else kind.__name__.upper()}
+            form |= {"nargs": "+", "action": "extend"} if kind is list else {}
+        flag = "--" + field.name.replace("_", "-")
+        groups[title].add_argument(flag, default=argparse.SUPPRESS, help=help, **form)
 
 
 def build_options(options: type[Options], args: argparse.Namespace) -> Options:
-    return options.build(**options.keep_known(vars(args)))
-
-
-def build_training(args: argparse.Namespace) -> TrainConfig:
-    """A training's configuration: from --config, if it's given, and the flags beside it, which win."""
-    chosen = read(Path(args.config)) if getattr(args, "config", None) else {}
-    return TrainConfig.build(**chosen | TrainConfig.keep_known(vars(args)))
+    """A configuration from a parser's result; a training's options also from --config, over which the flags win."""
+    chosen = read(Path(args.config)) if options is TrainConfig and args.config else {}
+    return options.build(**chosen | options.keep_known(vars(args)))

@@ -251,11 +251,15 @@ def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=No
     return statuses
 
 
+def add_parameters(parser) -> None:
+    pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", dest="parameters", help="set a parameter that the notebook declares; repeatable", **pair)
+
+
 def add_run_arguments(parser) -> None:
     """The arguments of `sftlab run`."""
     parser.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="a notebook, or a folder: all in it, sorted")
-    pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", dest="parameters", help="set a parameter that the notebook declares; repeatable", **pair)
+    add_parameters(parser)
     parser.add_argument("--profile", default="", help="smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     parser.add_argument("--output-dir", default="", help="folder for all outputs (default: runs/DATE-TIME)")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="stop a notebook that takes longer in all")

@@ -54,7 +54,7 @@ def run_sweep(config: SweepConfig) -> int:
 
 def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfig, direction: str) -> None:
     """Run the points that have not completed, one after the other, until one is interrupted."""
-    isolate = config.isolate or any(word in config.metric for word in COSTS)
+    isolate = any(word in config.metric for word in COSTS)
     taken = [point.seconds for point in points if point.status == "completed"]
     with contextlib.closing(Kernel()) as kernel:
         for number, point in enumerate(points, 1):

@@ -8,7 +8,6 @@ The report holds no token and no name of a home folder, so that it can be put in
 """
 
 import importlib.util
-import json
 import logging
 import os
 import platform
@@ -312,12 +311,9 @@ def run(config: DoctorConfig) -> int:
     if config.target:
         load.quiet_libraries()
         found = diagnosis.diagnose(config.target, config.slow)
-        text = "\n\n".join("\n".join(diagnosis.format_lines(one)) for one in found)
-        print(json.dumps(diagnosis.to_json(found), ensure_ascii=False, indent=2) if config.json else text)
+        print("\n\n".join("\n".join(diagnosis.format_lines(one)) for one in found))
         return 0 if all(one.healthy for one in found) else 1
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found
-    lines, versions = examine(), machine.list_versions("flash-attn")
-    healthy = all(line.state != FAILS for line in lines)
-    about = {"healthy": healthy, "checks": [line._asdict() for line in lines], "versions": versions}
-    print(json.dumps(about, indent=2) if config.json else format_report(lines))
-    return 0 if healthy else 1
+    lines = examine()
+    print(format_report(lines))
+    return 0 if all(line.state != FAILS for line in lines) else 1

@@ -123,14 +123,6 @@ def wrap(lead: str, text: str) -> list[str]:
     return textwrap.wrap(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead), **whole) or [lead]
 
 
-def to_json(found: list[Diagnosis]) -> list[dict]:
-    names = ("name", "status", "summary", "unknown", "healthy")
-    return [
-        {name: getattr(one, name) for name in names} | {"findings": list(map(dataclasses.asdict, one.findings))}
-        for one in found
-    ]
-
-
 def read(target: str | Path, slow: bool) -> list[Diagnosis]:
     """What there is to diagnose at a path: a run folder, each notebook of a headless run, logs, or - for standard input.
 

@@ -6,7 +6,7 @@ each architecture, and a model of 70 billion parameters takes seconds. Only the 
 head are replaced (`kernels`). benchmarks/memory.py compares the result with measured peaks. It may run in a thread: torch's
 modes belong to one thread, and its default dtype and its generator stay as they are.
 
-    sftlab memory --model meta-llama/Llama-2-7b-hf --use-lora --batch-size 4 --device gpu
+    sftlab memory meta-llama/Llama-2-7b-hf --use-lora --batch-size 4 --device gpu
 """
 
 import collections

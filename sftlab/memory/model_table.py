@@ -5,7 +5,6 @@ The memory of the catalogue's models is kept as data, because estimating all tak
     sftlab models Llama-2-7b-hf
 """
 
-import json
 import textwrap
 from pathlib import Path
 
@@ -107,16 +106,13 @@ def count_parameters(settings) -> int:
         return AutoModelForCausalLM.from_config(settings).num_parameters()
 
 
-def format_models(name: str | None, as_json: bool) -> str:
+def format_models(name: str | None) -> str:
     """Write the text of `sftlab models [MODEL]`. Raises UserError for a model that can't be had."""
-    devices, known = find_devices(), name and not Path(name).is_dir() and catalog.find_model(name)
+    devices = find_devices()
     if not name:
-        facts = [describe_known(model, devices) for model in catalog.MODELS]
-    else:
-        facts = describe_known(known, devices) if known else describe_other(name, devices)
-    if as_json:
-        return json.dumps(facts, indent=2, ensure_ascii=False)
-    return format_one(facts) if name else format_all(facts)
+        return format_all([describe_known(model, devices) for model in catalog.MODELS])
+    known = not Path(name).is_dir() and catalog.find_model(name)
+    return format_one(describe_known(known, devices) if known else describe_other(name, devices))
 
 
 def format_size(count: float) -> str:

@@ -4,8 +4,6 @@ sftlab runs
 sftlab runs runs/lab --follow
 """
 
-import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -33,19 +31,6 @@ def list_rows(runs: dict[str, Run]) -> list[tuple[str, ...]]:
         began = time.strftime("%m-%d %H:%M", time.localtime(run.started)) if run.started else ""
         rows.append((name, run.status, *(facts[fact] for fact in FACTS), began, run.config_hash))
     return rows
-
-
-def to_json(run: Run) -> dict:
-    """A run as plain data: the row of the table in numbers, with its configuration."""
-    names = ("status", "reason", "step", "max_steps", "started", "config_hash", "seconds_left")
-    return {name: getattr(run, name) for name in names} | {
-        "folder": str(run.folder),
-        "loss": run.find_last("loss"),
-        "eval_loss": run.find_last("eval_loss"),
-        "tokens_per_second": run.speed[1] if run.speed else None,
-        "memory_bytes": run.progress.get("memory_bytes"),
-        "config": dataclasses.asdict(run.config) if run.config else None,
-    }
 
 
 def format_table(folder: str | Path) -> str:
@@ -103,11 +88,8 @@ def run_command(config: RunsConfig) -> int:
         print(state.format_run(background.resume(find_run(config.resume))))
     if config.follow:
         return follow(find_run(config.follow))
-    folder = config.folder or state.find_place()
-    if config.json:
-        print(json.dumps([to_json(run) for run in state.find(folder)], ensure_ascii=False, indent=2))
-    elif not (config.stop or config.resume):
-        print(format_table(folder))
+    if not (config.stop or config.resume):
+        print(format_table(config.folder or state.find_place()))
     return 0
 
 

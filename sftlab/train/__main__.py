@@ -3,12 +3,13 @@
 torchrun --nproc-per-node 2 -m sftlab.train --dataset-path datasets/facts_tiny-base_1408 --use-lora
 """
 
+import argparse
 import signal
 import sys
 import traceback
 
 from sftlab.config.configs import TrainConfig
-from sftlab.config.text import CommandParser, add_config_file, add_options, build_training
+from sftlab.config.text import add_options, build_options
 from sftlab.errors import FIXABLE, name_doctor, run_guarded
 
 
@@ -16,13 +17,10 @@ def main() -> None:
     """Train as launchers start it; `record` reports an error to torchrun."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    parser = CommandParser(
-        prog="sftlab train", description="Fine-tune a model on a prepared data set.", allow_abbrev=False
-    )
-    add_config_file(parser)
+    parser = argparse.ArgumentParser("sftlab train", description="Fine-tune a model.", allow_abbrev=False)
     add_options(parser, TrainConfig)
     arguments = [text for text in sys.argv[1:] if not text.startswith("--local_rank=")]  # the deepspeed launcher's
-    run = record(lambda: run_training(build_training(parser.parse_args(arguments))))
+    run = record(lambda: run_training(build_options(TrainConfig, parser.parse_args(arguments))))
     sys.exit(run_guarded(run, arguments))
 
 

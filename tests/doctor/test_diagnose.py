@@ -1,6 +1,5 @@
 """A failed run is understood: every known error by a real message, many of them provoked, and the unknown printed as it is."""
 
-import json
 import os
 import platform
 import resource
@@ -131,11 +130,10 @@ def test_a_provoked_error_is_named_with_its_place(row, tmp_path, capsys):
     log = tmp_path / "error.log"
     log.write_text("step 1\n" + "".join(traceback.format_exception(raised.value)), encoding="utf-8")
     capsys.readouterr()
-    assert main(["doctor", str(log), "--json"]) == 1
-    [found] = json.loads(capsys.readouterr().out)
-    first = found["findings"][0]
-    assert first["name"] == row, found["findings"]
-    assert first["symptom"].strip("…")[:40] in log.read_text(encoding="utf-8").splitlines()[first["line"] - 1]
+    [found] = diagnosis.diagnose(log, slow=False)
+    first = found.findings[0]
+    assert first.name == row, found.findings
+    assert first.symptom.strip("…")[:40] in log.read_text(encoding="utf-8").splitlines()[first.line - 1]
 
 
 def configure(dataset, folder, **options) -> TrainConfig:

@@ -1,6 +1,5 @@
 """Each state of access, told apart by the real client on a stand-in for the Hub; and one explanation for each."""
 
-import json
 import time
 
 import pytest
@@ -97,12 +96,12 @@ def test_the_texts_of_every_state_are_filled_in():
         assert "{" not in means + what_to_do and ("what_to_do" in entry) == (what_to_do != "nothing")
 
 
-def test_the_command_returns_an_exit_code_and_json(hub_address, tmp_path, capsys):
+def test_the_command_returns_an_exit_code(hub_address, tmp_path, capsys):
     with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
         assert cli.main(["access", "lab/public", "lab/granted"]) == 0
         assert "2 of 2 can be used" in capsys.readouterr().out
-        assert cli.main(["access", "lab/public", "lab/pending", "--json"]) == 1
-        assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["public", "pending"]
+        assert cli.main(["access", "lab/public", "lab/pending"]) == 1
+        assert "1 of 2 can be used" in capsys.readouterr().out
         assert cli.main(["access"]) == 1
         out = capsys.readouterr().out
         assert "meta-llama/Llama-2-70b-hf" in out and "1 of 10 can be used" in out

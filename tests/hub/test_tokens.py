@@ -53,7 +53,7 @@ def test_the_planted_token_is_in_no_output_and_no_file_but_the_clients_own(comma
         command("token", text=PLANTED + "\n"),
         command("token", "--status"),
         command("access", "lab/granted", "lab/pending"),
-        command("access", "--json", "lab/none"),
+        command("access", "lab/none"),
     ]
     assert [code for code, _ in said] == [0, 0, 1, 1], said
     assert f"stored: hf_…{PLANTED[-4:]} in" in said[0][1] and "rights: read: enough" in said[0][1]
