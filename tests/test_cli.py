@@ -72,7 +72,6 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["export", "--push", "mine"], "Write OWNER/NAME"),
         (["chat", "tiny-base"], "was not made to chat"),
         (["metrics", "--every", "0"], "between 0.1 and 3600"),
-        (["metrics", "--append", "--overwrite"], "choose one"),
         (["report", "nowhere"], "nowhere: no such folder"),
         (["report", "--output", "page.pdf"], "write it like report.html"),
         (["sweep", "none.ipynb", "--grid", "lora_r=4,16"], "none.ipynb: no notebook there"),

@@ -192,11 +192,10 @@ def watch(config: MetricsConfig, command: list[str]) -> int:
         raise UserError(f"{command[0]}: no such program. After -- write a command as you would type it.")
     if config.pid is not None and not psutil.pid_exists(config.pid):
         raise UserError(f"pid: no process {config.pid} runs here. `ps` lists those that do.")
-    if path.exists() and not config.append and not config.overwrite:
-        raise place_error(path, "exists", "Add --append to continue it, or --overwrite")
+    if path.exists() and not config.overwrite:
+        raise place_error(path, "exists", "Add --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab" if config.append else "wb") as file:
-        file.write(b"\n" if config.append else b"")  # a killed monitor may have left half a line
+    path.write_bytes(b"")
     with contextlib.redirect_stdout(sys.stderr if command else sys.stdout):  # a command's standard output is its own
         print(f"{path}: a line each {config.every:g} s" + ("" if command or config.pid else ", until Ctrl-C"))
         if lab_machine.find_gpus()[1]:

@@ -23,7 +23,6 @@ FILE_SOURCES = ("json", "jsonl", "csv", "parquet")
 SOURCES = ("facts", "alpaca", "dolly", "wizardlm", *FILE_SOURCES)  # the bundled facts, public sets, your own files
 QUANTIZED_BASES = ("dequantised", "published")
 DEDUPE = ("off", "exact", "near")
-JUDGES = ("auto", "exact_match", "loss")
 FORMATS = ("alpaca", "chatml", "llama2", "model")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -131,7 +130,6 @@ class EvaluateConfig(Options):
     max_new_tokens: int | None = option(None, "longest answer in tokens; default: by the longest expected", low=1)
     batch_size: int = option(32, "rows answered at once", low=1)
     temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, with one seed for both", low=0)
-    judge_by: str = option("auto", "what decides; auto: exact match for short answers, else loss", choices=JUDGES)
     smallest_gain: float = option(0.1, "the smallest gain in exact match that matters", low=0.001, high=1)
     level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
     resamples: int = option(10_000, "resamples of the bootstrap", low=100)
@@ -199,12 +197,7 @@ class MetricsConfig(Options):
     every: float = option(1.0, "seconds from sample to sample", low=0.1, high=3600)
     pid: int | None = option(None, "watch this process and all below it, until it ends", low=1)
     summary: bool = option(False, "only print the totals of the samples in --output-dir")
-    append: bool = option(False, "continue a metrics.jsonl that is there")
     overwrite: bool = option(False, "replace a metrics.jsonl that is there")
-
-    def check(self) -> None:
-        if self.append and self.overwrite:
-            raise UserError("overwrite: --append keeps what --overwrite replaces; choose one.")
 
 
 SCALING = ("strong", "weak", "both")
@@ -389,17 +382,8 @@ class DoctorConfig(Options):
 
 
 # Options by their name, for what checks single values: the parameters of notebooks.
-OF_NOTEBOOKS = (
-    LaunchConfig,
-    BenchmarkConfig,
-    MemoryConfig,
-    ChatConfig,
-    ExportConfig,
-    EvaluateConfig,
-    DataConfig,
-    TrainConfig,
-)
-FIELDS = {field.name: field for options in OF_NOTEBOOKS for field in dataclasses.fields(options)}
+KINDS = (LaunchConfig, BenchmarkConfig, MemoryConfig, ChatConfig, ExportConfig, EvaluateConfig, DataConfig, TrainConfig)
+FIELDS = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
 
 # What a benchmark sets itself, so that it doesn't offer these options of a training; and those of the data that it takes.
 SAVING = tuple(name for name, field in TrainConfig.__dataclass_fields__.items() if field.metadata["group"] == GROUPS[4])

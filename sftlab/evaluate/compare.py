@@ -120,7 +120,7 @@ def compare_models(run: Subject, rows: list[dict], measured: dict, config: Evalu
     whole = compare_part(measured, list(range(len(rows))), how)
     clean = compare_part(measured, [number for number in range(len(rows)) if number not in leaks], how)
     answers = (base.questions, base.expected, base.answers, tuned.answers, base.correct, tuned.correct)
-    measure = verdict.choose_measure(base.expected, config.judge_by)
+    measure = verdict.choose_measure(base.expected)
     decided = verdict.judge(measure, clean["exact_match"], clean["held_out_loss"], clean["questions"], config)
     return {
         **decided,

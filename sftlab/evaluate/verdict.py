@@ -2,7 +2,7 @@
 
 The rules, in order:
 1. Where the usual held-out answer is one short line, exact match decides; where it's longer, the loss on the answers
-   does, because a good answer can be worded in many ways. `--judge-by` says otherwise.
+   does, because a good answer can be worded in many ways.
 2. Questions that the training rows give away don't count.
 3. Better, or worse: the paired bootstrap interval of the difference excludes zero and, for exact match, McNemar's exact
    test agrees. (With few questions, or scores near 0 or 100 %, the bootstrap alone is too sure.)
@@ -22,10 +22,8 @@ SHORT_ANSWER = 64  # bytes: about ten English words, or twenty Japanese letters
 BETTER, WORSE, NONE, TOO_FEW = "better", "worse", "no measurable gain", "too few questions"
 
 
-def choose_measure(answers: list[str], judge_by: str) -> str:
-    """exact_match or loss: as asked for, else exact match if the median of the expected answers is one short line."""
-    if judge_by != "auto":
-        return judge_by
+def choose_measure(answers: list[str]) -> str:
+    """exact_match if the median of the expected answers is one short line, else loss."""
     sizes = [len(answer.encode()) if "\n" not in answer.strip() else SHORT_ANSWER + 1 for answer in answers]
     return "exact_match" if median(sizes) <= SHORT_ANSWER else "loss"
 

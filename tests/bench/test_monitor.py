@@ -192,17 +192,16 @@ def test_a_command_that_the_system_does_not_start_is_one_line(tmp_path, capsys):
     assert "can't be run: Exec format error" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_half_a_line_is_read_past_and_continued(tmp_path, capsys):
+def test_half_a_line_is_read_past_and_replaced(tmp_path, capsys):
     path, command = tmp_path / "metrics.jsonl", ["metrics", str(tmp_path)]
     for _ in range(3):
         monitor.write_sample(path, monitor.take_sample())
     path.write_bytes(b'null\n{"time": 3}\n' + path.read_bytes()[:-30])  # a monitor that was killed
     assert len(monitor.read_samples(path)) == 2
     assert cli.main([*command, "--summary"]) == 0 and "2 samples over" in capsys.readouterr().out
-    assert cli.main([*command, "--", "true"]) == 2 and "exists. Add --append" in capsys.readouterr().err
-    assert cli.main([*command, "--append", "--every", "0.2", "--", "false"]) == 1 and not capsys.readouterr().out
-    assert len(monitor.read_samples(path)) >= 4
-    assert cli.main([*command, "--overwrite", "--", "true"]) == 0 and len(monitor.read_samples(path)) == 2
+    assert cli.main([*command, "--", "true"]) == 2 and "exists. Add --overwrite" in capsys.readouterr().err
+    assert cli.main([*command, "--overwrite", "--", "false"]) == 1 and not capsys.readouterr().out
+    assert len(monitor.read_samples(path)) == 2
 
 
 def test_a_watched_process_may_end(tmp_path, capsys):

@@ -60,7 +60,6 @@ def test_the_loss_is_judged_by_its_interval(difference, rows, outcome):
 
 
 def test_long_answers_are_judged_by_their_loss_and_no_answers_not_at_all():
-    assert verdict.choose_measure(["Paris", "日本", "a longer answer of some words"], "auto") == "exact_match"
-    assert verdict.choose_measure(["日" * 22], "auto") == "loss" == verdict.choose_measure(["a\nb"], "auto")
-    assert verdict.choose_measure(["Paris"], "loss") == "loss"
+    assert verdict.choose_measure(["Paris", "日本", "a longer answer of some words"]) == "exact_match"
+    assert verdict.choose_measure(["日" * 22]) == "loss" == verdict.choose_measure(["a\nb"])
     assert verdict.judge("loss", None, None, 0, CONFIG)["verdict"].endswith("give away every held-out one.")
