@@ -1,15 +1,13 @@
 """A real JupyterLab in a real browser, for the tests of forms, panels and charts.
 
-    python -m tests.browser notebooks/08_hyperparameters.ipynb /tmp/shots    # runs it, screenshots in light and dark
-
 It needs a Chromium: that of Playwright (`playwright install chromium`), or one of the system.
 """
 
 import contextlib
 import json
 import os
-import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -18,119 +16,98 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # no sandbox: containers have no room for one; the rest keeps Chromium from looking up hosts of its own
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+).split()
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+# All cells of a notebook are drawn, not only those in sight, and nothing asks for news.
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false"},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+ERROR = '.jp-Cell [data-mime-type="application/vnd.jupyter.error"]'
+SECONDS = 120  # for whatever a machine that is busy with other tests has to do
 
 
 def find_chromium() -> str | None:
     """The path of a Chromium: Playwright's own, else the system's; None where there is none."""
     with sync_playwright() as playwright:
-        return find_chromium_of(playwright)
-
-
-@contextlib.contextmanager
-def open_browser():
-    """A headless Chromium of Playwright's; its pages may use the clipboard."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium_of(playwright), args=FLAGS)
-        try:
-            yield browser
-        finally:
-            browser.close()
-
-
-def find_chromium_of(playwright) -> str | None:
-    own = playwright.chromium.executable_path
+        own = playwright.chromium.executable_path
     return own if os.path.exists(own) else next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextlib.contextmanager
+def open_browser():
+    """A headless Chromium."""
+    path = find_chromium()
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=FLAGS) as browser:
+        yield browser
+
+
+@contextlib.contextmanager
 def serve_lab(folder: Path, settings: Path, **environment: str):
-    """A JupyterLab server over `folder`, on loopback: its address with the token in it. settings: a folder of its own for them."""
-    token = secrets.token_hex(16)
-    about = {"JUPYTER_RUNTIME_DIR": settings / "runtime", "JUPYTER_CONFIG_DIR": settings / "config",
-             "JUPYTERLAB_SETTINGS_DIR": settings / "user", "JUPYTERLAB_WORKSPACES_DIR": settings / "workspaces",
-             "IPYTHONDIR": settings / "ipython", "JUPYTER_TOKEN": token}  # fmt: skip
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0",
-               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               "--LabApp.expose_app_in_browser=True"]  # fmt: skip
-    settings.mkdir(parents=True, exist_ok=True)
+    """A JupyterLab server over `folder`, on loopback: its address. settings: a folder for its settings."""
+    for name, chosen in SETTINGS.items():
+        place = settings / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(chosen))
+    environment |= {name: str(settings) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += [f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=", "--LabApp.news_url="]
+    command += [
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     with open(settings / "lab.log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                  env=os.environ | {"PATH": path} | {k: str(v) for k, v in about.items()} | environment)  # fmt: skip
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
     try:
-        yield wait_for_server(server, settings) + f"?token={token}"
+        wait_for_server(server, f"http://127.0.0.1:{port}/api", settings / "lab.log")
+        yield f"http://127.0.0.1:{port}/lab"
     finally:
         server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.wait(SECONDS)
 
 
-def wait_for_server(server, settings: Path, seconds: float = 60) -> str:
-    end = time.monotonic() + seconds
+def wait_for_server(server: subprocess.Popen, address: str, log: Path) -> None:
+    end = time.monotonic() + SECONDS
     while time.monotonic() < end and server.poll() is None:
-        for path in (settings / "runtime").glob("jpserver-*.json"):
-            with contextlib.suppress(ValueError, OSError):
-                url = json.loads(path.read_text())["url"]
-                urllib.request.urlopen(f"{url}api", timeout=5).close()
-                return f"{url}lab"
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(address, timeout=5).close()
         time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{(settings / 'lab.log').read_text()[-3000:]}")
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
-def set_theme(settings: Path, theme: str) -> None:
-    """light or dark, before the page is opened; all cells of a notebook are drawn, not only those in sight."""
-    for extension, name, chosen in (
-        ("apputils", "themes", {"theme": THEMES[theme]}),
-        ("notebook", "tracker", {"windowingMode": "none"}),
-        ("apputils", "notification", {"fetchNews": "false"}),
-    ):
-        place = settings / "user" / "@jupyterlab" / f"{extension}-extension"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{name}.jupyterlab-settings").write_text(json.dumps(chosen))
-
-
-def open_notebook(page, address: str, name: str, *, run: bool = True, seconds: float = 300) -> None:
-    """Open a notebook of the server's folder as a person would, and run all of its cells."""
-    lab, token = address.split("?")
-    page.goto(f"{lab}/tree/{name}?{token}&reset", timeout=60_000)
-    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+def open_notebook(browser, address: str, name: str):
+    """The page of a notebook of the server's folder, all of whose cells have run."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(1000 * SECONDS)
+    page.goto(f"{address}/tree/{name}?reset")
     wait_for_kernel(page)
-    if run:
-        run_all(page, seconds)
-
-
-def wait_for_kernel(page, seconds: float = 60) -> None:
-    """Until the notebook in front has its kernel, and that is idle; what is run before is lost, or asks for a kernel."""
-    page.wait_for_function(
-        "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=1000 * seconds
-    )
-    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.info")
-    page.wait_for_selector(
-        '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=1000 * seconds
-    )
-
-
-def run_all(page, seconds: float = 300) -> None:
-    """Run > Run All Cells, and wait for the last one."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(
-        "() => document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator').dataset.status === 'idle' && ("
-        "document.querySelector('.jp-Cell [data-mime-type=\"application/vnd.jupyter.error\"]') ||"
-        " [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\d/.test(p.textContent)))",
-        timeout=1000 * seconds,
-    )  # fmt: skip
-    errors = page.locator('.jp-Cell [data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+    done = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(one => /\\d/.test(one.textContent))"
+    page.wait_for_function(f"() => {done} || document.querySelector({ERROR!r})")
+    errors = page.locator(ERROR).all_inner_texts()
     assert not errors, errors
+    return page
+
+
+def wait_for_kernel(page) -> None:
+    """Until the notebook in front has its kernel, and that is idle; what is run before is lost, or asks for a kernel."""
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady")
+    page.wait_for_selector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]')
+
+
+def execute(page, command: str, **arguments: str) -> None:
+    """Have JupyterLab execute one of the commands of its menus, and wait for its end."""
+    script = "([name, arguments]) => window.jupyterapp.commands.execute(name, arguments).then(() => true)"
+    page.wait_for_function(script, arg=[command, arguments])
 
 
 def find_faults(page, selector: str) -> list[str]:
@@ -138,25 +115,9 @@ def find_faults(page, selector: str) -> list[str]:
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page, context=selector, options={"resultTypes": ["violations"]}).response["violations"]
-    return [f"{one['id']}: {one['help']}: {node['target']}: {node['html'][:160]}"
-            for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]  # fmt: skip
-
-
-def show(name: str, folder: Path) -> None:
-    """Run a notebook in both themes, and keep pictures of all of it."""
-    path = Path(name).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for theme in THEMES:
-        set_theme(folder / "settings", theme)
-        with serve_lab(path.parent, folder / "settings", SFTLAB_PROFILE="smoke") as address, open_browser() as browser:
-            page = browser.new_page(viewport={"width": 1200, "height": 1000})
-            open_notebook(page, address, path.name)
-            for number, cell in enumerate(page.locator(".jp-OutputArea-child:visible").all()):
-                cell.scroll_into_view_if_needed()
-                cell.screenshot(path=folder / f"{theme}-{number:02}.png")
-            page.screenshot(path=folder / f"{theme}-page.png")
-            print(theme, find_faults(page, ".jp-NotebookPanel .jp-OutputArea"))
-
-
-if __name__ == "__main__":
-    show(sys.argv[1], Path(sys.argv[2]))
+    return [
+        f"{one['id']}: {one['help']}: {node['target']}: {node['html'][:160]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
