@@ -21,7 +21,7 @@ from sftlab.errors import UserError
 from sftlab.evaluate import forgetting, report, scores, statistics, verdict
 from sftlab.memory import dry_run
 from sftlab.models.load import IGNORED
-from sftlab.train.saved import Subject, load_models, read_run
+from sftlab.train.saved import Run, load_models, read_run
 
 ROOM = 1.5  # answers may be so many times as long as the longest expected one before they are cut off
 LONGEST = 512  # tokens
@@ -63,7 +63,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     return found
 
 
-def choose_rows(run: Subject, config: EvaluateConfig) -> tuple[list[dict], int]:
+def choose_rows(run: Run, config: EvaluateConfig) -> tuple[list[dict], int]:
     """The held-out rows that are asked, cut to the run's max_length, or a sample of them; and how long an answer may be.
 
     A row must have a last answer left, and the model must have positions for an answer to its prompt.
@@ -98,24 +98,24 @@ def find_last_answer(labels: list[int]) -> int:
     return starts[-1] if starts else len(labels)
 
 
-def measure_model(model, run: Subject, rows: list[dict], probe: tuple, config: EvaluateConfig) -> Measured:
+def measure_model(model, run: Run, rows: list[dict], probe: tuple, config: EvaluateConfig) -> Measured:
     """Ask one model everything."""
     size, bf16 = config.batch_size, run.config.bf16
     options = (config.max_new_tokens, size, config.temperature, config.seed)
-    score = scores.ask(model, run.tokenizer, rows, run.report["format"], *options)
+    score = scores.ask(model, run.tokenizer, rows, run.data["format"], *options)
     sums, counts = scores.measure_rows(model, rows, run.tokenizer.pad_token_id, size, bf16)
     prose = forgetting.measure_probe(model, run.tokenizer, *probe[1:], size, bf16, run.config.max_length)
     return Measured(score, sums, counts, prose)
 
 
-def compare_models(run: Subject, rows: list[dict], measured: dict, config: EvaluateConfig, how: dict) -> dict:
+def compare_models(run: Run, rows: list[dict], measured: dict, config: EvaluateConfig, how: dict) -> dict:
     """All numbers of base against tuned on the held-out rows, and the verdict, which leaves leaked questions out.
 
     how: level, resamples and seed of the intervals.
     """
     base, tuned = (one.score for one in measured.values())
     train = [{"messages": chat} for chat in run.splits["train"]["messages"]]
-    leaks = cleaning.find_leaks(train, rows, run.report["options"]["near_threshold"])
+    leaks = cleaning.find_leaks(train, rows, run.data["options"]["near_threshold"])
     languages = cleaning.group_languages(base.questions)
     whole = compare_part(measured, list(range(len(rows))), how)
     clean = compare_part(measured, [number for number in range(len(rows)) if number not in leaks], how)

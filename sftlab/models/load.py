@@ -24,7 +24,13 @@ from sftlab.models import quantise
 IGNORED = -100  # torch's cross-entropy passes over this label
 TINY_BASE = ROOT / "data_samples" / "tiny-base"
 # random-tiny:NAME: the architecture of NAME with these sizes, and tiny-base's tokenizer and vocabulary.
-TINY_SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY_SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 TINY_SHAPES = {
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
@@ -118,13 +124,9 @@ def build_config(name: str):
     shape = dict(known.shape)
     if name.startswith("random-tiny:"):
         tokenizer = load_tokenizer("tiny-base")
-        shape |= get_tiny_shape(known.model_type) | {"vocab_size": len(tokenizer)}
+        shape |= TINY_SHAPES.get(known.model_type, TINY_SHAPE) | {"vocab_size": len(tokenizer)}
         shape |= {kind: getattr(tokenizer, kind) for kind in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return AutoConfig.for_model(known.model_type, **shape)
-
-
-def get_tiny_shape(model_type: str) -> dict:
-    return TINY_SHAPES.get(model_type, TINY_SHAPE | {"num_key_value_heads": 2})
 
 
 def read_settings(name: str, trust_remote_code: bool = False):
@@ -146,7 +148,7 @@ def build_small(name: str, trust_remote_code: bool = False):
 
     settings = read_settings(name, trust_remote_code)
     inner = settings.get_text_config()
-    inner.update(get_tiny_shape(inner.model_type) | {"vocab_size": 64, "pad_token_id": None})
+    inner.update(TINY_SHAPES.get(inner.model_type, TINY_SHAPE) | {"vocab_size": 64, "pad_token_id": None})
     if getattr(inner, "layer_types", None):
         inner.layer_types = inner.layer_types[: inner.num_hidden_layers]
     with guarded(name, name):
@@ -215,18 +217,17 @@ def load_model(name: str, config: TrainConfig | None = None):
     config = config or TrainConfig(model_name=name)
     dtype = torch.bfloat16 if config.bf16 and config.use_lora else torch.float32
     quantization = quantise.quantization_config(config)
-    if name.startswith(RANDOM):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if not quantization:
-            return build_random(name, dtype, device)
-        model = quantise.fill_random(build_empty(build_config(name), dtype, quantization), dtype, device)
-    else:
-        model = load_saved(name, config, dtype, quantization)
-    return quantise.keep_scales(quantise.keep_gradients(model)) if quantization else model
+    if not name.startswith(RANDOM):
+        return load_saved(name, config, dtype, quantization)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not quantization:
+        return build_random(name, dtype, device)
+    model = build_empty(build_config(name), dtype, quantization)
+    return quantise.fix_layers(quantise.fill_random(model, dtype, device), name)
 
 
 def load_saved(name: str, config: TrainConfig, dtype, quantization):
-    """Load a model from a folder, or from the Hub. Raises UserError where that can't be done."""
+    """Load a model from a folder or from the Hub. dtype: `auto` for the one it was saved in. Raises UserError where that fails."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -235,7 +236,7 @@ def load_saved(name: str, config: TrainConfig, dtype, quantization):
         options["quantization_config"] = quantization
     if (
         torch.cuda.is_available() and deepspeed_configs.find_stage(config.deepspeed) < 3
-    ):  # which shards the weights itself
+    ):  # ZeRO-3 shards the weights itself
         options["device_map"] = {"": torch.cuda.current_device()}
     loader = AutoModelForCausalLM
     if (Path(path) / "adapter_config.json").is_file():
@@ -245,8 +246,24 @@ def load_saved(name: str, config: TrainConfig, dtype, quantization):
             model = loader.from_pretrained(path, **options)
     except OSError as error:
         raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
-    if quantization and not quantise.count_quantised(model):
-        raise UserError(f"model {name}: it has no layer that bitsandbytes can quantise; leave that option out.")
+    return quantise.fix_layers(model, name) if quantization else model
+
+
+def load_base(config: TrainConfig, tokenizer):
+    """Load the model that a run begins with, the same each time, fitted to the tokenizer, which has the data set's format."""
+    from transformers import set_seed
+
+    set_seed(config.seed)  # random weights, added embeddings, and in training the adapters' first values
+    model = load_model(config.model_name, config)
+    fit_vocabulary(model, tokenizer)
+    return set_ends(model, tokenizer)
+
+
+def set_ends(model, tokenizer):
+    """Let the model end and pad answers with the tokenizer's tokens, and return it."""
+    for settings in (model.config, model.generation_config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(settings, name, getattr(tokenizer, name))
     return model
 
 
@@ -321,8 +338,3 @@ def expose_bias(model) -> None:
     head = model.get_output_embeddings()
     if hasattr(head, "token_adapter"):
         head.__dict__["bias"] = getattr(head.original_module, "bias", None)  # beside nn.Module's own book-keeping
-
-
-def count_numel(weight) -> int:
-    """Count the numbers of a weight, also where ZeRO-3 has left a shard of it here."""
-    return getattr(weight, "ds_numel", weight.numel())

@@ -9,6 +9,7 @@ import importlib.util
 from unittest import mock
 
 from sftlab.config.configs import TrainConfig
+from sftlab.errors import UserError
 
 
 def import_bitsandbytes() -> None:
@@ -53,43 +54,29 @@ def plain_falcon():
         yield
 
 
-def count_quantised(model) -> int:
-    """Count the layers that bitsandbytes stores in 8 or 4 bits."""
+def fix_layers(model, name: str):
+    """Let the layers of bitsandbytes be trained on a CPU, and return the model. Raises UserError where it has none.
+
+    4 bits: on CPUs with AVX-512 BF16, bitsandbytes 0.50 packs the weights at the first evaluation, for faster inference.
+    Packed layers pass no gradient, so training would continue without one, silently.
+    8 bits: PEFT 0.21 (`dequantize_module_weight`, for DoRA) puts a copy of the weight in its place that has no scales, and
+    bitsandbytes 0.50 takes the weight's scales over at the next call, whatever they are: the layer would lose its own.
+    """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    return sum(isinstance(part, Linear4bit | Linear8bitLt) for part in model.modules())
-
-
-def keep_gradients(model):
-    """Keep 4-bit layers as they are in evaluation on a CPU, and return the model.
-
-    On CPUs with AVX-512 BF16, bitsandbytes 0.50 packs the weights at the first evaluation, for faster inference. Packed
-    layers pass no gradient, so training would continue without one, silently.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for part in model.modules():
-        if isinstance(part, Linear4bit):
-            part.support_avx512bf16_for_cpu = False
-    return model
-
-
-def keep_scales(model):
-    """Keep the scales of 8-bit layers where PEFT reads their weights for DoRA on a CPU, and return the model.
-
-    PEFT 0.21 (`dequantize_module_weight`) puts a copy of the weight in its place that has no scales, and bitsandbytes 0.50
-    takes the weight's scales over at the next call, whatever they are: the layer would be left without any.
-    """
-    from bitsandbytes.nn import Linear8bitLt
 
     def take_state(layer) -> None:
         scales = layer.state.SCB
         type(layer).init_8bit_state(layer)
         layer.state.SCB = scales if layer.state.SCB is None else layer.state.SCB
 
-    for part in model.modules():
-        if isinstance(part, Linear8bitLt):
-            part.init_8bit_state = functools.partial(take_state, part)
+    layers = [part for part in model.modules() if isinstance(part, Linear4bit | Linear8bitLt)]
+    if not layers:
+        raise UserError(f"model {name}: it has no layer that bitsandbytes can quantise; leave that option out.")
+    for layer in layers:
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+        else:
+            layer.init_8bit_state = functools.partial(take_state, layer)
     return model
 
 

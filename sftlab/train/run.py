@@ -91,8 +91,6 @@ def make_trainer(config: TrainConfig):
     `trainer.choices`: what was chosen for this machine, and why. `trainer.expected`: what memory and time it will take.
     """
     with machine.importing():
-        from transformers import set_seed
-
         from sftlab.train.trainer import LabTrainer
 
     check_machine(config)
@@ -102,8 +100,7 @@ def make_trainer(config: TrainConfig):
     memory, fits = forecast.expect(config, rows.lengths, rows.in_loss, bf16, new_rows, rows.shared)
     small = build_small(config, bf16)  # before sft_config, with which transformers shards each model
     args = sft_config(config, bf16)
-    set_seed(config.seed)  # before the model: random weights and the adapters' first values are part of the run
-    model = build_model(config, rows.tokenizer, bf16)
+    model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer)
     lora = add_adapters(config, model, rows)
     choice = attention.set_attention(model, config.use_flash_attention, bf16)
     args.padding_free = in_rows = knows_bounds(config, small or model, bf16)
@@ -175,15 +172,6 @@ def build_small(config: TrainConfig, bf16: bool):
         return None
     model = load.build_small(config.model_name, config.trust_remote_code)
     attention.set_attention(model, config.use_flash_attention, bf16)
-    return model
-
-
-def build_model(config: TrainConfig, tokenizer, bf16: bool):
-    """Load the model, with an embedding for each token; what ends an answer is the format's EOS token."""
-    model = load.load_model(config.model_name, dataclasses.replace(config, bf16=bf16))
-    load.fit_vocabulary(model, tokenizer)
-    for settings in (model.config, model.generation_config):
-        settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     return model
 
 
@@ -324,6 +312,8 @@ def explain_failure(error: BaseException) -> dict:
 
 def write_result(found: dict, trainer, started: float) -> dict:
     """Write `result.json` whole, with metrics and versions, and return its content; started: seconds since the epoch."""
+    from transformers.trainer_pt_utils import get_model_param_count
+
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
@@ -334,7 +324,7 @@ def write_result(found: dict, trainer, started: float) -> dict:
         "best_eval_loss": min(held_out, default=None),
         "steps": trainer.state.global_step,
         "seconds": round(time.time() - started, 2),
-        "trained_parameters": sum(load.count_numel(p) for p in trainer.model.parameters() if p.requires_grad),
+        "trained_parameters": get_model_param_count(trainer.model, trainable_only=True),
     }
     result = found | {"metrics": metrics, "versions": machine.list_versions()}
     files.write_json(Path(trainer.args.output_dir) / "result.json", result)

@@ -25,26 +25,19 @@ LEFT_OUT = {"output_dir", "resume", "overwrite", "deepspeed", "trust_remote_code
 class Run:
     """A finished run: its folder, its configuration with the precision that it chose, its result, its data's report.
 
-    `data` is empty where the data set's folder is gone.
+    `data` is empty where the data set's folder is gone. `read_run` adds the tokenizer and the data set.
     """
 
     folder: Path
     config: TrainConfig
     result: dict
     data: dict
+    tokenizer: object = None
+    splits: object = None
 
     @property
     def quantised(self) -> bool:
         return self.config.use_4bit or self.config.use_8bit
-
-
-@dataclass
-class Subject(Run):
-    """A finished run with its tokenizer, and the data set and report that it is evaluated on."""
-
-    tokenizer: object
-    splits: object
-    report: dict
 
 
 def open_run(path: str | Path, trust_remote_code: bool = False) -> Run:
@@ -66,17 +59,17 @@ def open_run(path: str | Path, trust_remote_code: bool = False) -> Run:
     return Run(folder, config, result, files.read_json(Path(config.dataset_path) / dataset.FACTS))
 
 
-def read_run(folder: str | Path, dataset_path: str | None = None, trust_remote_code: bool = False) -> Subject:
+def read_run(folder: str | Path, dataset_path: str | None = None, trust_remote_code: bool = False) -> Run:
     """Open a run with all that an evaluation needs; `dataset_path`: another set than the run's own.
 
     Raises UserError for a folder that is no finished run, a data set that is gone, or one for other tokens.
     """
     run = open_run(folder, trust_remote_code)
     run.config = replace(run.config, dataset_path=dataset_path or run.config.dataset_path)
-    splits, report = dataset.load_prepared(run.config.dataset_path)
-    tokenizer = load.load_tokenizer(str(folder), trust_remote_code)
-    dataset.check_tokens(splits["test"], tokenizer, report, run.config)
-    return Subject(**vars(run), tokenizer=tokenizer, splits=splits, report=report)
+    run.splits, run.data = dataset.load_prepared(run.config.dataset_path)
+    run.tokenizer = load.load_tokenizer(str(folder), trust_remote_code)
+    dataset.check_tokens(run.splits["test"], run.tokenizer, run.data, run.config)
+    return run
 
 
 def read_settings(run: Run):
@@ -102,7 +95,7 @@ def load_run(run: Run, base: str = "trained", exactly: bool = True):
     config, trusted = run.config, run.config.trust_remote_code
     tokenizer = load.load_tokenizer(str(run.folder), trusted)
     if not config.use_lora:
-        model = set_ends(load.load_model(str(run.folder), TrainConfig(trust_remote_code=trusted)), tokenizer)
+        model = load.set_ends(load.load_model(str(run.folder), TrainConfig(trust_remote_code=trusted)), tokenizer)
         return (compute_exactly(model) if exactly else model).eval()
     if base == "published":
         config = replace(config, use_4bit=False, use_8bit=False, bf16=False)
@@ -115,7 +108,7 @@ def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = T
     from peft import PeftModel
     from transformers import GenerationConfig
 
-    model = load_base(config, tokenizer)
+    model = load.load_base(config, tokenizer)
     if exactly:
         compute_exactly(model)
     if dequantize:
@@ -124,24 +117,6 @@ def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = T
     if (folder / "generation_config.json").is_file():  # an export's: the base's own settings may end answers elsewhere
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return keep_head_bias(PeftModel.from_pretrained(model, str(folder))).eval()
-
-
-def load_base(config: TrainConfig, tokenizer):
-    """Load the base as a training does, so that random weights and added embeddings are the same again."""
-    from transformers import set_seed
-
-    set_seed(config.seed)
-    model = load.load_model(config.model_name, config)
-    load.fit_vocabulary(model, tokenizer)
-    return set_ends(model, tokenizer)
-
-
-def set_ends(model, tokenizer):
-    """Let the model end and pad answers with the tokenizer's tokens, which are the format's, as in training; return it."""
-    for settings in (model.config, model.generation_config):
-        settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        settings.bos_token_id = tokenizer.bos_token_id
-    return model
 
 
 def compute_exactly(model):
@@ -174,12 +149,15 @@ def keep_head_bias(model):
     return model
 
 
-def load_models(run: Subject) -> Iterator[tuple[str, object]]:
-    """Yield the base as it was trained on, and then the tuned model; never both in memory, if the caller lets go of the first."""
+def load_models(run: Run) -> Iterator[tuple[str, object]]:
+    """Yield the base as it was trained on, and then the tuned model; never both in memory, if the caller lets go of the first.
+
+    run: of `read_run`.
+    """
     from peft import PeftModel
 
     config = replace(run.config, gradient_checkpointing=False)
-    model = load_base(config, run.tokenizer)
+    model = load.load_base(config, run.tokenizer)
     if run.quantised:
         quantise.prepare_quantised(model, config)  # as in training: what isn't quantized is in float32
     yield "base", model
@@ -201,27 +179,19 @@ def load_any(name: str, trust_remote_code: bool = False):
     if (Path(name) / "run.json").is_file():
         run = open_run(name, trust_remote_code)
         return load_run(run, exactly=False), load.load_tokenizer(name, trust_remote_code)
+    config = TrainConfig(trust_remote_code=trust_remote_code, bf16=False)
     tokenizer = load.load_tokenizer(name, trust_remote_code)
-    if name.startswith(catalog.RANDOM):
-        return load.load_model(name).eval(), tokenizer
     if (Path(name) / "adapter_config.json").is_file():
-        return load_adapter(Path(name), read_base(Path(name), trust_remote_code), tokenizer, exactly=False), tokenizer
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
-    path, options = load.locate(name), {"dtype": "auto", "trust_remote_code": trust_remote_code}
-    try:
-        with load.guarded(name, path):
-            model = AutoModelForCausalLM.from_pretrained(path, device_map=device, **options)
-    except OSError as error:
-        raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
+        model = load_adapter(Path(name), read_base(Path(name), config), tokenizer, exactly=False)
+    elif name.startswith(catalog.RANDOM):
+        model = load.load_model(name)
+    else:
+        model = load.load_saved(name, config, "auto", None)
     return model.eval(), tokenizer
 
 
-def read_base(folder: Path, trust_remote_code: bool) -> TrainConfig:
-    """Read the base of an adapter from its files: tiny-base, a catalogue name, a Hub id, a folder; in an export, its bits too."""
+def read_base(folder: Path, config: TrainConfig) -> TrainConfig:
+    """Complete a configuration by the base of an adapter, from its files; in an export by its bits, too."""
     name = files.read_json(folder / "adapter_config.json")["base_model_name_or_path"]
     bits = files.read_json(folder / "export.json").get("base_bits")
-    quantised = {"use_4bit": bits == 4, "use_8bit": bits == 8}
-    return TrainConfig(model_name=name, use_lora=True, bf16=False, trust_remote_code=trust_remote_code, **quantised)
+    return replace(config, model_name=name, use_lora=True, use_4bit=bits == 4, use_8bit=bits == 8)
