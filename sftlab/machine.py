@@ -9,7 +9,6 @@ import functools
 import gc
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,9 +21,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 def choose_precision() -> tuple[bool, str]:
     """Whether to compute in bfloat16 here, where the configuration leaves it open, and why.
 
-    The environment variable SFTLAB_BF16 (1 or 0) decides, where it is set. Otherwise bfloat16 is taken where the GPU, or the
-    CPU, has instructions for it. Nothing is timed: the choice takes no time and is the same in every run on a machine.
-    Raises UserError for another value of SFTLAB_BF16, and for bfloat16 on a GPU that doesn't have it.
+    SFTLAB_BF16 (1 or 0) decides, where it is set, else whether the GPU or the CPU has instructions for it: the same in every
+    run on a machine. Raises UserError for another value of SFTLAB_BF16, and for bfloat16 on a GPU that doesn't have it.
     """
     import torch
 
@@ -41,29 +39,29 @@ def choose_precision() -> tuple[bool, str]:
 
 
 def has_bf16() -> bool:
-    """Whether this CPU has instructions that multiply in bfloat16: AVX512-BF16 or AMX-BF16, and on ARM BF16.
-
-    Other CPUs emulate it, and are several times slower in it than in float32. torch says what the CPU has; on ARM its
-    kernels for bfloat16 are those of oneDNN, which not every build holds.
-    """
+    """Whether this CPU multiplies in bfloat16: AVX512-BF16, AMX-BF16, on ARM BF16. Others emulate it, several times slower."""
     import torch
 
     found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 is the first that has it
     if found.get("avx512_bf16") or found.get("amx_bf16"):
         return True
-    return bool(found.get("bf16")) and torch.backends.mkldnn.is_available()
+    return (
+        bool(found.get("bf16")) and torch.backends.mkldnn.is_available()
+    )  # oneDNN has ARM's kernels; not every build has it
+
+
+def find_glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 def set_allocator(keep: bool) -> None:
-    """How the C library hands out memory: keep what is freed, or give large pieces back at once.
+    """How glibc hands out memory: keep what is freed, or give large pieces back at once.
 
     A training step asks for the same sizes again and again. Kept, they are there without a page fault for each 4 KiB; but
-    glibc fits aligned pieces badly into freed ones, so that a run may hold about twice what it uses. Linux with glibc only.
+    glibc fits aligned pieces badly into freed ones, so that a run may hold about twice what it uses.
     """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
+    if library := find_glibc():
         library.mallopt(M_MMAP_THRESHOLD, 2**30 if keep else 2**17)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**17)
 
@@ -88,9 +86,8 @@ def free_memory(gpu: bool) -> int:
         with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where there is no limit
             group = Path("/sys/fs/cgroup")
             facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(
-                facts["inactive_file"]
-            )  # this goes when it's needed
+            cached = int(facts["inactive_file"])  # this goes when it's needed
+            used = int((group / "memory.current").read_text()) - cached
             limits.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(limits))
 
@@ -116,22 +113,20 @@ def read_held() -> int:
 
 @contextlib.contextmanager
 def importing():
-    """Leaves garbage collection out while libraries are imported: they make half a million objects, and all of them stay."""
-    on = gc.isenabled()
+    """Import libraries without garbage collection: they make half a million objects, and all of them stay."""
     gc.disable()
     try:
         yield
     finally:
-        if on:
-            gc.enable()
+        gc.enable()
 
 
 @functools.cache
 def freeze_libraries(all_loaded: bool) -> None:
-    """Take what is there out of garbage collection, if that is only what libraries made when they were imported.
+    """Take what libraries made when they were imported out of garbage collection; once with the first, and once with all.
 
-    It stays in any case, and looking over it takes half a second, several times in each training. Nothing is taken out while
-    there is a model, which would never be given back. Once with the first libraries, and once with all.
+    It stays in any case, and looking over it takes half a second, several times in each training. Not while there is a model,
+    which would never be given back.
     """
     import torch
 
@@ -142,10 +137,7 @@ def freeze_libraries(all_loaded: bool) -> None:
 
 
 def reset_peak() -> None:
-    """Begin to measure the peak of this process, or of the GPU, again; what is free is given back before.
-
-    On a Mac a process's peak can't be reset.
-    """
+    """Begin to measure the peak of this process (not on a Mac), or of the GPU, again; what is free is given back before."""
     import torch
 
     freeze_libraries("trl" in sys.modules)
@@ -153,12 +145,11 @@ def reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        if hasattr(library, "gnu_get_libc_version"):
-            library.malloc_trim(0)
-        with contextlib.suppress(OSError):  # a kernel without it
-            Path("/proc/self/clear_refs").write_text("5")
+        return
+    if library := find_glibc():
+        library.malloc_trim(0)
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_peak() -> int:
@@ -180,28 +171,19 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "b
 
 def count_cores() -> int:
     """Cores that this process may run on, which may be fewer than the machine has."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def name_processor() -> str:
-    """The processor's name as it tells it itself; its architecture where it doesn't."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    if sys.platform == "darwin":
-        told = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        return told.stdout.strip() or platform.machine()
-    return platform.processor() or platform.machine()
+    """The processor's name where Linux tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def name_device() -> dict:
-    """What this process computes on: cpu, cores, physical_cores, memory_bytes, and gpu with gpu_bytes, or None.
-
-    Two cores that are one physical core share its arithmetic. A virtual machine may not tell.
-    """
+    """What this process computes on: cpu, cores, physical_cores (None on some), memory_bytes, gpu and gpu_bytes (or None)."""
     import psutil
     import torch
 
@@ -223,23 +205,19 @@ def merge_devices(devices: list[dict]) -> dict:
     return alike | {"gpus": len(devices) if devices[0]["gpu"] else 0}
 
 
-def list_versions(*more: str) -> dict[str, str | None]:
-    """Python, the lab, the packages that the speed depends on, and `more`; None for one that isn't installed."""
+def list_versions() -> dict[str, str | None]:
+    """Python, the lab and the packages that the speed depends on; None for one that isn't installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version(), "sftlab": __version__}
-    for name in (*PACKAGES, *more):
-        try:
+    found = {"python": platform.python_version(), "sftlab": __version__} | dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
     return found
 
 
-# What NVIDIA's driver says of the GPUs now: use, memory, power, temperature, through NVML (the package nvidia-ml-py).
-#
-# NVML's use is the share of the last moments (1/6 to 1 s, by the kind of GPU) in which some kernel ran, however small: a GPU
-# at 100 % can still compute at a tenth of its rate. How well it is used, FLOPs tell (`duration`).
+# What NVIDIA's driver says of the GPUs now, through NVML (the package nvidia-ml-py). NVML's use is the share of the last moments
+# (1/6 to 1 s, by the kind of GPU) in which some kernel ran: a GPU at 100 % can still compute at a tenth of its rate.
 
 
 @functools.cache
@@ -262,49 +240,37 @@ def find_gpus() -> tuple[list, str]:
 
 def read_driver() -> str | None:
     """The version of NVIDIA's driver, or None where there is none."""
-    if not find_gpus()[0]:
-        return None
-    import pynvml
-
-    return ask(pynvml.nvmlSystemGetDriverVersion)
+    return ask("nvmlSystemGetDriverVersion") if find_gpus()[0] else None
 
 
 def describe_gpus() -> list[dict]:
-    """Of each GPU: index, name, memory_total_bytes (None where NVML doesn't say)."""
+    """Of each GPU: name, memory_total_bytes (None where NVML doesn't say)."""
     found = []
-    for index, handle in enumerate(find_gpus()[0]):
-        import pynvml
-
-        name = ask(pynvml.nvmlDeviceGetName, handle)
-        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-        found.append({"index": index, "name": name, "memory_total_bytes": memory and memory.total})
+    for handle in find_gpus()[0]:
+        memory = ask("nvmlDeviceGetMemoryInfo", handle)
+        found.append({"name": ask("nvmlDeviceGetName", handle), "memory_total_bytes": memory and memory.total})
     return found
 
 
 def read_gpus() -> list[dict]:
-    """Of each GPU now: index, use_percent, memory_bytes, power_watts, celsius; None for what it doesn't tell.
-
-    A GPU that is split (MIG) tells no use, some laptop GPUs no power.
-    """
+    """Of each GPU now: index, use_percent (None if it is split, MIG), memory_bytes, power_watts, celsius; None for what it
+    doesn't tell."""
     found = []
     for index, handle in enumerate(find_gpus()[0]):
-        import pynvml
-
-        use = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
-        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-        milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage, handle)
-        celsius = ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+        use, memory = ask("nvmlDeviceGetUtilizationRates", handle), ask("nvmlDeviceGetMemoryInfo", handle)
+        milliwatts = ask("nvmlDeviceGetPowerUsage", handle)
+        celsius = ask("nvmlDeviceGetTemperature", handle, 0)  # NVML_TEMPERATURE_GPU
         now = {"use_percent": use and use.gpu, "memory_bytes": memory and memory.used, "celsius": celsius}
         found.append({"index": index, **now, "power_watts": None if milliwatts is None else milliwatts / 1000})
     return found
 
 
-def ask(question, *arguments):
+def ask(question: str, *arguments):
     """NVML's answer, text as str (bytes before 11.5), or None where this GPU or driver doesn't know or the GPU is lost."""
     import pynvml
 
     with contextlib.suppress(pynvml.NVMLError):
-        answer = question(*arguments)
+        answer = getattr(pynvml, question)(*arguments)
         return answer.decode() if isinstance(answer, bytes) else answer
     return None
 
@@ -312,9 +278,9 @@ def ask(question, *arguments):
 # How long torch's threads wait awake for each other, decided before torch is loaded.
 #
 # GCC's OpenMP library, torch's on Linux, lets a thread that has nothing to do spin, in case there is work soon. Beside other
-# programs the spinning takes the cores from them, and from the very thread that is waited for. A training on two cores beside
-# two busy programs took some thirty times as long; with what is chosen here it takes two to four times as long, and no
-# measurable time is lost where nothing else runs (benchmarks/README.md). A Mac's OpenMP library (LLVM's) gives way by itself.
+# programs that takes the cores from them, and from the very thread that is waited for: a training on two cores beside two busy
+# programs took some thirty times as long; with what is chosen here two to four times, and no measurable time is lost where
+# nothing else runs (benchmarks/README.md). A Mac's OpenMP library (LLVM's) gives way by itself.
 
 
 NAME = "GOMP_SPINCOUNT"  # the library reads it once, when it is loaded

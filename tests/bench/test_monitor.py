@@ -123,7 +123,7 @@ def nvml(monkeypatch):
 def test_what_a_gpu_does_not_answer_is_none(nvml):
     [gpu] = monitor.take_sample()["gpus"]
     assert gpu == {"index": 0, "use_percent": None, "memory_bytes": 3, "power_watts": 250.5, "celsius": 61}
-    assert machine.describe_gpus() == [{"index": 0, "name": "GPU é", "memory_total_bytes": 8}]
+    assert machine.describe_gpus() == [{"name": "GPU é", "memory_total_bytes": 8}]
 
 
 def test_without_driver_or_gpu_there_are_none_and_a_reason(nvml):
