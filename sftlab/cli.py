@@ -196,7 +196,7 @@ def chat(args, config):
 
 @Command("look", "sftlab report results/ --bandwidth 50", (configs.ReportConfig,), places={"folders": "[DIR ...]"})
 def report(args, config):
-    """Make a page of results: speed, scaling, memory, loss, use; several folders are compared."""
+    """Make a page of results: speed, scaling, memory, loss, use; of one folder or several."""
     from sftlab.bench.report import write_report
 
     quiet_libraries()

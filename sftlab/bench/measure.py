@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
+
+from pandas import DataFrame
 
 from sftlab import files
 from sftlab.bench import plan, results
@@ -63,12 +64,9 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
             (grid.folder / f"{point.name}.json").unlink(missing_ok=True)
     measured = plan.read_measured(grid, points)
     print(plan.format_plan(grid, points))
-    if threading.current_thread() is threading.main_thread():  # these end a grid, with its processes, as Ctrl-C does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if (
-            signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-        ):  # the terminal is gone; not where nohup has had it ignored
-            signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # they end a grid, with its processes, as Ctrl-C does
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     failed = take_turns(grid, points, measured)
     if measured:
         print(format_grid([measured[point.name] for point in points if point.name in measured]))
@@ -105,39 +103,29 @@ def take_turns(grid: Grid, points: list[Point], measured: dict[str, Result]) -> 
 
 
 def add_run(grid: Grid, point: Point, measured: dict[str, Result]) -> Result:
-    """Measure a point once more, write its file, and return it. Raises PointFailed."""
+    """Measure a point once more, write its file, and return it. Raises PointFailed, and UserError on another machine."""
     precision = next((result.choices["precision"] for result in measured.values()), None)
-    node, data = plan.describe_node(grid, point), grid.sets[point.samples]
+    node, data, before = plan.describe_node(grid, point), grid.sets[point.samples], measured.get(point.name)
     out = run_point(grid, point, precision, node["threads"])
     result = Result(
         point=point,
         config=asdict(plan.make_config(grid, point)),
-        config_hash=plan.hash_point(grid, point),
         repeats=grid.bench.repeats,
         machine=out["machine"] | node,
         versions=out["versions"],
-        attention=out["attention"],
         choices=out["choices"],
         data={name: value for name, value in data.items() if name != "path"},
-        runs=[results.convert(Run, out["run"], "run")],
+        runs=[*(before.runs if before else ()), out["run"]],
     )
-    if before := measured.get(point.name):
-        check_same(before, result)
-        result = replace(result, runs=before.runs + result.runs)
+    old, new = (one.machine | one.versions for one in (before or result, result))
+    if changed := plan.list_changes(old, new):
+        raise UserError(
+            f"output_dir: the repeats of {point.name} there were measured with {changed}, and don't go together with new "
+            "ones. Name another --output-dir, or add --overwrite."
+        )
     path = results.write_result(grid.folder, result)
     path.with_suffix(".failed.json").unlink(missing_ok=True)
     return result
-
-
-def check_same(before: Result, result: Result) -> None:
-    """Raises UserError for repeats of a point on another machine, or with other versions of packages."""
-    old, new = before.machine | before.versions, result.machine | result.versions
-    changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
-    if changed:
-        raise UserError(
-            f"output_dir: the repeats of {result.point.name} there were measured with {', '.join(changed)}, and don't go "
-            "together with new ones. Name another --output-dir, or add --overwrite."
-        )
 
 
 def format_run(run: Run) -> str:
@@ -149,15 +137,20 @@ def format_run(run: Run) -> str:
 
 
 def format_grid(measured: list[Result]) -> str:
-    """Format the grid as a table: medians over the repeats, and the lowest and highest tokens per second."""
-    rows = []
-    for result in measured:
-        rates = [run.tokens_per_second for run in result.runs]
-        rates = [median(rates), min(rates), max(rates), median(rates) / result.point.devices]
-        step = median(run.step_seconds.median for run in result.runs)
-        peak = max(size for run in result.runs for size in run.peak_bytes) / 1e9
-        rows.append((result.point.name, *(f"{rate:,.0f}" for rate in rates), f"{step:.3g}", f"{peak:.2f}"))
-    return results.format_table(("point", "tokens/s", "lowest", "highest", "per device", "step s", "peak GB"), rows)
+    """Format the grid as a table: the median, lowest and highest of the repeats."""
+    rows = [
+        {
+            "point": result.point.name,
+            "tokens/s": run.tokens_per_second,
+            "per device": run.tokens_per_second_per_device,
+            "step s": run.step_seconds.median,
+            "peak GB": run.largest_peak_bytes / 1e9,
+        }
+        for result in measured
+        for run in result.runs
+    ]
+    table = DataFrame(rows).groupby("point", sort=False).agg(["median", "min", "max"])
+    return table.to_string(float_format="{:,.4g}".format)
 
 
 def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> dict:
@@ -172,7 +165,7 @@ def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> 
     if precision:  # as the first run found it, so that all repeats have the same
         config["bf16"] = precision.startswith("bfloat16")
     about = {"point": asdict(point), "config": config, "threads": threads, "precision": precision}
-    about |= {"untimed": grid.bench.untimed_steps, "steps": grid.bench.steps, "seconds": grid.bench.seconds}
+    about |= {"untimed": grid.bench.untimed_steps, "steps": grid.bench.steps}
     files.write_json(work / "plan.json", about | {"started": time.time()})
     environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
     environment |= launcher.pass_on(environment, work)

@@ -1,17 +1,17 @@
 """How busy a machine and a program are: samples of processor, memory and GPUs, and their summary: `sftlab metrics`.
 
 A sample is a plain dict, and a line of DIR/metrics.jsonl, written at once and in one piece, so that whatever ends the
-monitor leaves what was measured until then. summary.json beside it is written at the end, and by `--summary`.
+monitor leaves what was measured until then. summary.json beside it is written at the end.
 
     time      seconds since the epoch
-    since     seconds since the sample before it, over which processor use was counted; None for a first one
+    since     seconds since the sample before it, over which processor use was counted; None for the first one
     machine   cpu_percent (100: all cores at work), memory_bytes (in use, without caches)
     process   cpu_percent (100: one core), memory_bytes, processes: of the watched process and all below it
     gpus      a list: index, use_percent, memory_bytes, power_watts, celsius (`machine.read_gpus`)
 
 What could not be read is None. A process's memory is what is resident; pages that several processes share count in each.
 
-    python -c "from sftlab.bench import monitor as m; a = m.take_sample(); print(m.summarise([a, m.take_sample(before=a)]))"
+    python -c "from sftlab.bench import monitor as m; a = m.take_sample(); print(m.summarise([a, m.take_sample(before=a)])[0])"
 """
 
 import contextlib
@@ -26,19 +26,17 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab import machine as lab_machine
-from sftlab.bench.results import format_table
 from sftlab.config.configs import MetricsConfig
 from sftlab.errors import UserError, place_error
 
 BUSY = 90  # percent: from here on a device counts as busy
 STEP = 0.05  # seconds between checks whether what is watched has ended
-AVERAGES = ("mean", "median", "peak")
-MEASURES = {  # field of a sample: label, unit, its size
-    "cpu_percent": ("processor", "%", 1),
-    "use_percent": ("use", "%", 1),
-    "memory_bytes": ("memory", "GB", 1e9),
-    "power_watts": ("power", "W", 1),
-    "celsius": ("temperature", "°C", 1),
+MEASURES = {  # field of a sample: label with the unit, its size
+    "cpu_percent": ("processor, %", 1),
+    "use_percent": ("use, %", 1),
+    "memory_bytes": ("memory, GB", 1e9),
+    "power_watts": ("power, W", 1),
+    "celsius": ("temperature, °C", 1),
 }
 FIELDS = ("time", "since", "machine", "process", "gpus")
 
@@ -115,67 +113,45 @@ def read_samples(path: Path) -> list[dict]:
     return samples
 
 
-def name_parts(found: dict) -> dict[str, dict]:
-    """Return the parts of a sample or of a summary by name: machine, watched, and GPU 0, GPU 1, …"""
-    gpus = {f"GPU {gpu['index']}": gpu for gpu in found["gpus"]}
-    return {"machine": found["machine"], "watched": found["process"] or {}} | gpus
+def list_values(sample: dict) -> dict[str, float | None]:
+    """List the numbers of a sample by name, as `machine: memory, GB`, `watched: processor, %` and `GPU 0: use, %`."""
+    parts = {"machine": sample["machine"], "watched": sample["process"] or {}}
+    parts |= {f"GPU {gpu['index']}": gpu for gpu in sample["gpus"]}
+    found = {}
+    for part, values in parts.items():
+        for name in MEASURES:
+            if name in values:
+                label, size = MEASURES[name]
+                found[f"{part}: {label}"] = None if values[name] is None else values[name] / size
+    return found
 
 
 def make_frame(samples: list[dict]):
-    """Make a pandas.DataFrame over seconds with a column for each (part, field), NaN where it wasn't known."""
+    """Make a pandas.DataFrame of `list_values` over seconds, NaN where a value wasn't known."""
     from pandas import DataFrame
 
-    rows = []
-    for one in samples:
-        parts = name_parts(one)
-        rows.append({(part, name): parts[part][name] for part in parts for name in MEASURES if name in parts[part]})
-    return DataFrame(rows, [one["time"] - samples[0]["time"] for one in samples], dtype=float)
+    return DataFrame(map(list_values, samples), [one["time"] - samples[0]["time"] for one in samples], dtype=float)
 
 
-def summarise(samples: list[dict]) -> dict:
-    """Return mean, median and peak of everything sampled, and the share of samples with a busy device.
+def summarise(samples: list[dict]):
+    """Return (a pandas.DataFrame with mean, median and peak of all that was sampled, how long and how busy in sentences).
 
-    samples, seconds (over which was sampled, without gaps between sessions); machine, process: of each field mean, median
-    and peak; gpus: the same of each GPU, with its index; busy: `of` gpu or cpu, `share` in 0..1 of known samples at 90 % use
-    or more, of the GPUs that did anything, else of the processor. None for what was never known.
+    Busy is the share of known samples at 90 % use or more, of the GPUs that did anything, else of the processor.
     """
-    frame, parts = make_frame(samples), {}
-    for part, name in frame:
-        known = frame[part, name].dropna()
-        values = dict(zip(AVERAGES, (known.mean(), known.median(), known.max()), strict=True))
-        parts.setdefault(part, {})[name] = values if len(known) else None
-    gpus = [name for name in parts if name.startswith("GPU")]
-    used = [(name, "use_percent") for name in gpus if (parts[name]["use_percent"] or {}).get("peak")]
-    known = [percent for column in used or [("machine", "cpu_percent")] for percent in frame[column].dropna()]
-    share = sum(percent >= BUSY for percent in known) / len(known) if known else None
-    return {
-        "samples": len(samples),
-        "seconds": round(sum(one["since"] or 0 for one in samples), 3),
-        "machine": parts["machine"],
-        "process": parts.get("watched"),
-        "gpus": [{"index": int(name.split()[1])} | parts[name] for name in gpus],
-        "busy": {"of": "gpu" if used else "cpu", "at_percent": BUSY, "share": share},
-    }
+    frame = make_frame(samples)
+    gpus = [name for name in frame if name.endswith(": use, %") and frame[name].max() > 0]
+    known = frame[gpus or ["machine: processor, %"]].stack().dropna()
+    share = f"{(known >= BUSY).mean():.0%} of the samples" if len(known) else "unknown"
+    facts = [
+        f"{len(samples)} samples over {frame.index[-1]:.0f} s",
+        f"{'GPU' if gpus else 'CPU'} at {BUSY} % or more: {share}",
+    ]
+    return frame.agg(["mean", "median", "max"]).T.rename(columns={"max": "peak"}), facts
 
 
-def list_rows(found: dict) -> list[tuple[str, ...]]:
-    """List the measures of a summary: the name, and mean, median and peak with the unit; or of a sample: the name, and the value."""
-    parts = name_parts(found)
-    rows = []
-    for part, name in [(part, name) for part in parts for name in MEASURES if name in parts[part]]:
-        (label, unit, size), values = MEASURES[name], parts[part][name]
-        values = values.values() if isinstance(values, dict) else [values]
-        cells = ["unknown"] * 3 if None in values else [f"{value / size:.4g} {unit}" for value in values]
-        rows.append((f"{part}: {label}", *cells))
-    return rows
-
-
-def list_facts(found: dict) -> list[str]:
-    """List the rest of a summary in sentences: how long, how busy."""
-    busy = found["busy"]
-    share = "unknown" if busy["share"] is None else f"{busy['share']:.0%} of the samples"
-    about = f"{found['samples']} samples over {found['seconds']:.0f} s"
-    return [about, f"{busy['of'].upper()} at {busy['at_percent']} % or more: {share}"]
+def format_values(table):
+    """Format the table of `summarise` as texts."""
+    return table.map("{:,.4g}".format).replace("nan", "unknown")
 
 
 def watch(config: MetricsConfig, command: list[str]) -> int:
@@ -183,9 +159,6 @@ def watch(config: MetricsConfig, command: list[str]) -> int:
     import psutil
 
     path = Path(config.output_dir) / "metrics.jsonl"
-    if config.summary:
-        print_summary(path)
-        return 0
     if command and config.pid is not None:
         raise UserError("pid: a command after -- is watched by itself. Leave out --pid, or the command.")
     if command and shutil.which(command[0]) is None:
@@ -201,12 +174,14 @@ def watch(config: MetricsConfig, command: list[str]) -> int:
         if lab_machine.find_gpus()[1]:
             print(f"no GPU values: {lab_machine.find_gpus()[1]}")
         code = watch_command(path, config, command) if command else watch_others(path, config)
-        try:
-            print_summary(path)
-        except UserError as error:
-            if not command:
-                raise
-            print(f"sftlab: {error}")  # the exit code is the command's
+        if samples := read_samples(path):
+            table, facts = summarise(samples)
+            print("\n".join([format_values(table).to_string(), *facts]))
+            content = json.loads(table.to_json(orient="index"))  # null for what was never known
+            try:
+                files.write_json(path.parent / "summary.json", {"values": content, "facts": facts})
+            except OSError as error:  # the exit code is the command's
+                print(f"sftlab: {path.parent}: {error.strerror}; no summary.json")
     return code
 
 
@@ -261,19 +236,6 @@ def record(path: Path, config: MetricsConfig, pid: int | None, has_ended, live: 
         write_sample(path, found)
         if live:
             width = shutil.get_terminal_size().columns - 1
-            words = " | ".join(" ".join(row) for row in list_rows(found) if "unknown" not in row)
+            words = " | ".join(f"{name} {value:.4g}" for name, value in list_values(found).items() if value is not None)
             print(f"\r{words[:width]:{width}}", end="", file=sys.stderr, flush=True)
         before, count = found, count + 1
-
-
-def print_summary(path: Path) -> None:
-    """Write summary.json beside the lines and print it. Raises UserError where there are no samples."""
-    try:
-        samples = read_samples(path)
-        if not samples:
-            raise UserError(f"{path}: holds no samples. Name a folder that `sftlab metrics` wrote to.")
-        found = summarise(samples)
-        files.write_json(path.parent / "summary.json", found)
-    except OSError as error:
-        raise UserError(f"{error.filename or path}: {error.strerror}. Name another --output-dir.") from error
-    print("\n".join([format_table(("", *AVERAGES), list_rows(found)), *list_facts(found)]))

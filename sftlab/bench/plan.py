@@ -4,13 +4,13 @@ python -c "from sftlab.bench import plan; from sftlab.config import configs; pri
 """
 
 import contextlib
-import hashlib
 import io
-import json
 import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from pandas import DataFrame
 
 from sftlab import machine
 from sftlab.bench import results
@@ -43,11 +43,6 @@ def list_points(bench: BenchmarkConfig, config: TrainConfig) -> list[Point]:
     Weak scaling: each device has the batch size and the accumulation of the configuration. Strong: the global batch is the
     same everywhere, and fewer devices accumulate more batches, so that each batch is of the same size.
     """
-    if bench.seconds and 0 < config.warmup_steps < 1:
-        raise UserError(
-            f"warmup_steps: {config.warmup_steps:g} is a share of the steps, and with --seconds their number isn't known. "
-            "Give whole steps, or --steps instead of --seconds."
-        )
     counts = [nodes * bench.devices_per_node for nodes in bench.nodes]
     unit = config.batch_size * math.lcm(*counts)  # can be divided among any of them
     whole = bench.global_batch or unit * config.gradient_accumulation_steps
@@ -114,7 +109,7 @@ def make_config(grid: Grid, point: Point) -> TrainConfig:
         output_dir=str(grid.folder / ".work"),
         batch_size=point.per_device_batch,
         gradient_accumulation_steps=point.accumulation,
-        max_steps=NEVER if grid.bench.seconds else grid.bench.untimed_steps + grid.bench.steps,
+        max_steps=grid.bench.untimed_steps + grid.bench.steps,
         logging_steps=NEVER,
         save_steps=NEVER,
         eval_samples=1,
@@ -122,17 +117,14 @@ def make_config(grid: Grid, point: Point) -> TrainConfig:
     )
 
 
-def hash_point(grid: Grid, point: Point) -> str:
-    """Return 12 hex digits of all that repeats must have in common."""
-    bench = grid.bench
-    about = [asdict(point), select_options(asdict(grid.config)), bench.steps, bench.seconds, bench.untimed_steps]
-    about.append(grid.sets[point.samples]["fingerprint"])
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+def list_settings(point: Point, config: dict, steps: int, untimed_steps: int, data: dict) -> dict:
+    """List all that the repeats of a point must have in common, but for the machine and the versions."""
+    options = {name: value for name, value in config.items() if name not in SET_BY_BENCHMARK}
+    return options | asdict(point) | {"steps": steps, "untimed_steps": untimed_steps, "data": data["fingerprint"]}
 
 
-def select_options(config: dict) -> dict:
-    """Select the options of a training that a benchmark doesn't set itself."""
-    return {name: value for name, value in config.items() if name not in SET_BY_BENCHMARK}
+def list_changes(old: dict, new: dict) -> str:
+    return ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name])
 
 
 def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
@@ -146,15 +138,15 @@ def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
             found = results.read_result(path)
         except ValueError as error:
             raise place_error(path, f"can't be read: {error}", "Move it away") from error
-        if found.config_hash != hash_point(grid, point):
-            old = select_options(found.config) | asdict(found.point)
-            now = select_options(asdict(make_config(grid, point))) | asdict(point)
-            changed = [f"{name} {old.get(name)} -> {now[name]}" for name in now if old.get(name) != now[name]]
+        bench, times, batch = grid.bench, found.runs[0].step_seconds, found.point.global_batch
+        old = list_settings(found.point, found.config, times.steps, times.warmup, found.data)
+        config, data = asdict(make_config(grid, point)), grid.sets[point.samples]
+        now = list_settings(point, config, bench.steps, bench.untimed_steps, data)
+        if changed := list_changes(old, now):
             instead = "Add --overwrite to measure it again"
-            if old["global_batch"] != now["global_batch"]:
-                instead = f"Add --global-batch {old['global_batch']} to continue, or --overwrite to measure it again"
-            why = f"was measured with other options ({', '.join(changed) or 'steps or data'})"
-            raise place_error(path, why, instead)
+            if batch != point.global_batch:
+                instead = f"Add --global-batch {batch} to continue, or --overwrite to measure it again"
+            raise place_error(path, f"was measured with other options ({changed})", instead)
         measured[point.name] = found
     return measured
 
@@ -162,15 +154,10 @@ def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
 def format_plan(grid: Grid, points: list[Point]) -> str:
     """Format the plan as lines for a terminal."""
     bench = grid.bench
-    time = f"{bench.seconds:g} s" if bench.seconds else f"{bench.steps} steps"
-    heads = ("scaling", "samples", "nodes", "devices", "batch of each", "global batch")
-    rows = [
-        (p.scaling, p.samples, p.nodes, p.devices, f"{p.per_device_batch} x {p.accumulation}", p.global_batch)
-        for p in points
-    ]
-    about = f"{len(points)} points, {bench.repeats} repeats in turn, {time} each after {bench.untimed_steps} untimed"
-    lines = [f"{grid.config.model_name}: {about}", results.format_table(heads, rows)]
-    lines.append(f"a node is {describe_node(grid, points[-1])['node_is']}")
+    steps = f"{bench.steps} steps each after {bench.untimed_steps} untimed"
+    table = DataFrame(map(asdict, points)).drop(columns="model").rename(columns=lambda name: name.replace("_", " "))
+    lines = [f"{grid.config.model_name}: {len(points)} points, {bench.repeats} repeats in turn, {steps}"]
+    lines += [table.to_string(index=False), f"a node is {describe_node(grid, points[-1])['node_is']}"]
     few = {size: one["distinct_rows"] for size, one in grid.sets.items() if one["distinct_rows"] < size}
     return "\n".join(lines + [f"{size} rows: there are {rows}, which repeat" for size, rows in few.items()])
 

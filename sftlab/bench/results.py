@@ -6,18 +6,19 @@ lines of its output instead.
     python -c "from sftlab.bench import results; print(*results.read_results('results')[1], sep='\\n')"
 """
 
-import dataclasses
-import math
-import types
-import typing
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic.dataclasses import dataclass
 
 from sftlab import files
 
 SCHEMA = 1
 DISTURBED = 0.1  # share of the machine that other programs may take before it is reported
 SCALINGS = ("strong", "weak")
+SOME = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -29,39 +30,38 @@ class Point:
     """
 
     model: str
-    samples: int  # training rows of the data set
-    nodes: int
-    devices: int
+    samples: PositiveInt  # training rows of the data set
+    nodes: PositiveInt
+    devices: PositiveInt
     scaling: str
-    global_batch: int
-    per_device_batch: int
-    accumulation: int
+    global_batch: PositiveInt
+    per_device_batch: PositiveInt
+    accumulation: PositiveInt
 
     @property
     def name(self) -> str:
         """The name of its file: model without its owner, samples, nodes x devices of each, scaling."""
         model = Path(self.model).name.replace(":", "-") or "model"
-        return f"{model}_{self.samples}_{self.nodes}x{self.devices // max(1, self.nodes)}_{self.scaling}"
+        return f"{model}_{self.samples}_{self.nodes}x{self.devices // self.nodes}_{self.scaling}"
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds of the timed steps. warmup: how many steps before them don't count. all: the timed steps one by one."""
+    """Seconds of the timed steps. warmup: how many steps before them don't count."""
 
-    median: float
-    p10: float
-    p90: float
-    steps: int
+    median: PositiveFloat
+    p10: PositiveFloat
+    p90: PositiveFloat
+    steps: PositiveInt
     warmup: int
-    all: list[float]
 
 
 @dataclass(frozen=True)
 class Memory:
     """Of a rank, without the libraries. expected_bytes: None if not estimated. kept: freed memory was kept."""
 
-    expected_bytes: float | None
-    taken_bytes: float | None
+    expected_bytes: FiniteFloat | None
+    taken_bytes: FiniteFloat | None
     kept: bool
 
     @property
@@ -79,29 +79,29 @@ class Run:
     layer for every token, though only tokens in the loss go through it here: rates and utilisations are too high by that.
     """
 
-    tokens: int
-    trained_tokens: int  # tokens in the loss
-    samples: int
-    window_seconds: float  # from the end of the warm-up to the end of the last timed step, of the slowest rank
-    tokens_per_second: float  # tokens / window_seconds, as the next ones
-    trained_tokens_per_second: float
-    samples_per_second: float
-    tokens_per_second_per_device: float
-    padding_share: float  # of the positions that were computed, 0..1
+    tokens: PositiveInt
+    trained_tokens: NonNegativeInt  # tokens in the loss
+    samples: PositiveInt
+    window_seconds: PositiveFloat  # from the end of the warm-up to the end of the last timed step, of the slowest rank
+    tokens_per_second: PositiveFloat  # tokens / window_seconds
+    tokens_per_second_per_device: PositiveFloat
+    padding_share: FiniteFloat  # of the positions that were computed, 0..1
     step_seconds: StepSeconds
-    peak_bytes: list[float]  # of each rank: the most that the process took, on a GPU its allocator
-    memory: list[Memory]  # of each rank
-    flops_per_second_per_device: float
-    matrix_rate: float  # what plain matrix products reached on a device with all devices at work, FLOP/s
-    utilisation: float | None  # of the data-sheet's peak, 0..1; None where that isn't known (CPUs)
-    utilisation_measured: float  # of matrix_rate
-    device_use: float | None  # 0..1: GPU use by NVML, median; on a CPU processor time over the cores' time
-    losses: list[float]  # of each step, the warm-up's first; the mean over the global batch
-    first_loss: float
-    last_loss: float
-    others_use: float | None  # share of the (first) machine's cores that other programs took meanwhile; None: not known
+    peak_bytes: Annotated[
+        list[FiniteFloat], SOME
+    ]  # of each rank: the most that the process took, on a GPU its allocator
+    memory: Annotated[list[Memory], SOME]  # of each rank
+    flops_per_second_per_device: FiniteFloat
+    matrix_rate: FiniteFloat  # what plain matrix products reached on a device with all devices at work, FLOP/s
+    utilisation: FiniteFloat | None  # of the data-sheet's peak, 0..1; None where that isn't known (CPUs)
+    utilisation_measured: FiniteFloat  # of matrix_rate
+    device_use: FiniteFloat | None  # 0..1: GPU use by NVML, median; on a CPU processor time over the cores' time
+    losses: Annotated[list[FiniteFloat], SOME]  # of each step, the warm-up's first; the mean over the global batch
+    first_loss: FiniteFloat
+    last_loss: FiniteFloat
+    others_use: FiniteFloat | None  # share of the first machine's cores that other programs took meanwhile
     started: str  # ISO 8601, UTC
-    seconds: float  # of the processes as a whole, with loading
+    seconds: NonNegativeFloat  # of the processes as a whole, with loading
 
     @property
     def largest(self) -> Memory:
@@ -119,68 +119,36 @@ class Result:
 
     machine: what `machine.merge_devices` returns, machines (on how many the processes ran), node_is (what a node was, in words),
     threads (of each process), oversubscribed (more processes than cores). data: source, rows, distinct_rows (fewer where the
-    source has no more), fingerprint.
+    source has no more), fingerprint. Raises pydantic's ValidationError for values of other types, as in a file that was edited.
     """
 
     point: Point
     config: dict  # of TrainConfig
-    config_hash: str  # of all that repeats must have in common
     repeats: int  # as configured
     machine: dict
     versions: dict
-    attention: str  # what was really used
     choices: dict  # what the trainer chose and why
     data: dict
-    runs: list[Run]
+    runs: Annotated[list[Run], SOME]
 
 
 def write_result(folder: Path, result: Result) -> Path:
     """Write the file of a point, whole, and return its path."""
     path = Path(folder) / f"{result.point.name}.json"
-    files.write_json(path, {"schema": SCHEMA, **dataclasses.asdict(result)})
+    files.write_json(path, {"schema": SCHEMA, **asdict(result)})
     return path
 
 
 def read_result(path: Path) -> Result:
-    """Read the result in a file. Raises ValueError that says what is wrong with it."""
+    """Read the result in a file. Raises ValueError that says what is wrong with it; fields that it has no more are left out."""
     content = files.read_json(path)
     if content.get("schema") != SCHEMA:
         raise ValueError("is no result of `sftlab benchmark`")
-    result = convert(Result, content, "result")
-    missing = [name for name in ("cpu", "cores", "threads") if name not in result.machine]
-    if missing:
-        raise ValueError(f"result.machine.{missing[0]} is missing")
-    if not result.runs:
-        raise ValueError("holds no runs")
-    for number, run in enumerate(result.runs):
-        for name in ("tokens", "window_seconds", "tokens_per_second", "peak_bytes", "losses"):
-            value = getattr(run, name)
-            if not value or isinstance(value, int | float) and value < 0:
-                raise ValueError(f"result.runs[{number}].{name} is {value}")
-    return result
-
-
-def convert(kind: type, value: object, place: str):
-    """Turn a value from JSON into a field's type: a dataclass, list[…], … | None, or a plain one. Raises ValueError.
-
-    Keys that a dataclass doesn't know are left out. Numbers must be finite.
-    """
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        parts = {part.name: part.type for part in dataclasses.fields(kind)}
-        for name in parts:
-            if name not in value:
-                raise ValueError(f"{place}.{name} is missing")
-        return kind(**{name: convert(part, value[name], f"{place}.{name}") for name, part in parts.items()})
-    if typing.get_origin(kind) is list and isinstance(value, list):
-        return [convert(typing.get_args(kind)[0], one, f"{place}[{number}]") for number, one in enumerate(value)]
-    if isinstance(kind, types.UnionType):
-        return None if value is None else convert(typing.get_args(kind)[0], value, place)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (kind is float or kind is int and value == int(value)):
-        return value
-    if kind in (str, bool, dict) and isinstance(value, kind):
-        return value
-    raise ValueError(f"{place} is {str(value)[:40]!r}")
+    try:
+        return Result(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
@@ -202,11 +170,3 @@ def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
         if len(result.runs) < result.repeats:
             problems.append(f"{path}: {len(result.runs)} of {result.repeats} repeats; counted as it is")
     return sorted(found, key=lambda r: (r.point.model, r.point.samples, r.point.scaling, r.point.devices)), problems
-
-
-def format_table(heads: tuple, rows: list[tuple]) -> str:
-    """Format a table for a terminal: the first column to the left, the others to the right."""
-    from pandas import DataFrame
-
-    table = DataFrame([row[1:] for row in rows], [row[0] for row in rows], heads[1:], dtype=str)
-    return table.rename_axis(columns=heads[0]).to_string()

@@ -31,14 +31,14 @@ from sftlab.models.load import IGNORED
 from sftlab.train import distributed
 
 # of a batch, what shows how long its samples are
-KEPT = ("labels", "attention_mask", "position_ids", "cu_seq_lens_q", "lengths", "shared_prefix")
+KEPT = ("labels", "attention_mask", "cu_seq_lens_q", "lengths", "shared_prefix")
 EVERY = 0.2  # seconds between samples of a GPU's use
 
 
 def measure_point(plan: dict) -> dict | None:
-    """Train as planned and return what the first process writes: `run`, and machine, versions, attention, choices.
+    """Train as planned and return what the first process writes: run, machine, versions, choices.
 
-    plan: point, config, untimed, steps, seconds, threads, started (seconds since the epoch), precision (what the first run
+    plan: point, config, untimed, steps, threads, started (seconds since the epoch), precision (what the first run
     chose and why, or None).
     """
     from sftlab.models import load
@@ -58,7 +58,7 @@ def measure_point(plan: dict) -> dict | None:
         rate = duration.measure_products(torch.bfloat16 if config.bf16 else torch.float32)  # of all at the same time
         trainer = train_run.make_trainer(config)
         keep_whole_steps(trainer, point.global_batch)
-        timer = StepTimer(trainer, plan["untimed"], plan["steps"], plan["seconds"])
+        timer = StepTimer(trainer, plan["untimed"], plan["steps"])
         with forecast.advising(config, trainer.expected["memory"]):
             trainer.train()
         found = forecast.measure_memory(trainer.expected["memory"])
@@ -75,13 +75,11 @@ def measure_point(plan: dict) -> dict | None:
         run = combine(parts, point, work, used, plan | {"bf16": config.bf16, "begun": timer.started})
         choices = {name: why for name, why in trainer.choices.items() if name != "time"}
         choices["precision"] = plan["precision"] or choices["precision"]
-        attention = getattr(trainer.model.config, "_attn_implementation", None)
-        about = machine.merge_devices([part["device"] for part in parts]) | {
-            "machines": len({part["host"] for part in parts})
-        }
-        attention = f"{attention}: {choices['attention'].split(': ', 1)[-1]}"
-        about = {"machine": about, "versions": machine.list_versions(), "attention": attention}
-        return about | {"run": asdict(run), "choices": choices}
+        attention = getattr(trainer.model.config, "_attn_implementation", None)  # what is really used
+        choices["attention"] = f"{attention}: {choices['attention'].split(': ', 1)[-1]}"
+        devices = machine.merge_devices([part["device"] for part in parts])
+        devices["machines"] = len({part["host"] for part in parts})
+        return {"run": asdict(run), "machine": devices, "versions": machine.list_versions(), "choices": choices}
 
 
 def combine(parts: list[dict], point: Point, work: float, used: float, plan: dict) -> Run:
@@ -102,11 +100,9 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         samples=samples,
         window_seconds=window,
         tokens_per_second=tokens / window,
-        trained_tokens_per_second=trained / window,
-        samples_per_second=samples / window,
         tokens_per_second_per_device=tokens / window / point.devices,
         padding_share=1 - tokens / positions,
-        step_seconds=StepSeconds(statistics.median(seconds), cuts[0], cuts[-1], len(seconds), plan["untimed"], seconds),
+        step_seconds=StepSeconds(statistics.median(seconds), cuts[0], cuts[-1], len(seconds), plan["untimed"]),
         peak_bytes=[part["peak"] for part in parts],
         memory=[part["memory"] for part in parts],
         flops_per_second_per_device=per_device,
@@ -133,15 +129,10 @@ def count_batch(inputs: dict) -> tuple[list[int], int, int]:
     if "lengths" in inputs:
         lengths = inputs["lengths"].tolist()
         positions += inputs["shared_prefix"] * (len(lengths) - 1)
-    elif "cu_seq_lens_q" in inputs:
+    elif "cu_seq_lens_q" in inputs:  # of TRL, without padding
         lengths = inputs["cu_seq_lens_q"].diff().tolist()
-    elif "attention_mask" in inputs:
-        lengths = inputs["attention_mask"].sum(-1).tolist()
-    elif "position_ids" in inputs:  # which begin at 0 with each sample
-        starts = (inputs["position_ids"].flatten() == 0).nonzero().flatten().tolist()
-        lengths = [end - start for start, end in zip(starts, [*starts[1:], positions], strict=True)]
     else:
-        lengths = [labels.shape[-1]] * labels.shape[0]
+        lengths = inputs["attention_mask"].sum(-1).tolist()
     return lengths, trained, positions
 
 
@@ -160,23 +151,18 @@ def keep_whole_steps(trainer, global_batch: int) -> None:
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
 
 
-def count_steps(seconds: float, step: float) -> int:
-    """Count the steps of `step` seconds that fill a time: two at least."""
-    return max(2, round(seconds / step))
-
-
 class StepTimer(TrainerCallback):
     """Times `steps` steps after the `untimed` ones; `summarise` returns what this process measured.
 
-    seconds: take as many steps as fill them, by the last untimed one. On a GPU steps are timed by events, so that the host
-    isn't slowed down; it waits for the device at both ends of the timed window only.
+    On a GPU steps are timed by events, so that the host isn't slowed down; it waits for the device at both ends of the timed
+    window only.
     """
 
-    def __init__(self, trainer, untimed: int, steps: int, seconds: float | None = None):
-        self.untimed, self.steps, self.seconds = untimed, steps, seconds
+    def __init__(self, trainer, untimed: int, steps: int):
+        self.untimed, self.steps = untimed, steps
         self.gpu = torch.cuda.is_available()
         self.batches, self.losses, self.times, self.uses = [], [[]], [], []
-        self.last, self.done = time.perf_counter(), threading.Event()
+        self.done = threading.Event()
         self.train_batch = trainer.training_step
         trainer.training_step = self.training_step
         trainer.add_callback(self)
@@ -198,14 +184,9 @@ class StepTimer(TrainerCallback):
         if step == self.untimed + self.steps:
             self.ended = self.read_clocks()
             self.done.set()
-            control.should_training_stop = True
-        self.last = time.perf_counter()
 
     def begin(self) -> None:
         """Begin the timed window, in all processes together."""
-        step = time.perf_counter() - self.last
-        if self.seconds:
-            self.steps = distributed.run_on_main(count_steps, self.seconds, step)
         if self.gpu:
             threading.Thread(target=self.sample_gpu, daemon=True).start()
         distributed.gather(None)  # all begin together

@@ -196,7 +196,6 @@ class MetricsConfig(Options):
     output_dir: str = option("results/current", "the folder that gets metrics.jsonl and summary.json")
     every: float = option(1.0, "seconds from sample to sample", low=0.1, high=3600)
     pid: int | None = option(None, "watch this process and all below it, until it ends", low=1)
-    summary: bool = option(False, "only print the totals of the samples in --output-dir")
     overwrite: bool = option(False, "replace a metrics.jsonl that is there")
 
 
@@ -214,7 +213,6 @@ class BenchmarkConfig(Options):
     scaling: str = option("strong", "one global batch for all devices (strong), or for each (weak)", choices=SCALING)
     global_batch: int | None = option(None, "samples of a step in strong scaling; default: of the most devices", low=1)
     steps: int = option(30, "steps that are timed", low=1)
-    seconds: float | None = option(None, "take as many steps as fill about this time", low=0.1)
     untimed_steps: int = option(5, "steps before these, which warm up and don't count", low=1)
     repeats: int = option(3, "how often each point is measured, in turn with the others", low=1)
     output_dir: str = option("results", "the folder that gets a JSON file per point")
@@ -297,7 +295,7 @@ class RunsConfig(Options):
 class ReportConfig(Options):
     """What `sftlab report` makes of folders with results."""
 
-    folders: list | None = option(None, "folders with results, compared with the first (default: results)", paths=True)
+    folders: list | None = option(None, "folders with results (default: results)", paths=True)
     output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
     bandwidth: float | None = option(None, "GB/s between nodes, for two modelled bounds of the speed", low=0.001)
     overwrite: bool = option(False, "replace a file at --output that is no report")
@@ -306,7 +304,7 @@ class ReportConfig(Options):
         self.folders = self.folders or ["results"]
         places = [Path(folder).resolve() for folder in self.folders]
         if len(set(places)) < len(places):
-            raise UserError("folders: one is named twice; comparing it with itself says nothing.")
+            raise UserError("folders: one is named twice; leave one out.")
         if self.output and Path(self.output).suffix != ".html":
             raise UserError(f"output: {self.output} is no name of a page; write it like report.html.")
 

@@ -16,7 +16,7 @@ from made_up import make_run
 
 from sftlab import machine
 from sftlab.bench import measure, plan, report, results, worker
-from sftlab.bench.results import Memory, Point, StepSeconds
+from sftlab.bench.results import Memory, Point
 from sftlab.config.configs import BenchmarkConfig, DataConfig, ReportConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.errors import UserError
@@ -93,15 +93,6 @@ def test_more_than_this_machine_has_is_refused(monkeypatch):
         plan.list_points(replace(bench, sizes=[10]), TrainConfig())
 
 
-def test_a_share_of_steps_is_refused_where_their_number_is_not_known():
-    timed = BenchmarkConfig(sizes=[1000], seconds=5.0)
-    with pytest.raises(UserError, match="warmup_steps: 0.1 is a share"):
-        plan.list_points(timed, TrainConfig(warmup_steps=0.1))
-    assert plan.list_points(timed, TrainConfig(warmup_steps=3))
-    assert plan.list_points(replace(timed, seconds=None), TrainConfig(warmup_steps=0.1))
-    assert [worker.count_steps(1.0, step) for step in (0.1, 0.3, 5.0)] == [10, 3, 2]
-
-
 def test_a_set_for_each_size_is_made_once_of_the_rows_that_there_are(rows, tmp_path):
     config = DataConfig(source="json", source_path=[str(rows)], output_dir=str(tmp_path))
     sets = plan.prepare_sizes(config, [10, 100])
@@ -116,33 +107,28 @@ HOW = [{"use_flash_attention": False}, {"gradient_accumulation_steps": 2}, {"pac
 
 
 @pytest.mark.parametrize("how", HOW, ids=["padded", "without padding", "packed"])
-def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, tmp_path, monkeypatch):
-    """An epoch isn't timed, and the next one is: each row once. Without padding its steps are chosen to fill a time."""
+def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, tmp_path):
+    """An epoch isn't timed, and the next one is: each row once."""
     splits, _ = data_set.load_prepared(dataset)
     lengths = [len(ids) for ids in splits["train"]["input_ids"]]
     batch, accumulation = 1 if "packing" in how else 8, how.get("gradient_accumulation_steps", 1)
-    steps, fill = len(lengths) // batch // accumulation, accumulation > 1
+    steps = len(lengths) // batch // accumulation
     if "packing" in how:
         from trl import pack_dataset
 
         steps = len(pack_dataset(splits["train"].select_columns(["input_ids", "labels"]), 256, "bfd"))
     common = {"model_name": TINY, "dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "bf16": False}
-    most = 10**6 if fill else 2 * steps
-    config = TrainConfig(batch_size=batch, max_steps=most, logging_steps=10**6, **common, **how)
+    config = TrainConfig(batch_size=batch, max_steps=2 * steps, logging_steps=10**6, **common, **how)
     point = Point(TINY, 128, 1, 1, "strong", batch * accumulation, batch, accumulation)
     about = {"point": asdict(point), "config": asdict(config), "untimed": steps, "threads": 1, "precision": None}
-    asked = []
-    monkeypatch.setattr(worker, "count_steps", lambda *times: asked.append(times) or steps)
-    about |= {"steps": 1, "seconds": 5.0} if fill else {"steps": steps, "seconds": None}
-    measured = worker.measure_point(about | {"started": time.time()})
-    run = results.convert(results.Run, measured["run"], "run")
-    assert [seconds for seconds, step in asked if step > 0] == [5.0] * fill
+    measured = worker.measure_point(about | {"steps": steps, "started": time.time()})
+    run = results.Run(**measured["run"])
     assert (run.tokens, run.samples) == (sum(lengths), len(lengths))
     assert run.trained_tokens == sum(label != -100 for labels in splits["train"]["labels"] for label in labels)
-    assert len(run.losses) == 2 * steps and len(run.step_seconds.all) == steps
-    assert sum(run.step_seconds.all) <= run.window_seconds
+    assert len(run.losses) == 2 * steps and run.step_seconds.steps == steps
+    assert run.step_seconds.median < run.window_seconds
     assert (run.padding_share > 0) == ("use_flash_attention" in how)
-    assert measured["attention"].startswith("sdpa" if run.padding_share else "sftlab")
+    assert measured["choices"]["attention"].startswith("sdpa" if run.padding_share else "sftlab")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
@@ -159,7 +145,7 @@ def grid(rows, tmp_path, monkeypatch):
             fault = (faults or {}).get(len(order))
             if fault:
                 raise fault
-            out = {"run": asdict(make_run()), "machine": machine, "versions": {"torch": "2"}, "attention": "sdpa"}
+            out = {"run": asdict(make_run()), "machine": machine, "versions": {"torch": "2"}}
             return out | {"choices": {"precision": precision or f"float32: by run {len(order)}"}}
 
         monkeypatch.setattr(measure, "run_point", run_point)
@@ -242,11 +228,11 @@ def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     point = Point(TINY, 40, 1, 2, "weak", 4, 2, 1)
     about = {"untimed": 1, "bf16": True, "started": time.time() - 60, "begun": datetime(2026, 1, 2, tzinfo=UTC)}
     run = worker.combine([one, two], point, 2000.0, 18.0, about)
-    steps = StepSeconds(3.0, pytest.approx(1.4), pytest.approx(7.6), 5, 1, [1.0, 2.0, 3.0, 4.0, 10.0])
     assert (run.tokens, run.trained_tokens, run.samples, run.window_seconds) == (150, 50, 5, 10.0)
-    assert (run.tokens_per_second, run.trained_tokens_per_second, run.samples_per_second) == (15.0, 5.0, 0.5)
-    assert run.tokens_per_second_per_device == 7.5 and run.padding_share == pytest.approx(50 / 200)
-    assert run.step_seconds == steps and run.peak_bytes == [7, 9] and run.memory == [memory] * 2
+    assert (run.tokens_per_second, run.tokens_per_second_per_device) == (15.0, 7.5)
+    assert asdict(run.step_seconds) == pytest.approx({"median": 3.0, "p10": 1.4, "p90": 7.6, "steps": 5, "warmup": 1})
+    assert run.padding_share == pytest.approx(50 / 200)
+    assert run.peak_bytes == [7, 9] and run.memory == [memory] * 2
     assert run.flops_per_second_per_device == 2000 / 10 / 2 and run.matrix_rate == 200.0
     assert run.utilisation is None and run.utilisation_measured == 100 / 200 and run.device_use == 18 / 10 / 4
     assert run.losses == [2.5, 1.5] == [run.first_loss, run.last_loss] and run.seconds >= 60
@@ -265,7 +251,7 @@ def test_what_was_measured_with_other_options_is_never_mixed(grid, tmp_path):
     other = r"_1x1_strong.json was measured with other options \(learning_rate 0.001 -> 0.01\). Add --overwrite"
     with pytest.raises(UserError, match=other):
         grid(rate=1e-2)
-    with pytest.raises(UserError, match=r"was measured with other options \(steps or data\)"):
+    with pytest.raises(UserError, match=r"was measured with other options \(steps 30 -> 7\)"):
         grid(steps=7)
     with pytest.raises(UserError, match=r"global_batch 4 -> 8.*Add --global-batch 4 to continue"):
         grid(repeats=1, global_batch=8)
@@ -286,9 +272,15 @@ def run_tiny(folder: Path, rows: Path, **options) -> int:
 
 @pytest.fixture(scope="module")
 def measured(rows, tmp_path_factory) -> Path:
-    """A folder of a real grid: one process and two, four steps of the same global batch."""
-    folder = tmp_path_factory.mktemp("measured")
-    assert run_tiny(folder, rows, nodes=["1,2"], steps=4) == 0
+    """A folder of a real grid: one process, which is this one, and two, four steps of the same global batch."""
+    folder, start = tmp_path_factory.mktemp("measured"), measure.run_command
+
+    def run_command(command, work, environment):
+        return worker.main(command[3:]) if command[0] == sys.executable else start(command, work, environment)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "run_command", run_command)
+        assert run_tiny(folder, rows, nodes=["1,2"], steps=4) == 0
     return folder
 
 
@@ -324,7 +316,7 @@ def test_a_grid_that_is_ended_takes_its_processes_along(rows, tmp_path):
 
     threading.Thread(target=end_grid, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        run_tiny(tmp_path, rows, nodes=["2"], seconds=600)
+        run_tiny(tmp_path, rows, nodes=["2"], steps=10**6)
     assert len(family) >= 3 and not psutil.wait_procs(family, timeout=10)[1]
     assert not (tmp_path / ".work").exists() and not list(tmp_path.glob("*.json"))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from bs4 import BeautifulSoup
-from made_up import MACHINE, make_result
+from made_up import make_result
 
 from sftlab import cli
 from sftlab.bench import monitor, report, results
@@ -45,15 +45,7 @@ def test_the_tables_hold_the_numbers_of_the_files(tmp_path):
     two = make_result(2, rates=(1900.0, 1800.0, 1700.0))
     page = write((tmp_path, [make_result(rates=(1000.0, 1010.0, 990.0)), two]))
     expected = {
-        "Throughput, measured": [
-            "1,800 (1,700 to 1,900)",
-            "450",
-            "900",
-            "36",
-            "0.4444 (0.4211 to 0.4706)",
-            "0.4",
-            "0.5333",
-        ],
+        "Throughput, measured": ["1,800 (1,700 to 1,900)", "900", "0.4444 (0.4211 to 0.4706)", "0.4", "0.5333"],
         # Two ranks, of which the one that took most is compared with the estimate.
         "Memory, measured and estimated": ["2.1", "1", "1.1", "-9.091"],
         "Loss, measured": ["3", "2.66"],
@@ -116,26 +108,6 @@ def test_a_folder_of_metrics_alone_is_reported_and_an_empty_one_refused(tmp_path
         ReportConfig(folders=[str(tmp_path / "empty"), str(tmp_path / "empty" / ".." / "empty")])
 
 
-def test_the_ratio_of_two_folders_and_its_interval():
-    """Welch's interval by hand: logarithms of 100, 110, 121 are 0.0953 apart, so are those of 200, 220, 242."""
-    ratio, low, high = report.compare_rates([100.0, 110.0, 121.0], [200.0, 220.0, 242.0])
-    assert ratio == pytest.approx(2.0)
-    half = 2.7764 * (2 * 0.0953102**2 / 3) ** 0.5  # Student's t for 4 degrees of freedom
-    assert (low, high) == pytest.approx((2 * 2.718281828**-half, 2 * 2.718281828**half), rel=1e-4)
-    assert report.compare_rates([100.0], [50.0, 50.0]) == (pytest.approx(0.5), None, None)
-
-
-def test_what_the_trainer_chose_is_compared_without_its_reasons():
-    chosen = {"precision": "float32: measured 1.2", "attention": "sdpa: why", "memory": "kept: why"}
-
-    def compare(**choices):
-        return report.list_differences(make_result(choices=chosen), make_result(choices=chosen | choices))
-
-    assert compare(precision="float32: measured 1.3", memory="given back: why") == []
-    assert compare(precision="bfloat16: measured 2.0") == ["choice of precision: float32 against bfloat16"]
-    assert compare(padding="none: why") == ["choice of padding: usual against none"]
-
-
 def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_path):
     few = replace(make_result().runs[0].step_seconds, steps=12)
     odd = make_result(2, versions={"torch": "9.9"}, run={"step_seconds": few, "others_use": 0.4})
@@ -149,27 +121,15 @@ def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_p
     assert "tiny-base, 1000 rows, weak, with other settings: " in top and "times as fast" not in page
 
 
-def test_two_folders_side_by_side(tmp_path):
-    other = {"versions": {"torch": "2.14.0"}, "machine": MACHINE | {"cpu": "Other"}}
-    before = [
-        make_result(rates=(1000.0, 1010.0, 990.0)),
-        make_result(2, rates=(1800.0, 1900.0, 1850.0)),
-        make_result(4),
-    ]
-    after = [make_result(rates=(1500.0, 1490.0, 1510.0), **other), make_result(8)]
-    after += [make_result(2, rates=(1790.0, 1930.0, 1840.0), config={"learning_rate": 0.5}, **other)]
+def test_points_of_several_folders_stand_in_the_same_tables(tmp_path):
+    other = {"versions": {"torch": "2.14.0"}, "config": {"learning_rate": 0.5}}
+    before, after = [make_result(devices) for devices in (1, 2)], [make_result(2, rates=(1790.0,), **other)]
     page = write((tmp_path / "a", before), (tmp_path / "b", after))
-    rows = find_rows(page, "The same points in both")
-    [one], [two] = (rows[f"tiny-base_1000_{devices}x1_weak"] for devices in (1, 2))
-    assert one[:2] == ["1,000", "1,500"] and one[3] == "faster" and two[3] == "no measurable difference"
-    top = find_section(page, "In short")
-    for words in (
-        "NOT THE SAME learning rate: usual against 0.5",
-        "torch: 2.13.0 against 2.14.0",
-        "cpu: Some CPU against Other",
-        "no measurable difference at 1",
-    ):
-        assert words in top, words
+    assert [*find_rows(page, "Throughput, measured")] == ["tiny-base_1000_1x1_weak (a)", f"{POINT} (a)", f"{POINT} (b)"]
+    assert [*find_rows(page, "Scaling, measured")] == [f"tiny-base, 1000 rows, weak, {name}" for name in "ab"]
+    setups = find_section(page, "Hardware, versions and options")
+    for words in (r"torch</th><td[^>]*>2.14.0", r"learning rate</th><td[^>]*>0.5"):
+        assert re.search(rf"{words}</td><td[^>]*>1 points, as {POINT} \(b\)<", setups), words
 
 
 def test_the_command_replaces_its_own_page_and_nothing_else(tmp_path, capsys):
