@@ -289,10 +289,7 @@ def token(args, config):
     """
     from sftlab.hub import token as stored
 
-    if config.status:
-        lines, good = stored.describe_status()
-    else:
-        lines, good = stored.forget() if config.forget else stored.save_token(), True
+    lines, good = stored.describe_status() if config.status else (stored.save_token(), True)
     print("\n".join(lines))
     return 0 if good else 1
 
@@ -332,7 +329,7 @@ def download(args, config):
     if access.is_here(config.model):
         print(f"{config.model}: nothing to fetch, it is on this machine")
     else:
-        download.fetch_asked(load.locate(config.model), config.yes)
+        print(f"whole: {download.fetch_model(load.locate(config.model))}")
 
 
 @Command("set up", "sftlab doctor runs/first", (configs.DoctorConfig,), places={"target": "[RUN]"})

@@ -77,7 +77,6 @@ def test_models_lists_the_catalogue(sftlab_command):
         (["sweep", "none.ipynb", "--grid", "lora_r=4,16"], "none.ipynb: no notebook there"),
         (["train", "--lernrate", "1"], "unrecognized arguments: --lernrate"),
         (["trian"], "invalid choice: 'trian'"),
-        (["token", "--status", "--forget"], "choose one"),
         (["token", "my-token"], "unrecognized arguments: my-token"),
         (["download"], "name a model, as `sftlab download gpt2`"),
         (["download", "gpt2"], "can't be reached"),

@@ -338,11 +338,6 @@ class TokenConfig(Options):
     """What `sftlab token` does; the token itself is asked for, and is no option."""
 
     status: bool = option(False, "say where the token comes from, whose it is and what it may do")
-    forget: bool = option(False, "remove the stored token from this machine")
-
-    def check(self) -> None:
-        if self.status and self.forget:
-            raise UserError("forget: --status looks and --forget removes; choose one.")
 
 
 @dataclass
@@ -364,7 +359,6 @@ class DownloadConfig(Options):
     """What `sftlab download` fetches into huggingface_hub's cache."""
 
     model: str = option("", "the model: a catalogue name or a Hub id")
-    yes: bool = option(False, "don't ask before a large download")
 
     def check(self) -> None:
         if not self.model:

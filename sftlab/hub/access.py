@@ -13,8 +13,6 @@ from sftlab.errors import near_match
 from sftlab.hub import catalog, download
 from sftlab.hub import client as hub_client
 
-AT_ONCE = 4  # models asked about at the same time
-
 
 @dataclass(frozen=True)
 class Access:
@@ -36,23 +34,23 @@ def check_all(names: list[str] | None = None) -> list[Access]:
     """How models stand, the whole catalogue if none is named. The Hub is looked for once, briefly, for all of them."""
     names = list(names or [model.hub_id for model in catalog.MODELS])
     reached = not all(map(is_here, names)) and hub_client.reach()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda name: check_one(name, reached), names))
+
+    def check_one(name: str) -> Access:
+        known = None if is_here(name) else catalog.find_model(name)
+        name = known.hub_id if known else name
+        state, said = find_state(name, reached)
+        means, what_to_do = hub_client.explain_state(state, name, said=said)
+        if state == "not found":
+            what_to_do += near_match(name, [name for model in catalog.MODELS for name in (model.hub_id, model.name)])
+        return Access(name, state, "what_to_do" not in hub_client.STATES[state], means, what_to_do)
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(check_one, names))
 
 
 def is_here(name: str) -> bool:
     """Whether a name needs no Hub: the bundled model, random weights, a folder."""
     return name == "tiny-base" or name.startswith(catalog.RANDOM) or Path(name).is_dir()
-
-
-def check_one(name: str, reached: bool) -> Access:
-    known = None if is_here(name) else catalog.find_model(name)
-    name = known.hub_id if known else name
-    state, said = find_state(name, reached)
-    means, what_to_do = hub_client.explain_state(state, name, said=said)
-    if state == "not found":
-        what_to_do += near_match(name, [name for model in catalog.MODELS for name in (model.hub_id, model.name)])
-    return Access(name, state, "what_to_do" not in hub_client.STATES[state], means, what_to_do)
 
 
 def find_state(name: str, reached: bool) -> tuple[str, str]:
@@ -63,8 +61,7 @@ def find_state(name: str, reached: bool) -> tuple[str, str]:
         return ("folder" if Path(name).is_dir() else "bundled"), ""
     try:
         if not reached:
-            here = download.find_snapshot(name)
-            return ("cached" if here else "offline" if hub_client.is_offline() else "no network"), ""
+            return "cached" if download.find_snapshot(name) else hub_client.name_silence(), ""
         page = HfApi().model_info(name, expand=["gated", "private"], timeout=15)
         hub_client.ask(f"/api/models/{name}/auth-check")
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
@@ -73,14 +70,11 @@ def find_state(name: str, reached: bool) -> tuple[str, str]:
 
 
 def format_table(found: list[Access]) -> str:
-    """The states as text: a line per model, and below what to do about those that can't be used."""
+    """The states as text: a line per model, and below those that can't be used what to do."""
     width = max(len(access.model) for access in found) + 2
-    lines, advice = [], {}
+    lines = []
     for access in found:
         lines.append(f"{access.model:<{width}}{access.state:<19}{'' if access.usable else 'NO  '}{access.means}")
         if not access.usable:
-            advice.setdefault(access.what_to_do, []).append(access.model)
-    for what_to_do, names in advice.items():
-        shown = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
-        lines.append(f"\n{shown}:\n  {what_to_do}")
+            lines.append(f"    {access.what_to_do}")
     return "\n".join([*lines, f"\n{sum(access.usable for access in found)} of {len(found)} can be used"])

@@ -42,6 +42,11 @@ def is_offline() -> bool:
     return constants.HF_HUB_OFFLINE is True
 
 
+def name_silence() -> str:
+    """The name of the state of a Hub that can't be asked."""
+    return "offline" if is_offline() else "no network"
+
+
 def ask(path: str, token: str | None = None, timeout: float = 15.0):
     """The Hub's response to GET `path`, with huggingface_hub's errors; its own methods for these paths have no time limit.
 
@@ -55,15 +60,10 @@ def ask(path: str, token: str | None = None, timeout: float = 15.0):
     return response
 
 
-def find_page(name: str, kind: str = "model") -> str:
-    """The page of a model or a data set on the Hub."""
-    return f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{name}"
-
-
 def explain_state(state: str, name: str, kind: str = "model", said: str = "") -> tuple[str, str]:
     """(what it means, what to do) for one model or data set; said: the Hub's own words."""
     words = {
-        "page": find_page(name, kind),
+        "page": f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{name}",
         "instead": "tiny-base" if kind == "model" else "--source json --source-path FILE",
         "said": said,
     }
@@ -74,8 +74,6 @@ def explain_state(state: str, name: str, kind: str = "model", said: str = "") ->
 def explain(name: str, kind: str, error: Exception) -> UserError:
     """The Hub client's error about the `kind` (model or data set) `name`, as one line that says what to do."""
     state, said = read_state(error)
-    if state in ("offline", "no network"):
-        state = "offline" if is_offline() else "no network"
     means, what_to_do = explain_state(state, name, kind, said)
     return UserError(f"{kind} {name}: {means}. {what_to_do}")
 
@@ -91,14 +89,11 @@ def read_state(error: BaseException) -> tuple[str, str]:
     for link in chain:
         if isinstance(link, errors.HfHubHTTPError):
             return read_answer(link)
-    kinds = {
-        "no id": errors.HFValidationError,
-        "offline": errors.OfflineModeIsEnabled,
-        "no network": (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError),
-    }
-    for state, kind in kinds.items():
-        if any(isinstance(link, kind) for link in chain):
-            return state, ""
+    if any(isinstance(link, errors.HFValidationError) for link in chain):
+        return "no id", ""
+    silent = (errors.OfflineModeIsEnabled, errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError)
+    if any(isinstance(link, silent) for link in chain):
+        return name_silence(), ""
     return "other", " ".join(str(chain[0]).split())[:200]
 
 
@@ -107,8 +102,7 @@ def read_answer(error) -> tuple[str, str]:
     from huggingface_hub import errors
 
     status, headers = error.response.status_code, error.response.headers
-    said = headers.get("X-Error-Message") or error.server_message or f"status {status}"
-    said = " ".join(said.split())[:200]
+    said = " ".join((headers.get("X-Error-Message") or error.server_message or f"status {status}").split())[:200]
     for state, entry in STATES.items():
         if "words" in entry and entry["words"] in said.lower():
             return state, said
@@ -116,8 +110,6 @@ def read_answer(error) -> tuple[str, str]:
         return ("no token" if status == 401 else "not asked"), said
     if isinstance(error, errors.RemoteEntryNotFoundError | errors.RevisionNotFoundError):
         return "no config", said
-    if status in (401, 404):  # 401 is also the answer to strangers about unknown names
-        return "not found", said
-    if status == 429:
-        return "too many requests", said
-    return ("forbidden" if status == 403 else "hub down" if status >= 500 else "other"), said
+    # 401 is also the answer to strangers about names that aren't there
+    by_status = {401: "not found", 403: "forbidden", 404: "not found", 429: "too many requests"}
+    return by_status.get(status, "hub down" if status >= 500 else "other"), said

@@ -7,7 +7,6 @@ that are not whole.
     sftlab download EleutherAI/gpt-neo-125M
 """
 
-import errno
 import functools
 import os
 import shutil
@@ -19,13 +18,11 @@ from sftlab import files
 from sftlab.errors import UserError
 from sftlab.hub import client as hub_client
 
-SMALL = 1e9  # bytes that are fetched without asking
 SPARE = 0.05  # share of the size that shall stay free as well, for the cache's own files and for others
 # Files beside the weights that transformers reads: settings, tokenizer, template. Only those in the first folder.
 SETTINGS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 NOT_SETTINGS = ("index.json", "requirements.txt", "license.txt", "tf_model", "flax_model", "onnx")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-MAKE_ROOM = "Make room there, or set HF_HOME to a folder on a larger disk."
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,8 @@ def check_room(wanted: Download) -> None:
     if need > free:
         raise UserError(
             f"model {wanted.hub_id}: {format_bytes(wanted.missing)} are to be fetched into {wanted.cache}, whose disk has "
-            f"{format_bytes(free)} free: {format_bytes(need - free)} more are needed. {MAKE_ROOM}"
+            f"{format_bytes(free)} free: {format_bytes(need - free)} more are needed. Make room there, or set HF_HOME to a "
+            "folder on a larger disk."
         )
 
 
@@ -119,10 +117,7 @@ def format_plan(wanted: Download) -> str:
     """What would be fetched and whereto, as one line."""
     size, missing = format_bytes(wanted.size), format_bytes(wanted.missing)
     count = sum(file.will_download for file in wanted.files)
-    if not count:
-        return f"{wanted.hub_id}: all {size} are here, in {wanted.cache}"
-    rest = f" of {size}; the rest is here" if count < len(wanted.files) else ""
-    return f"{wanted.hub_id}: {missing} to fetch in {count} files{rest}; they go to {wanted.cache}"
+    return f"{wanted.hub_id}: {missing} of {size} to fetch, {count} of {len(wanted.files)} files, into {wanted.cache}"
 
 
 def fetch(wanted: Download) -> Path:
@@ -139,34 +134,14 @@ def fetch(wanted: Download) -> Path:
         raise hub_client.explain(wanted.hub_id, "model", error) from error
     except (errors.HTTPError, OSError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        what_to_do = MAKE_ROOM if getattr(error, "errno", None) == errno.ENOSPC else "Start the same command again."
-        kept = "Files that came whole are kept"
-        raise UserError(f"model {wanted.hub_id}: the download broke off ({why}). {kept}. {what_to_do}") from error
+        words = "Files that came whole are kept. Start the same command again."
+        raise UserError(f"model {wanted.hub_id}: the download broke off ({why}). {words}") from error
 
 
-def fetch_asked(hub_id: str, yes: bool) -> None:
-    """`sftlab download`: print what would come, ask where it's much, fetch. Raises UserError if there's nobody to ask."""
-    wanted = plan(hub_id)
-    print(format_plan(wanted))
-    check_room(wanted)
-    if wanted.missing > SMALL and not yes:
-        if not sys.stdin or not sys.stdin.isatty():
-            size = format_bytes(wanted.missing)
-            raise UserError(f"download: {size}, and no terminal to ask on. Add --yes to fetch them.")
-        if input("Fetch them? [y/N] ").strip().lower() not in ("y", "yes"):
-            return print("nothing fetched")
-    print(f"whole: {fetch(wanted)}")
-
-
-def fetch_weights(hub_id: str, settings: Path) -> None:
-    """Before a model is loaded: fetch its weights unless they are here, printing what comes and whereto; asks nobody.
-
-    settings: its config.json in the cache, of the commit that is wanted.
-    """
-    if is_whole(settings.parent) or not hub_client.reach():
-        return  # without a network the loading itself says what is missing
-    wanted = plan(hub_id, settings.parent.name)
+def fetch_model(hub_id: str, revision: str | None = None) -> Path:
+    """Print what a model takes and whereto, look for room, fetch what is missing; the folder. Raises UserError where it can't."""
+    wanted = plan(hub_id, revision)
     check_room(wanted)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a node have one cache, and wait for each other
         print(format_plan(wanted), file=sys.stderr)
-    fetch(wanted)
+    return fetch(wanted)

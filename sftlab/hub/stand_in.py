@@ -20,9 +20,8 @@ from sftlab.files import ROOT
 from sftlab.hub.token import VARIABLES
 
 COMMIT = "0" * 40
-# Tokens that open nothing anywhere else.
-LETTERS = {"read": "r", "write": "w", "fine-grained": "f", "no gated right": "n", "expired": "e", "unknown": "u"}
-TOKENS = {name: "hf_" + letter * 34 for name, letter in LETTERS.items()}
+KINDS = ("read", "write", "fine-grained", "no gated right", "expired", "unknown")
+TOKENS = {kind: "hf_" + kind[0] * 34 for kind in KINDS}  # which open nothing anywhere else
 # Status, X-Error-Code and X-Error-Message of each model, for a token that is in order.
 MODELS = {
     "lab/public": (200, "", ""),
@@ -60,9 +59,9 @@ def answer(name: str, token: str | None) -> tuple[int, str, str]:
 
 def describe_person(token: str | None) -> dict:
     """The Hub's answer to `who am I`."""
-    facts = {"displayName": "my-laptop", "role": "write" if token == TOKENS["write"] else "read"}
+    facts = {"role": "write" if token == TOKENS["write"] else "read"}
     if token in (TOKENS["fine-grained"], TOKENS["no gated right"]):
-        facts |= {"role": "fineGrained", "fineGrained": {"canReadGatedRepos": token == TOKENS["fine-grained"]}}
+        facts = {"role": "fineGrained", "fineGrained": {"canReadGatedRepos": token == TOKENS["fine-grained"]}}
     return {"type": "user", "name": "learner", "auth": {"type": "access_token", "accessToken": facts}}
 
 
@@ -83,20 +82,17 @@ class StandIn(BaseHTTPRequestHandler):
             status = 200  # the page of a gated model is open to all
         if status == 200 and what == "resolve":
             return self.send_file(rest[1])
-        self.send(status, code, message, "OK" if what == "auth-check" else self.list_files(name, what))
+        self.send(status, code, message, self.list_files() if what == "tree" else self.describe_page(name))
 
     do_HEAD = do_GET
 
-    def list_files(self, name: str, what: str):
-        """A model's list of files (`tree`), or its page."""
-        paths = sorted(self.files.iterdir())
-        if what == "tree":
-            return [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": hash_of(path)} for path in paths
-            ]
-        gated = False if name in OPEN else "manual"
-        siblings = [{"rfilename": path.name} for path in paths]
-        return {"id": name, "sha": COMMIT, "private": name == "lab/private", "gated": gated, "siblings": siblings}
+    def list_files(self) -> list[dict]:
+        sizes = {path: path.stat().st_size for path in sorted(self.files.iterdir())}
+        return [{"type": "file", "path": path.name, "size": size, "oid": hash_of(path)} for path, size in sizes.items()]
+
+    def describe_page(self, name: str) -> dict:
+        gated, files = False if name in OPEN else "manual", [{"rfilename": path.name} for path in self.files.iterdir()]
+        return {"id": name, "sha": COMMIT, "private": name == "lab/private", "gated": gated, "siblings": files}
 
     def send_file(self, name: str) -> None:
         path = self.files / name
@@ -140,13 +136,12 @@ def hash_of(path: Path) -> str:
 @contextlib.contextmanager
 def serving(handler: type[StandIn] = StandIn):
     """The address of a stand-in that runs until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 @contextlib.contextmanager
@@ -155,7 +150,7 @@ def visiting(address: str, home: Path, token: str | None = None):
 
     Your own token and cache are not looked at meanwhile.
     """
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants
 
     values = {
         "ENDPOINT": address,
@@ -165,8 +160,7 @@ def visiting(address: str, home: Path, token: str | None = None):
         "HF_TOKEN_PATH": str(home / "token"),
         "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
     }
-    one_api = mock.patch.object(hf_api.api, "endpoint", address)  # made at its import; login() asks by it
-    with mock.patch.multiple(constants, **values), one_api, mock.patch.dict(os.environ):
+    with mock.patch.multiple(constants, **values), mock.patch.dict(os.environ):
         for name in VARIABLES:
             os.environ.pop(name, None)
         if token:

@@ -11,7 +11,6 @@ from pathlib import Path
 from sftlab import machine
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.hub import access, catalog
-from sftlab.hub import client as hub_client
 from sftlab.hub.catalog import Model
 
 RUN = {"use_lora": True, "batch_size": 4, "max_length": 1024, "gradient_checkpointing": True}
@@ -69,7 +68,7 @@ def describe_known(model: Model, devices: list) -> dict:
         "lora_targets": model.lora_targets,
         "memory_mb": {kind: dict(zip(METHODS, pair, strict=True)) for kind, pair in by_kind(model.memory).items()},
         "fits": describe_fit(model.memory, devices),
-        "page": "" if bundled else hub_client.find_page(model.hub_id),
+        "page": "" if bundled else f"https://huggingface.co/{model.hub_id}",
     }
 
 

@@ -79,8 +79,8 @@ def locate(name: str, weights: bool = False) -> str:
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         failure = hub_client.explain(hub_id, "model", error)
         raise UserError(f"{failure}{near_match(name, [model.name for model in MODELS])}") from error
-    if weights:
-        download.fetch_weights(hub_id, Path(settings))
+    if weights and not download.is_whole(Path(settings).parent):
+        download.fetch_model(hub_id, Path(settings).parent.name)
     return hub_id
 
 
