@@ -261,16 +261,13 @@ class LaunchConfig(Options):
     node_rank: int | None = option(None, "start on each node by hand: this one's number, from 0", low=0)
     master_addr: str | None = option(None, "address of the first node; default: the hostfile's first")
     master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
-    log_dir: str | None = option(None, "folder for each rank's output (default: OUTPUT_DIR-logs)")
     dry_run: bool = option(False, "check, and print the commands, but start nothing")
 
     def check(self) -> None:
         if self.slurm and (self.node_rank is not None or self.hostfile):
             raise UserError("slurm: Slurm gives the nodes and their ranks; leave out --hostfile and --node-rank.")
-        if self.slurm and self.launcher != "torchrun":
-            raise UserError(
-                "launcher: the batch file starts torchrun, which does for --deepspeed, too; leave --launcher out."
-            )
+        if (self.slurm or self.node_rank is not None) and self.launcher != "torchrun":
+            raise UserError("launcher: by Slurm or by hand torchrun is started, also for --deepspeed; leave it out.")
         if self.node_rank is not None and self.node_rank >= self.nodes:
             raise UserError(
                 f"node_rank: {self.node_rank} of {self.nodes} nodes; they count from 0 to {self.nodes - 1}."

@@ -17,47 +17,38 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab.config import text as config_text
-from sftlab.config.configs import LaunchConfig, TrainConfig
+from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
-from sftlab.runs import launcher, logs, state
+from sftlab.runs import logs, state
 from sftlab.runs.state import ACTIVE, Run, read
 from sftlab.train import folder as run_folder
 
 
-def start(config: TrainConfig, launch: LaunchConfig | None = None) -> Run:
-    """Start a training in the background, on several devices with `launch`, and return at once.
+def start(config: TrainConfig) -> Run:
+    """Start a training in the background, and return at once.
 
     A refusal that is cheap to find is raised here (UserError); any other is the run's `reason`.
     """
     if read(config.output_dir).status in ACTIVE:
         raise UserError(f"output_dir: a run is at work in {config.output_dir}. Stop it first, or name another.")
-    processes = 1
-    if launch:
-        if launch.slurm or launch.dry_run or launch.node_rank is not None:
-            raise UserError(
-                "launch: --slurm, --dry-run and --node-rank start no whole run from here. Use `sftlab launch` in a terminal."
-            )
-        processes = launch.nodes * (launch.gpus_per_node or launcher.count_gpus())
-    run_folder.claim_folder(config, processes)
-    return spawn(config, launch, os.getcwd())
+    run_folder.claim_folder(config, 1)
+    return spawn(config, os.getcwd())
 
 
-def spawn(config: TrainConfig, launch: LaunchConfig | None, cwd: str, step: int = 0) -> Run:
+def spawn(config: TrainConfig, cwd: str, step: int = 0) -> Run:
     """Start the process of a run, and note it in progress.json. cwd: what the relative paths of `config` start from.
 
     The process has a session of its own, so that neither Ctrl-C nor the end of a kernel reaches it, and this one waits for
     it in a thread, so that none is left defunct. Its output goes into run.log.
     """
     folder = Path(cwd, config.output_dir)
-    training = ["train", *config_text.to_flags(config)]
-    arguments = ["launch", *config_text.to_flags(launch), *training] if launch else training
     log = logs.find_logs(folder) / logs.LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JPY_")}
     environment = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"} | environment
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sftlab.cli", *arguments],
+            [sys.executable, "-m", "sftlab.cli", "train", *config_text.to_flags(config)],
             cwd=cwd,
             env=environment,
             start_new_session=True,
@@ -65,12 +56,9 @@ def spawn(config: TrainConfig, launch: LaunchConfig | None, cwd: str, step: int 
             stdout=output,
             stderr=output,
         )
-    about = {
-        "process": run_folder.identify(process.pid),  # it exists, even if it has ended, as nobody has waited for it
-        "config": dataclasses.asdict(config),
-        "launch": dataclasses.asdict(launch) if launch else None,
-    }
+    identity = run_folder.identify(process.pid)  # it exists, even if it has ended, as nobody has waited for it
     threading.Thread(target=process.wait, name=f"run {process.pid}", daemon=True).start()
+    about = {"process": identity, "config": dataclasses.asdict(config)}
     progress = {"start": about, "started": time.time(), "step": step, "cwd": cwd}
     files.write_json(folder / run_folder.PROGRESS, progress)
     return read(folder)
@@ -82,15 +70,13 @@ def stop(run: Run) -> None:
     Raises UserError for a run that is not at work, or is on another machine.
     """
     run = read(run.folder)
-    ended = UserError(f"{run.folder.name}: the run is {run.status}; there is nothing to stop.")
+    ended = UserError(f"{state.format_status(run)}; there is nothing to stop.")
     if run.status not in ACTIVE:
         raise ended
     if state.is_elsewhere(run.process):
         raise UserError(f"{run.folder.name}: the run is at work on {run.process['host']}. Stop it there.")
-    # a notebook's kernel or a terminal's command takes SIGINT for a stop in every state; a background process may ignore it
-    ours = run.process == run.progress.get("start", {}).get("process")
-    try:
-        os.kill(run.process["pid"], signal.SIGTERM if ours else signal.SIGINT)
+    try:  # a notebook's kernel or a terminal's command takes SIGINT in every state; a background process may ignore it
+        os.kill(run.process["pid"], signal.SIGTERM if "start" in run.progress else signal.SIGINT)
     except ProcessLookupError:
         raise ended from None
     run_folder.update_progress(run.folder, {"asked": time.time()})
@@ -102,7 +88,7 @@ def resume(run: Run) -> Run:
     Raises UserError where there is nothing to resume from.
     """
     run = read(run.folder)
-    name, launch = run.folder.name, run.progress.get("start", {}).get("launch")
+    name = run.folder.name
     if run.status in ACTIVE:
         raise UserError(f"{name}: the run is at work already.")
     if run.status == "completed":
@@ -110,16 +96,11 @@ def resume(run: Run) -> Run:
     if run.config is None or run_folder.find_last(run.folder) is None:
         raise UserError(f"{name}: there is no whole checkpoint to resume from. Start it again.")
     began = files.read_json(run.folder / "run.json").get("processes", 1)
-    if not launch and began > 1:
-        raise UserError(
-            f"{name}: the run began with {began} processes. Resume it with the `sftlab launch` that started it, and --resume."
-        )
-    launch = LaunchConfig(**LaunchConfig.keep_known(launch)) if began > 1 else None
-    config = dataclasses.replace(run.config, resume=True, overwrite=False)
-    for cwd in (run.progress.get("cwd", ""), os.getcwd()):
-        if os.path.isdir(cwd) and Path(cwd, config.output_dir).resolve() == run.folder.resolve():
-            return spawn(config, launch, cwd, run.step)
-    return spawn(dataclasses.replace(config, output_dir=str(run.folder)), launch, os.getcwd(), run.step)  # it was moved
+    if began > 1:
+        raise UserError(f"{name}: it began with {began} processes. Resume it with its `sftlab launch` and --resume.")
+    config = dataclasses.replace(run.config, resume=True, overwrite=False, output_dir=str(run.folder))
+    cwd = run.progress.get("cwd", "")
+    return spawn(config, cwd if os.path.isdir(cwd) else os.getcwd(), run.step)
 
 
 def wait(run: Run, timeout: float | None = None) -> Run:
@@ -130,14 +111,15 @@ def wait(run: Run, timeout: float | None = None) -> Run:
     from tqdm.auto import tqdm
 
     end = None if timeout is None else time.monotonic() + timeout
-    with tqdm(desc=run.folder.name, unit="step", total=run.max_steps) as bar:
+    with tqdm(desc=run.folder.name, unit="step") as bar:
         while True:
             run = read(run.folder)
             bar.total = run.max_steps
             bar.update(run.step - bar.n)
+            facts = state.list_facts(run)
+            bar.set_postfix({name: facts[name] for name in ("loss", "validation loss") if facts[name]})
             if run.status not in ACTIVE:
                 return run
             if end is not None and time.monotonic() > end:
                 raise TimeoutError(f"{run.folder.name}: still {run.status} at step {run.step}; the run continues")
-            bar.set_postfix(loss=run.find_last("loss"))
             time.sleep(0.5)

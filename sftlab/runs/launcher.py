@@ -6,18 +6,23 @@ Other nodes are started by hand, by Slurm, or by the deepspeed launcher's own ss
     sftlab launch --nodes 2 --gpus-per-node 8 --hostfile hostfile train --deepspeed zero2 --model-name …
 """
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from sftlab import files
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError, place_error
-from sftlab.runs import logs
+from sftlab.runs import logs, state
 from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
@@ -25,51 +30,37 @@ from sftlab.train import folder as run_folder
 PASSED_ON = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE", "TORCH_", "NCCL_", "GLOO_")
 NOT_FOR_SLURM = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # right on this machine, maybe not on a node
 LOCAL = ("localhost", "127.0.0.1")
+PROGRAMS = Path(sys.executable).parent
+PRINTED = 15  # lines of a failed rank's log
 
 
 def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
     """Check a run, print its commands and start it; return its exit code. Raises UserError for what the user can fix."""
-    with run_folder.noting_end(Path(train.output_dir)):
-        if config.slurm and not config.gpus_per_node:
-            raise UserError(
-                "gpus_per_node: not given, and the cluster may differ from this machine. With --slurm give the GPUs of a node."
-            )
-        config.gpus_per_node = config.gpus_per_node or count_gpus()
-        log_dir = Path(config.log_dir or f"{train.output_dir.rstrip('/')}-logs").absolute()
-        hosts = find_hosts(config)
-        check_run(config, train, log_dir, hosts)
-        if train.deepspeed:
-            path = deepspeed_configs.find_config(train.deepspeed)
-            print(f"ZeRO-{deepspeed_configs.find_stage(train.deepspeed)}, from {path}")
-        module = ["sftlab.train", *train_flags]
-        if config.slurm:
-            return write_batch_file(config, module, log_dir)
-        return start_nodes(config, module, hosts, log_dir, Path(train.output_dir))
-
-
-def check_run(config: LaunchConfig, train: TrainConfig, log_dir: Path, hosts: list[str]) -> None:
-    """Print the batch arithmetic. Raises UserError for what would fail later, or on some ranks alone."""
-    if log_dir.resolve().is_relative_to(Path(train.output_dir).resolve()):
-        raise place_error(config.log_dir, "lies in --output-dir, which the run itself makes", option="log_dir")
-    devices = config.nodes * config.gpus_per_node
+    if config.slurm and not config.gpus_per_node:
+        raise UserError("gpus_per_node: with --slurm give the GPUs of a node; this machine may have others.")
+    config.gpus_per_node = config.gpus_per_node or count_gpus()
+    devices, hosts = config.nodes * config.gpus_per_node, find_hosts(config)
     if config.node_rank in (None, 0):  # later nodes may find that the first one has begun
         run_folder.claim_folder(train, devices)
         has_port = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
         if has_port and not config.slurm and not config.dry_run and is_here(hosts[0]):
             check_port(config.master_port)
     print(check_batch(train, devices))
+    if train.deepspeed:
+        path = deepspeed_configs.find_config(train.deepspeed)
+        print(f"ZeRO-{deepspeed_configs.find_stage(train.deepspeed)}, from {path}")
+    module, folder = ["sftlab.train", *train_flags], Path(train.output_dir).absolute()
+    return write_batch_file(config, module, folder) if config.slurm else start_nodes(config, module, hosts, folder)
 
 
-def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], log_dir: Path, folder: Path) -> int:
+def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folder: Path) -> int:
     """Print the command of each node, and run those of this machine; by ssh the first node's command starts all."""
-    by_ssh = config.launcher == "deepspeed" and bool(config.hostfile) and config.node_rank is None
-    by_ssh = by_ssh and (config.nodes > 1 or not is_here(hosts[0]))
+    by_ssh = config.launcher == "deepspeed" and (config.nodes > 1 or not is_here(hosts[0]))
     address = config.master_addr or ("127.0.0.1" if config.nodes == 1 else hosts[0])
     check_address(address)
     nodes = [None] if by_ssh else range(config.nodes) if config.node_rank is None else [config.node_rank]
-    commands = {
-        node or 0: build_command(config, module, node, address, log_dir / f"ranks-{node or 0}") for node in nodes
-    }
+    places = {node: logs.find_logs(folder) / f"ranks-{node or 0}" for node in nodes}
+    commands = {node or 0: build_command(config, module, node, address, place) for node, place in places.items()}
     environment = choose_environment(config.gpus_per_node)
     print("export", " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()))
     for node, command in commands.items():
@@ -78,10 +69,10 @@ def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], log_d
         return 0
     if by_ssh:
         check_remote()
-        environment |= pass_on(environment, log_dir)
+        environment |= pass_on(environment, logs.find_logs(folder))
     elif config.node_rank is None:
         commands = keep_own(commands, hosts)
-    return logs.run(commands, log_dir, environment, folder)
+    return run_launchers(commands, environment, folder)
 
 
 def build_command(
@@ -98,19 +89,11 @@ def build_command(
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: config.gpus_per_node]
         here = visible != [""] and config.nodes == 1
         gpus = ["--include", f"localhost:{','.join(visible)}"] if here else ["--num_gpus", each]
-        command = [
-            str(logs.PROGRAMS / "deepspeed"),
-            *gpus,
-            "--master_port",
-            port,
-            "--enable_each_rank_log",
-            str(log_dir),
-        ]
-        if rank is None or config.nodes > 1:
-            own = ["--force_multi"] if rank is None else ["--no_ssh", "--node_rank", str(rank)]
-            command += ["--hostfile", config.hostfile, "--num_nodes", nodes, "--master_addr", address, *own]
+        command = [str(PROGRAMS / "deepspeed"), *gpus, "--master_port", port, "--enable_each_rank_log", str(log_dir)]
+        if rank is None:
+            command += ["--hostfile", config.hostfile, "--num_nodes", nodes, "--master_addr", address, "--force_multi"]
         return [*command, "--module", *module]
-    command = [str(logs.PROGRAMS / "torchrun"), "--nproc-per-node", each]
+    command = [str(PROGRAMS / "torchrun"), "--nproc-per-node", each]
     command += ["--log-dir", str(log_dir), "--redirects", "3", "--tee", "0:1"]  # 3: stdout and stderr, 1: stdout alone
     if config.nodes == 1 and rank == 0:
         return [*command, "--standalone", "-m", *module]
@@ -118,14 +101,104 @@ def build_command(
     return [*command, *rendezvous, "-m", *module]
 
 
-def write_batch_file(config: LaunchConfig, module: list[str], log_dir: Path) -> int:
+def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Path) -> int:
+    """Start the launchers of this machine, print the first rank's output, and wait; when one fails, end the others.
+
+    commands: by the node's rank; folder: of the run. Ctrl-C asks rank 0 to stop, which passes it on to all, so that they save
+    a checkpoint at the same step; where rank 0 isn't here or hasn't begun, and at the second Ctrl-C, the launchers end their
+    processes. Returns 0, 130 for a run that was stopped, or an exit code that says how it failed.
+    """
+    log_dir = logs.find_logs(folder)
+    places = [log_dir / f"ranks-{node}" for node in commands]
+    for place in places if 0 not in commands else log_dir.glob("ranks-*"):
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier start
+    started = [
+        start_launcher(command, place, environment) for place, command in zip(places, commands.values(), strict=True)
+    ]
+    asked, ended, printed = [], False, {}
+
+    def end_all() -> None:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def stop(number, frame) -> None:
+        asked.append(number)
+        first = state.find_process(files.read_json(folder / run_folder.PROGRESS))
+        if len(asked) == 1 and first and not state.is_elsewhere(first):
+            os.kill(first["pid"], signal.SIGTERM)
+        else:
+            end_all()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while any(process.poll() is None or has_members(process.pid) for process in started):
+            print_new(log_dir, min(commands), printed)
+            if not ended and any(process.poll() for process in started):
+                end_all()
+                ended = True
+            time.sleep(0.2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print_new(log_dir, min(commands), printed)
+    if any(process.returncode for process in started):
+        return report_failure(log_dir, bool(asked))
+    print(f"all processes have ended without an error; their logs: {log_dir}")
+    return 0
+
+
+def start_launcher(command: list[str], place: Path, environment: dict) -> subprocess.Popen:
+    """Start one; it has a session of its own, so that Ctrl-C comes here alone, and all it starts can be ended at once."""
+    tools = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"  # with what DeepSpeed compiles
+    environment = os.environ | environment | {"PATH": tools}
+    place.mkdir(parents=True)
+    with (place / "launcher.log").open("wb") as log:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+
+
+def has_members(group: int) -> bool:
+    """Whether any process of a group is at work."""
+    import psutil
+
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def print_new(log_dir: Path, node: int, printed: dict[Path, int]) -> None:
+    """Print what the logs of a node's first rank have grown by. printed: bytes by log, which is updated."""
+    ranks = logs.list_rank_logs(log_dir, f"ranks-{node}")
+    for log in ranks[min(ranks)] if ranks else ():
+        with log.open("rb") as file:
+            file.seek(printed.get(log, 0))
+            text = file.read()
+        printed[log] = printed.get(log, 0) + len(text)
+        print(text.decode("utf-8", "replace"), end="", flush=True)
+
+
+def report_failure(log_dir: Path, asked: bool) -> int:
+    """Print why a run ended, and return the exit code. asked: whether it was asked to stop."""
+    failed = logs.find_failed(log_dir)
+    if asked and not failed.reason:
+        print(f"sftlab: stopped; add --resume to the same command to resume. Logs: {log_dir}", file=sys.stderr)
+        return 130
+    lines = [f"  {line}" for line in logs.read_end(failed.log).splitlines() if line.strip()][-PRINTED:]
+    last = f"Its last lines ({failed.log}):" if lines else f"It wrote no error ({failed.log})."
+    print("\n".join([f"\nsftlab: {failed}; the others were ended. {last}", *lines]), file=sys.stderr)
+    return failed.code
+
+
+def write_batch_file(config: LaunchConfig, module: list[str], folder: Path) -> int:
     """Write the file for sbatch, or print it with --dry-run: one task on each node starts that node's processes."""
     from jinja2 import Environment, PackageLoader
 
     # a comma separates two options where a name and =, or a single word, follow
-    options = [
-        f"--{part.strip().lstrip('-')}" for part in re.split(r",(?=[a-z-]+(?:=|$))", config.slurm_options or "") if part
-    ]
+    parts = re.split(r",(?=[a-z-]+(?:=|$))", config.slurm_options or "")
+    options = [f"--{part.strip().lstrip('-')}" for part in parts if part]
     if not any(option.startswith(("--exclusive", "--cpus-per")) for option in options):
         options.append("--exclusive")  # or the processes of a node share one core
     command = shlex.join(build_command(config, module, "@NODE@", "@FIRST@", Path("@LOGS@")))
@@ -136,14 +209,14 @@ def write_batch_file(config: LaunchConfig, module: list[str], log_dir: Path) -> 
     templates = Environment(loader=PackageLoader("sftlab.runs", "."), trim_blocks=True, keep_trailing_newline=True)
     templates.filters["quote"] = lambda value: shlex.quote(str(value))
     text = templates.get_template("job.sbatch").render(
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", log_dir.name.removesuffix("-logs")),
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.name),
         nodes=config.nodes,
         gpus_per_node=config.gpus_per_node,
         options=options,
         here=Path.cwd(),
         environment={name: value for name, value in environment.items() if name not in NOT_FOR_SLURM},
-        programs=logs.PROGRAMS,
-        log_dir=log_dir,
+        programs=PROGRAMS,
+        log_dir=logs.find_logs(folder),
         command=command,
     )
     if config.dry_run:
@@ -153,7 +226,7 @@ def write_batch_file(config: LaunchConfig, module: list[str], log_dir: Path) -> 
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise place_error(path, "exists with other content; it stays", option="batch_file")
     files.write_text(path, text)
-    print(f"wrote {path}; start it with `sbatch {path}`; the logs of each rank: {log_dir}")
+    print(f"wrote {path}; start it with `sbatch {path}`; the logs of each rank: {logs.find_logs(folder)}")
     return 0
 
 
@@ -173,13 +246,8 @@ def check_batch(train: TrainConfig, devices: int) -> str:
     if rows is None or train.packing:
         return line
     if batch > rows:
-        raise UserError(
-            f"batch_size: {line}, and {train.dataset_path} has {rows}. "
-            "Lower --batch-size or --gradient-accumulation-steps, or use fewer processes."
-        )
-    left = rows % batch
-    rest = f"; the last step of an epoch has {left}, and some rows twice where {left} can't be divided" if left else ""
-    return f"{line}, {-(-rows // batch)} steps in an epoch of {rows} rows{rest}"
+        raise UserError(f"batch_size: {line}, and {train.dataset_path} has {rows}. Lower it, or use fewer processes.")
+    return f"{line}, {-(-rows // batch)} steps in an epoch of {rows} rows"
 
 
 def check_address(address: str) -> None:
@@ -187,10 +255,8 @@ def check_address(address: str) -> None:
     try:
         socket.getaddrinfo(address, None)
     except OSError as error:
-        raise UserError(
-            f"master_addr: {address} can't be looked up ({error.strerror}). "
-            "Give the first node's address, as --master-addr 10.0.0.1."
-        ) from None
+        why = f"{address} can't be looked up ({error.strerror})"
+        raise UserError(f"master_addr: {why}. Give the first node's, as --master-addr 10.0.0.1.") from None
 
 
 def check_port(port: int) -> None:
@@ -200,10 +266,8 @@ def check_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError:
-            free = distributed.find_port()
-            raise UserError(
-                f"master_port: port {port} of this machine is in use, perhaps by another run. Take another: --master-port {free}."
-            ) from None
+            used = f"port {port} of this machine is in use, perhaps by another run"
+            raise UserError(f"master_port: {used}. Take another: --master-port {distributed.find_port()}.") from None
 
 
 def check_remote() -> None:
@@ -259,7 +323,7 @@ def find_hosts(config: LaunchConfig) -> list[str]:
                 f"Write this machine's name or address in {config.hostfile}, or give --master-addr."
             )
         return hosts
-    by_hand = config.node_rank is not None and config.master_addr and config.launcher == "torchrun"
+    by_hand = config.node_rank is not None and config.master_addr
     if config.nodes > 1 and not config.slurm and not by_hand:
         raise UserError(
             f"nodes: {config.nodes} need a --hostfile, or --slurm, or, started on each by hand with torchrun, "
@@ -278,9 +342,8 @@ def read_hosts(path: str | Path) -> dict[str, int]:
         if text := line.partition("#")[0].strip():
             match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
             if not match or match[1] in hosts:
-                raise UserError(
-                    f"{path}, line {number}: {text!r} is not {line_of_one}: no spaces at the =, a slot or more, each host once."
-                )
+                rule = f"{line_of_one}: no spaces at the =, a slot or more, each host once"
+                raise UserError(f"{path}, line {number}: {text!r} is not {rule}.")
             hosts[match[1]] = int(match[2])
     return hosts
 
@@ -293,8 +356,6 @@ def choose_hosts(path: str | Path, nodes: int, gpus_per_node: int) -> list[str]:
     chosen = list(hosts)[:nodes]
     for host in chosen:
         if hosts[host] < gpus_per_node:
-            raise UserError(
-                f"gpus_per_node: {gpus_per_node} are asked for, and {host} has slots={hosts[host]} in {path}. "
-                "The number counts the GPUs of one node, not of all."
-            )
+            slots = f"{gpus_per_node} are asked for, and {host} has slots={hosts[host]} in {path}"
+            raise UserError(f"gpus_per_node: {slots}. The number counts the GPUs of one node, not of all.")
     return chosen

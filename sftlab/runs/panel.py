@@ -7,7 +7,6 @@ continue when the cell has ended, and end with the run or the panel.
 """
 
 import functools
-import os
 import threading
 import time
 
@@ -18,7 +17,7 @@ from sftlab.train import folder as run_folder
 
 EVERY = 1.0  # seconds from update to update
 LAST_LINES = 20  # of the log
-MOST_POINTS = 1000  # of a curve
+MOST_POINTS = 1000  # of a curve, about
 
 
 def load_html():
@@ -31,7 +30,7 @@ def write_html(run: state.Run) -> list[str]:
     html, place = load_html(), logs.find_logs(run.folder)
     wrong, active = run.status in ("failed", "killed"), run.status in state.ACTIVE
     lines = logs.read_end(place / logs.LOG).strip("\n").splitlines() if "start" in run.progress else []
-    lines = [line for line in lines if not (line.startswith("{'") and line.endswith("'}"))]  # they are in the chart
+    lines = [line for line in lines if not line.startswith("{'")]  # entries of the trainer's log: they are in the chart
     parts = (
         html.status(state.format_status(run), wrong),
         html.facts(run.folder.name, run.step, run.max_steps, active, state.list_facts(run)),
@@ -41,17 +40,15 @@ def write_html(run: state.Run) -> list[str]:
 
 
 def thin_out(history: list[dict]) -> list[dict]:
-    """About as many entries of a log as a chart has room for, with all validation losses, the first and the last entry."""
-    every, ends = -(-len(history) // MOST_POINTS) or 1, (1, len(history))
-    numbered = enumerate(history, 1)
-    return [entry for number, entry in numbered if "eval_loss" in entry or number % every == 0 or number in ends]
+    """About as many entries of a log as a chart has room for, with all validation losses."""
+    every = -(-len(history) // MOST_POINTS) or 1
+    return [entry for number, entry in enumerate(history) if "eval_loss" in entry or number % every == 0]
 
 
-def draw(figure, histories: dict[str, list]) -> None:
-    """Draw losses into a figure widget in place. histories: name of a run -> entries of its log; one alone has no name."""
-    thin = {name: thin_out(history) for name, history in histories.items()}
+def draw(figure, history: list[dict]) -> None:
+    """Draw the losses of a log into a figure widget in place."""
     try:
-        new = plots.loss_curve(thin if len(thin) > 1 else next(iter(thin.values()))).data
+        new = plots.loss_curve(thin_out(history)).data
     except ValueError:  # no loss was logged yet
         new = ()
     if [trace.name for trace in figure.data] == [trace.name for trace in new]:
@@ -64,15 +61,8 @@ def draw(figure, histories: dict[str, list]) -> None:
     figure._repr_mimebundle_()  # also puts the data into the widget's state, which a page that is reloaded asks for
 
 
-def print_run(run: state.Run) -> None:
-    """Print a run as text and a picture, for a notebook without a reader."""
-    print(state.format_run(run))
-    if run.find_last("loss") is not None:
-        plots.show(plots.loss_curve(run.history))
-
-
-def make_panel(run: state.Run, other: state.Run | None = None):
-    """An ipywidgets box that follows a run, with the losses of another one in its chart. `box.run`: the run as read last."""
+def make_panel(run: state.Run):
+    """An ipywidgets box that follows a run. `box.run`: the run as read last."""
     import ipywidgets
     from plotly.graph_objects import FigureWidget
 
@@ -81,61 +71,47 @@ def make_panel(run: state.Run, other: state.Run | None = None):
     stop = ipywidgets.Button(description="Stop", tooltip="write a checkpoint after the present step, then end")
     resume = ipywidgets.Button(description="Resume", tooltip="from the last checkpoint")
     box = ipywidgets.VBox([status, facts, ipywidgets.HBox([stop, resume]), message, chart, log])
-    box.run, box.follower, drawn, lock = run, None, [], threading.Lock()
-    folders = [one.folder for one in (run, other) if one]
-    names = [os.path.relpath(folder, os.path.commonpath([place.parent for place in folders])) for folder in folders]
+    box.run, box.drawn = run, None
 
     def update() -> None:
-        with lock:
-            now, *others = map(state.read, folders)
-            box.run = now
-            for widget, text in zip((status, facts, log), write_html(now), strict=True):
-                if widget.value != text:  # a selection, or the place of a screen reader, stays
-                    widget.value = text
-            stop.disabled = now.status not in state.ACTIVE or "asked" in now.progress
-            ended = now.status in ("interrupted", "failed", "killed")
-            resume.disabled = not (ended and run_folder.find_last(now.folder))
-            histories = {name: one.history for name, one in zip(names, (now, *others), strict=True)}
-            if drawn != [histories]:
-                draw(chart, histories)
-                drawn[:] = [histories]
+        now = box.run = state.read(run.folder)
+        for widget, text in zip((status, facts, log), write_html(now), strict=True):
+            if widget.value != text:  # a selection, or the place of a screen reader, stays
+                widget.value = text
+        stop.disabled = now.status not in state.ACTIVE or "asked" in now.progress
+        ended = now.status in ("interrupted", "failed", "killed")
+        resume.disabled = not (ended and run_folder.find_last(now.folder))
+        if box.drawn != now.history:
+            draw(chart, now.history)
+            box.drawn = now.history
+
+    def follow() -> None:
+        try:
+            while box.comm is not None and box.run.status in state.ACTIVE:
+                time.sleep(EVERY)
+                update()
+        except Exception as error:  # a thread would lose it
+            sentence = f"The panel has stopped: {error!r}. The run continues; make the panel again."
+            message.value = str(load_html().error(sentence))
+
+    def start() -> None:  # in a thread, because a kernel answers nothing else while a cell runs
+        update()
+        box.follower = threading.Thread(target=follow, name=f"panel of {run.folder.name}", daemon=True)
+        box.follower.start()
 
     def act(action, _) -> None:
-        message.value = ""
+        stop.disabled, resume.disabled, message.value = True, True, ""
         try:
             action(box.run)
         except UserError as error:
             message.value = str(load_html().error(error))
-        follow(box, update, message)
+        if not box.follower.is_alive():
+            start()
 
     stop.on_click(functools.partial(act, background.stop))
     resume.on_click(functools.partial(act, background.resume))
-    follow(box, update, message)
+    start()
     return box
-
-
-def follow(box, update, message) -> None:
-    """Call `update` now and each second, in a thread, until the run has ended or the box is closed. message: for errors.
-
-    A thread, because a kernel answers nothing else while a cell runs. A box has one at most.
-    """
-
-    def try_update() -> bool:
-        try:
-            update()
-        except Exception as error:  # a thread would lose it
-            sentence = f"The panel has stopped: {error!r}. The run continues; make the panel again."
-            message.value = str(load_html().error(sentence))
-            return False
-        return box.run.status in state.ACTIVE
-
-    def repeat() -> None:
-        while box.comm is not None and box.follower is threading.current_thread() and try_update():
-            time.sleep(EVERY)
-
-    if try_update():
-        box.follower = threading.Thread(target=repeat, name=f"panel of {box.run.folder.name}", daemon=True)
-        box.follower.start()  # an earlier one sees that it was replaced, and ends
 
 
 def close(box) -> None:

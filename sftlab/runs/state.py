@@ -6,7 +6,6 @@ what a run is doing, progress.json: `start` in it is from who started it in the 
     python -c "from sftlab.runs import state; print(*state.find('runs'), sep='\\n')"
 """
 
-import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.memory import duration
+from sftlab.runs import logs
 from sftlab.train import folder as run_folder
 
 ACTIVE = ("starting", "running")
-DEPTH = 5  # levels of folders that are searched for runs
 SAME = 0.05  # seconds by which two readings of a process's start may differ
 KILLED = "ended without a message: killed from outside, most often because memory ran out, or the machine went down"
 STATUS = {
@@ -36,8 +35,8 @@ class Run:
     """A run at one moment, from its files; `read(run.folder)` for the next.
 
     status: starting, running, completed, interrupted, failed, killed (it left no message), or none (there is no run).
-    started: seconds since the epoch. history: the entries of its log. progress: its progress.json. process: the one to
-    stop (`folder.identify`): a launcher, or the one that trains; None where none is at work.
+    history: the entries of its log. progress: its progress.json. process: the one to stop (`folder.identify`); None where
+    none is at work.
     """
 
     folder: Path
@@ -46,14 +45,18 @@ class Run:
     config: TrainConfig | None = None
     config_hash: str = ""
     step: int = 0
-    max_steps: int | None = None
     history: list[dict] = field(default_factory=list, repr=False)
     progress: dict = field(default_factory=dict, repr=False)
     process: dict | None = field(default=None, repr=False)
 
     @property
     def started(self) -> float | None:
+        """Seconds since the epoch."""
         return self.progress.get("started")
+
+    @property
+    def max_steps(self) -> int | None:
+        return self.progress.get("max_steps")
 
     @property
     def speed(self) -> tuple[float, float] | None:
@@ -80,59 +83,49 @@ def read(folder: str | Path) -> Run:
     folder = Path(folder).absolute()
     names = ("run.json", run_folder.PROGRESS, "result.json")
     about, progress, result = (files.read_json(folder / name) for name in names)
-    process, history = find_process(progress), run_folder.read_log(folder)
-    loading = process is not None and "process" not in progress
-    if loading:  # what is in the folder is of an earlier start
+    progress = progress if "started" in progress else {}  # another program's
+    process = find_process(progress)
+    if "start" in progress and "process" not in progress:  # it doesn't train yet; what else is here is an earlier run's
         result = {}
-    if "start" in progress and (loading or not about):
-        about = {"config": progress["start"]["config"]}
+        if process or not about:  # of a start that was refused the earlier run's options are left, to resume it
+            about = {"config": progress["start"]["config"]}
     config = TrainConfig(**TrainConfig.keep_known(about["config"])) if about.get("config") else None
-    if loading and config.overwrite:
-        history = []
-    status, reason = find_status(about, progress, result, process)
-    logged = next((entry for entry in reversed(history) if "max_steps" in entry), {})
-    step = result.get("metrics", {}).get("steps", progress.get("step", logged.get("step", 0)))
+    step = result.get("metrics", {}).get("steps", progress.get("step", 0))
     if not result and not process and (last := run_folder.find_last(folder)):
         step = max(step, run_folder.get_step(last))  # it's saved before progress.json has its step
     return Run(
         folder,
-        status,
-        reason,
+        *find_status(folder, about, progress, result, process),
         config,
-        about.get("config_hash") or (config.hash() if config else ""),
+        about.get("config_hash", ""),
         step,
-        progress.get("max_steps", logged.get("max_steps")),
-        history,
+        run_folder.read_log(folder),
         progress,
         process,
     )
 
 
-def find_status(about: dict, progress: dict, result: dict, process: dict | None) -> tuple[str, str]:
+def find_status(folder: Path, about: dict, progress: dict, result: dict, process: dict | None) -> tuple[str, str]:
     """(status, reason) of a run, from its files and the process that is at work."""
     if result:
-        reason = result.get("error", "")
-        if result["status"] == "interrupted" and not reason:
-            reason = f"a checkpoint is saved ({result.get('signal')})"
-        if "start" in progress and "process" not in progress:  # a later start, which left the run as it was
-            ended = "stopped before its first step" if "asked" in progress else KILLED
-            reason = f"{reason}; the last start: {progress.get('reason', ended)}".removeprefix("; ")
-        return result["status"], reason
+        saved = f"a checkpoint is saved ({result.get('signal')})" if result["status"] == "interrupted" else ""
+        return result["status"], result.get("error") or saved
     if process:
         return ("running" if "doing" in progress else "starting"), ""
     if "ended" in progress:
-        return progress["status"], progress.get("reason", "")  # an earlier version called it otherwise
+        return progress["status"], progress["reason"]
     if "asked" in progress and "doing" not in progress:
         return "interrupted", "before its first step"
+    if "start" in progress and (reason := logs.explain_end(logs.read_end(logs.find_logs(folder) / logs.LOG))):
+        return "failed", reason  # before it could note that: an import that fails
     return ("killed", KILLED) if progress or "config_hash" in about else ("none", "there is no run")
 
 
 def find_process(progress: dict) -> dict | None:
-    """The process of a run that is at work: the one that was started in the background, else the one that trains."""
-    if "ended" in progress:  # a notebook's kernel lives on
-        return None
-    own = (progress.get("start", {}).get("process"), progress.get("process"))
-    return next((process for process in own if process and is_alive(process)), None)
+    """The process of a run, if it is at work."""
+    process = progress.get("process") or progress.get("start", {}).get("process")
+    at_work = process and "ended" not in progress and is_alive(process)  # ended: a notebook's kernel lives on
+    return process if at_work else None
 
 
 def is_elsewhere(process: dict) -> bool:
@@ -162,15 +155,9 @@ def find_place() -> Path:
 
 def find(folder: str | Path | None = None) -> list[Run]:
     """All runs in a folder (default: `find_place`) and the folders in it, the last one that began first."""
-    found, top = [], Path(folder or find_place()).absolute()
-    for place, names, _ in os.walk(top):
-        place = Path(place)
-        known = files.read_json(place / "run.json") | files.read_json(place / run_folder.PROGRESS)
-        is_run = not known.keys().isdisjoint({"config_hash", "started"})  # other programs use these file names, too
-        if is_run:
-            found.append(read(place))
-        deep = len(place.relative_to(top).parts) >= DEPTH
-        names[:] = [] if is_run or deep else [name for name in names if not name.startswith(".")]
+    top = Path(folder or find_place()).absolute()
+    places = {path.parent for name in ("run.json", run_folder.PROGRESS) for path in top.rglob(name)}
+    found = [run for run in map(read, sorted(places)) if run.status != "none"]
     return sorted(found, key=lambda run: run.started or 0, reverse=True)
 
 
@@ -188,24 +175,19 @@ def format_status(run: Run) -> str:
 
 def list_facts(run: Run) -> dict[str, str]:
     """The figures of a run as texts by their names; empty where one isn't known."""
-
-    def format_number(value: float | None, form: str = ".4g") -> str:
-        return "" if value is None else f"{value:{form}}"
-
-    def format_bytes(size: int | None) -> str:
-        return f"{size / 1e9:.2f} GB" if size else ""
-
-    return {
-        "step": f"{run.step} of {run.max_steps}" if run.max_steps else str(run.step or ""),
-        "epoch": format_number(run.progress.get("epoch")),
-        "time left": "" if run.seconds_left is None else duration.format_seconds(run.seconds_left),
-        "loss": format_number(run.find_last("loss")),
-        "validation loss": format_number(run.find_last("eval_loss")),
-        "learning rate": format_number(run.find_last("learning_rate")),
-        "tokens per second": format_number(run.speed and run.speed[1], ",.0f"),
-        "memory": format_bytes(run.progress.get("memory_bytes")),
-        "memory of the GPU": format_bytes(run.progress.get("gpu_memory_bytes")),
+    speed, left, texts = run.speed, run.seconds_left, {}
+    texts["step"] = f"{run.step} of {run.max_steps}" if run.max_steps else str(run.step or "")
+    texts["time left"] = "" if left is None else duration.format_seconds(left)
+    numbers = {
+        "epoch": (run.progress.get("epoch"), "{:.4g}"),
+        "loss": (run.find_last("loss"), "{:.4g}"),
+        "validation loss": (run.find_last("eval_loss"), "{:.4g}"),
+        "learning rate": (run.find_last("learning_rate"), "{:.4g}"),
+        "tokens per second": (speed and speed[1], "{:,.0f}"),
+        "memory": (run.progress.get("memory_bytes", 0) / 1e9 or None, "{:.2f} GB"),
+        "memory of the GPU": (run.progress.get("gpu_memory_bytes", 0) / 1e9 or None, "{:.2f} GB"),
     }
+    return texts | {name: "" if value is None else form.format(value) for name, (value, form) in numbers.items()}
 
 
 def format_run(run: Run) -> str:

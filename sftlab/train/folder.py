@@ -71,7 +71,7 @@ def check_resumed(config: TrainConfig, processes: int) -> None:
     run = files.read_json(folder / "run.json")
     before = {"processes": run.get("processes", 1)} | run.get("config", {})
     now = dataclasses.asdict(config) | {"processes": processes}
-    known = (now.keys() & before.keys()) - {"resume", "overwrite"}
+    known = (now.keys() & before.keys()) - {"output_dir", "resume", "overwrite"}
     changed = {name: f"{before[name]} -> {now[name]}" for name in now if name in known and before[name] != now[name]}
     if fixed := next((name for name in changed if name in KEPT_ON_RESUME), None):
         values = f"{before[fixed]}, not {now[fixed]}. Give it as it was, or name another --output-dir."
@@ -116,7 +116,7 @@ def identify(pid: int | None = None) -> dict:
 
 def write_process(folder: Path, start: dict | None) -> None:
     """Begin progress.json: which process trains, and where. start: what started it in the background, if it is this run's."""
-    kept = {"start": start} if start and (start["launch"] or is_this(start["process"])) else {}
+    kept = {"start": start} if start and is_this(start["process"]) else {}
     files.write_json(folder / PROGRESS, {"process": identify(), "started": time.time(), "cwd": os.getcwd()} | kept)
 
 

@@ -1,6 +1,7 @@
 """Run folders as a training leaves them, and short trainings."""
 
 import os
+import platform
 import time
 
 import pytest
@@ -9,6 +10,12 @@ from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.runs import logs, panel, state
 from sftlab.train import folder as run_folder
+
+
+@pytest.fixture
+def gone() -> dict:
+    """A process that can't be: Linux counts to 2**22."""
+    return {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}
 
 
 @pytest.fixture
@@ -33,9 +40,7 @@ def make_run(tmp_path, monkeypatch):
         config = TrainConfig(output_dir=str(folder), use_lora=True, lora_r=4)
         files.write_json(folder / "run.json", {"config": vars(config), "config_hash": config.hash(), "processes": 1})
         for number, loss in enumerate(losses, 1):
-            run_folder.append_entry(
-                folder, {"loss": loss, "step": 10 * number, "learning_rate": 1e-3, "max_steps": 100}
-            )
+            run_folder.append_entry(folder, {"loss": loss, "step": 10 * number, "learning_rate": 1e-3})
         if checkpoint:
             files.write_json(folder / f"checkpoint-{checkpoint}" / "trainer_state.json", {"global_step": checkpoint})
         if result:
@@ -61,13 +66,12 @@ def set_progress(folder, **changes) -> None:
 
 
 @pytest.fixture
-def put_start():
+def put_start(gone):
     """Writes what a start in the background leaves, before its training begins."""
 
-    def put(folder, process: dict, launch=None, output: str = "", reason: str = "", **options) -> state.Run:
+    def put(folder, process: dict = gone, output: str = "", reason: str = "") -> state.Run:
         files.write_text(logs.find_logs(folder) / logs.LOG, output)
-        config = TrainConfig(output_dir=str(folder), lora_r=64, **options)
-        start = {"process": process, "config": vars(config), "launch": launch}
+        start = {"process": process, "config": vars(TrainConfig(output_dir=str(folder), lora_r=64, overwrite=True))}
         ended = {"ended": 1.0, "status": "failed", "reason": reason} if reason else {}
         files.write_json(folder / run_folder.PROGRESS, {"start": start, "started": 300.0, "step": 0} | ended)
         return state.read(folder)

@@ -41,13 +41,13 @@ def test_a_panel_follows_its_run_to_the_end_and_its_thread_ends_then(make_run, s
     assert [button.disabled for button in buttons.children] == [True, True]
 
 
-def test_a_chart_has_a_part_of_a_long_log_with_its_ends_and_all_validation_losses():
+def test_a_chart_has_a_part_of_a_long_log_with_all_validation_losses():
     history = [{"loss": 1 / step, "step": step} for step in range(1, 12_346)]
     for entry in history[6::1000]:
         entry["eval_loss"] = 1.0
     kept = panel.thin_out(history)
-    assert 900 <= len(kept) <= 1100 and kept[0] is history[0] and kept[-1] is history[-1]
-    assert sum("eval_loss" in entry for entry in kept) == 13 and panel.thin_out(history[:900]) == history[:900]
+    assert 900 <= len(kept) <= 1100 and sum("eval_loss" in entry for entry in kept) == 13
+    assert panel.thin_out(history[:900]) == history[:900]
 
 
 def test_a_closed_panel_reads_no_more_and_a_run_is_untouched_by_it(make_run):
@@ -85,47 +85,42 @@ def test_stop_asks_the_process_and_a_refusal_is_shown(make_run, monkeypatch):
     box = panel.make_panel(run)
     stop = box.children[2].children[0]
     stop.click()
-    assert sent == [(os.getpid(), signal.SIGINT)]
+    assert sent == [(os.getpid(), signal.SIGINT)] and stop.disabled
     result = {"status": "interrupted", "signal": "SIGINT", "metrics": {"steps": 12}}
     files.write_json(run.folder / "result.json", result)
     stop.click()  # before the panel has seen it
     assert len(sent) == 1 and "there is nothing to stop" in read_texts(box)
 
 
-def test_of_many_runs_one_is_chosen_and_compared(make_run, tmp_path, wait_until):
+def test_of_many_runs_one_is_chosen(make_run, tmp_path, wait_until):
     make_run("a", [3.0, 1.0])
     make_run("b", [4.0])
     before = set(threading.enumerate())
     box = runs_table.make_list(tmp_path)
-    table, row, place = box.children
-    chosen, other, again = row.children
-    assert all(field.description for field in row.children) and set(chosen.options) == {"a", "b"}
+    table, chosen, place = box.children
+    assert chosen.description and set(chosen.options) == {"a", "b"}
     assert "20 of 100" in table.value and "10 of 100" in table.value
-    chosen.value, other.value = "a", "b"
-    chart = place.children[0].children[4]
-    assert {(trace.name, trace.y[-1]) for trace in chart.data} == {("a: training", 1.0), ("b: training", 4.0)}
+    for name, loss in (("a", 1.0), ("b", 4.0)):
+        chosen.value = name
+        assert place.children[0].children[4].data[0].y[-1] == loss
     own = place.children[0].follower
     wait_until(lambda: set(threading.enumerate()) - before <= {own})  # those of earlier panels have ended
     assert own.is_alive()
-    make_run("c", [5.0])
-    again.click()
-    assert set(chosen.options) == {"a", "b", "c"} and chosen.value == "a" and other.value == "b"
     panel.close(box)
 
 
-def test_without_a_reader_a_run_is_text_and_a_picture(make_run, tmp_path, capsys):
+def test_without_a_reader_a_run_is_text_and_a_picture(make_run, tmp_path):
     run = make_run(losses=[3.0, 2.5])
-    assert runs_table.attach(run.folder) is None and runs_table.attach(tmp_path) is None
-    out = capsys.readouterr().out
-    assert "run is running" in out and "20 of 100" in out and "validation" in out
-    code = f"from sftlab import runs\nruns.attach({str(run.folder)!r})"
+    code = f"from sftlab import runs\nruns.attach({str(run.folder)!r})\nruns.attach({str(tmp_path)!r})"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(book, timeout=60, kernel_name="python3").execute()
     kinds = [set(output.get("data", {})) for output in book.cells[0].outputs]
     assert any("image/png" in kind for kind in kinds) and not any("widget" in name for kind in kinds for name in kind)
+    printed = "".join(output.get("text", "") for output in book.cells[0].outputs)
+    assert "run is running" in printed and printed.count("20 of 100") == 2
 
 
-def test_the_terminal_lists_runs(make_run, tmp_path, capsys):
+def test_the_terminal_lists_and_follows_runs(make_run, tmp_path, capsys):
     run = make_run(losses=[3.0, 2.5])
 
     def call(*arguments) -> tuple[int, str]:
@@ -134,14 +129,13 @@ def test_the_terminal_lists_runs(make_run, tmp_path, capsys):
 
     code, out = call(tmp_path)
     heads, line = out.splitlines()
-    assert (
-        code == 0 and heads.split()[:3] == ["run", "status", "step"] and "20 of 100" in line and run.config_hash in line
-    )
+    assert code == 0 and heads.split()[:3] == ["run", "status", "step"]
+    assert "20 of 100" in line and run.config_hash in line
     code, out = call("--stop", tmp_path)
-    assert code == 2 and "no run there" in out
+    assert code == 2 and "there is no run" in out
     files.write_json(run.folder / "result.json", COMPLETED)
     code, out = call("--follow", run.folder)
-    assert code == 0 and "step 10: loss 3" in out and "run is complete" in out
+    assert code == 0 and "100/100" in out and "loss=2.5" in out and "run is complete" in out
     code, out = call("--resume", run.folder)
     assert code == 2 and "the run is complete" in out
 

@@ -1,7 +1,6 @@
 """The state of a run from its files: starts that were refused, other machines, earlier runs, a disk without room."""
 
 import os
-import platform
 
 import pytest
 
@@ -12,62 +11,39 @@ from sftlab.runs import background, logs, state, table
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
-GONE = {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}  # a process that can't be: Linux counts to 2**22
-REFUSED = "sftlab: dataset_path: nowhere is not there.\n"
 TRACED = "Traceback (most recent call last):\n  File x\n    y\nValueError: z\n"
 STOPPED = {"status": "interrupted", "signal": "SIGTERM", "metrics": {"steps": 20}}
 
 
-@pytest.mark.parametrize("result", [{"status": "completed", "metrics": {"steps": 100}}, STOPPED, None])
-def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(result, make_run, put_start, monkeypatch):
-    before = make_run(result=result, process=GONE, step=20, checkpoint=20)
-    run = put_start(before.folder, GONE, {"gpus_per_node": 2}, overwrite=True, reason="refused: dataset_path: nowhere.")
-    assert run.status == (result["status"] if result else "failed") and run.reason.endswith(
-        "refused: dataset_path: nowhere."
-    )
-    assert (run.step, run.config) == (before.step, before.config) and run.config.lora_r == 4
-    monkeypatch.setattr(background, "spawn", lambda config, launch, cwd, step: (config.lora_r, launch, step))
-    if run.status == "completed":
-        with pytest.raises(UserError, match="the run is complete"):
-            background.resume(run)
-    else:
-        assert background.resume(run) == (4, None, 20)
-    run = put_start(run.folder, run_folder.identify(), overwrite=True)  # at work: the run to come
+def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(make_run, put_start, gone, monkeypatch):
+    before = make_run(result=STOPPED, process=gone, step=20, checkpoint=20)
+    assert (before.status, before.reason, before.step) == ("interrupted", "a checkpoint is saved (SIGTERM)", 20)
+    run = put_start(before.folder, reason="refused: dataset_path: nowhere.")
+    assert (run.status, run.step, run.config) == ("failed", 20, before.config) and run.config.lora_r == 4
+    monkeypatch.setattr(background, "spawn", lambda config, cwd, step: (config.lora_r, step))
+    assert background.resume(run) == (4, 20)
+    run = put_start(run.folder, run_folder.identify())  # at work: the run to come
     assert (run.status, run.step, run.config.lora_r) == ("starting", 0, 64)
 
 
-def test_a_start_that_was_killed_before_it_trained_is_named_in_the_reason(make_run, put_start):
-    folder = make_run(result=STOPPED, process=GONE, step=20).folder
-    assert "the last start: ended without a message" in put_start(folder, GONE).reason
+def test_why_a_start_ended_that_left_no_note(tmp_path, put_start):
+    folder = tmp_path / "run"
+    assert put_start(folder).status == "killed"
+    run = put_start(folder, output=TRACED)  # an import that fails
+    assert (run.status, run.reason) == ("failed", "ValueError: z")
     run_folder.update_progress(folder, {"asked": 60.0})
-    assert state.read(folder).reason.endswith("the last start: stopped before its first step")
+    run = state.read(folder)
+    assert (run.status, run.reason) == ("interrupted", "before its first step")
 
 
-def test_two_processes_may_write_one_file_at_the_same_time(tmp_path, monkeypatch):
-    replace = os.replace
-
-    def replace_late(aside, path):
-        monkeypatch.setattr(os, "replace", replace)
-        monkeypatch.setattr(os, "getpid", lambda: 1)
-        files.write_json(path, {"by": "another"})
-        replace(aside, path)
-
-    monkeypatch.setattr(os, "replace", replace_late)
-    files.write_json(tmp_path / run_folder.PROGRESS, {"by": "this"})
-    assert files.read_json(tmp_path / run_folder.PROGRESS) == {"by": "this"}
-
-
-def test_a_folder_of_an_earlier_version_is_listed(tmp_path):
+def test_a_run_is_found_by_its_configuration_alone_and_files_of_others_are_not_runs(tmp_path):
     config = TrainConfig(output_dir="old")
     files.write_json(tmp_path / "old" / "run.json", {"config": vars(config), "config_hash": config.hash()})
-    files.write_json(
-        tmp_path / "old" / run_folder.PROGRESS, {"process": GONE, "started": 1.0, "step": 7, "max_steps": 9}
-    )
-    files.write_json(tmp_path / "old-logs" / "background.json", {"process": GONE})
-    files.write_json(tmp_path / "other" / run_folder.PROGRESS, {"start": 5})  # another program's
+    files.write_json(tmp_path / "other" / run_folder.PROGRESS, {"start": 5})
+    files.write_json(tmp_path / "third" / "run.json", {"run": 1})
     [run] = state.find(tmp_path)
-    assert (run.folder.name, run.status, run.step) == ("old", "killed", 7) and "7 of 9" in table.format_table(tmp_path)
-    assert table.format_table(tmp_path / "old-logs").startswith("no runs in")
+    assert (run.folder.name, run.status) == ("old", "killed") and config.hash() in table.format_table(tmp_path)
+    assert table.format_table(tmp_path / "other").startswith("no runs in")
 
 
 def test_a_run_of_another_machine_is_neither_started_over_nor_stopped(make_run):
@@ -79,12 +55,9 @@ def test_a_run_of_another_machine_is_neither_started_over_nor_stopped(make_run):
         background.stop(run)
 
 
-def test_a_run_that_has_begun_in_another_process_is_not_that_of_an_earlier_start(make_run, put_start):
+def test_a_run_that_has_begun_in_another_process_is_not_that_of_an_earlier_start(make_run, put_start, gone):
     folder = make_run(step=20).folder
-    put_start(folder, GONE)
-    run_folder.update_progress(folder, {"asked": 60.0})
-    assert state.read(folder).status == "interrupted"  # before its first step
-    for process, kept in ((GONE, False), (run_folder.identify(), True)):
+    for process, kept in ((gone, False), (run_folder.identify(), True)):
         run_folder.write_process(folder, put_start(folder, process).progress["start"])
         assert ("start" in state.read(folder).progress) == kept and state.read(folder).status == "starting"
 
@@ -92,10 +65,9 @@ def test_a_run_that_has_begun_in_another_process_is_not_that_of_an_earlier_start
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
-        (REFUSED, "refused: dataset_path: nowhere is not there."),
+        ("sftlab: dataset_path: nowhere is not there.\n", "refused: dataset_path: nowhere is not there."),
         ("sftlab: rank 1: max_length: raise it\n", "refused: rank 1: max_length: raise it"),
         ("sftlab: interrupted\n", ""),
-        (TRACED, "ValueError: z"),
         (TRACED + "of two lines\nsftlab doctor run: why, and what to do\n", "ValueError: z"),
         (TRACED.replace("T", "[rank0]: T").replace("\n ", "\n[rank0]:  ").replace("V", "[rank0]: V"), "ValueError: z"),
         (TRACED + "it continues\n" * 20, ""),
@@ -124,9 +96,9 @@ def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_a
 
 
 def test_an_interrupt_as_a_training_begins_is_its_end_and_one_before_leaves_an_earlier_run(
-    make_run, configure, monkeypatch
+    make_run, configure, gone, monkeypatch
 ):
-    before, begin = make_run(process=GONE, step=20), run_folder.begin
+    before, begin = make_run(process=gone, step=20), run_folder.begin
     config = configure(max_steps=1, overwrite=True)
 
     def interrupt(*arguments):
@@ -161,7 +133,6 @@ def test_a_process_that_has_taken_the_number_of_a_run_is_not_the_run():
     ("status", "reason", "sentence"),
     [
         ("failed", "ValueError: x", "run has failed: ValueError: x"),
-        ("killed", "y", "run was killed: y"),
         ("failed", "refused: output_dir: z exists.", "run was refused: output_dir: z exists."),
     ],
 )

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from sftlab import files
-from sftlab.config.configs import LaunchConfig, TrainConfig
+from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 from sftlab.runs import background, logs, state
 from sftlab.train import folder as run_folder
@@ -73,31 +73,24 @@ def test_a_log_ends_where_the_checkpoint_does(tmp_path):
 def test_a_run_outlives_who_started_it_is_found_stopped_and_resumed_and_loses_nothing(
     configure, tmp_path, monkeypatch, wait_for_step
 ):
-    """The same losses as of a run that was never stopped."""
-    options = {"max_steps": 60, "save_steps": 50, "eval_steps": 30}
     monkeypatch.chdir(tmp_path)
-    run = background.start(TrainConfig(**vars(configure(**options)) | {"output_dir": "own/run"}))
+    run = background.start(TrainConfig(**vars(configure(max_steps=40, save_steps=50)) | {"output_dir": "own/run"}))
     assert run.status == "starting" and os.getsid(run.process["pid"]) == run.process["pid"]  # no Ctrl-C reaches it
     assert run.process["pid"] not in {run.process["pid"] for run in state.find(tmp_path / "other")}
     monkeypatch.chdir("/")
     [found] = state.find(tmp_path)
-    wait_for_step(found, 10)
+    wait_for_step(found, 5)
     background.stop(found)
     stopped = background.wait(found, 180)
     assert (stopped.status, stopped.reason) == ("interrupted", "a checkpoint is saved (SIGTERM)")
-    assert run_folder.get_step(run_folder.find_last(run.folder)) == stopped.step < 60
+    assert run_folder.get_step(run_folder.find_last(run.folder)) == stopped.step < 40
     assert background.resume(stopped).status == "starting"  # from another folder than it was started in
     with pytest.raises(UserError, match="at work already"):
         background.resume(stopped)
     ended = background.wait(stopped, 300)
-    assert (ended.status, ended.step, ended.max_steps) == ("completed", 60, 60), ended.reason
-    assert ended.config.output_dir == "own/run"
-    train_run.train(configure("whole", **options))
-    whole, own = strip(run_folder.read_log(tmp_path / "whole")), strip(ended.history)
-    assert [entry["step"] for entry in own] == [entry["step"] for entry in whole]
-    for entry, other in zip(own[:-1], whole[:-1], strict=True):
-        for name in ("loss", "eval_loss", "num_tokens"):
-            assert entry.get(name, -1) == pytest.approx(other.get(name, -1), rel=1e-5), (entry, other)
+    assert (ended.status, ended.step, ended.max_steps) == ("completed", 40, 40), ended.reason
+    assert [entry["step"] for entry in ended.history if "loss" in entry] == [1, *range(3, 40, 3)]
+    assert strip(ended.history) == read_trainer_log(ended.folder)
 
 
 def test_a_run_has_its_steps_between_two_lines_of_its_log_and_a_killed_one_is_called_so(
@@ -115,7 +108,7 @@ def test_a_run_has_its_steps_between_two_lines_of_its_log_and_a_killed_one_is_ca
     wait_until(lambda: not psutil.pid_exists(pid))  # not even as a zombie, though its parent lives
     killed = state.read(run.folder)
     assert killed.status == "killed" and "ended without a message" in killed.reason
-    with pytest.raises(UserError, match="killed; there is nothing to stop"):
+    with pytest.raises(UserError, match="was killed.*there is nothing to stop"):
         background.stop(killed)
     with pytest.raises(UserError, match="no whole checkpoint"):
         background.resume(killed)
@@ -134,17 +127,3 @@ def test_why_a_run_is_refused_is_known_and_one_before_its_first_step_can_be_stop
     assert background.wait(stopped, 60).status == "interrupted"
     assert {found.folder.name for found in state.find(tmp_path)} == {"other", "stopped"}
     run_folder.claim_folder(configure("other"), 1)  # which nothing is in
-
-
-@pytest.mark.slow
-def test_a_run_on_several_devices_is_stopped_and_resumed_by_its_launcher(configure, wait_for_step, wait_until):
-    config = configure(max_steps=60, save_steps=1000, eval_steps=1000)
-    running = wait_for_step(background.start(config, LaunchConfig(gpus_per_node=2)), 2)
-    assert running.process != running.progress["process"]
-    background.stop(running)
-    stopped = background.wait(running, 180)
-    assert stopped.status == "interrupted" and stopped.step < 60
-    wait_until(lambda: state.read(stopped.folder).process is None)
-    ended = background.wait(background.resume(stopped), 300)
-    assert (ended.status, ended.step) == ("completed", 60) and strip(ended.history) == read_trainer_log(ended.folder)
-    assert files.read_json(ended.folder / "run.json")["processes"] == 2
