@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -152,7 +153,7 @@ def main() -> None:
     formats.set_format(tokenizer, "alpaca")
     score = scores.ask(model, tokenizer, test)
     base = describe(score, test)
-    base["prose"] = {lang: scores.complete(model, tokenizer, [row for row in prose if row["language"] == lang])
+    base["prose"] = {lang: fmean(scores.complete(model, tokenizer, [row for row in prose if row["language"] == lang]))
                      for lang in ("en", "ja")}  # fmt: skip
     first = [answer.split("\n")[0].strip() == row["output"] for answer, row in zip(score.answers, test, strict=True)]
     base["first_line"] = {lang: sum(ok for ok, row in zip(first, test, strict=True) if row["language"] == lang)

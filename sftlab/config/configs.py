@@ -133,7 +133,7 @@ class EvaluateConfig(Options):
     smallest_gain: float = option(0.1, "the smallest gain in exact match that matters", low=0.001, high=1)
     level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
     resamples: int = option(10_000, "resamples of the bootstrap", low=100)
-    prose: str | None = option(None, "text to look for forgetting in: a .txt of paragraphs, a .jsonl with `text`")
+    prose: str | None = option(None, "text to look for forgetting in: a file of paragraphs")
     num_texts: int = option(200, "only the first so many of these texts; 0: all of them", low=0)
     trust_remote_code: bool = option(False, TRUST)
     seed: int = option(42, "seed of the sample, of drawn answers and of the bootstrap", low=0, high=2**32 - 1)

@@ -1,15 +1,6 @@
 """Base against tuned: scores, statistics, forgetting, the verdict, the report (notebook 11)."""
 
-from sftlab.evaluate.scores import (
-    Score,
-    ask,
-    compare_scores,
-    complete,
-    generate,
-    measure_rows,
-    perplexity,
-    read_facts,
-)
+from sftlab.evaluate.scores import Score, ask, complete, generate, measure_rows, read_facts
 from sftlab.evaluate.statistics import compare_flags, compare_rows, count_uneven, interval, smallest_share
 
 __all__ = [
@@ -17,13 +8,11 @@ __all__ = [
     "ask",
     "compare_flags",
     "compare_rows",
-    "compare_scores",
     "complete",
     "count_uneven",
     "generate",
     "interval",
     "measure_rows",
-    "perplexity",
     "read_facts",
     "smallest_share",
 ]

@@ -7,11 +7,12 @@ sftlab evaluate runs/first
 """
 
 import dataclasses
+import math
 import random
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
+
+import pandas
 
 from sftlab import files
 from sftlab.config.configs import EvaluateConfig
@@ -19,23 +20,11 @@ from sftlab.data import cleaning
 from sftlab.data.rows import get_prompt
 from sftlab.errors import UserError
 from sftlab.evaluate import forgetting, report, scores, statistics, verdict
-from sftlab.memory import dry_run
 from sftlab.models.load import IGNORED
-from sftlab.train.saved import Run, load_models, read_run
+from sftlab.train.saved import Run, load_models, read_run, read_settings
 
 ROOM = 1.5  # answers may be so many times as long as the longest expected one before they are cut off
 LONGEST = 512  # tokens
-ANSWER = ("question", "expected", "base", "tuned", "base_right", "tuned_right")
-
-
-@dataclass
-class Measured:
-    """What one model did: answers, summed losses and their tokens by row, the prose probe."""
-
-    score: scores.Score
-    sums: object
-    counts: object
-    prose: dict
 
 
 def evaluate_run(config: EvaluateConfig) -> dict:
@@ -48,18 +37,20 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     run = read_run(config.run_dir, config.dataset_path, config.trust_remote_code)
     rows, max_new_tokens = choose_rows(run, config)
     config = dataclasses.replace(config, max_new_tokens=max_new_tokens)
-    probe = forgetting.choose_probe(run.config.model_name, config.prose, config.num_texts)
-    measured = {}
+    probe, texts, facts = forgetting.choose_probe(run.config.model_name, config.prose, config.num_texts)
+    measured, prose = {}, []
+    size, bf16 = config.batch_size, run.config.bf16
     for name, model in load_models(run):
-        print(f"{name}: {len(rows)} questions, {len(probe[1])} texts")
-        measured[name] = measure_model(model, run, rows, probe, config)
+        print(f"{name}: {len(rows)} questions, {len(texts)} texts")
+        measured[name] = measure_model(model, run, rows, config)
+        prose.append(forgetting.measure_probe(model, run.tokenizer, texts, facts, size, bf16, run.config.max_length))
         del model  # or the tuned one would be loaded beside it
     how = {"level": config.level, "resamples": config.resamples, "seed": config.seed}
-    found = compare_models(run, rows, measured, config, how)
-    prose = [one.prose for one in measured.values()]
-    found["forgetting"] = forgetting.compare_probe(*probe[:2], *prose, **how)
+    found = compare_models(run, rows, *measured.values(), config, how)
+    found["forgetting"] = forgetting.compare_probe(probe, texts, *prose, **how)
     found["seconds"] = round(time.time() - started, 2)
-    save_evaluation(run.folder, found)
+    files.write_json(run.folder / "result.json", files.read_json(run.folder / "result.json") | {"evaluation": found})
+    report.write_report(run.folder)
     return found
 
 
@@ -69,22 +60,23 @@ def choose_rows(run: Run, config: EvaluateConfig) -> tuple[list[dict], int]:
     A row must have a last answer left, and the model must have positions for an answer to its prompt.
     """
     split, limit = run.splits["test"], run.config.max_length
-    settings = dry_run.read_settings(run.config.model_name, run.config.trust_remote_code).get_text_config()
-    positions = getattr(settings, "max_position_embeddings", None) or sys.maxsize
+    positions = getattr(read_settings(run).get_text_config(), "max_position_embeddings", None) or sys.maxsize
     labels = split["labels"]
     starts = [find_last_answer(row) for row in labels]
     answered = [number for number, start in enumerate(starts) if start < limit]
     if not answered:
-        path = run.config.dataset_path
-        raise UserError(f"dataset_path: within {limit} tokens no held-out row of {path} has an answer.")
+        raise UserError(
+            f"dataset_path: within {limit} tokens no held-out row of {run.config.dataset_path} has an answer."
+        )
     longest = max(len(labels[number]) - starts[number] for number in answered)
     room = config.max_new_tokens or min(LONGEST, round(ROOM * longest))
     kept = [number for number in answered if starts[number] + room <= positions]
     if not kept:
         raise UserError(f"max_new_tokens: no question leaves room for {room} tokens of answer; lower it.")
-    if len(kept) < len(answered):
-        left_out = f"{len(answered) - len(kept)} questions are left out"
-        print(f"{left_out}: with {room} tokens for the answer they exceed the model's {positions}")
+    if left_out := len(answered) - len(kept):
+        print(
+            f"{left_out} questions are left out: with {room} tokens for the answer they exceed the model's {positions}"
+        )
     if config.num_questions and len(kept) > config.num_questions:
         kept = sorted(random.Random(config.seed).sample(kept, config.num_questions))
     rows = [split[number] | {"row": number} for number in kept]
@@ -98,44 +90,41 @@ def find_last_answer(labels: list[int]) -> int:
     return starts[-1] if starts else len(labels)
 
 
-def measure_model(model, run: Run, rows: list[dict], probe: tuple, config: EvaluateConfig) -> Measured:
-    """Ask one model everything."""
-    size, bf16 = config.batch_size, run.config.bf16
-    options = (config.max_new_tokens, size, config.temperature, config.seed)
+def measure_model(model, run: Run, rows: list[dict], config: EvaluateConfig) -> pandas.DataFrame:
+    """What one model makes of each row: its answer, whether that is right and ended by itself, the summed loss, its tokens."""
+    options = (config.max_new_tokens, config.batch_size, config.temperature, config.seed)
     score = scores.ask(model, run.tokenizer, rows, run.data["format"], *options)
-    sums, counts = scores.measure_rows(model, rows, run.tokenizer.pad_token_id, size, bf16)
-    prose = forgetting.measure_probe(model, run.tokenizer, *probe[1:], size, bf16, run.config.max_length)
-    return Measured(score, sums, counts, prose)
+    sums, counts = scores.measure_rows(model, rows, run.tokenizer.pad_token_id, config.batch_size, run.config.bf16)
+    return pandas.DataFrame(vars(score) | {"right": score.correct, "loss": sums, "tokens": counts})
 
 
-def compare_models(run: Run, rows: list[dict], measured: dict, config: EvaluateConfig, how: dict) -> dict:
+def compare_models(run: Run, rows: list[dict], base, tuned, config: EvaluateConfig, how: dict) -> dict:
     """All numbers of base against tuned on the held-out rows, and the verdict, which leaves leaked questions out.
 
-    how: level, resamples and seed of the intervals.
+    base, tuned: from `measure_model`; how: level, resamples and seed of the intervals.
     """
-    base, tuned = (one.score for one in measured.values())
     train = [{"messages": chat} for chat in run.splits["train"]["messages"]]
     leaks = cleaning.find_leaks(train, rows, run.data["options"]["near_threshold"])
-    languages = cleaning.group_languages(base.questions)
-    whole = compare_part(measured, list(range(len(rows))), how)
-    clean = compare_part(measured, [number for number in range(len(rows)) if number not in leaks], how)
-    answers = (base.questions, base.expected, base.answers, tuned.answers, base.correct, tuned.correct)
-    measure = verdict.choose_measure(base.expected)
-    decided = verdict.judge(measure, clean["exact_match"], clean["held_out_loss"], clean["questions"], config)
+    whole = compare_part(base, tuned, how)
+    clean = compare_part(base.drop(list(leaks)), tuned.drop(list(leaks)), how)
+    measure = verdict.choose_measure(base["expected"])
+    losses, both = whole["held_out_loss"], {"base": base, "tuned": tuned}
+    answers = pandas.DataFrame({"question": base["questions"], "expected": base["expected"]})
+    for name, one in both.items():
+        answers[name], answers[f"{name}_right"] = one["answers"], one["right"]
     return {
-        **decided,
+        **verdict.judge(measure, clean["exact_match"], clean["held_out_loss"], clean["questions"], config),
         **whole,
         "held_out_rows": len(run.splits["test"]),
-        "perplexity": {name: scores.perplexity(whole["held_out_loss"][name]) for name in measured},
-        "ended": {name: sum(one.score.ended) / len(rows) for name, one in measured.items()},
-        "languages": {name: compare_part(measured, part, how) for name, part in languages.items()},
+        "perplexity": {name: math.exp(min(losses[name], 700)) for name in both},
+        "ended": {name: one["ended"].mean() for name, one in both.items()},
         "leakage": {
             "rows": len(leaks),
             "without": clean,
             "found": [
                 {
                     "row": rows[number]["row"],
-                    "question": base.questions[number],
+                    "question": base["questions"][number],
                     "why": leak["why"],
                     "similar": leak["similar"],
                     "training_row": leak["train"],
@@ -144,27 +133,16 @@ def compare_models(run: Run, rows: list[dict], measured: dict, config: EvaluateC
                 for number, leak in leaks.items()
             ],
         },
-        "answers": [dict(zip(ANSWER, row, strict=True)) for row in zip(*answers, strict=True)],
+        "answers": answers.to_dict("records"),
         "config": dataclasses.asdict(config),
     }
 
 
-def compare_part(measured: dict[str, Measured], rows: list[int], how: dict) -> dict:
+def compare_part(base: pandas.DataFrame, tuned: pandas.DataFrame, how: dict) -> dict:
     """Exact match and the loss per trained token on some of the rows; None where there is nothing to compare."""
-    flags = [list(map(one.score.correct.__getitem__, rows)) for one in measured.values()]
-    counts = measured["base"].counts[rows]
-    sums = [one.sums[rows] for one in measured.values()]
+    flags, tokens = (base["right"].tolist(), tuned["right"].tolist()), base["tokens"]
     return {
-        "questions": len(rows),
-        "exact_match": statistics.compare_flags(*flags, **how) if rows else None,
-        "held_out_loss": statistics.compare_means(*sums, counts, **how) if counts.any() else None,
+        "questions": len(base),
+        "exact_match": statistics.compare_flags(*flags, **how) if flags[0] else None,
+        "held_out_loss": statistics.compare_means(base["loss"], tuned["loss"], tokens, **how) if tokens.any() else None,
     }
-
-
-def save_evaluation(folder: Path, found: dict) -> None:
-    """Put an evaluation into a run's result.json, which keeps all else, and write the page; an earlier one is replaced."""
-    result = files.read_json(folder / "result.json")
-    if "evaluation" in result:
-        print(f"{folder}: the earlier evaluation is replaced")
-    files.write_json(folder / "result.json", result | {"evaluation": found})
-    report.write_report(folder)

@@ -15,30 +15,18 @@ from sftlab.errors import UserError
 from sftlab.evaluate import scores, statistics
 from sftlab.models import load
 
-BUNDLED = SAMPLES / "prose.jsonl"
+BUNDLED = SAMPLES / "prose.txt"
 
 
 def read_texts(path: str | Path = BUNDLED) -> list[str]:
-    """The texts of a file: paragraphs of a .txt, with empty lines between them, or `text` of each row of a .jsonl.
-
-    Raises UserError for a file that is not there, is of another kind, or holds fewer than two texts.
-    """
+    """The paragraphs of a text file, with empty lines between them. Raises UserError for no file, and for fewer than two."""
     path = Path(path)
-    if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"prose: {path}: no such .txt or .jsonl file. Name one with paragraphs, or rows with `text`.")
-    if path.suffix == ".txt":
-        lines = [line.strip() for line in readers.read_text(path).splitlines()]
-        texts = [block.strip() for block in "\n".join(lines).split("\n\n")]
-    else:
-        texts = [row.get("text") if isinstance(row, dict) else None for row in readers.read_jsonl(path)]
-        for number, text in enumerate(texts, 1):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"prose: {path}: row {number} has no `text`. Each row must be an object with one.")
-    texts = [text for text in texts if text]
+    if not path.is_file():
+        raise UserError(f"prose: {path}: no such file. Name a text file of paragraphs.")
+    lines = [line.strip() for line in readers.read_text(path).splitlines()]
+    texts = [text for block in "\n".join(lines).split("\n\n") if (text := block.strip())]
     if len(texts) < 2:
-        raise UserError(
-            f"prose: {path} holds {len(texts)} text; part it into paragraphs with empty lines between them."
-        )
+        raise UserError(f"prose: {path} holds one text; part it into paragraphs with empty lines between them.")
     return texts
 
 
@@ -54,36 +42,30 @@ def choose_probe(model_name: str, prose: str | None, limit: int) -> tuple[str, l
     return "tiny-base's facts in prose", texts, facts
 
 
-def measure_probe(
-    model, tokenizer, texts: list[str], facts: list[dict], batch_size: int, bf16: bool, max_length: int
-) -> dict:
-    """What one model makes of the probe: `sums` and `counts` (tokens) of each text, and the facts completed."""
+def measure_probe(model, tokenizer, texts, facts, batch_size: int, bf16: bool, max_length: int) -> dict:
+    """One model's losses on the probe, `sums` and `counts` (tokens) of each text, and the facts that it `completed`."""
     rows = scores.encode_texts(tokenizer, texts, max_length)
     sums, counts = scores.measure_rows(model, rows, tokenizer.pad_token_id, batch_size, bf16)
-    completed = scores.find_completed(model, tokenizer, facts, batch_size=batch_size) if facts else []
+    completed = scores.complete(model, tokenizer, facts, batch_size=batch_size) if facts else []
     return {"sums": sums, "counts": counts, "completed": completed}
 
 
 def compare_probe(name: str, texts: list[str], base: dict, tuned: dict, **how) -> dict:
-    """The probe's losses (nats per token) of both models, the changes with their intervals, and in a sentence what they say.
+    """The probe's losses (nats per token) of both models, the changes with their intervals, and the verdict on them.
 
     how: level, resamples and seed of `statistics.compare_rows`.
     """
-    counts = base["counts"]
 
     def compare_texts(kept) -> dict:
-        sums = base["sums"][kept], tuned["sums"][kept]
-        return statistics.compare_means(*sums, counts[kept], **how)
+        return statistics.compare_means(base["sums"][kept], tuned["sums"][kept], base["counts"][kept], **how)
 
-    loss, total = compare_texts(slice(None)), int(counts.sum())
-    languages = cleaning.group_languages(texts)
+    whole, languages = compare_texts(slice(None)), cleaning.group_languages(texts)
     found = {
         "probe": name,
         "texts": len(texts),
-        "tokens": total,
-        "loss": loss,
-        "languages": {key: compare_texts(kept) for key, kept in languages.items() if counts[kept].any()},
-        "forgot": loss["difference"][1] > 0,
+        "loss": whole,
+        "languages": {key: compare_texts(kept) for key, kept in languages.items() if base["counts"][kept].any()},
+        "forgot": whole["difference"][1] > 0,
     }
     if base["completed"]:
         found["completed"] = statistics.compare_flags(base["completed"], tuned["completed"], **how)
@@ -95,8 +77,7 @@ def write_verdict(found: dict) -> str:
     change, low, high = found["loss"]["difference"]
     outcome = "Forgot" if low > 0 else "Nothing forgotten overall" if high < 0 else "No measurable forgetting overall"
     share = abs(change) / found["loss"]["base"]
-    share = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
-    words = f"{outcome}: the loss on prose changed by {change:+.3g} nats per token ({low:+.3g} to {high:+.3g}; {share} of the base's)"
+    words = f"{outcome}: the loss on prose changed by {change:+.3g} nats per token ({low:+.3g} to {high:+.3g}; {share:.2%} of the base's)"
     changes = {name: part["difference"] for name, part in found["languages"].items()}
     worse = [f"{name} {change:+.3g}" for name, (change, low, _) in changes.items() if low > 0]
     if worse and len(changes) > 1:

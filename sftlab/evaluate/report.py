@@ -5,7 +5,7 @@ python -c "from sftlab.evaluate import report; print(report.write_report('runs/f
 
 from pathlib import Path
 
-from sftlab import files, machine, plots
+from sftlab import files, plots
 from sftlab.pages import Chart, Html, Section, Table, format_score, write_page
 
 SHOWN = 100  # rows side by side on the page; result.json has all
@@ -27,12 +27,8 @@ def write_report(folder: str | Path) -> Path:
         Section("Side by side", list_answers(found["answers"])),
         Section("The training", list_training(result, history)),
     ]
-    write_page(
-        folder / "report.html",
-        f"Run {folder.resolve().name}",
-        sections,
-        intro=[Html('<p class="verdict">{}</p>').format(found["verdict"])],
-    )
+    intro = [Html('<p class="verdict">{}</p>').format(found["verdict"])]
+    write_page(folder / "report.html", f"Run {folder.resolve().name}", sections, intro)
     return folder / "report.html"
 
 
@@ -51,13 +47,13 @@ def row_of_losses(label: str, part: dict) -> tuple:
 
 def list_scores(found: dict) -> list:
     """Exact match, loss, perplexity and the share that ended, for both models, as a chart and a table."""
-    groups = {"all": found} | (found["languages"] if len(found["languages"]) > 1 else {})
-    bars = {f"{which}<br>{name}": tuple(part["exact_match"][which]) for name, part in groups.items() for which in BOTH}
-    labels = {name: f"exact match, {name}, {part['questions']} questions" for name, part in groups.items()}
-    rows = [row_of_shares(labels[name], part["exact_match"]) for name, part in groups.items()]
-    rows.append(row_of_losses("loss on the answers, nats per token", found["held_out_loss"]))
-    rows.append(("perplexity", *(f"{found['perplexity'][which]:.4g}" for which in BOTH), ""))
-    rows.append(("answers that ended by themselves", *(f"{found['ended'][which]:.1%}" for which in BOTH), ""))
+    bars = {which: tuple(found["exact_match"][which]) for which in BOTH}
+    rows = [
+        row_of_shares("exact match", found["exact_match"]),
+        row_of_losses("loss on the answers, nats per token", found["held_out_loss"]),
+        ("perplexity", *(f"{found['perplexity'][which]:.4g}" for which in BOTH), ""),
+        ("answers that ended by themselves", *(f"{found['ended'][which]:.1%}" for which in BOTH), ""),
+    ]
     uneven = found["exact_match"]["mcnemar"]
     chance = f"{100 * uneven['p']:.3g} %" if uneven["p"] > 1e-6 else "less than a millionth"
     return [
@@ -77,7 +73,7 @@ def list_forgetting(found: dict) -> list:
     rows = [row_of_losses(f"loss, {name}", part) for name, part in parts.items()]
     if "completed" in found:
         rows.append(row_of_shares("facts completed", found["completed"]))
-    about = f"{found['texts']} texts, {found['tokens']} tokens, none of them trained on"
+    about = f"{found['texts']} texts, {found['loss']['tokens']} tokens, none of them trained on"
     return [found["verdict"], Table(HEADS, rows), f"Looked for in {found['probe']}: {about}."]
 
 
@@ -108,15 +104,14 @@ def list_answers(answers: list[dict]) -> list:
 
 
 def list_training(result: dict, history: list[dict]) -> list:
-    """The loss curve, the run's metrics, what was chosen for the machine, and with which versions."""
+    """The loss curve, the run's metrics, and with which versions they came about."""
     losses = any("loss" in entry or "eval_loss" in entry for entry in history)
     metrics = {name.replace("_", " "): f"{value:.6g}" for name, value in result["metrics"].items() if value is not None}
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return [
         *([Chart(plots.loss_curve(history), live=False)] if losses else []),
-        Table(("", ""), list((metrics | result.get("choices", {})).items())),
+        Table(("", ""), list(metrics.items())),
         f"Trained with {versions}; hash of the configuration, which is in result.json: {result['config_hash']}.",
-        f"Evaluated on: {'; '.join(machine.describe_machine())}.",
     ]
 
 

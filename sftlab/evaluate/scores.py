@@ -3,12 +3,11 @@
 python -c "from sftlab.evaluate import scores; print(scores.read_facts('test', 2))"
 """
 
-import contextlib
-import functools
 import json
-import math
 import os
 from dataclasses import dataclass
+
+import numpy
 
 from sftlab.data import formats
 from sftlab.data.sources import SAMPLES
@@ -48,16 +47,6 @@ class Score:
         return f"exact match {self.exact_match:.1%} (95 % interval {low:.1%} to {high:.1%}, {questions})"
 
 
-def compare_scores(one: Score, other: Score) -> tuple[int, int, float]:
-    """Questions that only `one` and only `other` got right, and how often a fair coin would fall so unevenly, in 0..1.
-
-    Raises ValueError for scores of different questions.
-    """
-    if one.questions != other.questions:
-        raise ValueError("the two scores are of different questions, so they can't be paired")
-    return statistics.count_uneven(one.correct, other.correct)
-
-
 def ask(
     model, tokenizer, rows, format: str = "alpaca", max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed=0
 ) -> Score:
@@ -75,43 +64,28 @@ def ask(
 def generate(
     model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed: int = 0
 ) -> list[tuple[str, bool]]:
-    """Continuation of each prompt: (text without special tokens, whether it ended by itself).
+    """Continuation of each prompt: (text without special tokens, whether it ended by itself). The model is left in eval mode.
 
-    Prompts hold their special tokens already. A temperature above 0 draws from all tokens; the same prompts, batch size
-    and seed then draw with the same luck.
+    Prompts hold their special tokens already. A temperature above 0 draws from all tokens, by prompts, batch size and seed.
     """
     import torch
 
     eos, draws = tokenizer.eos_token_id, temperature > 0
     options = {"max_new_tokens": max_new_tokens, "num_beams": 1, "do_sample": draws}
     options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if draws else {}
-    encode = functools.partial(tokenizer, add_special_tokens=False, padding=True, return_tensors="pt")
-    outcomes: list[tuple[str, bool]] = [("", False)] * len(prompts)
-    with evaluating(model):
+    form = {"add_special_tokens": False, "padding": True, "padding_side": "left", "return_tensors": "pt"}
+    outcomes = [("", False)] * len(prompts)
+    model.eval()
+    with torch.inference_mode():
         for start, chosen in iterate_batches("answering", [len(prompt) for prompt in prompts], batch_size):
-            batch = encode([prompts[row] for row in chosen], padding_side="left").to(model.device)
-            batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            batch = tokenizer([prompts[row] for row in chosen], return_token_type_ids=False, **form).to(model.device)
             with torch.random.fork_rng(enabled=draws):
                 if draws:
                     torch.manual_seed(seed + start)
                 done = model.generate(**batch, **options, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
-            for row, new in zip(chosen, done[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            for row, new in zip(chosen, done[:, batch.input_ids.shape[1] :].tolist(), strict=True):
                 outcomes[row] = (tokenizer.decode(new, skip_special_tokens=True), eos in new)
     return outcomes
-
-
-@contextlib.contextmanager
-def evaluating(model):
-    """Without dropout and gradients; afterwards the model is in the mode that it was in."""
-    import torch
-
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def iterate_batches(title: str, lengths: list[int], size: int):
@@ -124,16 +98,10 @@ def iterate_batches(title: str, lengths: list[int], size: int):
         yield start, order[start : start + size]
 
 
-def complete(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
-    """Share of facts completed in plain prose: rows hold `prompt`, the `answer`, and the `rests` that may end it."""
-    hits = find_completed(model, tokenizer, rows, max_new_tokens, batch_size)
-    return sum(hits) / len(hits)
-
-
-def find_completed(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> list[bool]:
-    """Which of the facts are completed."""
+def complete(model, tokenizer, rows, batch_size: int = 64) -> list[bool]:
+    """Which facts are completed in plain prose: rows hold `prompt`, the `answer`, and the `rests` that may end it."""
     bos = tokenizer.bos_token or ""
-    outcomes = generate(model, tokenizer, [bos + row["prompt"] for row in rows], max_new_tokens, batch_size)
+    outcomes = generate(model, tokenizer, [bos + row["prompt"] for row in rows], 16, batch_size)
     ends = [tuple(row["answer"] + rest for rest in row["rests"]) for row in rows]
     return [text.strip().startswith(end) for (text, _), end in zip(outcomes, ends, strict=True)]
 
@@ -150,31 +118,24 @@ def measure_rows(model, rows: list[dict], pad_token_id: int, batch_size: int = 3
     that two models can be compared row by row; padding and batches change nothing but rounding. `bf16`: computed under
     autocast, as such a run trains.
     """
-    import numpy
     import torch
-    from torch.nn.utils.rnn import pad_sequence
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    device = model.device
+    collate, device = DataCollatorForLanguageModeling(pad_token_id), model.device
     sums, counts = numpy.zeros(len(rows)), numpy.zeros(len(rows))
-    with evaluating(model):
+    model.eval()
+    with torch.inference_mode():
         for _, chosen in iterate_batches("loss", [len(row["input_ids"]) for row in rows], batch_size):
-            columns = [[torch.tensor(rows[row][name]) for row in chosen] for name in ("input_ids", "labels")]
-            columns.append([torch.ones_like(ids) for ids in columns[0]])
-            ids, labels, mask = (
-                pad_sequence(column, batch_first=True, padding_value=fill).to(device)
-                for column, fill in zip(columns, (pad_token_id, IGNORED, 0), strict=True)
-            )
+            batch = {name: tensor.to(device) for name, tensor in collate([rows[row] for row in chosen]).items()}
+            labels = batch.pop("labels")
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                logits = model(**batch, use_cache=False).logits
             trained = labels[:, 1:] != IGNORED
             # float32 for the trained positions alone: a vocabulary of 256,000 would fill the memory
-            losses = torch.nn.functional.cross_entropy(
-                logits[:, :-1][trained].float(), labels[:, 1:][trained], reduction="none"
-            )
-            counts[chosen] = trained.sum(1).cpu()
-            sums[chosen] = (
-                torch.zeros_like(trained, dtype=torch.float64).masked_scatter(trained, losses.double()).sum(1).cpu()
-            )
+            predicted, right = logits[:, :-1][trained].float(), labels[:, 1:][trained]
+            losses = torch.nn.functional.cross_entropy(predicted, right, reduction="none").double().cpu()
+            counts[chosen] = lengths = trained.sum(1).tolist()
+            sums[chosen] = [row.sum() for row in losses.split(lengths)]
     return sums, counts
 
 
@@ -183,8 +144,3 @@ def encode_texts(tokenizer, texts: list[str], max_length: int = 1024) -> list[di
     first = [tokenizer.bos_token_id] if formats.adds_bos(tokenizer) else []
     ids = [(first + tokenizer(text, add_special_tokens=False).input_ids)[:max_length] for text in texts]
     return [{"input_ids": row, "labels": row} for row in ids]
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss): among how many equally likely tokens a model that is so surprised might as well have guessed."""
-    return math.exp(min(loss, 700))

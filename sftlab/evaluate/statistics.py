@@ -9,9 +9,13 @@ python -c "from sftlab.evaluate import statistics; print(statistics.compare_rows
 import math
 from statistics import NormalDist
 
+import numpy
+from scipy.optimize import brentq
+from scipy.stats import binomtest, bootstrap
+
 LEVEL = 0.95
 RESAMPLES = 10_000  # the ends of an interval then move by about a fiftieth of its width from seed to seed
-POWER = 0.8  # the chance to find a difference that is there; four in five is the custom (Cohen 1988, p. 56)
+Z_POWER = NormalDist().inv_cdf(0.8)  # the chance to find a difference that is there: four in five (Cohen 1988, p. 56)
 DRAWN_AT_ONCE = 2**22  # row numbers: 32 MiB
 
 
@@ -19,8 +23,6 @@ def interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]
     """Wilson's score interval of a share, in 0..1 (Wilson 1927, JASA 22, p. 209); sound at 0 % and 100 % too."""
     if total == 0:
         return 0.0, 1.0
-    from scipy.stats import binomtest
-
     low, high = binomtest(hits, total).proportion_ci(level, method="wilson")
     return float(low), float(high)
 
@@ -34,8 +36,6 @@ def count_uneven(one: list[bool], other: list[bool]) -> tuple[int, int, float]:
     first, second = pairs.count((True, False)), pairs.count((False, True))
     if not first + second:
         return 0, 0, 1.0
-    from scipy.stats import binomtest
-
     return first, second, float(binomtest(first, first + second).pvalue)
 
 
@@ -48,9 +48,6 @@ def compare_rows(before, after, sizes=None, level: float = LEVEL, resamples: int
     differences on either side (Efron 1979, Annals of Statistics 7, p. 1; Efron and Tibshirani 1993, chapter 13).
     Raises ValueError for no rows, or for lists of unequal length.
     """
-    import numpy
-    from scipy.stats import bootstrap
-
     before, after = (numpy.asarray(values, dtype=numpy.float64) for values in (before, after))
     sizes = numpy.ones(len(before)) if sizes is None else numpy.asarray(sizes, dtype=numpy.float64)
     if not len(before) == len(after) == len(sizes) or not sizes.sum() > 0:
@@ -95,40 +92,31 @@ def compare_flags(base: list[bool], tuned: list[bool], level: float = LEVEL, **h
     interval allows for 0 of them.
     """
     rows = len(base)
-    shares = {
-        name: [sum(flags) / rows, *interval(sum(flags), rows, level)]
-        for name, flags in (("base", base), ("tuned", tuned))
-    }
+    shares = [[sum(flags) / rows, *interval(sum(flags), rows, level)] for flags in (base, tuned)]
     change, low, high = compare_rows(base, tuned, level=level, **how)
     if low == high:
         roof = interval(0, rows, level)[1]
         low, high = max(-1.0, change - roof), min(1.0, change + roof)
     mcnemar = dict(zip(("only_base", "only_tuned", "p"), count_uneven(base, tuned), strict=True))
-    return shares | {"difference": [change, low, high], "mcnemar": mcnemar}
+    return {"base": shares[0], "tuned": shares[1], "difference": [change, low, high], "mcnemar": mcnemar}
 
 
-def rows_needed(gain: float, uneven: float, level: float = LEVEL) -> int:
+def rows_needed(gain: float, uneven: float, level: float = LEVEL) -> float:
     """How many rows McNemar's test needs to find a difference of `gain` between two paired shares, in four of five cases.
 
     `uneven`: the share of rows on which exactly one of the two is right. It can't be below the difference itself; where
     it is smaller, all rows that differ are taken to differ in one direction. The formula is Connor's (1987, Biometrics
     43, p. 207): rows = (z_a sqrt(u) + z_b sqrt(u - d²))² / d².
     """
-    return math.ceil(_solve_connor(gain, uneven, level))
+    share, z = max(uneven, gain), NormalDist().inv_cdf((1 + level) / 2)
+    return (z * math.sqrt(share) + Z_POWER * math.sqrt(share - gain**2)) ** 2 / gain**2
 
 
 def smallest_share(rows: int, uneven: float, level: float = LEVEL) -> float:
     """The smallest difference that so many rows find, in 0..1, by the formula of `rows_needed`."""
-    from scipy.optimize import brentq
-
-    if rows <= _solve_connor(1, uneven, level):
+    if rows <= rows_needed(1, uneven, level):
         return 1.0
-    return brentq(lambda gain: _solve_connor(gain, uneven, level) - rows, 1e-6, 1)
-
-
-def _solve_connor(gain: float, uneven: float, level: float) -> float:
-    share, (za, zb) = max(uneven, gain), find_quantiles(level)
-    return (za * math.sqrt(share) + zb * math.sqrt(share - gain**2)) ** 2 / gain**2
+    return brentq(lambda gain: rows_needed(gain, uneven, level) - rows, 1e-6, 1)
 
 
 def smallest_mean(low: float, high: float, level: float = LEVEL) -> float:
@@ -136,15 +124,5 @@ def smallest_mean(low: float, high: float, level: float = LEVEL) -> float:
 
     (z_a + z_b) standard errors (Cohen 1988, chapter 2), the interval being 2 z_a of them wide.
     """
-    za, zb = find_quantiles(level)
-    return (high - low) / (2 * za) * (za + zb)
-
-
-def find_quantiles(level: float) -> tuple[float, float]:
-    """z_a and z_b of a test at this level that finds a difference in four of five cases."""
-    return NormalDist().inv_cdf((1 + level) / 2), NormalDist().inv_cdf(POWER)
-
-
-def fewest_rows(level: float = LEVEL) -> int:
-    """Below so many rows no test of signs can tell a difference, though every row point the same way: 2 / 2**n."""
-    return math.ceil(1 - math.log2(1 - level))
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    return (high - low) / (2 * z) * (z + Z_POWER)

@@ -13,6 +13,7 @@ The rules, in order:
 python -c "from sftlab.evaluate import verdict; print(verdict.__doc__)"
 """
 
+import math
 from statistics import median
 
 from sftlab.config.configs import EvaluateConfig
@@ -67,7 +68,7 @@ def judge_exact(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> t
     if smallest <= config.smallest_gain:
         return NONE, f"{words} In four of five cases {could} would have been found.", smallest
     needed = statistics.rows_needed(config.smallest_gain, uneven, config.level)
-    not_found = f"not one of {100 * config.smallest_gain:g}; that takes about {needed}"
+    not_found = f"not one of {100 * config.smallest_gain:g}; that takes about {math.ceil(needed)}"
     return TOO_FEW, f"{words} With {rows} questions {could} can be found, {not_found}.", smallest
 
 
@@ -78,7 +79,7 @@ def judge_loss(loss: dict, rows: int, config: EvaluateConfig) -> tuple[str, str,
         f"the tuned model's loss is {loss['tuned']:.3f} nats per answer token on {rows} held-out rows, the base's "
         f"{loss['base']:.3f}: {change:+.3f} ({config.level:.0%} interval {low:+.3f} to {high:+.3f})."
     )
-    if rows < statistics.fewest_rows(config.level):
+    if 2 * 0.5**rows > 1 - config.level:  # the test of signs, every row pointing the same way
         return TOO_FEW, f"{words} Even {rows} rows that all agreed would prove nothing.", smallest
     if low > 0 or high < 0:
         return BETTER if high < 0 else WORSE, words, smallest

@@ -18,7 +18,7 @@ from sftlab.train import run, saved
 SHORT = {"batch_size": 32, "learning_rate": 3e-3, "bf16": False, "eval_samples": 0, "logging_steps": 1}
 # The trainer lays rows out in another way than an evaluation does, so that sums are rounded otherwise; bfloat16 keeps 8 bits.
 ROUNDING = {False: 1e-4, True: 2e-2}
-QUICK = {"num_questions": 0, "num_texts": 20, "resamples": 500, "batch_size": 64}
+QUICK = {"num_questions": 0, "num_texts": 8, "resamples": 500, "batch_size": 64}
 
 
 def train_run(path: Path, folder: Path, **options) -> Path:
@@ -26,30 +26,29 @@ def train_run(path: Path, folder: Path, **options) -> Path:
     return folder
 
 
+def evaluate(folder: Path, **options) -> dict:
+    return compare.evaluate_run(EvaluateConfig(run_dir=str(folder), **QUICK | options))
+
+
 def prepare_rows(rows: list[dict], folder: Path, held_out: int = 12, **options) -> Path:
     """These rows as a data set whose held-out rows are the first of the bundled test questions."""
-    folder.mkdir(exist_ok=True)
-    for name, part in (("rows", rows), ("held_out", scores.read_facts("test", held_out))):
-        (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
-    config = DataConfig(
-        source="json",
-        source_path=[str(folder / "rows.json")],
-        test_path=str(folder / "held_out.json"),
-        output_dir=str(folder),
-        **options,
-    )
-    return data_set.prepare(config)
+    paths = [folder / "rows.json", folder / "held_out.json"]
+    for path, part in zip(paths, (rows, scores.read_facts("test", held_out)), strict=True):
+        files.write_text(path, json.dumps(part, ensure_ascii=False))
+    options |= {"source_path": [str(paths[0])], "test_path": str(paths[1]), "output_dir": str(folder)}
+    return data_set.prepare(DataConfig(source="json", **options))
 
 
 @pytest.fixture(scope="module")
 def learned(dataset, tmp_path_factory) -> Path:
-    """A LoRA run of 20 steps, which has learned to answer."""
-    return train_run(dataset, tmp_path_factory.mktemp("runs") / "learned", use_lora=True, num_epochs=5)
+    """A LoRA run of 16 steps, which has learned to answer."""
+    options = {"use_lora": True, "num_epochs": 4, "learning_rate": 4e-3}
+    return train_run(dataset, tmp_path_factory.mktemp("runs") / "learned", **options)
 
 
 def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
     before = files.read_json(learned / "result.json")
-    found = compare.evaluate_run(EvaluateConfig(run_dir=str(learned), **QUICK))
+    found = evaluate(learned)
     after = files.read_json(learned / "result.json")
     assert found["outcome"] == "better" and found["judged_by"] == "exact_match" and found["questions"] == 64
     assert found["exact_match"]["base"][0] < 0.05 < 0.5 < found["exact_match"]["tuned"][0]
@@ -57,8 +56,6 @@ def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
     assert 0.5 < low <= found["exact_match"]["difference"][0] <= high <= 1
     assert found["ended"]["tuned"] > 0.9 > found["ended"]["base"]
     assert found["perplexity"]["tuned"] < found["perplexity"]["base"]
-    assert set(found["languages"]) == {"Japanese", "Latin script"}
-    assert sum(part["questions"] for part in found["languages"].values()) == 64
     assert {key: after[key] for key in before} == before and after["evaluation"]["verdict"] == found["verdict"]
     asked = {row["instruction"] for row in scores.read_facts("test", 64)}
     assert {row["question"] for row in found["answers"]} == asked
@@ -85,19 +82,19 @@ def test_the_tuned_loss_is_the_trainers(options, bf16, tmp_path):
     options = dict(options)
     prepared = prepare_rows(scores.read_facts("train", 16), tmp_path / "set", format=options.pop("format", "alpaca"))
     folder = train_run(prepared, tmp_path / "run", max_steps=2, batch_size=8, bf16=bf16, **options)
-    found = compare.evaluate_run(EvaluateConfig(run_dir=str(folder), max_new_tokens=2, **QUICK))
+    found = evaluate(folder, max_new_tokens=2)
     trained = files.read_json(folder / "result.json")["metrics"]["eval_loss"]
     tolerance = 0.02 if "use_8bit" in options else ROUNDING[bf16]  # LLM.int8 looks at a batch for what it keeps whole
     assert found["held_out_loss"]["tuned"] == pytest.approx(trained, abs=tolerance)
     assert found["held_out_loss"]["base"] != pytest.approx(trained, abs=0.05)
-    assert found["forgetting"]["texts"] == 20
+    assert found["forgetting"]["texts"] == 8
     assert ("completed" in found["forgetting"]) == ("model_name" not in options)
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing(tmp_path):
     prepared = prepare_rows(scores.read_facts("train", 8), tmp_path / "set", 30)
     unchanged = train_run(prepared, tmp_path / "run", max_steps=1, learning_rate=0)
-    found = compare.evaluate_run(EvaluateConfig(run_dir=str(unchanged), smallest_gain=0.3, max_new_tokens=4, **QUICK))
+    found = evaluate(unchanged, smallest_gain=0.3, max_new_tokens=4)
     assert found["outcome"] == "no measurable gain"
     for part in (found["held_out_loss"], found["forgetting"]["loss"]):
         assert part["difference"] == [0, 0, 0]
@@ -112,18 +109,16 @@ def leaky(learned, tmp_path_factory) -> dict:
     """The evaluation on 12 questions of which the training rows give three away."""
     rows = [row | {"instruction": f"Please tell me: {row['instruction']}"} for row in scores.read_facts("test", 3)]
     path = prepare_rows(scores.read_facts("train", 30) + rows, tmp_path_factory.mktemp("leaky"))
-    return compare.evaluate_run(EvaluateConfig(run_dir=str(learned), dataset_path=str(path), **QUICK))
+    return evaluate(learned, dataset_path=str(path))
 
 
-def test_leaked_questions_are_named_and_do_not_count(learned, leaky, capsys):
+def test_leaked_questions_are_named_and_do_not_count(leaky):
     leaks, counted = leaky["leakage"], leaky["answers"][3:]
     assert [leak["question"] for leak in leaks["found"]] == [row["instruction"] for row in scores.read_facts("test", 3)]
     assert all(leak["question"] in leak["training_prompt"] for leak in leaks["found"])
     share = sum(row["tuned_right"] for row in counted) / len(counted)
     assert leaks["without"]["exact_match"]["tuned"][0] == pytest.approx(share)
     assert " of 9 held-out questions " in leaky["verdict"]
-    compare.save_evaluation(learned, leaky)
-    assert "the earlier evaluation is replaced" in capsys.readouterr().out
 
 
 def spoil(value):
@@ -142,14 +137,7 @@ def test_the_page_shows_text_of_others_as_text_and_stands_alone(learned, leaky, 
     page = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page
     assert not re.search(r"""(src|href)="(?!data:)""", page) and page.count("data:image/png;base64,") == 2
-    for words in (
-        "Is it better?",
-        "What did it forget?",
-        "Did it see the questions?",
-        "Side by side",
-        "✓ right",
-        "✗ not",
-    ):
+    for words in ("Is it better?", "What did it forget?", "Did it see the questions?", "✓ right", "✗ not"):
         assert words in page, words
 
 
@@ -157,8 +145,8 @@ def test_long_answers_are_judged_by_their_loss_and_prose_is_your_own(learned, tm
     alpaca = [str(sources.SAMPLES / "alpaca.json")]
     path = data_set.prepare(DataConfig(source="json", source_path=alpaca, output_dir=str(tmp_path)))
     (tmp_path / "own.txt").write_text("First paragraph,\non two lines.\n\n二つ目の段落。\n", encoding="utf-8")
-    own = QUICK | {"num_questions": 10, "max_new_tokens": 3, "prose": str(tmp_path / "own.txt")}
-    found = compare.evaluate_run(EvaluateConfig(run_dir=str(learned), dataset_path=str(path), **own))
+    options = {"num_questions": 10, "max_new_tokens": 3, "prose": str(tmp_path / "own.txt")}
+    found = evaluate(learned, dataset_path=str(path), **options)
     assert found["judged_by"] == "loss" and found["questions"] == 10 and found["forgetting"]["texts"] == 2
     assert found["forgetting"]["probe"] == "own.txt" and "nats per answer token" in found["verdict"]
 
@@ -168,11 +156,6 @@ def test_the_last_answer_is_what_is_asked_for():
     assert compare.find_last_answer([-100, -100]) == 2 and compare.find_last_answer([5, 6]) == 0
 
 
-def test_what_is_no_finished_run_is_said(learned, tmp_path):
-    shutil.copytree(learned, tmp_path / "broken")
-    result = files.read_json(learned / "result.json")
-    gone = {"config": result["config"] | {"dataset_path": "gone"}}
-    for change, message in (({"status": "interrupted"}, "is interrupted"), (gone, "gone is not a data set")):
-        files.write_json(tmp_path / "broken" / "result.json", result | change)
-        with pytest.raises(UserError, match=message):
-            saved.read_run(tmp_path / "broken")
+def test_a_data_set_that_is_gone_is_named(learned):
+    with pytest.raises(UserError, match="gone is not a data set"):
+        saved.read_run(learned, "gone")

@@ -62,11 +62,14 @@ def test_the_smallest_difference_is_found_four_times_in_five():
     assert statistics.smallest_share(3, 0.0) == 1
 
 
-def test_five_rows_prove_nothing_and_six_can():
-    assert statistics.fewest_rows() == 6
-    assert (
-        statistics.count_uneven([False] * 5, [True] * 5)[2] > 0.05 > statistics.count_uneven([False] * 6, [True] * 6)[2]
-    )
+@pytest.mark.parametrize(
+    ("one", "other", "wanted"),
+    [("1111111111", "1111111111", (0, 0, 1)), ("1111111111", "1111000000", (6, 0, 2 / 64)),
+     ("1110000000", "0001000000", (3, 1, 10 / 16))],
+)  # fmt: skip
+def test_pairs_are_compared_by_those_on_which_one_alone_is_right(one, other, wanted):
+    flags = ([letter == "1" for letter in row] for row in (one, other))
+    assert statistics.count_uneven(*flags) == pytest.approx(wanted)
 
 
 def test_the_interval_is_wilsons():
