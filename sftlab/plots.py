@@ -8,6 +8,7 @@ the same figure, so that no browser is needed.
 """
 
 import functools
+import io
 import itertools
 import json
 import math
@@ -25,10 +26,10 @@ PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
 
 def loss_curve(log_history, title="Loss"):
-    """Training and held-out loss against the step.
+    """Training and held-out loss (dashed) against the step.
 
-    `log_history` is the Trainer's `state.log_history`, or a dict name -> log_history to compare runs. The held-out loss
-    is dashed. Raises ValueError if no loss was logged.
+    `log_history` is the Trainer's `state.log_history`, or a dict name -> log_history to compare runs. Raises ValueError if no
+    loss was logged.
     """
     runs = log_history if isinstance(log_history, dict) else {"": log_history}
     traces = []
@@ -57,11 +58,9 @@ def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
             raise ValueError(f"score {label!r}: need 0 <= low <= value <= high <= 1, got {(value, low, high)}")
     labels = ["<br>".join(textwrap.wrap(label, 20)) for label in scores]
     values, lows, highs = ([100 * min(1, max(0, score[part])) for score in scores.values()] for part in range(3))
-    downs = [max(0, value - low) for value, low in zip(values, lows, strict=True)]
-    ups = [max(0, high - value) for value, high in zip(values, highs, strict=True)]
     bars = {"type": "bar", "x": labels, "y": values, "width": 0.5, "hovertemplate": "%{y:.1f} %<extra>%{x}</extra>"}
-    bars["error_y"] = _error_bars(downs, ups)
-    bars["marker"] = {"color": [COLOURS[number % len(COLOURS)] for number in range(len(labels))]}
+    bars |= {"error_y": error_bars(values, lows, highs)}
+    bars |= {"marker": {"color": [COLOURS[number % len(COLOURS)] for number in range(len(labels))]}}
     above = {"type": "scatter", "mode": "text", "textposition": "top center", "hoverinfo": "skip"}
     above |= {"x": labels, "y": highs, "text": [f"{value:.1f} %" for value in values]}
     fig = _figure([bars, above], title, "", "percent")
@@ -71,38 +70,37 @@ def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
 def scaling(curves: dict[str, list], title="Efficiency of scaling"):
     """Efficiency in percent over the number of devices. `curves`: label -> list of `scaling.Gain`.
 
-    What is measured has filled markers on a solid line; what is modelled hollow, larger ones on a dashed or, for a second
-    kind of model, dotted line, so that both are seen where they agree. Each label has its own symbol.
+    What is measured has filled markers on a solid line; what is modelled hollow, larger ones on dashed and dotted lines, so
+    that both are seen where they agree. Each label has its own symbol.
     """
     traces = []
     for number, (label, gains) in enumerate(curves.items()):
         modelled = list(dict.fromkeys(gain.kind for gain in gains if gain.kind != "measured"))
-        for kind in (*modelled, "measured"):  # which is drawn last, on top
+        for kind, dash in [
+            *zip(modelled, itertools.cycle(("dash", "dot"))),
+            ("measured", "solid"),
+        ]:  # the last is on top
             points = [(gain.devices, *gain.efficiency) for gain in gains if gain.kind == kind]
             if not points:
                 continue
-            devices, values, lows, highs = zip(*points, strict=True)
-            values = [100 * value for value in values]
-            dash, hollow, size = ("solid", "", 8) if kind == "measured" else (_other_dash(modelled, kind), "-open", 13)
+            devices, *parts = zip(*points, strict=True)
+            values, lows, highs = ([None if part is None else 100 * part for part in each] for each in parts)
             trace = _line(f"{label}, {kind}", devices, values, number, dash)
+            hollow, size = ("", 8) if kind == "measured" else ("-open", 13)
             symbol = list(SYMBOLS)[number % len(SYMBOLS)] + hollow
             trace["marker"] = {"symbol": symbol, "size": size, "color": trace["line"]["color"]}
-            if any(end is not None for end in (*lows, *highs)):
-                downs = [0 if low is None else value - 100 * low for low, value in zip(lows, values, strict=True)]
-                ups = [0 if high is None else 100 * high - value for high, value in zip(highs, values, strict=True)]
-                trace["error_y"] = _error_bars(downs, ups)
-            traces.append(trace)
+            traces.append(trace | {"error_y": error_bars(values, lows, highs)})
     counts = sorted({gain.devices for gains in curves.values() for gain in gains})
     ticks = {"type": "log", "tickvals": counts, "ticktext": [str(count) for count in counts]}
     return _figure(traces, title, "devices", "percent of the ideal").update_layout(xaxis=ticks, yaxis_range=[0, 125])
 
 
-def _other_dash(kinds: list[str], kind: str) -> str:
-    return ("dash", "dot")[kinds.index(kind) % 2]
-
-
-def _error_bars(downs: list[float], ups: list[float]) -> dict:
-    return {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "color": GREY}
+def error_bars(values: list, lows: list, highs: list) -> dict:
+    """Intervals as plotly's `error_y`; an end that is None isn't drawn."""
+    downs = [0 if low is None else max(0, value - low) for value, low in zip(values, lows, strict=True)]
+    ups = [0 if high is None else max(0, high - value) for value, high in zip(values, highs, strict=True)]
+    bars = {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "color": GREY, "thickness": 1}
+    return bars if any(downs + ups) else {}
 
 
 def length_histogram(lengths: list[tuple[int, int]], marks: dict[str, int], max_length: int):
@@ -137,17 +135,16 @@ def summarise(fig) -> str:
     """The figure's numbers in a few lines of text: for people who can't see it, and for logs."""
     out = [fig.layout.title.text or ""]
     for trace in fig.data:
-        if trace.type == "bar":
+        if trace.type == "bar" or trace.error_y.array is not None:
+            form = ".1f" if trace.type == "bar" else ".4g"
+            left_out = (
+                (None, 0) if trace.type == "bar" and trace.name else (None,)
+            )  # a gap, an empty bin of a histogram
             for x, y, down, up in zip(trace.x, trace.y, *_errors(trace), strict=True):
-                if y == 0 and trace.name:  # an empty bin of a histogram
+                if y in left_out:
                     continue
-                span = f" ({y - down:.1f} to {y + up:.1f})" if down or up else ""
-                part = f", {trace.name}" if trace.name else ""
-                out.append(f"  {str(x).replace('<br>', ' ')}{part}: {y:.1f}{span}")
-        elif trace.error_y.array is not None:
-            for x, y, down, up in zip(trace.x, trace.y, *_errors(trace), strict=True):
-                span = f" ({y - down:.4g} to {y + up:.4g})" if y is not None and (down or up) else ""
-                out += [] if y is None else [f"  {trace.name}, {x}: {y:.4g}{span}"]
+                span = f" ({y - down:{form}} to {y + up:{form}})" if down or up else ""
+                out.append(f"  {f'{trace.name}, ' if trace.name else ''}{x}: {y:{form}}{span}")
         elif trace.mode != "text":
             points = [(y, x) for x, y in zip(trace.x, trace.y, strict=True) if y is not None and math.isfinite(y)]
             first, last, low = (f"{y:.4g} at {x}" for y, x in (points[0], points[-1], min(points))) if points else "???"
@@ -162,13 +159,31 @@ def draw_static(fig, kind="png", ink="black", ground="white") -> bytes:
     ones on some machines, are boxes.
     """
     import matplotlib
+    from matplotlib.figure import Figure
 
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    style = {"font.family": _find_fonts(), "svg.hashsalt": "sftlab"}
+    style = {"font.family": _find_fonts(), "svg.hashsalt": "sftlab"} | dict.fromkeys(inked, ink)
     style |= {"axes.facecolor": ground, "figure.facecolor": ground}
-    with matplotlib.rc_context(style | dict.fromkeys(inked, ink)), warnings.catch_warnings():
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        return _draw(fig, kind, ink)
+        figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")  # no pyplot: no global state
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        axes, layout, picture = figure.add_subplot(axisbelow=True), fig.layout, io.BytesIO()
+        axes.grid(axis="y", color=ink, alpha=0.13)
+        axes.spines[["top", "right"]].set_visible(False)
+        for trace in fig.data:
+            _draw(trace, axes, ink)
+        if layout.xaxis.type == "log":
+            axes.set_xscale("log")
+        if layout.xaxis.tickvals:
+            axes.set_xticks(layout.xaxis.tickvals, [_plain(text) for text in layout.xaxis.ticktext])
+            axes.minorticks_off()
+        axes.set(title=_plain(layout.title.text), ylim=layout.yaxis.range)
+        axes.set(xlabel=_plain(layout.xaxis.title.text), ylabel=_plain(layout.yaxis.title.text))
+        if layout.showlegend:
+            axes.legend(frameon=False)
+        figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return picture.getvalue()
 
 
 @functools.cache
@@ -180,55 +195,27 @@ def _find_fonts() -> list[str]:
     return ["DejaVu Sans", *[name for name in JAPANESE_FONTS if name in known][:1]]
 
 
-def _draw(fig, kind: str, ink: str) -> bytes:
-    from io import BytesIO
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = FigureCanvasAgg(Figure(figsize=(7, 4), dpi=100, layout="constrained"))  # no pyplot: no global state
-    canvas.figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    axes = canvas.figure.add_subplot(axisbelow=True)
-    axes.grid(axis="y", color=ink, alpha=0.13)
-    axes.spines[["top", "right"]].set_visible(False)
-    for trace in fig.data:
-        xs = [_plain(x) if isinstance(x, str) else x for x in trace.x]
-        ys = [math.nan if y is None else y for y in trace.y]
-        downs, ups = _errors(trace)
-        if trace.type == "bar":
-            hatch = trace.marker.pattern.shape  # both libraries write them alike
-            style = {
-                "color": trace.marker.color,
-                "hatch": hatch,
-                "edgecolor": "white" if hatch else None,
-                "linewidth": 0,
-            }
-            axes.bar(xs, ys, width=trace.width or 0.8, bottom=trace.base, label=_plain(trace.name), **style)
-            if any(downs + ups):
-                axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=ink, alpha=0.7, capsize=5)
-        elif trace.mode == "text":
-            for x, y, text in zip(xs, ys, trace.text, strict=True):
-                axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
-        else:
-            symbol, colour = trace.marker.symbol or "circle", trace.line.color
-            style = {"color": colour, "lw": 0.75 * (trace.line.width or 2), "alpha": trace.opacity}
-            style |= {"linestyle": DASHES[trace.line.dash or "solid"] if "lines" in trace.mode else "none"}
-            style |= {"marker": SYMBOLS[symbol.removesuffix("-open")] if "markers" in trace.mode else "none"}
-            style |= {"ms": (trace.marker.size or 6) / 1.5, "mfc": "none" if symbol.endswith("-open") else colour}
-            axes.plot(xs, ys, label=_plain(trace.name), **style)
-            if any(downs + ups):
-                axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=colour, alpha=0.5, capsize=4)
-    if fig.layout.xaxis.type == "log":
-        axes.set_xscale("log")
-    if fig.layout.xaxis.tickvals:
-        axes.set_xticks(fig.layout.xaxis.tickvals, [_plain(text) for text in fig.layout.xaxis.ticktext])
-        axes.minorticks_off()
-    axes.set(title=_plain(fig.layout.title.text), ylim=fig.layout.yaxis.range)
-    axes.set(xlabel=_plain(fig.layout.xaxis.title.text), ylabel=_plain(fig.layout.yaxis.title.text))
-    if fig.layout.showlegend:
-        axes.legend(frameon=False)
-    canvas.figure.savefig(buffer := BytesIO(), format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+def _draw(trace, axes, ink: str) -> None:
+    """Draw a trace of plotly's with matplotlib."""
+    xs = [_plain(x) if isinstance(x, str) else x for x in trace.x]
+    ys = [math.nan if y is None else y for y in trace.y]
+    if trace.type == "bar":
+        hatch = trace.marker.pattern.shape  # both libraries write them alike
+        style = {"color": trace.marker.color, "hatch": hatch, "edgecolor": "white" if hatch else None, "linewidth": 0}
+        axes.bar(xs, ys, width=trace.width or 0.8, bottom=trace.base, label=_plain(trace.name), **style)
+    elif trace.mode == "text":
+        for x, y, text in zip(xs, ys, trace.text, strict=True):
+            axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
+    else:
+        symbol, colour = trace.marker.symbol or "circle", trace.line.color
+        style = {"color": colour, "lw": 0.75 * (trace.line.width or 2), "alpha": trace.opacity}
+        style |= {"linestyle": DASHES[trace.line.dash or "solid"] if "lines" in trace.mode else "none"}
+        style |= {"marker": SYMBOLS[symbol.removesuffix("-open")] if "markers" in trace.mode else "none"}
+        style |= {"ms": (trace.marker.size or 6) / 1.5, "mfc": "none" if symbol.endswith("-open") else colour}
+        axes.plot(xs, ys, label=_plain(trace.name), **style)
+    downs, ups = _errors(trace)
+    if any(downs + ups):
+        axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=ink, alpha=0.6, capsize=4)
 
 
 def _errors(trace) -> tuple[list, list]:

@@ -78,4 +78,4 @@ def test_stacked_bars_are_drawn_one_upon_the_other_and_told_by_name():
     hatched = {"marker": {"pattern": {"shape": "/"}}}
     figures = [stack([0], {}), stack([16], {}), stack([16], hatched)]
     assert len({plots.draw_static(fig) for fig in figures}) == 3
-    assert plots.summarise(figures[1]) == "\n  rank 0, weights: 16.0\n  rank 0, gradients: 8.0"
+    assert plots.summarise(figures[1]) == "\n  weights, rank 0: 16.0\n  gradients, rank 0: 8.0"

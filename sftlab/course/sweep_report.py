@@ -325,14 +325,12 @@ def plot_against(found: Summary, name: str):
     )
     wide = ranked.pivot(index="x", columns="line", values=["mean", "low", "high"])
     means, low, high = (wide[part][ranked.line.unique()] for part in ("mean", "low", "high"))  # the best line first
-    downs, ups, values = (means - low).fillna(0), (high - means).fillna(0), list(means.index)
+    values, lows, highs = list(means.index), list_series(low), list_series(high)
     better = "lower" if found.direction == "min" else "higher"
     fig = plots.lines(values, list_series(means), name, metric, f"{metric} against {name} ({better} is better)")
     for trace in fig.data:
         trace.mode = "lines+markers" if numbers else "markers"
-        if downs[trace.name].any():
-            ends = {"array": ups[trace.name].tolist(), "arrayminus": downs[trace.name].tolist()}
-            trace.error_y = {"type": "data", "symmetric": False, "thickness": 1} | ends
+        trace.error_y = plots.error_bars(list(trace.y), lows[trace.name], highs[trace.name])
     if not numbers:
         return fig
     kind = "log" if values[0] > 0 and values[-1] >= LOG_FROM * values[0] else "linear"
