@@ -367,7 +367,6 @@ class DoctorConfig(Options):
     """What `sftlab doctor` looks at: this machine and installation, or what is left of a run."""
 
     target: str | None = option(None, "a run folder, results of `sftlab run`, a log, or - for standard input")
-    slow: bool = option(True, "of a complete run, measure where its time went; takes some seconds")
 
 
 # Options by their name, for what checks single values: the parameters of notebooks.

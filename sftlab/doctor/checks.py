@@ -14,7 +14,6 @@ import platform
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -132,7 +131,7 @@ def check_attention() -> Outcome:
     return NOTE if gpu else OK, f"flash-attn is not installed; taken instead: {other}", ""
 
 
-def check_compiler() -> Outcome:
+def check_deepspeed() -> Outcome:
     """DeepSpeed, and what it compiles its parts with at first use."""
     if importlib.util.find_spec("deepspeed") is None:
         return NOTE, "deepspeed is not installed: several devices train by DDP", REINSTALL * (sys.platform == "linux")
@@ -159,7 +158,7 @@ def check_notebooks() -> Outcome:
     return NOTE, f"{versions}; the kernel python3 is {program}, not this Python", step
 
 
-def check_bundle() -> Outcome:
+def check_tiny_base() -> Outcome:
     needed = ("config.json", "model.safetensors", "tokenizer.json")
     missing = [name for name in needed if not (load.TINY_BASE / name).is_file()]
     if missing:
@@ -245,24 +244,11 @@ def check_token() -> Outcome:
     return OK, f"one is set, by {source}", ""
 
 
-CHECKS = {
-    "python": check_python,
-    "packages": check_packages,
-    "device": check_device,
-    "precision": check_precision,
-    "quantization": check_quantization,
-    "attention": check_attention,
-    "deepspeed": check_compiler,
-    "memory": check_memory,
-    "disk": check_disk,
-    "limits": check_limits,
-    "ports": check_ports,
-    "tiny-base": check_bundle,
-    "token": check_token,
-    "network": check_network,
-    "cache": check_cache,
-    "notebooks": check_notebooks,
-}
+CHECKS = (
+    *(check_python, check_packages, check_device, check_precision, check_quantization, check_attention),
+    *(check_deepspeed, check_memory, check_disk, check_limits, check_ports, check_tiny_base, check_token),
+    *(check_network, check_cache, check_notebooks),
+)
 
 
 class Line(NamedTuple):
@@ -272,14 +258,13 @@ class Line(NamedTuple):
     state: str
     found: str
     step: str
-    seconds: float
 
 
 def examine() -> list[Line]:
     """All checks, each by itself: one that raises is a line that fails, with its error."""
     lines = []
-    for name, check in CHECKS.items():
-        started = time.perf_counter()
+    for check in CHECKS:
+        name = check.__name__.removeprefix("check_").replace("_", "-")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -288,8 +273,7 @@ def examine() -> list[Line]:
             known = known_errors.match(f"{type(error).__name__}: {error}", name)
             state, step = FAILS, known[0].fix[0] if known else REINSTALL
             found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        seconds = round(time.perf_counter() - started, 2)
-        lines.append(Line(name, state, known_errors.hide(found), known_errors.hide(step), seconds))
+        lines.append(Line(name, state, known_errors.hide(found), known_errors.hide(step)))
     return lines
 
 
@@ -310,7 +294,7 @@ def run(config: DoctorConfig) -> int:
     """`sftlab doctor`: 0 if nothing fails or went wrong, else 1."""
     if config.target:
         load.quiet_libraries()
-        found = diagnosis.diagnose(config.target, config.slow)
+        found = diagnosis.diagnose(config.target)
         print("\n\n".join("\n".join(diagnosis.format_lines(one)) for one in found))
         return 0 if all(one.healthy for one in found) else 1
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sftlab import files
 from sftlab.doctor import known_errors, slowness
-from sftlab.doctor.known_errors import Finding
+from sftlab.doctor.known_errors import KnownError
 from sftlab.errors import UserError
 from sftlab.runs import logs, state
 from sftlab.runs.logs import TRACEBACK
@@ -28,7 +28,7 @@ NOTHING = {  # what is said where no error was found, by status
     "completed": "Nothing is wrong with it.",
     "starting": "It is at work, and nothing is wrong so far.",
     "running": "It is at work, and nothing is wrong so far.",
-    "interrupted": "It was stopped; resume it with the same command and --resume.",
+    "interrupted": "It was stopped; give the same command with --resume, or, before its first checkpoint, with --overwrite.",
     "log": "No error is known or seen in it.",
 }
 ADVICE = (
@@ -57,7 +57,7 @@ class Diagnosis:
     status: str
     summary: str
     texts: list[Text] = field(default_factory=list, repr=False)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[KnownError] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
     @property
@@ -134,8 +134,6 @@ def read(target: str | Path, slow: bool) -> list[Diagnosis]:
     if path.is_file():
         notebook = read_notebook(path) if path.suffix in (".json", ".ipynb") else None
         return [notebook or Diagnosis(path.name, "log", "a log", [read_log(path)])]
-    if path.name.endswith("-logs") and not (path / "run.json").is_file():
-        path = path.with_name(path.name.removesuffix("-logs"))
     if state.read(path).status != "none" or logs.find_logs(path).is_dir():
         return [read_run(path, slow)]
     if notebooks := [one for facts in sorted(path.glob("*.json")) if (one := read_notebook(facts))]:
@@ -144,8 +142,6 @@ def read(target: str | Path, slow: bool) -> list[Diagnosis]:
         summary = f"a Trainer's folder, at step {max(entry.get('step', 0) for entry in history)}"
         texts = [Text(path, line) for line in slowness.find_faults(history)]
         return [Diagnosis(path.name, "log", summary, texts)]
-    if found := sorted([*path.glob("*.log"), *path.glob("*.out"), *path.glob("*.err")]):
-        return [Diagnosis(path.name, "log", "logs", [read_log(log) for log in found])]
     raise UserError(
         f"{target}: no run folder, no results of `sftlab run`, and no log. If a run failed before it made its folder, start "
         "it once more with `2> error.log` at the end, then `sftlab doctor error.log`."

@@ -3,6 +3,7 @@
 python -c "from sftlab.doctor import known_errors; print(known_errors.match('KeyError: \\'text\\'', 'error.log'))"
 """
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -17,41 +18,32 @@ SECRET = re.compile(r"(hf)_(?:oauth_)?[A-Za-z0-9]{16,}|\b(api|sk)_[A-Za-z0-9]{8,
 CHAINED = re.compile(r"(direct cause of the following exception|another exception occurred):\s*\Z")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A row of the table: what is known of an error. weak: another error may have led to it."""
+@dataclass(frozen=True)
+class KnownError:
+    """A row of the table; of one that was found in a text also in which words, and where. `line` counts from 1.
+
+    seen: the patterns that it is known by; weak: another error may have led to it.
+    """
 
     name: str
     what: str
+    seen: list[str]
     cause: str
     fix: list[str]
     read: str | None = None
     weak: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known(Row):
-    """A row with the patterns that it is known by."""
-
-    seen: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding(Row):
-    """A row that was found in a text: in which words, where. `line` counts from 1."""
-
-    symptom: str
-    file: str
-    line: int
+    symptom: str = ""
+    file: str = ""
+    line: int = 0
 
 
 @functools.cache
-def load_table() -> tuple[Known, ...]:
+def load_table() -> tuple[KnownError, ...]:
     """The rows, in their order, which is their rank."""
     import yaml
 
     rows = yaml.load(TABLE.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return tuple(Known(**row) for row in rows)
+    return tuple(KnownError(**row) for row in rows)
 
 
 def hide(text: str) -> str:
@@ -70,7 +62,7 @@ def find_end(text: str) -> int:
     return max((at for at in chains if at <= last), default=0)
 
 
-def match(text: str, file: str, before: int = 0) -> list[Finding]:
+def match(text: str, file: str, before: int = 0) -> list[KnownError]:
     """The rows that a text shows, the likeliest first: the strong ones, those of its last failure, then in the table's order.
 
     before: lines of the file before the text.
@@ -81,12 +73,12 @@ def match(text: str, file: str, before: int = 0) -> list[Finding]:
         if hits:
             hit = next((hit for hit in hits if hit.start() >= end), hits[-1])
             line = before + text.count("\n", 0, hit.start()) + 1
-            found.append((hit.start() < end, make_finding(known, hit, hide(file), line)))
-    return [finding for _, finding in sorted(found, key=lambda one: (one[1].weak, one[0]))]
+            found.append((known.weak, hit.start() < end, fill_in(known, hit, hide(file), line)))
+    return [one for *_, one in sorted(found, key=lambda one: one[:2])]
 
 
-def make_finding(known: Known, hit: re.Match, file: str, line: int) -> Finding:
-    """A row with the values that were found filled in."""
+def fill_in(known: KnownError, hit: re.Match, file: str, line: int) -> KnownError:
+    """A row with what was found, and where."""
     text, end = hit.string, hit.string.find("\n", hit.end())
     symptom = text[text.rfind("\n", 0, hit.start()) + 1 : end if end >= 0 else len(text)]
     symptom = hide(symptom.strip().rsplit("\r", 1)[-1])  # first: a token that is cut in two is not recognised
@@ -99,6 +91,5 @@ def make_finding(known: Known, hit: re.Match, file: str, line: int) -> Finding:
             re.sub(r"\{([a-z]+)\}", lambda word: (values.get(word[1]) or word[1].upper()).rstrip("."), sentence)
         )
 
-    row = {name: getattr(known, name) for name in ("name", "read", "weak")}
-    row |= {"what": fill(known.what), "cause": fill(known.cause), "fix": list(map(fill, known.fix))}
-    return Finding(**row, symptom=symptom, file=file, line=line)
+    texts = {"what": fill(known.what), "cause": fill(known.cause), "fix": list(map(fill, known.fix))}
+    return dataclasses.replace(known, **texts, symptom=symptom, file=file, line=line)

@@ -10,8 +10,6 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Callable
-from typing import NamedTuple
 
 from sftlab import files, machine
 from sftlab.config.configs import MemoryConfig, TrainConfig
@@ -55,15 +53,26 @@ def find_faults(history: list[dict]) -> list[str]:
 
 def find_slow(run: Run) -> list[str]:
     """A line for each thing that made a complete run slow; empty where none did."""
+    if not run.config:
+        return []
     result, found = files.read_json(run.folder / "result.json"), []
-    for check in CHECKS if run.config else ():
-        value = check.measure(run, result)
-        if value is not None and (value < check.threshold if check.below else value > check.threshold):
-            found.append(f"slow: {check.name}: {check.sentence.format(value)}")
-    return found
+    if (share := measure_padding(run, result)) > 0.15:
+        found.append(f"padding: {share:.0%} of the tokens in its batches were padding")
+    if (share := measure_checkpointing(run, result)) < 0.5:
+        found.append(f"checkpointing: without it the run needs {share:.0%} of this machine's memory")
+    if (share := measure_evaluation(run, result)) > 0.15:
+        found.append(f"evaluation: {share:.0%} of the time went into the validation loss")
+    time = result.get("time", {})
+    if time.get("device") == "cpu" and (share := time.get("share") or 1) < 0.12:
+        found.append(f"small steps: the run reached {share:.0%} of the rate of matrix products")
+    gpus = files.read_json(logs.find_logs(run.folder) / "summary.json").get("gpus", [])  # by `sftlab metrics`
+    share = min((gpu["use_percent"]["mean"] / 100 for gpu in gpus if gpu.get("use_percent")), default=1)
+    if share < 0.6:
+        found.append(f"idle GPU: a GPU was at {share:.0%} on average")
+    return [f"slow: {line}" for line in found]
 
 
-def measure_padding(run: Run, result: dict) -> float | None:
+def measure_padding(run: Run, result: dict) -> float:
     """The share of padding in the first epoch's batches."""
     from datasets import load_from_disk
 
@@ -71,7 +80,7 @@ def measure_padding(run: Run, result: dict) -> float | None:
         with contextlib.suppress(OSError, ValueError, KeyError):
             rows = load_from_disk(run.config.dataset_path)["train"].select_columns("input_ids").with_format("arrow")
             return count_padding([min(len(ids), run.config.max_length) for ids in rows[:]["input_ids"]], run.config)
-    return None
+    return 0
 
 
 def count_padding(lengths: list[int], config: TrainConfig) -> float:
@@ -80,16 +89,15 @@ def count_padding(lengths: list[int], config: TrainConfig) -> float:
 
     order, size = list(LikeLengths(lengths, config.batch_size, config.seed)), config.batch_size
     batches = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
-    padded = sum(max(batch) * len(batch) for batch in batches)
-    return 1 - sum(lengths) / padded
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
 
 
-def measure_checkpointing(run: Run, result: dict) -> float | None:
+def measure_checkpointing(run: Run, result: dict) -> float:
     """The share of this machine's memory that the run would need without gradient checkpointing, by the estimate."""
     from sftlab.memory import dry_run
 
     if not run.config.gradient_checkpointing:
-        return None
+        return 1
     gpu = result.get("time", {}).get("device") == "cuda"
     tokens = result.get("memory", {}).get("tokens", run.config.batch_size * run.config.max_length)
     bf16 = result.get("choices", {}).get("precision", "").startswith("bfloat16")
@@ -97,43 +105,11 @@ def measure_checkpointing(run: Run, result: dict) -> float | None:
     with contextlib.suppress(UserError, dry_run.CantCount):
         plan = MemoryConfig(device="gpu" if gpu else "cpu")
         return dry_run.estimate(plain, plan, -(-tokens // run.config.batch_size)).total / machine.find_limit(gpu)
-    return None
+    return 1
 
 
-def measure_evaluation(run: Run, result: dict) -> float | None:
+def measure_evaluation(run: Run, result: dict) -> float:
     """The share of the time that went into the validation loss."""
     seconds = result.get("time", {}).get("seconds") or result.get("metrics", {}).get("seconds")
     entries = [entry for entry in run.history if entry.get("time", math.inf) >= (run.started or 0)]  # of the last start
-    return sum(entry.get("eval_runtime", 0) for entry in entries) / seconds if seconds else None
-
-
-def measure_steps(run: Run, result: dict) -> float | None:
-    """The share of the rate of matrix products that the run reached, on a CPU."""
-    return result["time"].get("share") if result.get("time", {}).get("device") == "cpu" else None
-
-
-def measure_gpus(run: Run, result: dict) -> float | None:
-    """The lowest mean use of a GPU, from what `sftlab metrics` has left in the run's folder of logs."""
-    gpus = files.read_json(logs.find_logs(run.folder) / "summary.json").get("gpus", [])
-    return min((gpu["use_percent"]["mean"] / 100 for gpu in gpus if gpu.get("use_percent")), default=None)
-
-
-class Check(NamedTuple):
-    """measure: a run and its result.json -> a number, or None where it isn't known; reported beyond the threshold."""
-
-    name: str
-    measure: Callable[[Run, dict], float | None]
-    threshold: float
-    sentence: str
-    below: bool = False
-
-
-CHECKS = (
-    Check("padding", measure_padding, 0.15, "{:.0%} of the tokens in its batches were padding"),
-    Check(
-        "checkpointing", measure_checkpointing, 0.5, "without it the run needs {:.0%} of this machine's memory", True
-    ),
-    Check("evaluation", measure_evaluation, 0.15, "{:.0%} of the time went into the validation loss"),
-    Check("small steps", measure_steps, 0.12, "the run reached {:.0%} of the rate of matrix products", True),
-    Check("idle GPU", measure_gpus, 0.6, "a GPU was at {:.0%} on average", True),
-)
+    return sum(entry.get("eval_runtime", 0) for entry in entries) / seconds if seconds else 0

@@ -2,15 +2,18 @@
 
 import os
 import platform
-import resource
 import shutil
 import signal
 import socket
 import traceback
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
 import yaml
+from peft import LoraConfig, get_peft_model
+from trl import SFTConfig
 
 from sftlab import files
 from sftlab.cli import main
@@ -19,7 +22,6 @@ from sftlab.doctor import diagnosis, known_errors, slowness
 from sftlab.models import load as models_load
 from sftlab.runs import state
 from sftlab.train import folder as run_folder
-from sftlab.train import run
 from sftlab.train.trainer import LabTrainer
 
 SAMPLES = yaml.safe_load(Path(__file__).with_name("error_samples.yaml").read_text(encoding="utf-8"))
@@ -56,70 +58,40 @@ def test_healthy_text_and_prose_about_errors_match_nothing():
 
 def test_several_errors_are_ranked_and_the_last_failure_counts():
     first, last = f"{TRACED}KeyError: 'text'\n", f"{TRACED}IndexError: index out of range in self\n"
-    warning = (
-        "Token indices sequence length is longer than the specified maximum sequence length for this model (9 > 8)\n"
-    )
+    warning = "Token indices sequence length is longer than the specified maximum sequence length for this model (9)\n"
     assert match(f"{warning}{first}{last}") == ["token-out-of-range", "missing-column", "too-long-rows"]
-    launcher = (
-        "Traceback (most recent call last):\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
-    )
+    launcher = f"{TRACED}torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
     assert match(first + launcher) == ["missing-column", "partner-gone"]
 
 
-def load_tiny():
-    return models_load.load_model("random-tiny:Llama-2-7b-hf")
+def save_to_full_disk(folder):
+    torch.save(torch.ones(10**5), "/dev/full")
 
 
-def limit(kind: int, value: int, function):
-    before = resource.getrlimit(kind)
-    resource.setrlimit(kind, (value, before[1]))
-    try:
-        return function()
-    finally:
-        resource.setrlimit(kind, before)
-
-
-def use_torch(call):
-    import torch
-
-    return call(torch)
-
-
-def kill_loader(torch):
+def kill_loader(folder):
     list(torch.utils.data.DataLoader([1], collate_fn=lambda _: os.kill(os.getpid(), signal.SIGKILL), num_workers=1))
 
 
-def add_adapter(**options):
-    from peft import LoraConfig, get_peft_model
+def add_adapter(folder):
+    model = models_load.load_model("random-tiny:Llama-2-7b-hf")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
 
-    get_peft_model(load_tiny(), LoraConfig(task_type="CAUSAL_LM", **options))
 
-
-def cut_weights(folder: Path):
+def cut_weights(folder):
     shutil.copytree(models_load.TINY_BASE, folder / "cut")
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     models_load.load_model(str(folder / "cut"))
 
 
-def build_arguments(**options):
-    from trl import SFTConfig
-
-    SFTConfig(output_dir="x", **options)
-
-
-OPEN_FILES, FILE_SIZE = resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE
-PROVOKED = {  # what notebook 13 does not provoke
-    "disk-full": lambda folder: use_torch(lambda torch: torch.save(torch.ones(10**5), "/dev/full")),
-    "disk-quota": lambda folder: limit(FILE_SIZE, 1000, lambda: (folder / "x").write_bytes(b"x" * 9999)),
-    "too-many-files": lambda folder: limit(OPEN_FILES, 60, lambda: [open("/dev/null") for _ in range(99)]),
-    "loader-died": lambda folder: use_torch(kill_loader),
-    "not-a-saved-set": lambda folder: __import__("datasets").load_from_disk(str(folder)),
-    "lora-targets": lambda folder: add_adapter(target_modules=["c_attn"]),
+PROVOKED = {  # what notebook 13 does not provoke, and another version of a library may say otherwise
+    "disk-full": save_to_full_disk,
+    "loader-died": kill_loader,
+    "not-a-saved-set": datasets.load_from_disk,
+    "lora-targets": add_adapter,
     "broken-download": cut_weights,
-    "unexpected-argument": lambda folder: build_arguments(evaluation_strategy="no"),
-    "no-bf16": lambda folder: build_arguments(bf16=True, use_cpu=False),
-    "no-module": lambda folder: __import__("nonesuch"),
+    "unexpected-argument": lambda folder: SFTConfig(str(folder), evaluation_strategy="no"),
+    "no-bf16": lambda folder: SFTConfig(str(folder), bf16=True, use_cpu=False),
 }
 
 
@@ -136,44 +108,19 @@ def test_a_provoked_error_is_named_with_its_place(row, tmp_path, capsys):
     assert first.symptom.strip("…")[:40] in log.read_text(encoding="utf-8").splitlines()[first.line - 1]
 
 
-def configure(dataset, folder, **options) -> TrainConfig:
-    usual = {"max_steps": 4, "batch_size": 4, "max_length": 128, "bf16": False, "eval_samples": 8, "logging_steps": 1}
-    return TrainConfig(dataset_path=str(dataset), output_dir=str(folder), **usual | options)
-
-
-def fail(config: TrainConfig) -> diagnosis.Diagnosis:
-    with pytest.raises(Exception):  # noqa: B017 (whichever: the doctor is asked what it was)
-        run.train(config)
-    [found] = diagnosis.diagnose(config.output_dir)
-    return found
-
-
-def test_a_loss_that_is_no_number(dataset, tmp_path):
-    found = fail(configure(dataset, tmp_path / "nan", learning_rate=1, max_steps=20, max_grad_norm=0))
-    assert not found.healthy and found.findings[0].name == "said-by-the-lab"
-    assert "loss" in found.findings[0].symptom and found.findings[0].file.endswith("result.json")
-
-
 def test_what_the_lab_refuses_is_passed_on(tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        launch = (
-            f"launch --gpus-per-node 2 --launcher deepspeed --master-port {port} train --dataset-path x --output-dir"
-        )
-        refused = {
-            "train --use-lora --use-4bit --deepspeed zero3": "nothing is saved",
-            f"{launch} {tmp_path / 'x'}": f"port {port} of this machine is in use",
-        }
-        for command, words in refused.items():
-            assert main(command.split()) == 2
-            error = capsys.readouterr().err
-            assert "sftlab doctor" not in error  # the message has the advice
-            (tmp_path / "error.log").write_text(error, encoding="utf-8")
-            [found] = diagnosis.diagnose(tmp_path / "error.log")
-            assert found.findings[0].name == "said-by-the-lab" and words in found.findings[0].symptom
-    assert found.findings[1].name == "port-in-use"  # the table has more
+        command = f"launch --gpus-per-node 2 --launcher deepspeed --master-port {port} train --dataset-path x"
+        assert main([*command.split(), "--output-dir", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "sftlab doctor" not in error  # the message has the advice
+    (tmp_path / "error.log").write_text(error, encoding="utf-8")
+    [found] = diagnosis.diagnose(tmp_path / "error.log")
+    assert list_names(found) == ["said-by-the-lab", "port-in-use"]  # the table has more
+    assert f"port {port} of this machine is in use" in found.findings[0].symptom
 
 
 def test_an_unknown_error_is_printed_with_its_place(dataset, tmp_path, capsys, monkeypatch):
@@ -195,31 +142,30 @@ def test_a_killed_run(tmp_path):
     """Of a run and its launch, from the files that they leave; tests/runs kills a real one."""
     gone = {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}
     files.write_json(tmp_path / "killed" / "run.json", {"config": vars(TrainConfig()), "config_hash": "a"})
-    files.write_json(
-        tmp_path / "killed" / "progress.json", {"process": gone, "started": 1.0, "step": 6, "doing": "training"}
-    )
+    files.write_json(tmp_path / "killed" / "progress.json", {"process": gone, "started": 1.0, "step": 6})
     files.write_json(tmp_path / "killed" / "checkpoint-5" / "trainer_state.json", {})
     files.write_text(tmp_path / "killed-logs" / "ranks-0" / "launcher.log", "[x] exits with return code = -9")
-    for target in ("killed", "killed-logs"):
-        [found] = diagnosis.diagnose(tmp_path / target)
-        assert found.status == "killed" and found.summary == "killed at step 6" and list_names(found) == ["killed"]
-        assert any("--resume" in fix for fix in found.findings[0].fix) and "killed" in found.findings[0].symptom
+    [found] = diagnosis.diagnose(tmp_path / "killed")
+    assert found.status == "killed" and found.summary == "killed at step 6" and list_names(found) == ["killed"]
+    assert any("--resume" in fix for fix in found.findings[0].fix) and "killed" in found.findings[0].symptom
 
 
-def test_a_healthy_run_a_flat_one_and_a_slow_one(tuned_run, dataset, tmp_path, capsys):
-    assert main(["doctor", str(tuned_run), "--no-slow"]) == 0
+def test_a_healthy_run_a_flat_one_and_a_slow_one(tuned_run, tmp_path, capsys):
+    assert main(["doctor", str(tuned_run)]) == 0
     out = capsys.readouterr().out
-    assert "completed at step 3" in out and "Nothing is wrong" in out
+    assert "completed at step 3" in out
     shutil.copytree(tuned_run, tmp_path / "flat")
     (tmp_path / "flat" / run_folder.LOG).unlink()
     for step in range(8):
         run_folder.append_entry(tmp_path / "flat", {"loss": 5.0, "step": step})
     [found] = diagnosis.diagnose(tmp_path / "flat", slow=False)
     assert not found.healthy and list_names(found) == ["loss-flat"]
-    options = {"use_lora": True, "max_steps": 2, "batch_size": 1, "gradient_checkpointing": True, "eval_steps": 1}
-    run.train(configure(dataset, tmp_path / "slow", **options, eval_samples=0))
+    shutil.copytree(tuned_run, tmp_path / "slow")
+    about = files.read_json(tuned_run / "run.json")
+    about["config"]["gradient_checkpointing"] = True
+    files.write_json(tmp_path / "slow" / "run.json", about)
     [found] = diagnosis.diagnose(tmp_path / "slow")
-    assert found.healthy and {"slow-checkpointing", "slow-evaluation"} <= set(list_names(found))
+    assert found.healthy and "slow-checkpointing" in list_names(found)
 
 
 def test_slowness_is_found_in_numbers(tmp_path):

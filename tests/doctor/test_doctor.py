@@ -24,24 +24,22 @@ def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, capsys):
     lines = {line.name: line for line in checks.examine()}
     monkeypatch.setattr(checks, "examine", lambda: list(lines.values()))
     code, printed = main(["doctor"]), capsys.readouterr()
-    assert code == 0 and "nothing fails" in printed.out and list(lines) == list(checks.CHECKS)
+    assert code == 0 and "nothing fails" in printed.out and len(lines) == len(checks.CHECKS) == 16
     assert lines["token"].found == "one is set, by HF_TOKEN" and token not in printed.out + printed.err
     assert lines["device"].state == NOTE and "the course runs on this CPU" in lines["device"].found
     assert lines["network"].state == NOTE and "4 bits off by 0.0" in lines["quantization"].found
     assert str(tmp_path) not in printed.out
-    assert sum(line.seconds for line in lines.values()) < 60  # about 5 s of an idle core
 
 
 def test_a_check_that_raises_is_a_line_that_fails(monkeypatch, capsys):
-    def broken():
+    def check_attention():
         raise ImportError("/a/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEi")
 
-    few = {"python": checks.check_python, "attention": broken, "ports": checks.check_ports}
-    monkeypatch.setattr(checks, "CHECKS", few)
+    monkeypatch.setattr(checks, "CHECKS", (checks.check_python, check_attention, checks.check_ports))
     assert checks.run(DoctorConfig()) == 1
     out = capsys.readouterr().out
     assert "undefined symbol" in out and "-> pip uninstall flash-attn" in out and "1 of 3 fail: attention" in out
-    few["attention"] = checks.check_bundle
+    monkeypatch.setattr(checks, "CHECKS", (checks.check_tiny_base,))
     assert checks.run(DoctorConfig()) == 0 and "nothing fails" in capsys.readouterr().out
 
 
@@ -109,7 +107,7 @@ def test_little_disk_and_little_memory(monkeypatch):
 
 def test_tools_that_are_missing_and_a_port_in_use(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda tool, path=None: None if tool == "g++" else tool)
-    state, found, step = checks.check_compiler()
+    state, found, step = checks.check_deepspeed()
     assert state == NOTE and "g++ missing" in found and "apt install" in step
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
