@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from sftlab.train import distributed
 from sftlab.train import folder as run_folder
@@ -49,7 +49,7 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args, state, control, **kwargs):
-        number = distributed.find_highest(int(self.received or 0))  # all stop for what one process received
+        number = max(distributed.gather(int(self.received or 0)))  # all stop for what one process received
         if number:
             self.received = signal.Signals(number)
             control.should_save = control.should_training_stop = True
@@ -70,26 +70,10 @@ class SaveBest(TrainerCallback):
             control.should_save = True
 
 
-class RestoreState(TrainerCallback):
-    """Sets, at the start of a resumed run, what the Trainer had counted when its checkpoint was written.
-
-    `patience`: of early stopping, as this run asks for it; the checkpoint brings its own along.
-    """
-
-    def __init__(self, trainer, checkpoint: Path, patience: int):
-        self.trainer, self.checkpoint, self.patience = trainer, checkpoint, patience
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.read_counters(self.checkpoint)
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback):
-                callback.early_stopping_patience = self.patience
-
-
 class LiveLog(TrainerCallback):
     """Writes log.jsonl and progress.json of a run (`folder`) as it goes; for rank 0.
 
-    A file that can't be written is reported once, and ends no run. Add it after RestoreState, which sets the count of tokens.
+    A file that can't be written is reported once, and ends no run.
     """
 
     def __init__(self, trainer):
@@ -146,12 +130,11 @@ def measure_memory() -> dict:
 class CountState(TrainerCallback):
     """Counts, when the optimizer first steps, the bytes that this process holds of the three things that ZeRO shards.
 
-    `parts`: bytes of {"weights", "gradients", "optimizer"}, or None before that. With DeepSpeed the optimizer's part has the
-    float32 copy of the weights, and of the gradients each process has only its shard left by then, from stage 1 on.
+    `parts`: bytes of {"weights", "gradients", "optimizer"}, or None. With DeepSpeed the optimizer's part has the float32 copy of the
+    weights, and of the gradients each process has only its shard left by then, from stage 1 on.
     """
 
-    def __init__(self):
-        self.parts, self.hook = None, None
+    parts = None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         inner, seen = optimizer, set()
@@ -176,10 +159,8 @@ def list_state(model, optimizer):
     """Yield (part, tensor); the optimizer's weights last, which may be the model's or its own float32 copy."""
     weights = list(model.parameters())
     stepped = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for weight in weights:
-        yield "weights", weight
-        if getattr(weight, "ds_tensor", None) is not None:  # its shard, under ZeRO-3
-            yield "weights", weight.ds_tensor
+    shards = [weight.ds_tensor for weight in weights if getattr(weight, "ds_tensor", None) is not None]  # of ZeRO-3
+    yield from (("weights", weight) for weight in weights + shards)
     yield from (("gradients", weight.grad) for weight in weights + stepped if weight.grad is not None)
     states = (value for state in optimizer.state.values() for value in state.values())
     yield from (("optimizer", tensor) for tensor in (*stepped, *states) if torch.is_tensor(tensor))

@@ -11,7 +11,6 @@ import datetime
 import os
 import re
 import socket
-from pathlib import Path
 from typing import NamedTuple
 
 from sftlab.config.configs import TrainConfig
@@ -103,11 +102,7 @@ def open_groups(config: TrainConfig, world: World):
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if config.deepspeed:
         import deepspeed
-        from torch.utils.cpp_extension import get_default_build_root
 
-        built = Path(os.environ.get("TORCH_EXTENSIONS_DIR", get_default_build_root()))
-        if backend == "gloo" and world.local_rank == 0 and not any(built.glob("**/deepspeed_shm_comm.so")):
-            print("DeepSpeed compiles its exchange of data on a CPU: once, about half a minute", flush=True)
         deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     else:
         distributed.init_process_group(backend, timeout=TIMEOUT)
@@ -151,22 +146,8 @@ def run_on_main(function, *arguments):
 
 def raise_together(error: Exception | None) -> None:
     """Raise in all processes what one of them ran into, the first one's by rank; all must call it."""
-    if not find_highest(int(error is not None)):
-        return
-    if _control is None:
+    if error and _control is None:
         raise error
-    messages = gather(str(error) if error is not None else None)
-    rank = next(rank for rank, message in enumerate(messages) if message)
-    raise UserError(f"rank {rank}: {messages[rank]}") from error
-
-
-def find_highest(number: int) -> int:
-    """Find the highest number that a process has; all must call it."""
-    if _control is None:
-        return number
-    import torch
-    from torch import distributed
-
-    highest = torch.tensor(number)
-    distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=_control)
-    return int(highest)
+    for rank, message in enumerate(gather(error and str(error))):
+        if message:
+            raise UserError(f"rank {rank}: {message}") from error

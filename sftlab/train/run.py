@@ -13,6 +13,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import EarlyStoppingCallback
+
 from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import TrainConfig
@@ -22,6 +25,7 @@ from sftlab.memory import duration
 from sftlab.models import attention, load, quantise
 from sftlab.train import distributed, forecast
 from sftlab.train import folder as run_folder
+from sftlab.train.callbacks import CountState, LiveLog, SaveBest, StopOnSignal
 
 TRACEBACK_LINES = 40  # of an unforeseen error's, that result.json keeps
 # Options that TRL's SFTConfig has under the same names.
@@ -36,9 +40,9 @@ def sft_config(config: TrainConfig, bf16: bool):
 
     With ZeRO-3 it must be made before the model: transformers then builds each device its shard of it.
     """
-    import torch
     from trl import SFTConfig
 
+    before = files.read_json(Path(config.output_dir) / "run.json").get("config", {})
     args = SFTConfig(
         **{name: getattr(config, name) for name in SAME_NAMES},
         output_dir=config.output_dir,
@@ -61,7 +65,7 @@ def sft_config(config: TrainConfig, bf16: bool):
         logging_first_step=True,
         logging_nan_inf_filter=False,
         log_on_each_node=False,
-        restore_callback_states_from_checkpoint=True,
+        restore_callback_states_from_checkpoint=before.get("early_stopping_patience") == config.early_stopping_patience,
     )
     # set late, because TRL would ask for checkpoints at each evaluation: SaveBest writes the best ones, and no more
     args.load_best_model_at_end = config.load_best_model_at_end
@@ -114,7 +118,10 @@ def make_trainer(config: TrainConfig):
         lengths=None if in_rows else rows.lengths,
     )
     shared, batches = choose_batches(config, trainer, small or model, rows.shared, in_rows, bf16)
-    add_callbacks(config, trainer)
+    if config.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    if config.load_best_model_at_end:
+        trainer.add_callback(SaveBest())
     load.expose_bias(trainer.model)
     lengths, processes = (rows.lengths, rows.held_out_lengths), distributed.read_world().size
     time, seconds = duration.expect(config, trainer.model, *lengths, bf16, shared=shared, processes=processes)
@@ -132,8 +139,6 @@ def make_trainer(config: TrainConfig):
 
 def check_machine(config: TrainConfig) -> None:
     """Raise UserError for what this machine can't do, or has no package for."""
-    import torch
-
     if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("bf16: this GPU does not compute in bfloat16; leave --bf16 out.")
     if (gpus := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
@@ -177,8 +182,6 @@ def build_small(config: TrainConfig, bf16: bool):
 
 def add_adapters(config: TrainConfig, model, rows: Rows):
     """Make PEFT's LoraConfig of a run, or None; prepare a quantized model. Raises UserError for what can't be trained."""
-    import torch
-
     lora = load.lora_config(config)
     if lora:
         zero3 = deepspeed_configs.find_stage(config.deepspeed) == 3
@@ -210,29 +213,18 @@ def knows_bounds(config: TrainConfig, model, bf16: bool) -> bool:
 
 def choose_batches(config: TrainConfig, trainer, model, shared: int, in_rows: bool, bf16: bool) -> tuple[int, str]:
     """Choose how batches are made; the tokens that all rows begin with if a batch computes them once, and the choice in words."""
-    from sftlab.train.trainer import MULTIPLE, InRows
-
-    in_short_rows = in_rows and trainer.uses_answer_head and not config.packing
-    shared = shared if in_short_rows and attention.shares_prefix(model, bf16) else 0
-    if in_short_rows:
-        trainer.data_collator = InRows(trainer.data_collator, shared, MULTIPLE[bf16])
     if config.packing:
-        return shared, "packed into rows of max_length"
-    words = "in one row each, without padding" if in_rows else "of like length, padded"
-    if shared:
-        words += f"; the {shared} tokens that all rows begin with are computed once a batch"
-    return shared, words
-
-
-def add_callbacks(config: TrainConfig, trainer) -> None:
-    from transformers import EarlyStoppingCallback
-
-    from sftlab.train.callbacks import SaveBest
-
-    if config.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
-    if config.load_best_model_at_end:
-        trainer.add_callback(SaveBest())
+        return 0, "packed into rows of max_length"
+    if not in_rows:
+        return 0, "of like length, padded"
+    words = "in one row each, without padding"
+    if not trainer.uses_answer_head:
+        return 0, words
+    shared = shared if attention.shares_prefix(model, bf16) else 0
+    trainer.put_in_rows(shared)
+    return shared, words + (
+        f"; the {shared} tokens that all rows begin with are computed once a batch" if shared else ""
+    )
 
 
 def train(config: TrainConfig) -> dict:
@@ -252,18 +244,16 @@ def train(config: TrainConfig) -> dict:
             "processes": world.size,
             "choices": trainer.choices,
         }
-        started, begun = time.time(), False
+        started = time.time()
+        distributed.run_on_main(run_folder.begin, config, about)
         try:
-            distributed.run_on_main(run_folder.begin, config, about)
-            begun = True
             return run_steps(config, trainer, checkpoint, about, started)
         except SystemExit:  # this process follows rank 0, which says why
             raise
         except BaseException as error:
             found = explain_failure(error) | ({"rank": world.rank} if world.size > 1 else {})
             folder = Path(config.output_dir)
-            # a folder where nothing has begun may hold an earlier run; where a result is, another process has said why
-            if begun and not (folder / "result.json").exists():
+            if not (folder / "result.json").exists():  # else another process has said why
                 try:
                     write_result(found | about, trainer, started)
                 except OSError:  # the disk is full, and this process, a notebook's, must not seem to train on
@@ -273,11 +263,7 @@ def train(config: TrainConfig) -> dict:
 
 def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict, started: float) -> dict:
     """Train from the beginning or from a checkpoint, save, and return the result."""
-    from sftlab.train.callbacks import CountState, LiveLog, RestoreState, StopOnSignal
-
     trainer.add_callback(counted := CountState())
-    if checkpoint:
-        trainer.add_callback(RestoreState(trainer, checkpoint, config.early_stopping_patience))
     if trainer.is_world_process_zero():
         trainer.add_callback(LiveLog(trainer))
     with StopOnSignal() as stop, forecast.advising(config, trainer.expected["memory"]):

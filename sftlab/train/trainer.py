@@ -58,7 +58,7 @@ class LabTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         lengths, inputs = inputs.get("lengths"), {name: value for name, value in inputs.items() if name != "lengths"}
-        if return_outputs or not self.uses_answer_head or self.label_smoother or self.compute_loss_func:
+        if return_outputs or not self.uses_answer_head:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         rest = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
@@ -93,7 +93,7 @@ class LabTrainer(SFTTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         if (
             norm is not None and not math.isfinite(norm) and not self.is_deepspeed_enabled
-        ):  # before it moves the weights
+        ):  # it hasn't moved the weights
             step = self.state.global_step + 1
             raise UserError(f"a gradient is no number at step {step}, and was not applied: {self.find_cause()}")
         return norm
@@ -141,6 +141,10 @@ class LabTrainer(SFTTrainer):
         kept = f"The last checkpoint, {last}, is from before. " if last else ""
         return f"{kept}Lower --learning-rate (now {self.args.learning_rate:g}) or add --warmup-steps 0.03."
 
+    def put_in_rows(self, shared: int) -> None:
+        """Let a batch be one row without padding. shared: tokens that all rows begin with, computed once."""
+        self.data_collator = InRows(self.data_collator, shared, MULTIPLE[self.args.bf16])
+
     def _get_train_sampler(self, train_dataset=None):
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
@@ -148,8 +152,30 @@ class LabTrainer(SFTTrainer):
         return LikeLengths(self.lengths, rows, self.args.seed)
 
     def _save_rng_state(self, output_dir: str) -> None:
+        """Save what each process has of its own: with the random numbers' state its sums since it last logged, and TRL's count."""
         super()._save_rng_state(output_dir)
+        counters = {
+            "loss": self._tr_loss.item(),
+            "logged_at": self._globalstep_last_logged,
+            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
+            "tokens": self._total_train_tokens,
+        }
+        files.write_json(self.find_counters(output_dir), counters)
         self.accelerator.wait_for_everyone()  # the file that says the checkpoint is whole comes after every process's part
+
+    def _load_rng_state(self, checkpoint: str) -> None:
+        """Restore what `_save_rng_state` saved, so that a resumed run logs what an uninterrupted one logs."""
+        super()._load_rng_state(checkpoint)
+        if saved := files.read_json(self.find_counters(checkpoint)):
+            self._tr_loss += saved["loss"]
+            self._globalstep_last_logged = saved["logged_at"]
+            self._total_train_tokens = saved["tokens"]
+            for mode, values in saved["metrics"].items():
+                self._metrics[mode].update(values)
+
+    def find_counters(self, checkpoint: str) -> Path:
+        rank = self.args.process_index
+        return Path(checkpoint) / COUNTERS.format(f"-{rank}" if rank else "")
 
     def _save_checkpoint(self, model, trial):
         folder, step = Path(self.args.output_dir), self.state.global_step
@@ -161,7 +187,6 @@ class LabTrainer(SFTTrainer):
         try:
             if whole:  # written at this step already; it may be the best since
                 return self.update_state(checkpoint)
-            self.write_counters(checkpoint)
             super()._save_checkpoint(model, trial)
         except Exception as error:
             if run_folder.is_full(error):
@@ -179,31 +204,6 @@ class LabTrainer(SFTTrainer):
             aside = checkpoint / f".{run_folder.LAST_FILE}.partial"
             self.state.save_to_json(str(aside))
             aside.replace(checkpoint / run_folder.LAST_FILE)
-
-    def find_counters(self, checkpoint: Path) -> Path:
-        rank = self.args.process_index
-        return checkpoint / COUNTERS.format(f"-{rank}" if rank else "")
-
-    def write_counters(self, checkpoint: Path) -> None:
-        """Keep what the Trainer leaves out of a checkpoint: its sums since it last logged, and TRL's count of tokens."""
-        counters = {
-            "loss": self._tr_loss.item(),
-            "logged_at": self._globalstep_last_logged,
-            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
-            "tokens": self._total_train_tokens,
-        }
-        files.write_json(self.find_counters(checkpoint), counters)
-
-    def read_counters(self, checkpoint: Path) -> None:
-        """Set what `write_counters` kept, so that a resumed run logs what an uninterrupted one logs."""
-        kept = files.read_json(self.find_counters(checkpoint))
-        if not kept:  # a checkpoint of an earlier version
-            return
-        self._tr_loss += kept["loss"]
-        self._globalstep_last_logged = kept["logged_at"]
-        self._total_train_tokens = kept["tokens"]
-        for mode, values in kept["metrics"].items():
-            self._metrics[mode].update(values)
 
     def save_run(self) -> None:
         """Save the adapter or model, the tokenizer with its template and the Trainer's state in the run folder, and check them."""
