@@ -211,7 +211,7 @@ def report(args, config):
     usage="[DIR] [options] [-- PROGRAM ...]",
 )
 def metrics(args, config):
-    """Watch the machine, a process or a command: processor, memory and GPUs, each second, into a folder."""
+    """Watch the machine and a command: processor, memory and GPUs, each second, into a folder."""
     from sftlab.bench import monitor
 
     return monitor.watch(config, args.program)

@@ -9,7 +9,6 @@ of them. After each repeat the point's file is whole (`results`), and a grid tha
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
-
-from pandas import DataFrame
 
 from sftlab import files
 from sftlab.bench import plan, results
@@ -35,11 +32,7 @@ LAST_LINES = 30  # of a failed point's output are kept
 
 
 class PointFailed(Exception):
-    """A point whose processes ended with an error, which is the message; `lines` are the last ones of its output."""
-
-    def __init__(self, message: str, lines: list[str]):
-        super().__init__(message)
-        self.lines = lines
+    """A point whose processes ended with an error: its message, and the last lines of its output."""
 
 
 def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig) -> int:
@@ -68,10 +61,8 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
     failed = take_turns(grid, points, measured)
-    if measured:
-        print(format_grid([measured[point.name] for point in points if point.name in measured]))
     left_out = f"; {len(failed)} of {len(points)} points failed, see {grid.folder}/*.failed.json" if failed else ""
-    print(f"saved {grid.folder}/*.json{left_out}; the whole report: sftlab report {grid.folder}")
+    print(f"saved {grid.folder}/*.json{left_out}; a page of them: sftlab report {grid.folder}")
     return 1 if failed else 0
 
 
@@ -92,9 +83,10 @@ def take_turns(grid: Grid, points: list[Point], measured: dict[str, Result]) -> 
             raise
         except PointFailed as error:
             failed.add(point.name)
-            about = {"schema": results.SCHEMA, "point": asdict(point), "error": str(error), "last_lines": error.lines}
+            message, lines = error.args
+            about = {"point": asdict(point), "error": message, "last_lines": lines}
             files.write_json(grid.folder / f"{point.name}.failed.json", about)
-            print(f"{point.name}: failed: {error}")
+            print(f"{point.name}: failed: {message}")
             continue
         seconds.append(result.runs[-1].seconds)
         rest = f"; {left} runs are left, about {duration.format_seconds(left * mean(seconds))}" if left else ""
@@ -131,26 +123,9 @@ def add_run(grid: Grid, point: Point, measured: dict[str, Result]) -> Result:
 def format_run(run: Run) -> str:
     """Format a run as a line."""
     step, others = run.step_seconds, run.others_use or 0
-    parts = [f"{run.tokens_per_second:,.0f} tokens/s", f"step {step.median:.3g} s ({step.p10:.3g} to {step.p90:.3g})"]
-    parts += [f"{max(run.peak_bytes) / 1e9:.2f} GB", f"loss {run.first_loss:.2f} -> {run.last_loss:.2f}"]
-    return ", ".join(parts) + (f"; other programs took {others:.0%} of the machine" if others > DISTURBED else "")
-
-
-def format_grid(measured: list[Result]) -> str:
-    """Format the grid as a table: the median, lowest and highest of the repeats."""
-    rows = [
-        {
-            "point": result.point.name,
-            "tokens/s": run.tokens_per_second,
-            "per device": run.tokens_per_second_per_device,
-            "step s": run.step_seconds.median,
-            "peak GB": run.largest_peak_bytes / 1e9,
-        }
-        for result in measured
-        for run in result.runs
-    ]
-    table = DataFrame(rows).groupby("point", sort=False).agg(["median", "min", "max"])
-    return table.to_string(float_format="{:,.4g}".format)
+    line = f"{run.tokens_per_second:,.0f} tokens/s, step {step.median:.3g} s ({step.p10:.3g} to {step.p90:.3g}), "
+    line += f"{run.largest_peak_bytes / 1e9:.2f} GB, loss {run.first_loss:.2f} -> {run.last_loss:.2f}"
+    return line + (f"; other programs took {others:.0%} of the machine" if others > DISTURBED else "")
 
 
 def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> dict:
@@ -158,32 +133,28 @@ def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> 
 
     Several nodes read the plan and the data from this folder, so it must be on a disk that they share.
     """
-    (grid.folder / ".work").mkdir(parents=True, exist_ok=True)
-    # a new one each time: the processes of a grid that was killed may still use theirs
-    work = Path(tempfile.mkdtemp(prefix=f"{point.name}.", dir=grid.folder / ".work"))
-    config = asdict(plan.make_config(grid, point)) | {"output_dir": str(work / "run")}
-    if precision:  # as the first run found it, so that all repeats have the same
-        config["bf16"] = precision.startswith("bfloat16")
-    about = {"point": asdict(point), "config": config, "threads": threads, "precision": precision}
-    about |= {"untimed": grid.bench.untimed_steps, "steps": grid.bench.steps}
-    files.write_json(work / "plan.json", about | {"started": time.time()})
     environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    environment |= launcher.pass_on(environment, work)
     own = {} if grid.gpus else {"DS_ACCELERATOR": "cpu"}  # of this machine; other nodes find out what they have
-    try:
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    # a new one each time: the processes of a grid that was killed may still use theirs
+    with tempfile.TemporaryDirectory(prefix=f".{point.name}.", dir=grid.folder.resolve()) as folder:
+        work = Path(folder)
+        config = asdict(plan.make_config(grid, point)) | {"output_dir": str(work / "run")}
+        if precision:  # as the first run found it, so that all repeats have the same
+            config["bf16"] = precision.startswith("bfloat16")
+        about = {"point": asdict(point), "config": config, "threads": threads, "precision": precision}
+        about |= {"untimed": grid.bench.untimed_steps, "steps": grid.bench.steps, "started": time.time()}
+        files.write_json(work / "plan.json", about)
+        environment |= launcher.pass_on(environment, work)
         code = run_command(build_command(grid, point, work), work, os.environ | environment | own)
         if code or not (work / "out.json").is_file():
             raise explain_failure(work, code)
         return json.loads((work / "out.json").read_text(encoding="utf-8"))
-    finally:
-        shutil.rmtree(work)
-        with contextlib.suppress(OSError):  # there are others
-            work.parent.rmdir()
 
 
 def build_command(grid: Grid, point: Point, work: Path) -> list[str]:
     """Build what starts the processes of a point: python, torchrun, or, with DeepSpeed or a hostfile, its launcher."""
-    bench, work = grid.bench, work.resolve()
+    bench = grid.bench
     worker = ["sftlab.bench.worker", str(work / "plan.json"), str(work / "out.json")]
     if point.devices == 1 and grid.gpus < 2 and not grid.config.deepspeed and not bench.hostfile:
         return [sys.executable, "-m", *worker]

@@ -6,7 +6,7 @@ monitor leaves what was measured until then. summary.json beside it is written a
     time      seconds since the epoch
     since     seconds since the sample before it, over which processor use was counted; None for the first one
     machine   cpu_percent (100: all cores at work), memory_bytes (in use, without caches)
-    process   cpu_percent (100: one core), memory_bytes, processes: of the watched process and all below it
+    process   cpu_percent (100: one core), memory_bytes, processes: of the command and all below it
     gpus      a list: index, use_percent, memory_bytes, power_watts, celsius (`machine.read_gpus`)
 
 What could not be read is None. A process's memory is what is resident; pages that several processes share count in each.
@@ -30,7 +30,6 @@ from sftlab.config.configs import MetricsConfig
 from sftlab.errors import UserError, place_error
 
 BUSY = 90  # percent: from here on a device counts as busy
-STEP = 0.05  # seconds between checks whether what is watched has ended
 MEASURES = {  # field of a sample: label with the unit, its size
     "cpu_percent": ("processor, %", 1),
     "use_percent": ("use, %", 1),
@@ -60,17 +59,14 @@ def take_sample(pid: int | None = None, before: dict | None = None) -> dict:
     }
     if pid is not None:
         seconds, resident, processes = count_processes(pid)
-        earlier = before.get("process_seconds") if before else None
-        known = since and earlier is not None and seconds is not None
         # Processes that another parent took over leave the count: their time is lost, but never counts as negative.
-        percent = round(100 * max(0, seconds - earlier) / since, 1) if known else None
-        memory_bytes = resident if processes else None
-        found["process"] = {"cpu_percent": percent, "memory_bytes": memory_bytes, "processes": processes}
+        percent = round(100 * max(0, seconds - before["process_seconds"]) / since, 1) if before else None
+        found["process"] = {"cpu_percent": percent, "memory_bytes": resident or None, "processes": processes}
         found["process_seconds"] = seconds
     return found
 
 
-def count_processes(pid: int) -> tuple[float | None, int, int]:
+def count_processes(pid: int) -> tuple[float, int, int]:
     """Return (processor seconds, resident bytes, processes) of a process and all below it, without the caller's own.
 
     The time of a process that has ended is in its parent's count of its children, so that nothing is lost between two
@@ -78,13 +74,9 @@ def count_processes(pid: int) -> tuple[float | None, int, int]:
     """
     import psutil
 
-    try:
-        root = psutil.Process(pid)
-        members = [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return None, 0, 0
+    root = psutil.Process(pid)
     seconds, resident, processes = 0.0, 0, 0
-    for member in members:
+    for member in (root, *root.children(recursive=True)):
         try:
             with member.oneshot():
                 spent, memory = member.cpu_times(), member.memory_info().rss
@@ -155,87 +147,77 @@ def format_values(table):
 
 
 def watch(config: MetricsConfig, command: list[str]) -> int:
-    """Watch as configured and return the exit code: the command's, 128 + its signal, else 0. Raises UserError."""
-    import psutil
-
+    """Watch the machine, and the command if there is one; return its exit code or 128 + its signal. Raises UserError."""
     path = Path(config.output_dir) / "metrics.jsonl"
-    if command and config.pid is not None:
-        raise UserError("pid: a command after -- is watched by itself. Leave out --pid, or the command.")
-    if command and shutil.which(command[0]) is None:
-        raise UserError(f"{command[0]}: no such program. After -- write a command as you would type it.")
-    if config.pid is not None and not psutil.pid_exists(config.pid):
-        raise UserError(f"pid: no process {config.pid} runs here. `ps` lists those that do.")
     if path.exists() and not config.overwrite:
         raise place_error(path, "exists", "Add --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"")
+    child = start(command) if command else None
     with contextlib.redirect_stdout(sys.stderr if command else sys.stdout):  # a command's standard output is its own
-        print(f"{path}: a line each {config.every:g} s" + ("" if command or config.pid else ", until Ctrl-C"))
+        print(f"{path}: a line each {config.every:g} s" + ("" if command else ", until Ctrl-C"))
         if lab_machine.find_gpus()[1]:
             print(f"no GPU values: {lab_machine.find_gpus()[1]}")
-        code = watch_command(path, config, command) if command else watch_others(path, config)
-        if samples := read_samples(path):
-            table, facts = summarise(samples)
-            print("\n".join([format_values(table).to_string(), *facts]))
-            content = json.loads(table.to_json(orient="index"))  # null for what was never known
-            try:
-                files.write_json(path.parent / "summary.json", {"values": content, "facts": facts})
-            except OSError as error:  # the exit code is the command's
-                print(f"sftlab: {path.parent}: {error.strerror}; no summary.json")
-    return code
-
-
-def watch_others(path: Path, config: MetricsConfig) -> int:
-    """Watch a process that runs, until it ends, or the machine, until Ctrl-C or SIGTERM."""
-    import psutil
-
-    def has_ended() -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return config.pid is not None and psutil.Process(config.pid).status() == psutil.STATUS_ZOMBIE
-        return True
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        record(path, config, config.pid, has_ended, live=sys.stderr.isatty())
-    except KeyboardInterrupt:
-        pass
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. What was written before is whole.") from error
-    return 0
-
-
-def watch_command(path: Path, config: MetricsConfig, command: list[str]) -> int:
-    """Run a command and watch it and all below it; if nothing can be written, it runs on."""
-    try:
-        child = subprocess.Popen(command)
-    except OSError as error:  # as a script without its first line
-        raise UserError(f"{command[0]}: can't be run: {error.strerror}. Name a program.") from error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the command as well
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        # From this process down, itself left out: the time of a command that has ended is in its parent's count.
-        record(path, config, os.getpid(), lambda: child.poll() is not None)
-    except OSError as error:
-        print(f"sftlab: {path}: {error.strerror}; the command continues, unwatched")
-    code = child.wait()
+        if not child:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            path.unlink(missing_ok=True)
+            record(path, config.every, child)
+        except KeyboardInterrupt:
+            pass
+        except OSError as error:
+            if not child:
+                raise UserError(f"{path}: {error.strerror}. What was written before is whole.") from error
+            print(f"sftlab: {path}: {error.strerror}; the command continues, unwatched")
+        code = child.wait() if child else 0
+        if path.exists() and (samples := read_samples(path)):
+            save_summary(path.with_name("summary.json"), samples)
     return code if code >= 0 else 128 - code
 
 
-def record(path: Path, config: MetricsConfig, pid: int | None, has_ended, live: bool = False) -> None:
-    """Write samples until `has_ended()`; live: show each in a line of the terminal. Raises OSError where one can't be written."""
-    before, count = take_sample(pid), 1
+def start(command: list[str]) -> subprocess.Popen:
+    """Start a command that gets Ctrl-C from the terminal itself, and SIGTERM from this process."""
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:  # no such program, or a script without its first line
+        fix = "After -- write a command as you would type it."
+        raise UserError(f"{command[0]}: can't be run: {error.strerror}. {fix}") from error
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    return child
+
+
+def record(path: Path, every: float, child: subprocess.Popen | None) -> None:
+    """Write samples until the command has ended; without one show each in a terminal. Raises OSError where one can't be written."""
+    # From this process down, itself left out: the time of a command that has ended is in its parent's count.
+    pid = os.getpid() if child else None
+    before, count, over = take_sample(pid), 1, False
     write_sample(path, before)
-    due, over = before["clock"], False
+    due = before["clock"]
     while not over:
-        due = max(due + config.every, time.monotonic())  # a machine that slept isn't sampled in a burst
-        while not (over := has_ended()) and (left := due - time.monotonic()) > 0:
-            time.sleep(min(left, STEP))
+        due = max(due + every, time.monotonic())  # a machine that slept isn't sampled in a burst
+        left = max(0, due - time.monotonic())
+        if child:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(left)
+            over = child.returncode is not None
+        else:
+            time.sleep(left)
         found = take_sample(pid, before)
-        if over and count > 1 and found["since"] < config.every / 2:
+        if over and count > 1 and found["since"] < every / 2:
             break  # over so short a time the counts of processor use are too coarse
         write_sample(path, found)
-        if live:
+        if not child and sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
             words = " | ".join(f"{name} {value:.4g}" for name, value in list_values(found).items() if value is not None)
             print(f"\r{words[:width]:{width}}", end="", file=sys.stderr, flush=True)
         before, count = found, count + 1
+
+
+def save_summary(path: Path, samples: list[dict]) -> None:
+    table, facts = summarise(samples)
+    print("\n".join([format_values(table).to_string(), *facts]))
+    content = json.loads(table.to_json(orient="index"))  # null for what was never known
+    try:
+        files.write_json(path, {"values": content, "facts": facts})
+    except OSError as error:  # the exit code is the command's
+        print(f"sftlab: {path}: {error.strerror}")

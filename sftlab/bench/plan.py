@@ -106,7 +106,7 @@ def make_config(grid: Grid, point: Point) -> TrainConfig:
     return replace(
         grid.config,
         dataset_path=grid.sets[point.samples]["path"],
-        output_dir=str(grid.folder / ".work"),
+        output_dir=str(grid.folder),  # each run has one of its own
         batch_size=point.per_device_batch,
         gradient_accumulation_steps=point.accumulation,
         max_steps=grid.bench.untimed_steps + grid.bench.steps,

@@ -6,7 +6,6 @@ Measured and modelled speeds have tables of their own. A file that is broken is 
 """
 
 import math
-import textwrap
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -17,21 +16,31 @@ from statistics import median
 from sftlab import pages, plots
 from sftlab.bench import monitor, results, scaling
 from sftlab.bench.results import DISTURBED, Result
-from sftlab.bench.scaling import Gain, Speed
+from sftlab.bench.scaling import Gain
 from sftlab.config.configs import SET_BY_BENCHMARK, ReportConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.pages import Chart, Section, Table
 
-LINES = 12  # of a chart; more can't be distinguished
 MOST_POINTS = 1000  # of a line over time
 FEW = 30  # timed steps; with fewer, p10 and p90 are hardly known
 # What the tables hold, by its names in a file of results.
-SPEED = ("tokens_per_second", "tokens_per_second_per_device")
-SPEED += ("step_seconds.median", "step_seconds.p10", "step_seconds.p90")
+SPEED = (
+    "tokens_per_second",
+    "tokens_per_second_per_device",
+    "step_seconds.median",
+    "step_seconds.p10",
+    "step_seconds.p90",
+)
 MEMORY = ("largest_peak_bytes", "largest.expected_bytes", "largest.taken_bytes", "largest.error")
 LOSSES = ("first_loss", "last_loss")
-COMPUTING = ("flops_per_second_per_device", "matrix_rate", "utilisation_measured", "utilisation", "device_use")
-COMPUTING += ("padding_share", "others_use")
+COMPUTING = (
+    "flops_per_second_per_device",
+    "matrix_rate",
+    "utilisation_measured",
+    "utilisation",
+    "padding_share",
+    "others_use",
+)
 UNITS = {
     **dict.fromkeys(("largest_peak_bytes", "expected_bytes", "taken_bytes"), ("GB", 1e9)),
     **dict.fromkeys(COMPUTING[:2], ("TFLOP/s", 1e12)),
@@ -59,8 +68,7 @@ ON_LOSS = (
 ON_COMPUTING = (
     "Operations by formula, recomputation and padding left out; the output layer counts for every token, though only tokens in the "
     "loss go through it, so the real rate can be lower. The matrix rate is that of plain matrix products with all devices at work; "
-    "utilisation is of it (measured), and of the data-sheet's peak. Device use is the share of time in which anything ran, or of "
-    "the cores' time. Others use: what other programs took of the machine."
+    "utilisation is of it (measured), and of the data-sheet's peak. Others use: what other programs took of the machine."
 )
 
 
@@ -110,8 +118,7 @@ def read_folders(folders: list[Path]) -> tuple[dict[str, list[Result]], list[str
             raise UserError(f"folders: {folder}: no such folder. Name one of `sftlab benchmark` or `sftlab metrics`.")
         name = folder.name if counts[folder.name] == 1 else str(folder)
         found[name if len(folders) > 1 else ""], wrong = results.read_results(folder)
-        ours = f"{folder / 'summary.json'}:"  # of `sftlab metrics`
-        problems += [line for line in wrong if not line.startswith(ours)]
+        problems += wrong
     return found, problems
 
 
@@ -195,65 +202,52 @@ def make_setups(found: dict[str, Result]) -> Section:
 
 
 def make_points(found: dict[str, Result]) -> Section:
-    heads = (
-        "point",
-        *asdict(next(iter(found.values())).point),
-        "distinct",
-        "steps",
-        "warm-up",
-        "repeats",
-        "first, UTC",
-    )
     rows = []
     for name, result in found.items():
-        steps, started = result.runs[0].step_seconds, result.runs[0].started[:16].replace("T", " ")
-        repeats = f"{len(result.runs)} of {result.repeats}"
-        counts = (result.data.get("distinct_rows", "?"), steps.steps, steps.warmup, repeats)
-        rows.append((name, *asdict(result.point).values(), *counts, started))
-    return Section("The points", [Table([head.replace("_", " ") for head in heads], rows), ON_POINTS])
+        first = result.runs[0]
+        counts = {
+            "distinct": result.data.get("distinct_rows", "?"),
+            "steps": first.step_seconds.steps,
+            "warm-up": first.step_seconds.warmup,
+            "repeats": f"{len(result.runs)} of {result.repeats}",
+            "first, UTC": first.started[:16].replace("T", " "),
+        }
+        rows.append({"point": name} | asdict(result.point) | counts)
+    heads = [head.replace("_", " ") for head in rows[0]]
+    return Section("The points", [Table(heads, [list(row.values()) for row in rows]), ON_POINTS])
 
 
 def make_scaling(by_folder: dict[str, list[Result]], bandwidth: float | None) -> tuple[Section, list[str]]:
     """Make the section on scaling, measured and modelled apart, and its sentences for the top."""
-    notes, facts, curves, measured, modelled = [], [], {}, [], []
+    notes, facts, curves = [], [], {}
     for folder, one in ((folder, one) for folder, part in by_folder.items() for one in scaling.list_series(part)):
-        name, base = f"{one.model}, {one.samples} rows, {one.scaling}" + (folder and f", {folder}"), one.speeds[0]
+        name, base = one.name + (folder and f", {folder}"), one.speeds[0]
         while name in curves:  # the same work with other options, hardware or versions
             name += ", with other settings"
         speeds, why = scaling.extend(one, bandwidth) if bandwidth else ([], "")
         notes += [f"{name}: not modelled: {why}"] if why else []
-        gains = [scaling.compare(base, speed) for speed in speeds]
-        curves[name] = [*one.gains, *gains]
-        measured += list_rows(name, one.speeds, one.gains)
-        modelled += [(*row, gain.kind) for row, gain in zip(list_rows(name, speeds, gains), gains, strict=True)]
-        *_, rate, speedup, efficiency = measured[-1]
-        many = one.speeds[-1].devices
-        facts.append(f"{name}: {rate} tokens/s on {many} device(s)")
-        if many > base.devices:
+        curves[name] = [*one.gains, *(scaling.compare(base, speed) for speed in speeds)]
+        last = one.gains[-1]
+        facts.append(f"{name}: {format_number(last.rate)} tokens/s on {last.devices} device(s)")
+        if last.devices > base.devices:
+            speedup, efficiency = format_gain(last)
             facts[-1] += f", {speedup} times as fast as on {base.devices}; efficiency {efficiency}"
-    heads = ("series", "devices", "ideal", "tokens/s", "speed-up", "efficiency")
+    rows = [
+        (name, gain.devices, f"{gain.ideal:g}", format_number(gain.rate), *format_gain(gain), gain.kind)
+        for name, gains in curves.items()
+        for gain in gains
+    ]
+    measured = [row for row in rows if row[-1] == "measured"]
+    modelled = [row for row in rows if row[-1] != "measured"]
+    heads = ("series", "devices", "ideal", "tokens/s", "speed-up", "efficiency", "kind")
     blocks = [Table(heads, measured, "Scaling, measured"), ON_MEASURED]
     if any(len(gains) > 1 for gains in curves.values()):
-        drawn = {clean(name): gains for name, gains in list(curves.items())[:LINES]}
         words = "Measured: filled markers, solid lines. Modelled: hollow markers, dashed and dotted lines."
-        blocks.insert(0, Chart(plots.scaling(drawn), words))
+        blocks.insert(0, Chart(plots.scaling(curves), words))
     if modelled:
-        table = Table((*heads, "kind"), modelled, "Scaling, MODELLED: two bounds, not runs", modelled=True)
+        table = Table(heads, modelled, "Scaling, MODELLED: two bounds, not runs", modelled=True)
         blocks += [table, ON_MODELLED.format(bandwidth)]
     return Section("Scaling", [*blocks, notes], page=True), facts
-
-
-def clean(label: str) -> str:
-    """Return a label without what plotly would take for markup, in lines that leave room for the chart."""
-    return "<br>".join(textwrap.wrap(label.replace("<", "‹").replace(">", "›"), 48))
-
-
-def list_rows(name: str, speeds: list[Speed], gains: list[Gain]) -> list[tuple[str, ...]]:
-    """List a row for each number of devices."""
-    return [
-        (name, str(speed.devices), f"{gain.ideal:g}", format_number(speed.rate), *format_gain(gain))
-        for speed, gain in zip(speeds, gains, strict=True)
-    ]
 
 
 def format_gain(gain: Gain) -> tuple[str, str]:

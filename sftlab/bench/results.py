@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sftlab import files
@@ -80,10 +80,9 @@ class Run:
     """
 
     tokens: PositiveInt
-    trained_tokens: NonNegativeInt  # tokens in the loss
-    samples: PositiveInt
-    window_seconds: PositiveFloat  # from the end of the warm-up to the end of the last timed step, of the slowest rank
-    tokens_per_second: PositiveFloat  # tokens / window_seconds
+    tokens_per_second: (
+        PositiveFloat  # from the end of the warm-up to the end of the last timed step, of the slowest rank
+    )
     tokens_per_second_per_device: PositiveFloat
     padding_share: FiniteFloat  # of the positions that were computed, 0..1
     step_seconds: StepSeconds
@@ -95,7 +94,6 @@ class Run:
     matrix_rate: FiniteFloat  # what plain matrix products reached on a device with all devices at work, FLOP/s
     utilisation: FiniteFloat | None  # of the data-sheet's peak, 0..1; None where that isn't known (CPUs)
     utilisation_measured: FiniteFloat  # of matrix_rate
-    device_use: FiniteFloat | None  # 0..1: GPU use by NVML, median; on a CPU processor time over the cores' time
     losses: Annotated[list[FiniteFloat], SOME]  # of each step, the warm-up's first; the mean over the global batch
     first_loss: FiniteFloat
     last_loss: FiniteFloat
@@ -158,6 +156,8 @@ def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
     """
     found, problems = [], []
     for path in sorted(Path(folder).glob("[!.]*.json")):
+        if path.name == "summary.json":  # of `sftlab metrics`
+            continue
         if path.name.endswith(".failed.json"):
             problems.append(f"{path}: failed: {files.read_json(path).get('error', 'no message')}")
             continue

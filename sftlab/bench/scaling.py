@@ -2,8 +2,7 @@
 
 Measured: speed-up and efficiency, with the interval of the repeats. Modelled: a measured step is scaled to the work of a
 device, and what devices send each other takes its bytes over a bandwidth that the user names. Without any overlap a step is
-the sum of the two, with full overlap the longer one. Nothing is fitted, and what is missing makes both too fast: latency,
-slow devices that the others wait for, a network that others use, too.
+the sum of the two, with full overlap the longer one. Nothing is fitted; latency and slow devices are left out.
 
     python -c "from sftlab.bench import results, scaling; print(*scaling.list_series(results.read_results('results')[0]), sep='\\n')"
 """
@@ -29,24 +28,19 @@ BOUNDS = ("modelled, no overlap", "modelled, full overlap")
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a run is on so many devices. kind: `measured`, with the rate of each repeat, or one of BOUNDS.
-
-    rows, tokens: of a step, over all devices; rates: tokens per second of all devices together. cores: on CPUs, how many
-    all devices together compute on, which needn't grow with them; 0 on GPUs.
-    """
+    """How fast a run is on so many devices. All numbers are of all devices together."""
 
     devices: int
     nodes: int
-    rows: int
-    tokens: float
-    rates: tuple[float, ...]
-    micro_batches: int = 1
-    cores: int = 0
-    kind: str = "measured"
+    rows: int  # of a step
+    tokens: float  # of a step
+    rates: tuple[float, ...]  # tokens per second of each repeat
+    micro_batches: int = 1  # that gradients are accumulated over
+    cores: int = 0  # on CPUs, what they compute on, which needn't grow with the devices
+    kind: str = "measured"  # or one of BOUNDS
 
     @property
     def units(self) -> int:
-        """What computes: cores where they are counted, else devices."""
         return self.cores or self.devices
 
     @property
@@ -54,8 +48,7 @@ class Speed:
         return median(self.rates)
 
     @property
-    def seconds(self) -> float:
-        """Of a step."""
+    def seconds(self) -> float:  # of a step
         return self.tokens / self.rate
 
 
@@ -65,6 +58,7 @@ class Gain:
 
     kind: str
     devices: int
+    rate: float  # tokens per second of all devices
     ideal: float  # devices over those of the base; cores where they are counted
     speedup: float
     low: float | None = None
@@ -86,28 +80,38 @@ def compare(base: Speed, speed: Speed) -> Gain:
     """
     if base.kind != "measured":
         raise ValueError("the base of a speed-up must be measured")
-    about = speed.kind, speed.devices, speed.units / base.units
+    about = speed.kind, speed.devices, speed.rate, speed.units / base.units
     if speed.kind != "measured":
         return Gain(*about, speed.rate / base.rate)
     ratios = [math.log(after / before) for before, after in zip(base.rates, speed.rates, strict=False)]
     ends = ()
-    if speed is not base and len(ratios) > 1:
+    if len({*ratios}) > 1:  # else there is no interval, as of the base itself
         from scipy.stats import ttest_1samp
 
-        alike = len({*ratios}) == 1  # scipy has no interval there
-        ends = ratios[:2] if alike else ttest_1samp(ratios, 0).confidence_interval(LEVEL)
+        ends = ttest_1samp(ratios, 0).confidence_interval(LEVEL)
     return Gain(*about, math.exp(mean(ratios)), *map(math.exp, ends))
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points that differ in their devices alone. speeds: measured, by devices."""
+    """Points that differ in their devices alone, by devices."""
 
-    model: str
-    samples: int
-    scaling: str
-    results: tuple[Result, ...]
-    speeds: tuple[Speed, ...]
+    results: list[Result]
+
+    @property
+    def scaling(self) -> str:
+        return self.results[0].point.scaling
+
+    @property
+    def name(self) -> str:
+        """What the points have in common."""
+        point = self.results[0].point
+        return f"{point.model}, {point.samples} rows, {point.scaling}"
+
+    @property
+    def speeds(self) -> list[Speed]:
+        """The measured speeds."""
+        return [read_speed(result) for result in self.results]
 
     @property
     def gains(self) -> list[Gain]:
@@ -120,8 +124,8 @@ def read_speed(result: Result) -> Speed:
     point, runs, machine = result.point, result.runs, result.machine
     tokens = sum(run.tokens for run in runs) / sum(run.step_seconds.steps for run in runs)
     rates = tuple(run.tokens_per_second for run in runs)
-    cores = 0 if machine.get("gpu") else point.devices * machine["threads"]
-    if isinstance(machine["cores"], int):  # not words for machines that differ
+    cores = 0 if machine.get("gpu") else point.devices * machine.get("threads", 1)
+    if isinstance(machine.get("cores"), int):  # not words for machines that differ
         cores = min(cores, machine["cores"] * (machine.get("machines") or 1))
     return Speed(point.devices, point.nodes, point.global_batch, tokens, rates, point.accumulation, cores)
 
@@ -140,11 +144,7 @@ def list_series(found: list[Result]) -> list[Series]:
         work = [result.data.get("fingerprint"), str(result.choices.get("precision")).split(":")[0], batch]
         same = json.dumps([options, machine, result.versions, work], sort_keys=True, default=str)
         groups.setdefault((point.model, point.samples, point.scaling, same), []).append(result)
-    series = []
-    for (model, samples, scaling, _), group in groups.items():
-        group.sort(key=lambda result: result.point.devices)
-        series.append(Series(model, samples, scaling, tuple(group), tuple(map(read_speed, group))))
-    return series
+    return [Series(sorted(group, key=lambda result: result.point.devices)) for group in groups.values()]
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,6 @@ class Job:
     method: str
     weights: float
     gradients: float
-
-    def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method {self.method!r} is none of {', '.join(METHODS)}")
 
 
 def read_job(result: Result) -> Job:
@@ -186,15 +182,13 @@ def count_sent(job: Job, devices: int, nodes: int = 1, micro_batches: int = 1) -
 
     Collectives go around a ring, as NCCL and Gloo do it for long messages: in a pass, a reduce-scatter or an all-gather, each
     of n devices sends (n-1)/n of the bytes; an all-reduce is both (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69,
-    p. 117). Over several nodes the devices of each divide the bytes among their links to the network. No activations are sent.
+    p. 117). Over several nodes the devices of each divide the bytes among their links to the network.
 
     DDP reduces the gradients to all. ZeRO-1 and 2 reduce each device's share of them to it, and gather the new weights:
-    as many bytes. ZeRO-3 gathers all weights for the forward and again for the backward pass, and reduces the gradients:
-    1.5 times as many where all weights are trained (Rajbhandari et al. 2020, arXiv:1910.02054, section 7). With LoRA only
-    the adapters have gradients, but ZeRO-3 gathers the frozen weights all the same. Of several micro-batches of
-    gradient accumulation, DDP and ZeRO-1 send after the last one; ZeRO-2 and 3 reduce after each, and ZeRO-3 gathers in
-    each (deepspeed/runtime/zero/stage_1_and_2.py, stage3.py). A model so small that `stage3_max_live_parameters` lets
-    ZeRO-3 keep what it has gathered is gathered once, not twice; that isn't counted here.
+    as many bytes. ZeRO-3 gathers all weights, frozen ones too, for the forward and again for the backward pass, and reduces
+    the gradients (Rajbhandari et al. 2020, arXiv:1910.02054, section 7). Of several micro-batches of gradient accumulation,
+    DDP and ZeRO-1 send after the last one; ZeRO-2 and 3 reduce after each, and ZeRO-3 gathers in each
+    (deepspeed/runtime/zero/stage_1_and_2.py, stage3.py).
 
     Raises ValueError where the nodes have not all as many devices.
     """

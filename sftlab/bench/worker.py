@@ -6,13 +6,12 @@ training: `run.make_trainer` as `sftlab train` has it, without checkpoints and e
     python -m sftlab.bench.worker PLAN.json OUT.json
 """
 
-import contextlib
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
-import threading
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -27,12 +26,10 @@ from sftlab.bench.results import Memory, Point, Run, StepSeconds
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 from sftlab.memory import duration
-from sftlab.models.load import IGNORED
 from sftlab.train import distributed
 
 # of a batch, what shows how long its samples are
 KEPT = ("labels", "attention_mask", "cu_seq_lens_q", "lengths", "shared_prefix")
-EVERY = 0.2  # seconds between samples of a GPU's use
 
 
 def measure_point(plan: dict) -> dict | None:
@@ -86,19 +83,14 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
     """Combine what each process measured. work: FLOPs of all timed steps. used: this machine's processor seconds."""
     window = max(part["window"] for part in parts)
     seconds = parts[0]["seconds"]
-    tokens, samples = (sum(count(part["lengths"]) for part in parts) for count in (sum, len))
-    trained, positions = (sum(part[name] for part in parts) for name in ("trained", "positions"))
+    tokens, positions = sum(sum(part["lengths"]) for part in parts), sum(part["positions"] for part in parts)
     cuts = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
     rate, per_device = statistics.mean(part["rate"] for part in parts), work / window / point.devices
-    gpu, uses = parts[0]["device"]["gpu"], [part["gpu_use"] for part in parts if part["gpu_use"] is not None]
-    cores_used = None if gpu else min(1.0, used / window / machine.count_cores())
+    gpu = parts[0]["device"]["gpu"]
     peak = duration.find_peak(gpu) if gpu and plan["bf16"] else None
     losses = [statistics.mean(step) for step in zip(*(part["losses"] for part in parts), strict=True)]
     return Run(
         tokens=tokens,
-        trained_tokens=trained,
-        samples=samples,
-        window_seconds=window,
         tokens_per_second=tokens / window,
         tokens_per_second_per_device=tokens / window / point.devices,
         padding_share=1 - tokens / positions,
@@ -109,7 +101,6 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         matrix_rate=rate,
         utilisation=per_device / peak if peak else None,
         utilisation_measured=per_device / rate,
-        device_use=statistics.mean(uses) if uses else cores_used,
         losses=losses,
         first_loss=losses[0],
         last_loss=losses[-1],
@@ -119,21 +110,18 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
     )
 
 
-def count_batch(inputs: dict) -> tuple[list[int], int, int]:
-    """Return (tokens of each sample without padding, tokens in the loss, positions with padding) of a batch of the model.
+def count_batch(inputs: dict) -> tuple[list[int], int]:
+    """Return (tokens of each sample without padding, positions with padding) of a batch of the model.
 
     A beginning that samples share counts for each of them, as in a batch that repeats it.
     """
-    labels = inputs["labels"]
-    trained, positions = int((labels != IGNORED).sum()), labels.numel()
+    positions = inputs["labels"].numel()
     if "lengths" in inputs:
         lengths = inputs["lengths"].tolist()
-        positions += inputs["shared_prefix"] * (len(lengths) - 1)
-    elif "cu_seq_lens_q" in inputs:  # of TRL, without padding
-        lengths = inputs["cu_seq_lens_q"].diff().tolist()
-    else:
-        lengths = inputs["attention_mask"].sum(-1).tolist()
-    return lengths, trained, positions
+        return lengths, positions + inputs["shared_prefix"] * (len(lengths) - 1)
+    if "cu_seq_lens_q" in inputs:  # of TRL, without padding
+        return inputs["cu_seq_lens_q"].diff().tolist(), positions
+    return inputs["attention_mask"].sum(-1).tolist(), positions
 
 
 def keep_whole_steps(trainer, global_batch: int) -> None:
@@ -154,23 +142,22 @@ def keep_whole_steps(trainer, global_batch: int) -> None:
 class StepTimer(TrainerCallback):
     """Times `steps` steps after the `untimed` ones; `summarise` returns what this process measured.
 
-    On a GPU steps are timed by events, so that the host isn't slowed down; it waits for the device at both ends of the timed
-    window only.
+    It waits for a GPU at both ends of the timed window only. Since the trainer reads the loss of each batch, the host is never
+    ahead of the GPU by more than the optimizer's work.
     """
 
     def __init__(self, trainer, untimed: int, steps: int):
         self.untimed, self.steps = untimed, steps
-        self.gpu = torch.cuda.is_available()
-        self.batches, self.losses, self.times, self.uses = [], [[]], [], []
-        self.done = threading.Event()
+        self.batches, self.losses, self.times = [], [[]], []
         self.train_batch = trainer.training_step
         trainer.training_step = self.training_step
         trainer.add_callback(self)
 
     def training_step(self, model, inputs, *rest):
-        """Run the trainer's own, and keep what the batch holds, to be counted after the end."""
+        """Run the trainer's own, and keep what a timed batch holds, to be counted after the end."""
         loss = self.train_batch(model, inputs, *rest)
-        self.batches.append((len(self.losses) - 1, {name: inputs[name] for name in KEPT if name in inputs}))
+        if len(self.losses) > self.untimed:
+            self.batches.append({name: inputs[name] for name in KEPT if name in inputs})
         self.losses[-1].append(loss)
         return loss
 
@@ -178,59 +165,32 @@ class StepTimer(TrainerCallback):
         step = state.global_step
         self.losses.append([])
         if step > self.untimed:
-            self.times.append(self.read_time())
+            self.times.append(time.perf_counter())
         if step == self.untimed:
-            self.begin()
+            distributed.gather(None)  # all begin together
+            self.started, self.begun = datetime.now(UTC), self.read_clocks()
+            self.times.append(time.perf_counter())
         if step == self.untimed + self.steps:
             self.ended = self.read_clocks()
-            self.done.set()
-
-    def begin(self) -> None:
-        """Begin the timed window, in all processes together."""
-        if self.gpu:
-            threading.Thread(target=self.sample_gpu, daemon=True).start()
-        distributed.gather(None)  # all begin together
-        self.started, self.begun = datetime.now(UTC), self.read_clocks()
-        self.times.append(self.read_time())
-
-    def read_time(self):
-        """Return the time now: on a GPU an event of its stream."""
-        if not self.gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
     def read_clocks(self) -> tuple[float, float, float]:
         """Return (seconds of the wall clock, processor seconds of this process, this machine's use since the last call, 0..1)."""
-        if self.gpu:
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         used = sum(psutil.Process().cpu_times()[:2])
         return time.perf_counter(), used, psutil.cpu_percent() / 100
 
-    def sample_gpu(self) -> None:
-        with contextlib.suppress(ImportError, RuntimeError):  # without NVML the use stays unknown
-            import pynvml
-
-            with contextlib.suppress(pynvml.NVMLError):
-                while not self.done.wait(EVERY):
-                    self.uses.append(torch.cuda.utilization() / 100)
-
     def summarise(self) -> dict:
         """Return what this process measured in the timed steps, in plain numbers."""
-        pairs = zip(self.times, self.times[1:], strict=False)
-        timed = range(self.untimed, self.untimed + self.steps)
-        counts = [count_batch(batch) for step, batch in self.batches if step in timed]
+        lengths, positions = zip(*map(count_batch, self.batches), strict=True)
         (began, used, _), (ended, used_then, busy) = self.begun, self.ended
         return {
             "window": ended - began,
             "used": used_then - used,
             "busy": busy,
-            "gpu_use": statistics.median(self.uses) if self.uses else None,
-            "seconds": [a.elapsed_time(b) / 1000 if self.gpu else b - a for a, b in pairs],
-            "lengths": [length for lengths, _, _ in counts for length in lengths],
-            "trained": sum(trained for _, trained, _ in counts),
-            "positions": sum(size for _, _, size in counts),
+            "seconds": [after - before for before, after in itertools.pairwise(self.times)],
+            "lengths": list(itertools.chain(*lengths)),
+            "positions": sum(positions),
             "losses": [float(sum(part)) for part in self.losses if part],
         }
 

@@ -195,7 +195,6 @@ class MetricsConfig(Options):
 
     output_dir: str = option("results/current", "the folder that gets metrics.jsonl and summary.json")
     every: float = option(1.0, "seconds from sample to sample", low=0.1, high=3600)
-    pid: int | None = option(None, "watch this process and all below it, until it ends", low=1)
     overwrite: bool = option(False, "replace a metrics.jsonl that is there")
 
 

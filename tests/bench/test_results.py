@@ -26,7 +26,7 @@ def test_what_is_written_is_read_again(tmp_path):
         ("runs", [], "runs: List should have at least 1 item"),
         ("runs.0.tokens", None, "runs.0.tokens: Field required"),
         ("runs.1.tokens_per_second", float("nan"), "runs.1.tokens_per_second: Input should be"),
-        ("runs.0.window_seconds", -5.0, "runs.0.window_seconds: Input should be greater than 0"),
+        ("runs.0.step_seconds.p10", -5.0, "runs.0.step_seconds.p10: Input should be greater than 0"),
         ("runs.0.losses", ["<b>"], "runs.0.losses.0: Input should be a valid number"),
         ("point.devices", 1.5, "point.devices: Input should be a valid integer"),
     ],
