@@ -9,16 +9,14 @@ import sys
 
 import pytest
 import torch
+from test_attention import KNOWN
 
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 from sftlab.hub import client as hub_client
-from sftlab.hub import stand_in
-from sftlab.hub.catalog import MODELS
+from sftlab.hub.catalog import MODELS, find_model
 from sftlab.models import load
 from sftlab.train import run, saved
-
-KINDS = {model.model_type: model for model in MODELS[1:]}.values()
 
 
 def test_the_catalogue_has_the_true_number_of_parameters():
@@ -27,15 +25,16 @@ def test_the_catalogue_has_the_true_number_of_parameters():
             assert load.build_random(f"random:{known.name}").num_parameters() == known.parameters
 
 
-@pytest.mark.parametrize("known", KINDS, ids=lambda known: known.name)
-def test_lora_finds_its_layers_in_every_architecture(known):
+@pytest.mark.parametrize("name", KNOWN)
+def test_lora_finds_its_layers_in_every_architecture(name):
     from peft import get_peft_model
 
-    model = load.build_random(f"random-tiny:{known.name}")
-    lora = load.lora_config(TrainConfig(model_name=known.name, use_lora=True, lora_r=2))
+    model = load.build_random(f"random-tiny:{name}")
+    lora = load.lora_config(TrainConfig(model_name=name, use_lora=True, lora_r=2))
     load.check_targets(model, lora.target_modules)
     parts = get_peft_model(model, lora).named_modules()
-    assert {path.rsplit(".", 1)[-1] for path, part in parts if hasattr(part, "lora_A")} == set(known.lora_targets)
+    found = {path.rsplit(".", 1)[-1] for path, part in parts if hasattr(part, "lora_A")}
+    assert found == set(find_model(name).lora_targets)
 
 
 def test_a_target_that_matches_nothing_is_named_with_those_that_exist():
@@ -58,29 +57,16 @@ def test_a_model_that_cannot_be_had_is_explained(name, message, tmp_path):
         load.load_model(name or str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def hub_server():
-    with stand_in.serving() as address:
-        yield address
-
-
-def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_server):
+def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_address):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert not hub_client.reach() and constants.is_offline_mode()
-    monkeypatch.setattr(constants, "ENDPOINT", hub_server)
+    monkeypatch.setattr(constants, "ENDPOINT", hub_address)
     assert hub_client.reach() and not constants.is_offline_mode()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as the user said
     assert not hub_client.reach()
-
-
-def test_a_model_from_the_hub_is_downloaded_and_trained(dataset, tmp_path, hub_server):
-    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "use_lora": True, "max_steps": 1}
-    with stand_in.visiting(hub_server, tmp_path):
-        run.train(TrainConfig(model_name="lab/public", batch_size=2, eval_samples=2, bf16=False, **options))
-    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
 
 def test_the_network_is_cut_here_and_in_child_processes():

@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 import torch
+from test_attention import KNOWN
 
 from sftlab.config.configs import TrainConfig
-from sftlab.hub.catalog import MODELS
 from sftlab.models import load
 from sftlab.models.loss import add_answer_head, has_plain_head
 from sftlab.train import run as train_run
@@ -25,8 +25,8 @@ def make_trainer(dataset, folder, **options) -> LabTrainer:
         "eval_samples": 8,
         "bf16": False,
     }
-    options = short | {"lora_dropout": 0, "dataset_path": str(dataset), "output_dir": str(folder)} | options
-    return train_run.make_trainer(TrainConfig(**options))
+    folders = {"dataset_path": str(dataset), "output_dir": str(folder)}
+    return train_run.make_trainer(TrainConfig(**short | folders | {"lora_dropout": 0} | options))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_losses_gradients_and_metrics_are_those_of_trl_step_by_step(options, dat
     assert sum(map(len, logs[0])) > 15
 
 
-@pytest.mark.parametrize("name", {model.model_type: model.name for model in MODELS[1:]}.values())
+@pytest.mark.parametrize("name", KNOWN)
 def test_every_architecture_of_the_catalogue_has_a_plain_head_and_the_same_loss(name):
     model = load.build_random(f"random-tiny:{name}").eval()
     assert has_plain_head(model)
@@ -72,14 +72,7 @@ def test_every_architecture_of_the_catalogue_has_a_plain_head_and_the_same_loss(
 def test_a_model_with_a_cap_on_its_logits_goes_trls_way():
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 64,
-    }
-    config = AutoConfig.for_model("gemma2", num_key_value_heads=1, head_dim=16, **shape)
+    config = AutoConfig.for_model("gemma2", **load.TINY_SHAPE, head_dim=16, vocab_size=64)
     assert config.final_logit_softcapping and not has_plain_head(AutoModelForCausalLM.from_config(config))
 
 

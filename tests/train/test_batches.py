@@ -40,24 +40,15 @@ def test_epochs_differ_and_hold_little_padding():
     assert share_of_padding(orders[0]) < 0.08 < 0.4 < share_of_padding(range(4000))
 
 
-@given(
-    st.lists(st.lists(st.sampled_from([-100, 7]), min_size=1, max_size=12), min_size=1, max_size=20), st.integers(1, 14)
-)
+@given(st.lists(st.lists(st.sampled_from([-100, 7]), min_size=1, max_size=12), min_size=1), st.integers(1, 14))
 def test_rows_are_cut_and_those_that_teach_nothing_are_left_out(labels, max_length):
     split = Dataset.from_dict(
         {"input_ids": [list(range(len(row))) for row in labels], "labels": labels, "messages": ["x"] * len(labels)}
     )
-    cut, lengths = cut_rows(split, max_length)
-    wanted = [row[:max_length] for row in labels if 7 in row[:max_length]]
+    cut, lengths = cut_rows(split.select(range(len(labels))[::-1]), max_length)  # a selection, in an order of its own
+    wanted = [row[:max_length] for row in labels[::-1] if 7 in row[:max_length]]
     assert list(cut["labels"]) == wanted and lengths == [len(row) for row in wanted]
     assert [len(ids) for ids in cut["input_ids"]] == lengths
-
-
-def test_a_split_that_is_a_selection_keeps_to_it():
-    labels = [[7] * (number + 1) for number in range(10)]
-    split = Dataset.from_dict({"input_ids": labels, "labels": labels}).select([8, 2, 5])
-    cut, lengths = cut_rows(split, 6)
-    assert lengths == [6, 3, 6] and [len(row) for row in cut["labels"]] == lengths
 
 
 @given(
@@ -75,7 +66,6 @@ def test_shared_tokens_are_the_same_in_all_rows_and_none_of_them_is_trained_or_b
     assert count_shared(*splits) == max(0, min(min(ends) - 1, alike))
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(bf16, dataset, tmp_path, monkeypatch):
     options = {
         "max_steps": 2,

@@ -1,6 +1,6 @@
 """Training: what should move moves, what is frozen stays, run folders are whole and never lost."""
 
-import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,7 +92,11 @@ def test_an_existing_run_is_never_lost_unasked(finished, tmp_path):
 
 
 def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_path):
-    folder, empty, new = finished.output_dir, str(tmp_path), str(tmp_path / "run")
+    folder, empty, new, other = finished.output_dir, str(tmp_path), str(tmp_path / "run"), str(tmp_path / "other")
+    tokenizer = load.load_tokenizer("tiny-base")
+    tokenizer.add_tokens(["capital"])
+    tokenizer.save_pretrained(other)
+    load.load_model("tiny-base").config.save_pretrained(other)
     for changes, error in (
         ({"dataset_path": empty}, "sftlab prepare"),
         ({"lora_target_modules": "q_prj"}, "no layer 'q_prj'"),
@@ -100,22 +104,11 @@ def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_pa
         ({"model_name": folder}, "holds what is in model_name"),
         ({"output_dir": "."}, "holds what is the folder you work in"),
         ({"model_name": folder, "output_dir": new}, "holds an adapter"),
+        ({"model_name": other}, "was made for tiny-base"),
     ):
         with pytest.raises(UserError, match=error):
             train_run.train(TrainConfig(**vars(finished) | changes | {"overwrite": True}))
         assert (Path(folder) / "result.json").is_file() and not Path(new).exists()
-
-
-def test_a_set_made_for_another_tokenizer_is_refused(dataset, tmp_path):
-    other = tmp_path / "other"
-    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
-    tokenizer.add_tokens(["capital"])
-    model.resize_token_embeddings(len(tokenizer))
-    for part in (model, tokenizer):
-        part.save_pretrained(other)
-    with pytest.raises(UserError, match="was made for tiny-base"):
-        train_run.train(TrainConfig(model_name=str(other), dataset_path=str(dataset), output_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_trainer_learns_the_prepared_labels(dataset, tmp_path):
@@ -145,13 +138,7 @@ def chatml_dataset(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "bf16"),
-    [
-        ("tiny-base", False),
-        ("random-tiny:Llama-2-7b-hf", True),
-        ("random-tiny:phi-2", False),
-        ("random-tiny:gpt2", True),
-    ],
+    ("name", "bf16"), [("tiny-base", False), ("random-tiny:phi-2", False), ("random-tiny:gpt2", True)]
 )
 def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chatml_dataset, tmp_path, capsys):
     from peft import PeftModel
@@ -173,25 +160,16 @@ def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chat
 
 
 def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    tokenizer = load.load_tokenizer("tiny-base")
     folder = tmp_path / "plain"  # tiny-base without its reserved tokens, as most base models are
-    AutoModelForCausalLM.from_pretrained(load.TINY_BASE).save_pretrained(folder)
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = [token for token in state["added_tokens"] if "im_" not in token["content"]]
-    for old, new in (("<|im_start|>", "<unused0>"), ("<|im_end|>", "<unused1>")):
-        state["model"]["vocab"][new] = state["model"]["vocab"].pop(old)
-    settings = files.read_json(load.TINY_BASE / "tokenizer_config.json") | {"extra_special_tokens": []}
-    for file in load.TINY_BASE.glob("tokenizer*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    files.write_json(folder / "tokenizer.json", state)
-    files.write_json(folder / "tokenizer_config.json", settings)
+    shutil.copytree(load.TINY_BASE, folder)
+    for path in folder.glob("tokenizer*.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace("<|im_", "<|unused_"), encoding="utf-8")
+    size = len(load.load_tokenizer(str(folder)))
     options = {"format": "chatml", "num_samples": 32, "output_dir": str(tmp_path / "sets")}
     made = data_set.prepare(DataConfig(model=str(folder), **options))
     folders = {"model_name": str(folder), "dataset_path": str(made), "output_dir": str(tmp_path / "run")}
     train_run.train(TrainConfig(**NEW_TOKENS | folders | BF16))
     tuned, again = load.load_model(str(tmp_path / "run")), load.load_tokenizer(str(tmp_path / "run"))
-    assert len(again) == tuned.get_input_embeddings().weight.shape[0] == len(tokenizer) + 2
-    assert again.eos_token == "<|im_end|>" and again.convert_tokens_to_ids("<|im_end|>") == len(tokenizer) + 1
+    assert len(again) == tuned.get_input_embeddings().weight.shape[0] == size + 2
+    assert again.eos_token == "<|im_end|>" and again.convert_tokens_to_ids("<|im_end|>") == size + 1
     assert scores.ask(tuned, again, [{"instruction": "日本の首都は？", "output": "東京"}], "chatml").answers
