@@ -39,7 +39,7 @@ def seen():
     lines, over = set(), threading.Event()
 
     def look():
-        while not over.wait(0.01):
+        while not over.wait(0.02):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
                     lines.add(path.read_bytes())
@@ -56,7 +56,8 @@ def seen():
 @pytest.mark.skipif(
     not Path("/proc/self/cmdline").exists(), reason="process lists are read from /proc, which is Linux's"
 )
-def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen):
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen, whole):
     """It lies in a token file and in HF_TOKEN; commands of every kind run, well and badly; then all that they left is searched."""
     home = tmp_path / "home"
     home.mkdir()
@@ -75,17 +76,21 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen):
     commands = [
         ["token", "--status"],
         ["access", "planted/private", "gpt2"],
-        ["doctor"],
-        ["launch", "--gpus-per-node", "2", *train, "two"],
         ["launch", "--gpus-per-node", "2", "--nodes", "2", "--slurm", *train, "batch"],
-        ["metrics", "watched", "--", sys.executable, "-m", "sftlab", *train, "one"],
+        [*train, "one"],
         ["train", "--model-name", "planted/private", "--dataset-path", str(dataset), "--output-dir", "none"],
-        ["doctor", "one"],
-        ["evaluate", "one", "--num-questions", "4", "--num-texts", "2", "--resamples", "100"],
-        ["export", "one"],
         ["run", "own.ipynb", "--output-dir", "headless"],
         ["runs"],
     ]
+    more = [
+        ["doctor"],
+        ["metrics", "watched", "--", sys.executable, "-m", "sftlab", *train, "other"],
+        ["launch", "--gpus-per-node", "2", *train, "two"],
+        ["doctor", "one"],
+        ["evaluate", "one", "--num-questions", "4", "--num-texts", "2", "--resamples", "100"],
+        ["export", "one"],
+    ]
+    commands += more if whole else []
     run_all = "import json, sys\nfrom sftlab import cli\nprint([cli.main(each) for each in json.loads(sys.argv[1])])"
     done = subprocess.run([sys.executable, "-c", run_all, json.dumps(commands)], cwd=tmp_path, env=environment,
                           capture_output=True, text=True, timeout=600)  # fmt: skip
