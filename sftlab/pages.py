@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from markupsafe import Markup as Html  # a block or a cell of ready-made HTML; everything else is escaped
 
@@ -106,6 +107,11 @@ def format_score(value) -> str:
 def preformatted(value: object) -> Html:
     """A block of text whose lines and spaces stay as they are."""
     return Html("<pre>{}</pre>").format(value)
+
+
+def link(name: str, words: str) -> Html:
+    """A link to a file beside the page."""
+    return Html('<a href="{}">{}</a>').format(quote(name), words)
 
 
 @functools.cache

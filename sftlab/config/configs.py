@@ -315,7 +315,6 @@ class SweepConfig(Options):
     seeds: list | None = option(None, "run each setting with each of these seeds, as 1,2,3")
     metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
     direction: str = option("auto", "which value is best; auto: by the name", choices=("auto", "min", "max"))
-    sample: int | None = option(None, "try only so many settings of the grid, a seeded random sample", low=1)
     profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
     timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)

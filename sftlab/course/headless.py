@@ -30,7 +30,7 @@ from sftlab.course.notebook import resolve_profile
 from sftlab.errors import UserError, near_match, place_error, refuse_token
 
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-KINDS = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
+KINDS = {"bool": bool, "int": int, "float": float, "str": str}
 EXIT_CODES = {"completed": 0, "failed": 1, "dead kernel": 3, "timed out": 4, "interrupted": 130}
 PER_NOTEBOOK = "SFTLAB_RUN_DIR"  # of the environment; libraries read the rest of it once, when they are imported
 SECONDS = 60  # for a kernel to forget its last notebook
@@ -121,34 +121,31 @@ def run_notebook(
     label: str = "",
     plotly: str = "plotly.min.js",
 ) -> dict:
-    """Run one notebook, write NAME.ipynb, NAME.html and last NAME.json into `output_dir`, and return its content.
+    """Run one notebook, write NAME.ipynb, NAME.html and last NAME.json into the new folder, and return its content.
 
     job: what NAME.json says of the input, as `plan_jobs` has it; timeout: seconds for the whole notebook; label: of the
     progress bar, which is shown if there is one; plotly: where the page finds plotly.js. What goes wrong in the notebook is a
     status, not an exception. The kernel is left to the next notebook only if this one completes.
     """
     output, start = output_dir / f"{path.stem}.ipynb", time.monotonic()
-    for suffix in (".ipynb", ".html", ".json"):
-        output.with_suffix(suffix).unlink(missing_ok=True)
-    (output_dir / "work" / path.stem / "record.json").unlink(missing_ok=True)
     environment = os.environ | {PER_NOTEBOOK: str(output_dir), "SFTLAB_PROFILE": job["profile"]}
     environment["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
     if job["parameters"].get("model_name", "tiny-base") == "tiny-base" and job["profile"] != "gpu":
         environment["HF_HUB_OFFLINE"] = "1"  # a slow network must not hold up a model that needs none
-    ended = find_end(output, *execute(path, output, job["parameters"], environment, kernel, timeout, label))
-    status, cell = ended["status"], ended["cell"]
+    status, error = execute(path, output, job["parameters"], environment, kernel, timeout, label)
+    ended = find_end(output, status, error)
     if output.exists():
         try:
             export_html(output, output.with_suffix(".html"), plotly)
         except Exception as problem:  # any of nbconvert's many parts: a page that is missing must not lose the status
             print(f"{path.stem}: no HTML page: {type(problem).__name__}: {problem}")
-    kernel.release() if status == "completed" else kernel.close()
+    kernel.release() if ended["status"] == "completed" else kernel.close()
     facts = job | ended | {"seconds": round(time.monotonic() - start, 1)}
     files.write_json(output.with_suffix(".json"), facts)
-    if status != "completed":
-        where = "" if cell is None else f" in cell {cell + 1}"
-        shown = "\n".join([*ended["cell_source"].splitlines()[:6], "", *ended["error"].splitlines()[-6:]])
-        print(f"{path.stem}: {status}{where}\n{textwrap.indent(shown, '    ')}")
+    if facts["status"] != "completed":
+        where = "" if facts["cell"] is None else f" in cell {facts['cell'] + 1}"
+        shown = "\n".join([*facts["cell_source"].splitlines()[:6], "", *facts["error"].splitlines()[-6:]])
+        print(f"{path.stem}: {facts['status']}{where}\n{textwrap.indent(shown, '    ')}")
     return facts
 
 
@@ -219,32 +216,21 @@ def find_end(output: Path, status: str, error: str) -> dict:
     return ended | {"cell": started[-1], "cell_source": cell.source}
 
 
-def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=None, continue_=False) -> list[dict]:
+def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=None) -> list[dict]:
     """Run notebooks one after the other and return their statuses, as NAME.json holds them.
 
-    `timeout` is in seconds for each whole notebook. `continue_` skips what is completed in `output_dir` with the same
-    parameters and source. Raises UserError, before anything is written, for input that can't work.
+    `timeout` is in seconds for each whole notebook. Raises UserError, before anything is written, for input that can't work.
     """
     jobs, output_dir = plan_jobs(paths, parameters, resolve_profile(profile)), Path(output_dir).resolve()
-    if output_dir.is_file() or output_dir.is_dir() and any(output_dir.iterdir()) and not continue_:
-        raise place_error(output_dir, "is there and not empty", "Continue it with --continue")
-    for path in jobs:
-        output = output_dir / path.name
-        if output.exists() and (output == path or "papermill" not in files.read_json(output).get("metadata", {})):
-            raise place_error(output, "is not the output of an earlier run; it stays as it is")
+    if output_dir.is_file() or output_dir.is_dir() and any(output_dir.iterdir()):
+        raise place_error(output_dir, "is there and not empty")
     if timeout is not None and not timeout > 0:
         raise UserError(f"timeout: {timeout:g} is no time to run in; give seconds, such as 600.")
     output_dir.mkdir(parents=True, exist_ok=True)
     statuses = []
     for number, (path, job) in enumerate(jobs.items(), 1):
-        before = files.read_json(output_dir / f"{path.stem}.json")
-        if continue_ and before | job | {"status": "completed"} == before:
-            print(f"{path.stem}: completed before with the same source and parameters, skipped")
-            statuses.append(before)
-        else:
-            with contextlib.closing(Kernel()) as kernel:
-                label = f"{number}/{len(jobs)} {path.stem}"
-                statuses.append(run_notebook(path, job, output_dir, kernel, timeout, label))
+        with contextlib.closing(Kernel()) as kernel:
+            statuses.append(run_notebook(path, job, output_dir, kernel, timeout, f"{number}/{len(jobs)} {path.stem}"))
         write_index(output_dir)
         if statuses[-1]["status"] == "interrupted":
             break
@@ -263,17 +249,13 @@ def add_run_arguments(parser) -> None:
     parser.add_argument("--profile", default="", help="smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     parser.add_argument("--output-dir", default="", help="folder for all outputs (default: runs/DATE-TIME)")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="stop a notebook that takes longer in all")
-    again = "continue in --output-dir: skip what is completed with the same parameters"
-    parser.add_argument("--continue", dest="continue_", action="store_true", help=again)
 
 
 def run_command(args) -> int:
     """`sftlab run`: 0 all completed, 1 a cell failed, 3 a kernel died, 4 timed out, 130 interrupted; else UserError."""
-    if args.continue_ and not args.output_dir:
-        raise UserError("--continue continues an earlier run: name its folder with --output-dir.")
     output_dir = Path(args.output_dir or files.ROOT / "runs" / time.strftime("%Y%m%d-%H%M%S"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop also leaves statuses and an index
-    options = {"profile": args.profile, "timeout": args.timeout, "continue_": args.continue_}
+    options = {"profile": args.profile, "timeout": args.timeout}
     try:
         statuses = run_notebooks(args.notebooks, dict(args.parameters), output_dir, **options)
     except KeyboardInterrupt:
@@ -338,13 +320,14 @@ def read_declared(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def coerce_parameter(name: str, value: object, annotation: str, default: str) -> object:
-    """The value as annotated (`int`, `Optional[str]`, `List[int]`), else as the type of the default."""
-    base, _, element = annotation.removeprefix("Optional[").rstrip("]").lower().partition("[")
-    kind = KINDS.get(base)
+    """The value as annotated, else as the type of the default; of any other type as JSON, or as the text that it is."""
     if annotation == "None":  # papermill's word for no annotation
         with contextlib.suppress(ValueError, SyntaxError):
-            kind = KINDS.get(type(ast.literal_eval(default)).__name__)
-    if kind is None:
-        return value
-    value = coerce(name, value, kind | None if annotation.startswith("Optional[") else kind)
-    return [coerce(name, part, KINDS[element]) for part in value] if value and element in KINDS else value
+            annotation = type(ast.literal_eval(default)).__name__
+    if annotation in KINDS:
+        return coerce(name, value, KINDS[annotation])
+    with contextlib.suppress(TypeError, ValueError):
+        value = json.loads(value)
+    if annotation.lower().startswith("list") and not isinstance(value, list):
+        raise UserError(f'{name}: {value!r} is no list. Write it like [4, 16] or ["q_proj", "v_proj"].')
+    return value

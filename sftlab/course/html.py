@@ -9,7 +9,6 @@ plotly.js lies beside them once; where even that is missing, a chart is a pictur
 import json
 import time
 from pathlib import Path
-from urllib.parse import quote
 
 from sftlab import files, pages, plots
 from sftlab.machine import describe_machine
@@ -106,8 +105,7 @@ def write_index(output_dir: Path) -> Path:
     records = {path.parent.name: files.read_json(path) for path in sorted(output_dir.glob("work/*/record.json"))}
     rows = [list_row(output_dir, status) for status in statuses]
     sections = [
-        pages.Section("Notebooks", [pages.Table(("Notebook", "Status", "Time", "Open"), rows)]),
-        *[make_failure(status) for status in statuses if status["status"] != "completed"],
+        pages.Section("Notebooks", [pages.Table(("Notebook", "Status", "Time", "Open", "Error"), rows)]),
         *[make_record(name, record) for name, record in records.items()],
         pages.Section("Machine", [describe_machine()]),
     ]
@@ -119,29 +117,26 @@ def write_index(output_dir: Path) -> Path:
 
 
 def list_row(output_dir: Path, status: dict) -> tuple:
-    """A notebook's row in the index, with links to its page and to the executed notebook."""
+    """A notebook's row in the index, with links to its page and to the executed notebook, and the last lines of its error."""
     names = [f"{status['notebook']}.{kind}" for kind in ("html", "ipynb")]
-    link = pages.Html('<a href="{}">{}</a>')
-    links = [link.format(quote(name), name.rpartition(".")[2]) for name in names if (output_dir / name).exists()]
+    links = [pages.link(name, name.rpartition(".")[2]) for name in names if (output_dir / name).exists()]
     minutes, seconds = divmod(round(status.get("seconds", 0)), 60)
-    return status["notebook"], status["status"], f"{minutes} min {seconds} s", pages.Html(" ").join(links)
-
-
-def make_failure(status: dict) -> pages.Section:
-    """The cell that ended a notebook, and its error."""
     where = "" if status.get("cell") is None else f" in cell {status['cell'] + 1}"
-    texts = (status.get("cell_source"), status.get("error"))
-    return pages.Section(
-        f"{status['notebook']}: {status['status']}{where}", [pages.preformatted(text or "") for text in texts]
+    error = "\n".join(status.get("error", "").splitlines()[-3:])
+    return (
+        status["notebook"],
+        status["status"] + where,
+        f"{minutes} min {seconds} s",
+        pages.Html(" ").join(links),
+        error,
     )
 
 
 def make_record(name: str, record: dict) -> pages.Section:
     """What a notebook left with `notebook.record`: its scores before and after, its note and its loss."""
     blocks = [record["note"]] if record.get("note") else []
-    before, after = (record.get(name) or {} for name in ("before", "after"))
-    before, after = (scores if isinstance(scores, dict) else {"score": scores} for scores in (before, after))
-    rows = [(key, *(pages.format_score(side.get(key)) for side in (before, after))) for key in before | after]
+    sides = [record.get(side) or {} for side in ("before", "after")]
+    rows = [(label, *(pages.format_score(side.get(label)) for side in sides)) for label in sides[0] | sides[1]]
     if rows:
         blocks.append(pages.Table(("", "Before", "After"), rows))
     if record.get("log_history"):

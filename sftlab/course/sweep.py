@@ -7,10 +7,10 @@ completed stays, and the same command runs what is left.
 """
 
 import contextlib
+import csv
+import dataclasses
 import hashlib
 import itertools
-import json
-import random
 import re
 import shutil
 from pathlib import Path
@@ -36,7 +36,7 @@ def run_sweep(config: SweepConfig) -> int:
     notebook does not record.
     """
     path, points = plan_points(config)
-    direction = choose_direction(config.metric, config.direction)
+    config = dataclasses.replace(config, direction=choose_direction(config.metric, config.direction))
     folder = Path(config.output_dir or files.ROOT / "runs" / f"sweep-{path.stem}").resolve()
     check_folder(folder, points, config.overwrite)
     check_metric(points, config.metric)
@@ -46,13 +46,13 @@ def run_sweep(config: SweepConfig) -> int:
     if config.dry_run:
         print("\n".join(f"{point.status:10} {point.name}" for point in points))
         return 0
-    run_points(path, points, folder, config, direction)
-    found = sweep_report.write_results(folder, config, direction, points)
+    run_points(path, points, folder, config)
+    found = sweep_report.write_results(folder, config, points)
     sweep_report.write_page(folder, config, points, found)
     return print_end(folder, points, found)
 
 
-def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfig, direction: str) -> None:
+def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfig) -> None:
     """Run the points that have not completed, one after the other, until one is interrupted."""
     isolate = any(word in config.metric for word in COSTS)
     taken = [point.seconds for point in points if point.status == "completed"]
@@ -68,7 +68,7 @@ def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfi
             if isolate:
                 kernel.close()
             read_point(point, place)
-            sweep_report.write_results(folder, config, direction, points)
+            sweep_report.write_results(folder, config, points)
             check_metric(points, config.metric)
             if point.status == "interrupted":
                 break
@@ -106,10 +106,8 @@ def check_metric(points: list[Point], metric: str) -> None:
     done = [point for point in points if point.status == "completed"]
     there = sorted({name for point in done for name in point.metrics})
     if done and metric not in there:
-        known = (
-            f"There is: {', '.join(there)}." if there else "The notebook must call course.record(name, metrics={…})."
-        )
-        raise UserError(f"metric: no point recorded {metric!r}.{near_match(metric, there)} {known}")
+        known = f"There is: {', '.join(there)}" if there else "The notebook must call course.record(name, metrics={…})"
+        raise UserError(f"metric: no point recorded {metric!r}.{near_match(metric, there)} {known}.")
 
 
 def read_point(point: Point, folder: Path) -> bool:
@@ -117,10 +115,11 @@ def read_point(point: Point, folder: Path) -> bool:
     facts = files.read_json(folder / f"{point.job['notebook']}.json")
     if any(facts.get(key) != value for key, value in point.job.items()):
         return facts.get("status") != "completed"
-    for name in ("status", "seconds", "cell", "cell_source", "error"):
+    for name in ("status", "seconds", "cell", "error"):
         setattr(point, name, facts[name])
-    records = sorted(folder.glob("work/*/record.json")) if point.status == "completed" else ()
-    for record in map(files.read_json, records):
+    for record in map(
+        files.read_json, sorted(folder.glob("work/*/record.json")) if point.status == "completed" else ()
+    ):
         point.metrics |= record.get("metrics") or {}
         point.log_history = record.get("log_history") or point.log_history
     return True
@@ -135,7 +134,7 @@ def print_end(folder: Path, points: list[Point], found: sweep_report.Summary) ->
         if point.status == "completed" and found.metric not in point.metrics:
             print(f"  {point.name}: completed without {found.metric}")
             codes.append(1)
-        elif point.failed:
+        elif point.status not in ("completed", "waiting"):
             where = "" if point.cell is None else f" in cell {point.cell + 1}"
             page = folder / "points" / point.name / f"{point.job['notebook']}.html"
             print(f"  {point.name}: {point.status}{where}: {point.last_line}\n    {page}")
@@ -147,14 +146,15 @@ def plan_points(config: SweepConfig) -> tuple[Path, list[Point]]:
     """The notebook and the points, in the order in which they run. Raises UserError for what can't work; writes nothing."""
     if Path(config.notebook).is_dir():
         raise UserError(f"{config.notebook} is a folder; a sweep is of one notebook: name it.")
-    grid, profile = parse_grid(config.grid or []), notebook.resolve_profile(config.profile)
-    names = [name for name, _ in config.parameters or []]
-    for name in (*names, *grid):
-        if names.count(name) + (name in grid) > 1:
-            raise UserError(f"{name}: it is given twice; give it once, with -p or with --grid.")
-    ((path, base),) = headless.plan_jobs([config.notebook], dict(config.parameters or []), profile).items()
-    if config.seeds and "seed" in base["parameters"]:
-        raise UserError("seed: it is given with -p and with --seeds; choose one.")
+    given, profile = config.parameters or [], notebook.resolve_profile(config.profile)
+    grid = [parse_axis(text) for text in config.grid or []]
+    if not grid:
+        raise UserError("grid: name a parameter and the values to try, as --grid lora_r=4,16,64.")
+    names = [name for name, _ in (*given, *grid)] + ["seed"] * bool(config.seeds)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name}: it is given twice; give it once, with -p, or with all its values in one --grid.")
+    ((path, base),) = headless.plan_jobs([config.notebook], dict(given), profile).items()
 
     def check(name: str, values: list) -> list:
         typed = [headless.plan_jobs([path], {name: value}, profile)[path]["parameters"][name] for value in values]
@@ -164,50 +164,30 @@ def plan_points(config: SweepConfig) -> tuple[Path, list[Point]]:
                 raise UserError(f"{name}: {value} is there twice; each value is tried once.")
         return typed
 
-    axes = {name: check(name, values) for name, values in grid.items()}
-    seeds = check("seed", config.seeds) if config.seeds else [None]
-    settings = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if config.sample:  # a larger sample later holds the smaller one
-        order = random.Random(0).sample(range(len(settings)), len(settings))
-        settings = [settings[number] for number in sorted(order[: config.sample])]
+    axes = {name: check(name, values) for name, values in grid}
     points = []
-    for seed, setting in itertools.product(seeds, settings):
-        changed = setting if seed is None else setting | {"seed": seed}
-        job = base | {"parameters": base["parameters"] | changed}
-        points.append(Point(setting, seed, job, name_folder(changed)))
+    for seed in check("seed", config.seeds) if config.seeds else [""]:
+        for values in itertools.product(*axes.values()):
+            setting = dict(zip(axes, values, strict=True))
+            changed = setting if seed == "" else setting | {"seed": seed}
+            job = base | {"parameters": base["parameters"] | changed}
+            points.append(Point(setting, seed, job, name_folder(changed)))
     return path, points
 
 
-def parse_grid(texts: list[str]) -> dict[str, list]:
-    """Parameter -> its values as written, from texts like lora_r=4,16,64 or layers=["q_proj,v_proj","all-linear"]."""
-    grid = {}
-    for text in texts:
-        name, equals, rest = text.partition("=")
-        name, values = name.strip(), [part.strip() for part in rest.split(",") if part.strip()]
-        if rest.lstrip().startswith("["):
-            try:
-                values = json.loads(rest)
-            except ValueError as error:
-                raise UserError(f'grid: {rest} is no JSON list ({error}); write it like ["a","b"].') from error
-        if not (name and equals and values):
-            raise UserError(f"grid: {text!r} names no values to try; write it like lora_r=4,16,64.")
-        if name == "seed":
-            raise UserError("grid: a seed is no setting; give --seeds 1,2,3, and settings are compared over them.")
-        if name == "profile":
-            raise UserError("grid: all points run in one profile; give --profile, and leave it out of the grid.")
-        if name in grid:
-            raise UserError(f"{name}: it is given twice; write all its values in one --grid.")
-        grid[name] = values
-    if not grid:
-        raise UserError("grid: name a parameter and the values to try, as --grid lora_r=4,16,64.")
-    return grid
+def parse_axis(text: str) -> tuple[str, list[str]]:
+    """A parameter and its values as written, from a text like `lora_r=4,16,64` or `layers="q_proj,v_proj",all-linear`."""
+    name, _, rest = map(str.strip, text.partition("="))
+    values = [value.strip() for row in csv.reader([rest], skipinitialspace=True) for value in row if value.strip()]
+    if not (name and values):
+        raise UserError(f"grid: {text!r} names no values to try; write it like lora_r=4,16,64.")
+    if name in ("seed", "profile"):
+        raise UserError(f"grid: {name} is no setting that is compared; give --{name.replace('seed', 'seeds')}.")
+    return name, values
 
 
 def name_folder(values: dict) -> str:
-    """A name for a folder anywhere: letters and digits of any script, a few signs, and a hash where that isn't the whole name.
-
-    Or where letters are capital ones, which are the same as small ones on a Mac.
-    """
+    """A name for a folder on any system; with a hash where signs were replaced, or capital letters may be taken for small ones."""
     name = name_values(values, ",")
     clean = re.sub(r"[^\w.+=,\-]", "_", name).encode()[:LONGEST].decode(errors="ignore")
     return clean if clean == name.casefold() else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

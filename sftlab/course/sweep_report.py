@@ -18,7 +18,6 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy
 import pandas
@@ -32,7 +31,6 @@ from sftlab.errors import UserError
 LEVEL = 0.95
 COSTS = ("steps", "trained_parameters", "tokens")  # what a record may call them
 UNEQUAL = 1.2  # from here on costs are reported
-MOST = 4  # settings that are named in a sentence
 UNFINISHED = ("waiting", "interrupted")
 LOG_FROM = 8  # values that differ by this factor get a logarithmic axis
 BOUNDS = ["mean", "low", "high", "behind", "behind_low", "behind_high"]
@@ -42,9 +40,9 @@ BOUNDS = ["mean", "low", "high", "behind", "behind_low", "behind_high"]
 class Point:
     """One run of the notebook, and what came of it.
 
-    setting: the grid's parameters with their values; seed: None without --seeds; job: what runs, as `headless.plan_jobs` has
-    it; name: that of its folder; status: waiting, or as `sftlab run` ends; metrics, log_history: what it recorded; cell: the
-    number of the cell that ended it.
+    setting: the grid's parameters with their values; seed: empty without --seeds; job: what runs, as `headless.plan_jobs` has
+    it; name: that of its folder; status: waiting, or as `sftlab run` ends; metrics, log_history: what it recorded; cell and
+    error: what ended it.
     """
 
     setting: dict
@@ -56,16 +54,11 @@ class Point:
     metrics: dict = field(default_factory=dict)
     log_history: list = field(default_factory=list)
     cell: int | None = None
-    cell_source: str = ""
     error: str = ""
 
     @property
     def title(self) -> str:
         return name_values(self.setting)
-
-    @property
-    def failed(self) -> bool:
-        return self.status not in ("completed", "waiting")
 
     @property
     def last_line(self) -> str:
@@ -95,9 +88,9 @@ def read_points(folder: str | Path) -> list[Point]:
 class Summary:
     """settings: a row for each setting, by its name, those that are compared first, best first. seeds: those in common.
 
-    Columns: setting, points, completed, failed, seconds (the median: a point in a new kernel has also waited for the
-    libraries), mean with its interval low to high, behind (how much worse than the best, as a multiple of it where `relative`)
-    with the interval of the comparison, place. metrics: the mean of each metric over the points that recorded it.
+    Columns: setting, points, failed, seconds (the median: a point in a new kernel has also waited for the libraries), mean
+    with its interval low to high, behind (how much worse than the best, as a multiple of it where `relative`) with the
+    interval of the comparison, place. metrics: the mean of each metric over the points that recorded it.
     """
 
     metric: str
@@ -117,16 +110,12 @@ class Summary:
 def summarise(points: list[Point], metric: str, direction: str) -> Summary:
     """Group the points by setting and judge them by `metric`; direction: min or max."""
     table = pandas.DataFrame([vars(point) | {"title": point.title} for point in points])
-    seeds = list(dict.fromkeys(point.seed for point in points))
-    table["seed"] = [seeds.index(point.seed) for point in points]
     table["score"] = [point.metrics.get(metric, math.nan) for point in points]
-    table["completed"] = table.status == "completed"
     table["failed"] = table.score.isna() & ~table.status.isin(UNFINISHED)
-    table["seconds"] = table.seconds.where(table.completed)
+    table["seconds"] = table.seconds.where(table.status == "completed")
     settings = table.groupby("title", sort=False).agg(
         setting=("setting", "first"),
-        points=("seed", "size"),
-        completed=("completed", "sum"),
+        points=("title", "size"),
         failed=("failed", "sum"),
         seconds=("seconds", "median"),
     )
@@ -139,8 +128,8 @@ def summarise(points: list[Point], metric: str, direction: str) -> Summary:
     settings = settings.loc[[*bounds.index, *settings.index.difference(bounds.index, sort=False)]].join(bounds)
     settings["place"] = [name_place(row, rank, len(scores), relative) for rank, row in enumerate(settings.itertuples())]
     metrics = pandas.DataFrame(list(table.metrics)).groupby(table.title).mean()
-    compared = [] if scores.empty else [seeds[number] for number in scores.index]
-    found = Summary(metric, direction, settings, metrics, compared, relative)
+    seeds = [] if scores.empty else list(scores.index)
+    found = Summary(metric, direction, settings, metrics, seeds, relative)
     constant = len(scores) > 1 and bool((scores.nunique() == 1).all())
     found.verdict, found.warnings = judge(found, constant), find_warnings(found, points)
     return found
@@ -183,7 +172,7 @@ def judge(found: Summary, constant: bool) -> str:
     if ranked.empty:
         return "No setting can be judged: no seed was completed by all of them."
     best, word = ranked.iloc[0], "Lowest" if found.direction == "min" else "Highest"
-    if len(found.seeds) < 2 or constant:
+    if constant or len(found.seeds) < 2:
         second = f"; next is {ranked.index[1]} with {ranked['mean'].iloc[1]:.4g}" if len(ranked) > 1 else ""
         why = "another seed may order them in another way. Give --seeds 1,2,3."
         if constant:
@@ -204,16 +193,8 @@ def judge(found: Summary, constant: bool) -> str:
     return " ".join(words)
 
 
-def list_names(names) -> str:
-    names = [f"[{name}]" if "," in name else name for name in names]
-    names = names if len(names) <= MOST else [*names[: MOST - 1], f"{len(names) - MOST + 1} more"]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def format_number(value: object) -> str:
-    if not is_number(value):
-        return str(value)
-    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+def list_names(names: pandas.Index) -> str:
+    return " and ".join(f"[{name}]" if "," in name else name for name in names)
 
 
 def find_warnings(found: Summary, points: list[Point]) -> list[str]:
@@ -226,8 +207,7 @@ def find_warnings(found: Summary, points: list[Point]) -> list[str]:
     if left:
         warnings.append(f"{left} of {len(points)} points have not run to their end: the same command resumes.")
     for axis, value in ranked.setting.iloc[0].items() if len(ranked) else ():
-        ended = settings[(settings.completed > 0) | (settings.failed > 0)]
-        tried = [setting[axis] for setting in ended.setting]  # beyond it all may fail
+        tried = [setting[axis] for setting in settings[settings.place != "to come"].setting]  # beyond it all may fail
         if all(map(is_number, tried)) and len(set(tried)) > 2 and value in (min(tried), max(tried)):
             end, value = "smallest" if value == min(tried) else "largest", write_value(value)
             warnings.append(f"{axis}={value} is the {end} value that was tried: the best may lie beyond it.")
@@ -243,27 +223,34 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write_results(folder: Path, config: SweepConfig, direction: str, points: list[Point]) -> Summary:
-    """Write sweep.json and sweep.csv; return what the points show."""
-    found = summarise(points, config.metric, direction)
+def write_results(folder: Path, config: SweepConfig, points: list[Point]) -> Summary:
+    """Write sweep.json, and sweep.csv with a line for each point; return what the points show."""
+    found = summarise(points, config.metric, config.direction)
     about = points[0].job | {"parameters": dict(config.parameters or []), "metric": config.metric}
-    about |= {"direction": direction, "behind": "multiples of the best" if found.relative else "differences"}
+    about |= {"direction": config.direction, "behind": "multiples of the best" if found.relative else "differences"}
     about |= {"verdict": found.verdict, "warnings": found.warnings, "seeds_compared": found.seeds}
     about["settings"] = found.settings.astype(object).where(found.settings.notna(), None).to_dict("records")
-    left_out = ("job", "log_history", "cell_source")
+    left_out = ("job", "log_history")
     about["points"] = [{key: value for key, value in vars(point).items() if key not in left_out} for point in points]
     files.write_json(folder / "sweep.json", about)
-    files.write_text(folder / "sweep.csv", make_csv(points))
+    table = list_points(points).to_csv(index=False, lineterminator="\n")
+    files.write_text(folder / "sweep.csv", "\ufeff" + table)  # the first sign tells a spreadsheet that it's UTF-8
     return found
 
 
-def make_csv(points: list[Point]) -> str:
-    """A line for each point: parameters, seed, status, seconds, metrics. The first sign tells a spreadsheet that it's UTF-8."""
+def list_points(points: list[Point]) -> pandas.DataFrame:
+    """A line for each point, in the order in which they run: parameters, status, seconds, the error, metrics."""
     rows = []
     for point in points:
-        seed = {} if point.seed is None else {"seed": point.seed}
-        rows.append(point.setting | seed | {"status": point.status, "time": point.seconds} | point.metrics)
-    return "\ufeff" + pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+        facts = {"status": point.status, "time": point.seconds, "error": point.last_line}
+        rows.append(point.setting | ({} if point.seed == "" else {"seed": point.seed}) | facts | point.metrics)
+    return pandas.DataFrame(rows, dtype=object)
+
+
+def format_number(value: object) -> str:
+    if not is_number(value):
+        return write_value(value)
+    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def format_settings(found: Summary) -> pandas.DataFrame:
@@ -271,24 +258,35 @@ def format_settings(found: Summary) -> pandas.DataFrame:
     settings = found.settings
     axes = pandas.DataFrame(list(settings.setting), index=settings.index, dtype=object)  # None stays None
     metrics = found.metrics.loc[settings.index].drop(columns=found.metric, errors="ignore")
-    numbers = pandas.concat([settings[[*BOUNDS, "place", "completed", "points", "seconds"]], metrics], axis=1)
+    numbers = pandas.concat([settings[[*BOUNDS, "place", "points", "failed", "seconds"]], metrics], axis=1)
     return pandas.concat([axes.map(write_value), numbers.map(format_number)], axis=1)
 
 
 def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Summary) -> None:
-    """Write index.html: verdict, charts, tables, failures, how it was judged. It shares plotly.js with the points' pages."""
+    """Write index.html: verdict, charts, tables, how it was judged. It shares plotly.js with the points' pages."""
     job, fixed = points[0].job, name_values(dict(config.parameters or []))
     done, when = sum(point.status == "completed" for point in points), time.strftime("%Y-%m-%d %H:%M:%S %z")
     about = f"{done} of {len(points)} points completed, profile {job['profile']}. {when}"
     charts = [plot_against(found, name) for name in points[0].setting] if found.seeds else []
-    charts += [fig for fig in [plot_losses(points)] if fig]
+    logs = {point.name: point.log_history for point in points if any("loss" in entry for entry in point.log_history)}
+    if logs:
+        charts.append(
+            plots.loss_curve(logs, "Loss of every point").update_layout(showlegend=False, hovermode="closest")
+        )
+    listed = list_points(points)
+    names = [
+        point.name
+        if point.status == "waiting"
+        else pages.link(f"points/{point.name}/{job['notebook']}.html", point.name)
+        for point in points
+    ]
+    rows = [(name, *row) for name, row in zip(names, listed.map(format_number).values, strict=True)]
     table, behind = format_settings(found), "a multiple of the best" if found.relative else "a difference"
     caption = f"low to high: 95 % interval of the mean; behind: {behind}, 95 % for all intervals together"
     sections = [
         pages.Section("Charts", [pages.Chart(fig) for fig in charts]),
         pages.Section("Settings", [pages.Table(list(table.columns), table.values.tolist(), caption)]),
-        pages.Section("Points", [list_points(points, folder, config.metric)]),
-        *[html.make_failure(vars(point) | {"notebook": point.name}) for point in points if point.failed],
+        pages.Section("Points", [pages.Table(("point", *listed.columns), rows)]),
         pages.Section("How it is judged", [pages.preformatted(__doc__.split("python -c")[0].strip())]),
         pages.Section("Machine", [machine.describe_machine()]),
     ]
@@ -296,17 +294,6 @@ def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Su
     intro = [about, f"The same in all: {fixed or 'the notebook’s own values'}.", verdict, found.warnings]
     html.write_plotly(folder)
     pages.write_page(folder / "index.html", f"Sweep of {job['notebook']}", sections, intro, html.PLOTLY)
-
-
-def list_points(points: list[Point], folder: Path, metric: str) -> pages.Table:
-    """The points in the order in which they run, each with a link to its notebook's page."""
-    rows = []
-    for point in points:
-        page = f"points/{point.name}/{point.job['notebook']}.html"
-        link = pages.Html('<a href="{}">{}</a>').format(quote(page), point.name)
-        value = f"{point.metrics[metric]:.4g}" if metric in point.metrics else point.last_line[:200]
-        rows.append((link if (folder / page).exists() else point.name, point.status, value, f"{point.seconds:.0f} s"))
-    return pages.Table(("point", "status", metric, "time"), rows)
 
 
 def plot_against(found: Summary, name: str):
@@ -318,38 +305,18 @@ def plot_against(found: Summary, name: str):
     if ranked.empty:
         raise ValueError(f"no setting has a mean {metric}")
     numbers = all(is_number(setting[name]) for setting in ranked.setting)
+    x = [setting[name] if numbers else write_value(setting[name]) for setting in ranked.setting]
     others = [{key: value for key, value in setting.items() if key != name} for setting in ranked.setting]
-    ranked = ranked.assign(
-        line=[name_values(other) or metric for other in others],
-        x=[setting[name] if numbers else write_value(setting[name]) for setting in ranked.setting],
-    )
-    wide = ranked.pivot(index="x", columns="line", values=["mean", "low", "high"])
-    means, low, high = (wide[part][ranked.line.unique()] for part in ("mean", "low", "high"))  # the best line first
-    values, lows, highs = list(means.index), list_series(low), list_series(high)
-    better = "lower" if found.direction == "min" else "higher"
-    fig = plots.lines(values, list_series(means), name, metric, f"{metric} against {name} ({better} is better)")
+    ranked = ranked.assign(x=x, line=[name_values(other) or metric for other in others])
+    wide = ranked.pivot(index="x", columns="line", values=["mean", "low", "high"]).astype(object)
+    wide, names = wide.where(wide.notna(), None), ranked.line.unique()  # the best line first
+    means, lows, highs = (wide[part][names].to_dict("list") for part in ("mean", "low", "high"))
+    values, better = list(wide.index), "lower" if found.direction == "min" else "higher"
+    fig = plots.lines(values, means, name, metric, f"{metric} against {name} ({better} is better)")
     for trace in fig.data:
         trace.mode = "lines+markers" if numbers else "markers"
-        trace.error_y = plots.error_bars(list(trace.y), lows[trace.name], highs[trace.name])
+        trace.error_y = plots.error_bars(means[trace.name], lows[trace.name], highs[trace.name])
     if not numbers:
         return fig
     kind = "log" if values[0] > 0 and values[-1] >= LOG_FROM * values[0] else "linear"
     return fig.update_xaxes(type=kind, tickvals=values, ticktext=[write_value(value) for value in values])
-
-
-def plot_losses(points: list[Point]):
-    """The training loss of every point that logged one. None if none did."""
-    logs = {
-        point.name: {entry["step"]: entry["loss"] for entry in point.log_history if "loss" in entry} for point in points
-    }
-    losses = pandas.DataFrame({name: log for name, log in logs.items() if log}).sort_index()
-    if losses.empty:
-        return None
-    losses = losses.interpolate("index", limit_area="inside")  # over steps at which only others have logged
-    fig = plots.lines(list(losses.index), list_series(losses), "step", "loss", "Training loss of every point")
-    return fig.update_layout(showlegend=False, hovermode="closest")
-
-
-def list_series(table: pandas.DataFrame) -> dict[str, list]:
-    """Name -> values of each column, None where there's none."""
-    return table.astype(object).where(table.notna(), None).to_dict("list")

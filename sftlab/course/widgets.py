@@ -36,7 +36,7 @@ from sftlab.runs import background, launcher, panel
 from sftlab.train import forecast
 
 BROWSER = Path(__file__).resolve().parent / "form"
-GIVEN, DEFAULTS, WORKING = "as given", "all defaults", "working it out …"  # the first two are presets
+GIVEN, WORKING = "as given", "working it out …"  # the first is a preset
 AUTO = {"": "auto", "true": "yes", "false": "no"}  # of a bool that may be left to the machine
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 SUGGESTIONS = {"model_name": [model.hub_id for model in catalog.MODELS], "deepspeed": deepspeed_configs.list_names()}
@@ -82,9 +82,9 @@ class Form(ipywidgets.VBox):
     """
 
     def __init__(self, config: TrainConfig, notebook=None, *, saved=None):
-        own = [{"name": GIVEN, "title": "what the notebook gave"}, {"name": DEFAULTS, "title": "of `sftlab train`"}]
-        named = [{"name": preset.name, "title": preset.about} for preset in presets.read_presets().values()]
-        self.controls, self.area = Controls(fields=list_fields(), presets=own + named), ipywidgets.VBox()
+        named = {GIVEN: "what the notebook gave"}
+        named |= {preset.name: preset.about for preset in presets.read_presets().values()}
+        self.controls, self.area = Controls(fields=list_fields(), presets=list(named.items())), ipywidgets.VBox()
         super().__init__([self.controls, self.area])
         load.quiet_libraries()  # here: two threads that import at once may meet a library that is half there
         self.estimate = Estimate(self.show_figures)
@@ -98,29 +98,26 @@ class Form(ipywidgets.VBox):
         self.update(notice)
 
     def answer(self, message: dict) -> None:
-        """Do what the browser asks for: set (name to text), reset (a name), preset (a name), start."""
-        texts, notice = {}, ""
+        """Do what the browser asks for: set (name to text), preset (a name), start."""
+        notice = ""
         match message:
             case {"set": typed}:
-                texts = {name: str(text) for name, text in typed.items() if name in self.texts}
-            case {"reset": name} if name in self.texts:
-                texts = {name: to_text(FIELDS[name].default)}
+                self.texts |= {name: str(text) for name, text in typed.items() if name in self.texts}
             case {"preset": name}:
-                texts, notice = self.read_preset(name)
+                notice = self.take_preset(name)
+                self.revision += 1
             case {"start": _}:
                 return self.start()
-        self.texts |= texts
-        self.revision += "set" not in message
         self.update(notice)
 
-    def read_preset(self, name: str) -> tuple[dict[str, str], str]:
-        """The texts that a preset sets, and a sentence on what that changes."""
-        if name in (GIVEN, DEFAULTS):
-            return to_texts(self.given if name == GIVEN else TrainConfig()), f"{name}: all options set"
+    def take_preset(self, name: str) -> str:
+        """Set the texts of a preset; return a sentence on what that changes."""
+        if name == GIVEN:
+            self.texts = to_texts(self.given)
+            return f"{name}: all options set"
         preset = presets.find_preset(name)
-        changes = ", ".join(presets.list_changes(self.config, preset)) or "nothing to change"
-        texts = {option: to_text(value) for option, value in preset.options.items()}
-        return texts, f"{name} ({preset.about}): {changes}"
+        self.texts |= {option: to_text(value) for option, value in preset.options.items()}
+        return f"{name} ({preset.about}): {', '.join(presets.list_changes(self.config, preset)) or 'nothing to change'}"
 
     def start(self) -> None:
         """Start the run of the present configuration, and show its panel below; a refusal stands beside the button."""
@@ -164,7 +161,7 @@ class Form(ipywidgets.VBox):
 
 def list_fields() -> list[dict]:
     """What a browser needs to draw each control: name, group, kind (text, number, choice, flag), choices, suggestions, help,
-    range and default in words."""
+    range, default as text and in words."""
     return [list_facts(field) for field in sorted(FIELDS.values(), key=lambda f: GROUPS.index(f.metadata["group"]))]
 
 
@@ -184,6 +181,7 @@ def list_facts(field: dataclasses.Field) -> dict:
         "choices": list(choices.items()),
         "suggestions": SUGGESTIONS.get(field.name, []),
         "range": {int: f"a whole number{limits}", float: f"a number{limits}"}.get(kind, ""),
+        "initial": default,
         "default": choices.get(default) or {"": "empty", "true": "on", "false": "off"}.get(default, default),
     }
 

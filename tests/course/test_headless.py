@@ -11,30 +11,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from course_notebooks import write_notebook
 
 from sftlab import files
 from sftlab.course import headless
 from sftlab.errors import UserError
 
 PARAMETERS = (
-    'profile: str = "cpu"\nlora_r: int = 16  # rank\nlearning_rate: float = 2e-4\npacking: bool = True\n'
+    'from typing import List, Optional\nprofile: str = "cpu"\nlora_r: int = 16  # rank\nlearning_rate: float = 2e-4\npacking: bool = True\n'
     "name: Optional[str] = None\nranks: List[int] = [1]\nlimit = 3"
 )
 NAMES = "profile, lora_r, learning_rate, packing, name, ranks, limit"
-
-
-def write_notebook(path: Path, *sources: str, parameters: str = "") -> Path:
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    book = nbformat.v4.new_notebook(metadata=kernel | {"language_info": {"name": "python"}})
-    if parameters:
-        parameters = "from typing import List, Optional\n" + parameters
-        book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    for source in sources:
-        tags = ["raises-exception"] if "wanted" in source else []
-        book.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": tags}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(book, path)
-    return path
 
 
 def run(*arguments) -> int:
@@ -53,7 +40,7 @@ def read_status(folder: Path, name: str) -> dict:
         (["-p", "lora_rr", "4"], "no parameter 'lora_rr'. Did you mean 'lora_r'? Declared: learning_rate, limit"),
         (["-p", "lora_r", "1.5"], "lora_r: '1.5' is no int"),
         (["-p", "packing", "maybe"], "packing: 'maybe' is no bool"),
-        (["-p", "ranks", "4,x"], "ranks: 'x' is no int"),
+        (["-p", "ranks", "4,x"], "ranks: '4,x' is no list"),
         (["--profile", "gqu"], "profile: 'gqu' is not one of smoke, cpu, gpu. Did you mean 'gpu'?"),
         (["-p", "profile", "huge"], "profile: 'huge' is not one of"),
         (["--timeout", "0"], "timeout: 0 is no time"),
@@ -77,10 +64,7 @@ def test_folders_and_files_that_can_not_work_are_refused(tmp_path):
         ("no notebook there", tmp_path / "empty"),
         ("can't be read", tmp_path / "broken.ipynb"),
         ("is there and not empty", book, "--output-dir", mine.parent),
-        ("is not the output of an earlier run", book, "--output-dir", mine.parent, "--continue"),
-        ("is not the output of an earlier run", book, "--output-dir", book.parent, "--continue"),
         ("a name of its own", book, mine),
-        ("name its folder", book, "--continue"),
     ):
         with pytest.raises(UserError, match=message.replace("?", r"\?")):
             run(*given)
@@ -95,7 +79,14 @@ def test_parameters_arrive_as_declared_and_results_are_collected(tmp_path):
     draw = "from sftlab import plots\nplots.show(plots.lines([1, 2], {'a': [3, 4]}, 'x', 'y', 'A'))"
     book = write_notebook(tmp_path / "books {x}" / "a.ipynb", check, keep, draw, parameters=PARAMETERS)
     out = tmp_path / "out {y}"
-    given = {"lora_r": "4", "learning_rate": "2e-5", "packing": "false", "name": "null", "ranks": "4,16", "limit": "7"}
+    given = {
+        "lora_r": "4",
+        "learning_rate": "2e-5",
+        "packing": "false",
+        "name": "null",
+        "ranks": "[4, 16]",
+        "limit": "7",
+    }
     pairs = [part for name, value in given.items() for part in ("-p", name, value)]
     assert run(book.parent, "--output-dir", out, "--profile", "smoke", *pairs) == 0
     *_, checked, _, drawn = nbformat.read(out / "a.ipynb", 4).cells
@@ -117,9 +108,9 @@ def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys
     write_notebook(books / "d_fine.ipynb", "1 / 0  # wanted", "print('reached')")
     out = tmp_path / "out"
     assert run(books, "--output-dir", out) == 3
-    names = ("a_failed", "b_dead", "c_quit", "d_fine")
-    assert [read_status(out, name)["status"] for name in names] == ["failed", "dead kernel", "failed", "completed"]
-    assert [read_status(out, name)["cell"] for name in names] == [1, 0, 0, None]
+    found = [read_status(out, name) for name in ("a_failed", "b_dead", "c_quit", "d_fine")]
+    assert [one["status"] for one in found] == ["failed", "dead kernel", "failed", "completed"]
+    assert [one["cell"] for one in found] == [1, 0, 0, None]
     assert "without a network" in read_status(out, "a_failed")["error"]  # which tests cut, in kernels, too
     assert "sys.exit" in read_status(out, "c_quit")["error"]
     printed, bars = capsys.readouterr()
@@ -130,14 +121,16 @@ def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys
     assert "An Exception" not in (out / "d_fine.html").read_text()
 
 
-def test_continue_skips_only_what_completed_with_the_same_input(tmp_path, capsys):
-    sleep = "import time\ntime.sleep(600 if limit == 60 else 0)"
-    book, out = write_notebook(tmp_path / "a.ipynb", sleep, parameters="limit: int = 3"), tmp_path / "out"
-    assert run(book, "--output-dir", out, "--timeout", 3, "-p", "limit", 60) == 4
-    assert "longer than the 3 seconds" in read_status(out, "a")["error"]
-    for given, skipped in ((4, False), (4, True)):
-        assert run(book, "--output-dir", out, "--continue", "-p", "limit", given) == 0
-        assert ("skipped" in capsys.readouterr().out) is skipped
+def test_a_notebook_that_takes_too_long_is_stopped(tmp_path):
+    book, out = write_notebook(tmp_path / "a.ipynb", "import time\ntime.sleep(600)"), tmp_path / "out"
+    assert run(book, "--output-dir", out, "--timeout", 3) == 4
+    found = read_status(out, "a")
+    assert (found["status"], found["cell"]) == ("timed out", 0) and "longer than the 3 seconds" in found["error"]
+    assert "longer than the 3 seconds" in (out / "a.html").read_text()
+
+
+def test_a_job_is_its_parameters_and_its_source(tmp_path):
+    book = write_notebook(tmp_path / "a.ipynb", "1", parameters="limit: int = 3")
     jobs = headless.plan_jobs([book], {"limit": "4"}, "cpu")
     assert jobs == headless.plan_jobs([book], {"limit": 4}, "cpu") != headless.plan_jobs([book], {"limit": 5}, "cpu")
     write_notebook(book, "limit", parameters="limit: int = 3")

@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pandas
 import pytest
+from course_notebooks import write_notebook
 from scipy.stats import ttest_rel
 
 from sftlab import plots
@@ -51,16 +52,7 @@ course.record("toy", metrics={name: metrics[name] for name in ("eval_loss", "ste
 @pytest.fixture
 def make_notebook(tmp_path):
     """Writes a notebook of these cells below the parameters."""
-
-    def make(*sources: str) -> str:
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        book = nbformat.v4.new_notebook(metadata=kernel | {"language_info": {"name": "python"}})
-        book.cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, *sources)]
-        book.cells[0].metadata["tags"] = ["parameters"]
-        nbformat.write(book, tmp_path / "toy.ipynb")
-        return str(tmp_path / "toy.ipynb")
-
-    return make
+    return lambda *sources: str(write_notebook(tmp_path / "toy.ipynb", *sources, parameters=PARAMETERS))
 
 
 @pytest.fixture
@@ -90,13 +82,15 @@ def judge(table: dict[object, list[float | None]], direction: str = "min") -> sw
         ({"grid": ["lora_r=4,x"]}, "lora_r: 'x' is no int"),
         ({"grid": ["learning_rate=1e-4,7"]}, "learning_rate: 7 is out of range"),
         ({"grid": ["learning_rate=1e-4,0.0001"]}, "learning_rate: 0.0001 is there twice"),
-        ({"grid": ["lora_r=4", "lora_r=8"]}, "write all its values in one --grid"),
+        (
+            {"grid": ["lora_r=4", "lora_r=8"]},
+            "lora_r: it is given twice; give it once, with -p, or with all its values",
+        ),
         ({"grid": ["lora_r"]}, "names no values"),
-        ({"grid": ['word=["a"']}, "is no JSON list"),
         ({"grid": ["seed=1,2"]}, "give --seeds"),
         ({"grid": []}, "name a parameter"),
         ({"grid": ["lora_r=4"], "parameters": [["lora_r", "8"]]}, "lora_r: it is given twice"),
-        ({"grid": ["lora_r=4"], "parameters": [["seed", "8"]], "seeds": "1,2"}, "with --seeds; choose one"),
+        ({"grid": ["lora_r=4"], "parameters": [["seed", "8"]], "seeds": "1,2"}, "seed: it is given twice"),
         ({"grid": ["lora_r=4"], "metric": "quality"}, "Add --direction"),
     ],
 )
@@ -108,15 +102,12 @@ def test_what_can_not_work_is_refused_before_anything_is_written(toy, tmp_path, 
 
 
 def test_points_take_turns_by_seed_and_have_names_that_people_read(toy):
-    grid = ["learning_rate=1e-4,0.003", 'word=["q_proj,v_proj","all/linear"]']
+    grid = ["learning_rate=1e-4,0.003", 'word="q_proj,v_proj", all/linear']
     _, points = sweep.plan_points(SweepConfig.build(notebook=toy, grid=grid, seeds="1,2"))
     assert [point.seed for point in points] == [1] * 4 + [2] * 4
     assert points[0].name == "learning_rate=0.0001,word=q_proj,v_proj,seed=1"
     assert re.fullmatch(r"learning_rate=0.003,word=all_linear,seed=2-[0-9a-f]{8}", points[-1].name)
     assert points[-1].job["parameters"] == {"learning_rate": 3e-3, "word": "all/linear", "seed": 2}
-    sampled = (SweepConfig.build(notebook=toy, grid=["lora_r=1,2,3,4,5,6"], sample=size) for size in (2, 4))
-    smaller, larger = ({point.name for point in sweep.plan_points(config)[1]} for config in sampled)
-    assert len(smaller) == 2 and smaller < larger
     values = {1e-4: "0.0001", 1.5e-7: "1.5e-07", 12.0: "12", 0.123456789: "0.123456789", True: "true"}
     assert [sweep_report.write_value(value) for value in values] == list(values.values())
 
@@ -137,9 +128,9 @@ def test_a_sweep_keeps_failures_apart_and_the_same_command_runs_only_what_is_lef
     assert [one["place"] for one in found["settings"]] == ["best", "out: failed"]
     table = list(csv.DictReader((out / "sweep.csv").read_text("utf-8-sig").splitlines()))
     assert [row["status"] for row in table] == ["completed", "failed"] * 2
-    assert (table[0]["eval_loss"], table[0]["lora_r"]) == ("0.094", "4")
+    assert (table[0]["eval_loss"], table[0]["lora_r"], table[0]["seed"]) == ("0.094", "4", "1")
     page = (out / "index.html").read_text()
-    assert "Plotly.newPlot(" in page and "data:image/png" in page and "default-src 'none'" in page
+    assert page.count('<figure class="chart">') == 2 and page.count("AssertionError: too large") == 2
     assert not re.search(r'(src|href)="(https?:)?//', page) and 'href="points/lora_r%3D4%2Cseed%3D1/toy.html"' in page
     point = out / "points" / "lora_r=4,seed=1"
     assert 'src="../../plotly.min.js"' in (point / "toy.html").read_text() and not (point / "plotly.min.js").exists()
@@ -222,7 +213,7 @@ def test_intervals_are_those_of_paired_t_tests_corrected_for_the_choice():
 
 
 def test_the_true_best_is_ruled_out_in_no_more_than_one_sweep_in_twenty():
-    draw, lost, sweeps = np.random.default_rng(0), 0, 200
+    draw, lost, sweeps = np.random.default_rng(0), 0, 100
     for number in range(sweeps):
         scores = pandas.DataFrame(draw.normal(0, (1, 1, 1, 1, 0.1, 5), (3, 6)))
         relative = bool(number % 2)  # losses are compared by their ratios
@@ -251,7 +242,7 @@ def test_a_sweep_of_which_nothing_completed_still_leaves_its_page(tmp_path):
     points, config = make_points({1: [None], 2: [None]}), SweepConfig(notebook="toy.ipynb", grid=["a=1,2"])
     for point in points:
         point.job = {"notebook": "toy", "profile": "smoke"}
-    found = sweep_report.write_results(tmp_path, config, "min", points)
+    found = sweep_report.write_results(tmp_path, config, points)
     sweep_report.write_page(tmp_path, config, points, found)
     assert found.seeds == [] and "No setting can be judged" in (tmp_path / "index.html").read_text()
 
@@ -299,6 +290,5 @@ def test_a_metric_is_drawn_against_each_setting_with_a_line_for_each_value_of_th
     assert words.data[0].x == ("alpaca", "日本") and {trace.mode for trace in words.data} == {"markers"}
     one = sweep_report.summarise([point for point in points if point.seed == 1], "loss", "min")
     assert sweep_report.plot_against(one, "rate").data[0].error_y.array is None
-    assert sweep_report.plot_losses(points) is None
     with pytest.raises(ValueError, match="no setting has a mean speed"):
         sweep_report.plot_against(sweep_report.summarise(points, "speed", "max"), "rate")

@@ -53,7 +53,7 @@ function write(input, text) {
   else if (input.value !== text) input.value = text;
 }
 
-function drawField(field, prefix, send, sendSoon, flush) {
+function drawField(field, prefix, sendSoon, flush) {
   const id = `${prefix}-${field.name}`;
   const input = makeInput(field, id);
   const label = make("label", { for: id }, field.name);
@@ -69,7 +69,9 @@ function drawField(field, prefix, send, sendSoon, flush) {
   input.addEventListener("input", () => sendSoon(field.name, read(input)));
   input.addEventListener("change", flush);
   reset.addEventListener("click", () => {
-    send({ reset: field.name });
+    write(input, field.initial);
+    sendSoon(field.name, field.initial);
+    flush();
     input.focus();
   });
   const row = make("div", { class: "row" }, input, reset);
@@ -99,13 +101,13 @@ function render({ model, el }) {
   };
 
   const presets = make("select", { id: `${prefix}-preset` }, make("option", { value: "" }, "choose …"));
-  for (const { name, title } of model.get("presets")) presets.append(make("option", { value: name }, `${name}: ${title}`));
+  for (const [name, title] of model.get("presets")) presets.append(make("option", { value: name }, `${name}: ${title}`));
   const use = make("button", { type: "button" }, "Use");
   use.addEventListener("click", () => presets.value && send({ preset: presets.value }));
   const notice = make("p", { class: "notice", "aria-live": "polite" });
   const top = make("div", { class: "top" }, make("label", { for: presets.id }, "preset"), presets, use);
 
-  const fields = model.get("fields").map((field) => drawField(field, prefix, send, sendSoon, flush));
+  const fields = model.get("fields").map((field) => drawField(field, prefix, sendSoon, flush));
   const groups = [];
   for (const name of new Set(fields.map(({ field }) => field.group))) {
     const own = fields.filter(({ field }) => field.group === name);
