@@ -22,7 +22,7 @@ def make_chats(count: int, seed: int = 0) -> list[list[dict]]:
 
     pairs = {}
     for source in sources.SAMPLE_FILES:
-        rows, _ = check_rows(sources.load_sample(source), source, parse_columns(None, source))
+        rows, _ = check_rows(sources.load_sample(source), source)
         for row in rows:
             turns = row.get("messages", [{}, {"content": get_prompt(row)}, {"content": get_answer(row)}])
             texts = [turn["content"] for turn in turns[len(turns) % 2 :]]  # without the system message

@@ -38,6 +38,10 @@ class DataConfig(Options):
     columns: list | None = option(None, "names of your files' columns, as instruction=question,output=answer")
     hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
     format: str = option("alpaca", "prompt format; model: the tokenizer's own", choices=FORMATS)
+    chat_template_kwargs: list | None = option(None, "variables of the model's template, as enable_thinking=false")
+    train_on: str = option("all", "which answers of a conversation are in the loss", choices=("all", "last"))
+    merge_turns: bool = option(False, "join turns of one role that follow each other, instead of dropping the row")
+    fold_system: bool = option(False, "put a system message into the first question, where the template refuses it")
     num_samples: int | None = option(None, "a seeded random sample of so many training rows; default: all", low=1)
     test_size: float = option(0.1, "share of the rows for validation, without --test-path", low=0.001, high=0.9)
     max_length: int = option(1024, "longest sequence in tokens; longer rows are cut, and counted", low=8)
@@ -46,6 +50,7 @@ class DataConfig(Options):
     fix_mojibake: bool = option(False, "fix text that was decoded wrongly, as the report offers")
     output_dir: str = option("datasets", "the folder in which the data set's folder is made")
     overwrite: bool = option(False, "replace the data set's folder if it exists")
+    dry_run: bool = option(False, "say what would be done, show the first rows, and write nothing")
     offline: bool = option(False, "don't use the network: the bundled sample stands in for a public set")
     trust_remote_code: bool = option(False, TRUST)
     seed: int = option(42, "seed of the sample and of the split", low=0, high=2**32 - 1)
@@ -57,6 +62,8 @@ class DataConfig(Options):
             raise UserError(
                 f"source_path: only --source {', '.join(FILE_SOURCES)} read files; leave it out or drop --source {self.source}."
             )
+        if self.chat_template_kwargs and self.format != "model":
+            raise UserError("chat_template_kwargs: they are for the model's own template; add --format model.")
         if self.hub_id and self.source not in ("alpaca", "dolly", "wizardlm"):
             raise UserError(f"hub_id: --source {self.source} is not from the Hub; choose alpaca, dolly or wizardlm.")
 

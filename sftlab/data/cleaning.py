@@ -9,8 +9,7 @@ import os
 import unicodedata
 from collections import defaultdict
 
-from sftlab.data.rows import get_answer, get_prompt, get_texts, to_messages
-from sftlab.errors import UserError
+from sftlab.data.rows import get_answer, get_prompt, get_texts, require_rows, to_messages
 
 SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare
 PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points
@@ -96,15 +95,19 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
     """Rows that nearly repeat an earlier one that is kept: index -> (index of that one, Jaccard similarity)."""
     from tqdm.auto import tqdm
 
-    kept, near = NearRows(threshold), {}
+    kept, near = (
+        defaultdict(lambda: NearRows(threshold)),
+        {},
+    )  # by the system message: rows that differ in it are no repeats
     quiet = len(rows) < 5000 or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
     for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, disable=quiet)):
-        sketch = kept.sketch(row)
-        similarity, best = kept.find_nearest(sketch)
+        alike = kept[fold("".join(turn["content"] for turn in to_messages(row) if turn["role"] == "system"))]
+        sketch = alike.sketch(row)
+        similarity, best = alike.find_nearest(sketch)
         if similarity >= threshold:
             near[index] = (best, similarity)
         else:
-            kept.add(index, sketch)
+            alike.add(index, sketch)
     return near
 
 
@@ -161,7 +164,7 @@ def list_nested(shorter: list[dict], longer: list[dict]):
 
 def get_last_prompt(row: dict) -> str:
     """What is asked in a row, of a conversation its last question."""
-    return next((turn["content"] for turn in reversed(to_messages(row)) if turn["role"] == "user"), "")
+    return next((turn["content"] for turn in reversed(to_messages(row)) if turn["role"] in ("user", "text")), "")
 
 
 def trim(text: str) -> str:
@@ -213,7 +216,7 @@ def group_languages(texts: list[str]) -> dict[str, list[int]]:
     return {language: [n for n, one in enumerate(found) if one == language] for language in sorted(set(found))}
 
 
-def drop_special(rows: list[dict], tokenizer) -> tuple[list[dict], dict[str, str]]:
+def drop_special(rows: list[dict], tokenizer, name: str = "the set") -> tuple[list[dict], dict[str, str]]:
     """Rows without those whose text holds a special token: tokenised, it would end the text, or begin another turn."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     special = sorted({token for token in (*added, *tokenizer.all_special_tokens) if token.strip()})
@@ -224,8 +227,7 @@ def drop_special(rows: list[dict], tokenizer) -> tuple[list[dict], dict[str, str
             dropped[row["place"]] = f"its text holds the special token {held}"
         else:
             kept.append(row)
-    if not kept:
-        raise UserError(f"every row's text holds a special token, such as {held}; take the prompt format out of it.")
+    require_rows(kept, dropped, name)
     return kept, dropped
 
 

@@ -4,6 +4,7 @@ sftlab prepare --source json --source-path data_samples/facts_train.json
 """
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -16,15 +17,25 @@ from pathlib import Path
 
 from sftlab import __version__, files
 from sftlab.config.configs import DataConfig, TrainConfig
-from sftlab.data import cleaning, formats, masking, sources
+from sftlab.data import cleaning, formats, masking, sources, templates
 from sftlab.data import report as data_report
-from sftlab.data.rows import check_columns, check_rows, get_prompt, map_texts, parse_columns
+from sftlab.data.examples import Example, write_rows
+from sftlab.data.rows import (
+    Notes,
+    check_columns,
+    check_rows,
+    get_prompt,
+    map_texts,
+    parse_columns,
+    require_rows,
+)
 from sftlab.errors import UserError, place_error
 from sftlab.models import load
 from sftlab.models.load import IGNORED
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
-NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code")  # options that change nothing in it
+NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code", "dry_run")  # options that change nothing in it
+DRY_ROWS = 3
 LEAST = 8  # tokens that must be the same in all rows, for a batch to hold them once
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
@@ -55,45 +66,40 @@ def split_rows(
     return train, held_out
 
 
-def tokenize(rows: list[dict], tokenizer, format: str, folder: str | Path):
-    """A datasets.Dataset with `messages`, `input_ids` and `labels`, made in batches, kept in an Arrow file in `folder`."""
-    from datasets import Dataset, Features, List, Value
-
-    turns = List({"role": Value("string"), "content": Value("string")})
-    chats = Dataset.from_generator(
-        lambda: ({"messages": formats.to_messages(row, format)} for row in rows),
-        features=Features({"messages": turns}),
-        cache_dir=str(folder),
-        fingerprint="chats",
-    )
-    return encode_dataset(chats, tokenizer, folder)
-
-
-def encode_dataset(chats, tokenizer, folder: str | Path):
-    """`input_ids` (int32) and `labels` (int32) beside the `messages` of a datasets.Dataset, written to `folder`.
+def tokenize(written: list[Example], tokenizer, folder: str | Path):
+    """A datasets.Dataset with `messages`, `input_ids` and `labels` (int32), and `tools` if given, kept in an Arrow file in `folder`.
 
     Many rows are tokenised by as many processes as there are cores.
     """
-    from datasets import Features, List, Value, concatenate_datasets
+    from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
-    processes = min(os.cpu_count() or 1, len(chats) // ROWS_PER_PROCESS)
-    encoded = chats.map(
+    texts = Dataset.from_generator(
+        lambda: (vars(example) for example in written),
+        features=Features(
+            {"messages": Json(), "tools": Json(), "text": Value("string"), "spans": List(List(Value("int32")))}
+        ),
+        cache_dir=str(folder),
+        fingerprint="texts",
+    )
+    processes = min(os.cpu_count() or 1, len(texts) // ROWS_PER_PROCESS)
+    encoded = texts.map(
         encode_batch,
         batched=True,
         features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))}),
-        remove_columns=chats.column_names,
+        remove_columns=texts.column_names,
         fn_kwargs={"tokenizer": tokenizer},
         cache_file_name=str(Path(folder) / "encoded.arrow"),
         new_fingerprint="encoded",
         desc="tokenising",
         num_proc=processes if processes > 1 else None,
     )
-    return concatenate_datasets([chats.select_columns("messages"), encoded], axis=1)
+    shown = ["messages", "tools"] if any(example.tools for example in written) else ["messages"]
+    return concatenate_datasets([texts.select_columns(shown), encoded], axis=1)
 
 
 def encode_batch(batch: dict, tokenizer) -> dict:
-    """One batch of `messages`, tokenised; a function of its own because other processes must be able to import it."""
-    return masking.encode_chats(tokenizer, batch["messages"])
+    """One batch of texts, tokenised; a function of its own because other processes must be able to import it."""
+    return masking.encode_texts(tokenizer, batch["text"], batch["spans"])
 
 
 def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], dict, sources.Found]:
@@ -103,10 +109,12 @@ def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], 
     """
     found, found_test, name = sources.load_source(config)
     check_columns(found, parse_columns(config.columns), name)
-    rows, dropped, mojibake = clean_rows(found, name, config, tokenizer)
+    notes = Notes()
+    rows, dropped, mojibake = clean_rows(found, name, config, tokenizer, notes)
     held_out, dropped_test = None, {}
     if found_test:
-        held_out, dropped_test, _ = clean_rows(found_test, config.test_path or "held-out rows", config, tokenizer)
+        name_test = config.test_path or "held-out rows"
+        held_out, dropped_test, _ = clean_rows(found_test, name_test, config, tokenizer, Notes())
     outstanding = data_report.inspect_rows(rows, config) | {"mojibake": mojibake}
     rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
     rows, leaked = cleaning.drop_leaks(rows, held_out or [])
@@ -118,16 +126,19 @@ def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], 
         "rows_read": len(found),
         "dropped": dropped | repeated | leaked,
         "dropped_test": dropped_test,
+        **vars(notes),
         "found": outstanding,
         "overlap": data_report.find_overlap(train, test),
     }
     return train, test, report, found
 
 
-def clean_rows(found: sources.Found, name: str, config: DataConfig, tokenizer) -> tuple[list[dict], dict, list]:
+def clean_rows(
+    found: sources.Found, name: str, config: DataConfig, tokenizer, notes: Notes
+) -> tuple[list[dict], dict[str, str], list]:
     """The rows that are fit, those dropped (place -> why), and the mojibake that there was."""
-    rows, dropped = check_rows(found, name, parse_columns(config.columns, config.source))
-    rows, unsafe = cleaning.drop_special(rows, tokenizer)
+    rows, dropped = check_rows(found, name, parse_columns(config.columns), notes, config.merge_turns)
+    rows, unsafe = cleaning.drop_special(rows, tokenizer, name)
     mojibake = cleaning.find_mojibake(rows)
     if config.fix_mojibake:
         rows = [map_texts(row, cleaning.repair) for row in rows]
@@ -142,17 +153,30 @@ def prepare(config: DataConfig) -> Path:
     rows, an existing folder, or a set that would teach nothing.
     """
     made_from = fingerprint(config)  # before the files are read: one that changes meanwhile is another
-    if not config.overwrite and (folder := find_prepared(config, made_from)):
+    if not config.overwrite and not config.dry_run and (folder := find_prepared(config, made_from)):
         print(f"{folder}: made before from the same files and options, used as it is")
         return folder
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
-    new_tokens = formats.set_format(tokenizer, config.format)
+    dated = config.format == "model" and templates.writes_date(tokenizer.chat_template)
+    options = templates.parse_options(config.chat_template_kwargs)
+    new_tokens = formats.set_format(tokenizer, config.format, options)
     train, test, facts, found = gather_rows(config, tokenizer)
-    folder = claim_folder(config, len(train))
+    notes = Notes(facts["unused"], facts["changed"])
+    written = {
+        "train": write_rows(train, tokenizer, config, facts["dropped"], notes),
+        "test": write_rows(test, tokenizer, config, facts["dropped_test"], notes),
+    }
+    for split, key in (("train", "dropped"), ("test", "dropped_test")):
+        require_rows(written[split], facts[key], facts["source"])
+    facts["template"] = settle_template(tokenizer, config, written["train"], dated)
+    kept = len(train) - sum(row["place"] in facts["dropped"] for row in train)
+    if config.dry_run:
+        return show_plan(tokenizer, config, facts, written)
+    folder = claim_folder(config, kept)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         new, splits = Path(aside) / "new", {}
-        for split, part in (("train", train), ("test", test)):
-            splits[split] = tokenize(part, tokenizer, config.format, Path(aside) / split)
+        for split, part in written.items():
+            splits[split] = tokenize(part, tokenizer, Path(aside) / split)
         counts = {name: data_report.count_tokens(split, tokenizer, config.max_length) for name, split in splits.items()}
         lengths = [pair for count in counts.values() for pair in count.pop("lengths")]
         refuse_silent(counts["train"], facts["source"], config.max_length)
@@ -167,6 +191,7 @@ def prepare(config: DataConfig) -> Path:
             "percentiles": data_report.find_percentiles(lengths),
             "new_tokens": new_tokens,
             "chat_template": tokenizer.chat_template,
+            "training_template": tokenizer.init_kwargs.get(templates.TRAINING),
             "splits": counts,
         }
         save(new, splits, report)
@@ -176,6 +201,43 @@ def prepare(config: DataConfig) -> Path:
         put_in_place(new, folder, Path(aside) / "old")
     print_report(folder, report, views[0])
     return folder
+
+
+def settle_template(tokenizer, config: DataConfig, written: list[Example], dated: bool) -> dict[str, str]:
+    """Make the template's own prompt for an answer that of the training rows, and say in words what was settled.
+
+    Some templates open a thought in the prompt that no row has: a model asked so would be asked in another way than it was
+    trained. Whether the rows think decides.
+    """
+    if config.format != "model":
+        return {}
+    traits, settled = templates.find_traits(tokenizer), {}
+    if dated:
+        settled["date"] = (
+            f"the template writes the date; it stays {datetime.date.today()}, in training, evaluation and chat"
+        )
+    if config.chat_template_kwargs:
+        settled["options"] = f"set in the template: {', '.join(config.chat_template_kwargs)}"
+    thinking = sum("reasoning_content" in example.messages[-1] for example in written) > len(written) / 2
+    surplus = traits.surplus_of_thoughts if thinking and traits.thoughts else traits.surplus
+    if surplus:
+        tokenizer.chat_template = templates.remove_surplus(tokenizer.chat_template, surplus)
+        settled["prompt"] = (
+            f"the template's prompt for an answer ends in {surplus!r}, which the rows don't have: it's left out"
+        )
+    return settled
+
+
+def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, list]) -> None:
+    """What --dry-run prints: what would be dropped, left out and changed, and the first rows with their mask."""
+    counts = ", ".join(f"{len(part)} {split} rows" for split, part in written.items())
+    print("\n".join([f"would make {counts} from {facts['source']}", *data_report.list_notes(facts)]))
+    for example in written["train"][:DRY_ROWS]:
+        row = masking.encode_texts(tokenizer, [example.text], [example.spans])
+        print(
+            masking.view_mask({name: column[0].tolist() for name, column in row.items()}, tokenizer, config.max_length)
+        )
+    print("nothing was written (--dry-run)")
 
 
 def refuse_silent(counts: dict, name: str, max_length: int) -> None:
@@ -286,7 +348,9 @@ def put_in_place(new: Path, folder: Path, old: Path) -> None:
 def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> None:
     """Raises UserError where the set was made for another tokenizer, or would teach nothing at this max_length."""
     rows = train_split[:64]
-    if [ids.tolist() for ids in masking.encode_chats(tokenizer, rows["messages"])["input_ids"]] != rows["input_ids"]:
+    templates.set_training_template(tokenizer, report.get("training_template"))
+    encoded = masking.encode_chats(tokenizer, rows["messages"], rows.get("tools"))
+    if [ids.tolist() for ids in encoded["input_ids"]] != rows["input_ids"]:
         raise UserError(
             f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
             f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`."

@@ -3,10 +3,10 @@
 python -c "from sftlab.data import formats; print(formats.CHATML)"
 """
 
-import contextlib
+from sftlab.data import rows, templates
+from sftlab.data.templates import adds_bos, render_prompt
 
-from sftlab.data import rows
-from sftlab.errors import UserError
+__all__ = ["TEMPLATES", "adds_bos", "render_prompt", "set_format", "to_messages"]
 
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 PREAMBLE_INPUT = (
@@ -61,19 +61,20 @@ LLAMA2 = (
 TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML, "llama2": LLAMA2}
 
 
-def set_format(tokenizer, format: str) -> list[str]:
+def set_format(tokenizer, format: str, options: dict | None = None) -> list[str]:
     """Give the tokenizer the chat template of a format, and return the tokens in it that pre-training never saw.
 
-    `model` keeps the tokenizer's own template, with generation markers where TRL knows how to set them. `chatml` adds
+    `model` keeps the tokenizer's own template, with options, its variables, set (`templates.set_own_template`). `chatml` adds
     its two tokens where they are missing, and makes `<|im_end|>` the EOS: a turn ends where an answer ends. A tokenizer
     that puts no BOS in front of a text (GPT-2) gets a template without one. Raises UserError where `model` is asked for
     and the tokenizer has no template.
     """
     if format == "model":
-        set_own_template(tokenizer)
+        templates.set_own_template(tokenizer, options or {})
         return []
+    templates.set_training_template(tokenizer, None)
     template, own, new = TEMPLATES[format], str(tokenizer.chat_template or ""), []
-    if not adds_bos(tokenizer):
+    if not templates.adds_bos(tokenizer):
         template = template.replace("bos_token + ", "").replace("{{- bos_token -}}", "")
     if format == "chatml":
         new = [token for token in CHATML_TOKENS if token not in own]
@@ -84,23 +85,6 @@ def set_format(tokenizer, format: str) -> list[str]:
         template = template.replace("bos_token + '[INST] '", "bos_token + ' [INST] '")
     tokenizer.chat_template = template
     return new
-
-
-def set_own_template(tokenizer) -> None:
-    """Keep the tokenizer's own chat template, with generation markers set by TRL where it knows the template."""
-    from trl.chat_template_utils import get_training_chat_template
-
-    if not tokenizer.chat_template:
-        raise UserError(
-            "format: this model's tokenizer has no chat template of its own. Choose alpaca, chatml or llama2."
-        )
-    with contextlib.suppress(ValueError):  # TRL doesn't know it: masking finds the answers turn by turn
-        tokenizer.chat_template = get_training_chat_template(tokenizer) or tokenizer.chat_template
-
-
-def adds_bos(tokenizer) -> bool:
-    """Whether the tokenizer puts its BOS in front of a text, which says that the model was pre-trained so."""
-    return tokenizer.bos_token is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
 
 
 def joins_after_special(tokenizer) -> bool:
@@ -116,9 +100,3 @@ def joins_after_special(tokenizer) -> bool:
 def to_messages(row: dict, format: str) -> list[dict]:
     """A row as a conversation: its `messages`, or `instruction` (with `input`, if any) and `output` as two turns."""
     return rows.to_messages(row, INPUT_MARK if format == "alpaca" else "\n\n")
-
-
-def render_prompt(tokenizer, messages: list[dict]) -> str:
-    """The text that the model is asked to go on from: all but the answer, and the mark at which answers begin."""
-    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    return tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

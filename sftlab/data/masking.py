@@ -3,62 +3,45 @@
 python -c "from sftlab.data import masking; help(masking.view_mask)"
 """
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sftlab.data import examples, templates
+from sftlab.data.readers import BadRow
 from sftlab.errors import UserError
 from sftlab.models.load import IGNORED
 from sftlab.pages import Html
 
 
-def has_markers(chat_template: str | None) -> bool:
-    return re.search(r"{%-?\s*generation\s*-?%}", chat_template or "") is not None
+def render_chats(tokenizer, chats: list[list[dict]], tools=None) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    """The text of each conversation, and in it the spans of characters [start, end) in the loss: of its longest example.
 
-
-def render_chats(tokenizer, chats: list[list[dict]]) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """The text of each conversation, and in it the spans of characters [start, end) that the model shall learn."""
-    if not has_markers(tokenizer.chat_template):
-        return find_turns(tokenizer, chats)
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    texts, spans = render_jinja_template(
-        chats, chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
-    )
-    return texts, [[(start, end) for start, end in found if end > start] for found in spans]
-
-
-def find_turns(tokenizer, chats: list[list[dict]]) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """The same as `render_chats` without markers: an answer is what a conversation's text gains by its turn.
-
-    Raises UserError for a template that renders the earlier turns in another way once a later one is there.
+    Raises UserError, with the conversation's number, where the template refuses it.
     """
-    render = tokenizer.apply_chat_template
-    texts, spans = [render(chat, tokenize=False) for chat in chats], []
-    for chat, text in zip(chats, texts, strict=True):
-        found = []
-        for turn in (number for number, message in enumerate(chat) if message["role"] == "assistant"):
-            before = render(chat[:turn], tokenize=False, add_generation_prompt=True)
-            after = render(chat[: turn + 1], tokenize=False)
-            if not (after.startswith(before) and text.startswith(after)):
-                raise UserError(
-                    "format: this chat template has no {% generation %} markers, and writes earlier turns again at each "
-                    "later one, so answers can't be told apart. Choose --format alpaca."
-                )
-            found.append((len(before), len(after.rstrip("\n"))))
-        spans.append(found)
+    texts, spans = [], []
+    for number, chat in enumerate(chats):
+        try:
+            example = examples.write_examples(tokenizer, chat, tools and tools[number])[-1]
+        except BadRow as fault:
+            raise UserError(f"conversation {number + 1}: {fault}.") from None
+        texts.append(example.text)
+        spans.append(example.spans)
     return texts, spans
 
 
-def encode_chats(tokenizer, chats: list[list[dict]]) -> dict[str, list]:
-    """`input_ids` and `labels` of conversations: labels repeat the ids of the tokens that hold trained text, else -100.
+def encode_chats(tokenizer, chats: list[list[dict]], tools=None) -> dict[str, list]:
+    """`input_ids` and `labels` of conversations, as `encode_texts` has them; tools: of each conversation, or None."""
+    return encode_texts(tokenizer, *render_chats(tokenizer, chats, tools))
 
-    Both are lists with one int64 array per conversation, as long as each other. All texts are tokenised in one call,
-    on all cores unless TOKENIZERS_PARALLELISM forbids it. Raises UserError for a template that hides its answers.
+
+def encode_texts(tokenizer, texts: list[str], spans: list[list[tuple[int, int]]]) -> dict[str, list]:
+    """`input_ids` and `labels` of texts: labels repeat the ids of the tokens that hold text of the spans, else -100.
+
+    Both are lists with one int64 array per text, as long as each other. All texts are tokenised in one call, on all cores
+    unless TOKENIZERS_PARALLELISM forbids it.
     """
     import numpy
 
-    texts, spans = render_chats(tokenizer, chats)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -153,17 +136,25 @@ def group_tokens(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
 
 def check_row(tokenizer, ids: list[int], labels: list[int], max_length: int | None = None) -> dict[str, bool]:
     """Verdicts on one row: what a set must have for the model to learn to answer, and to stop."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos, eos, ends = tokenizer.bos_token_id, tokenizer.eos_token_id, templates.find_traits(tokenizer).ends
     kept = list(labels[:max_length])
     following = [*kept[1:], IGNORED]
-    ends = [at for at, label in enumerate(kept) if label != IGNORED and following[at] == IGNORED]
+    lasts = [at for at, label in enumerate(kept) if label != IGNORED and following[at] == IGNORED]
+    closed = {*ends, *({eos} if eos is not None else ())}
+
+    def is_ended(at: int) -> bool:  # a line break may follow
+        while kept[at] not in closed and at and kept[at - 1] != IGNORED and not tokenizer.decode([kept[at]]).strip():
+            at -= 1
+        return kept[at] in closed
+
     verdicts = {
-        "some tokens are trained": bool(ends),
-        "the end of sequence (EOS) is trained": eos in kept,
-        "each answer ends in EOS": all(kept[at] == eos for at in ends),
+        "some tokens are trained": bool(lasts),
+        "the end of sequence (EOS) is trained": not closed.isdisjoint(kept),
+        "each answer ends in EOS": all(map(is_ended, lasts)),
         "nothing is cut off": max_length is None or len(ids) <= max_length,
     }
-    if bos is not None and bos != eos:
+    template = tokenizer.chat_template or "bos_token"
+    if bos is not None and bos != eos and ("bos_token" in template or tokenizer.bos_token in template):
         pairs = zip(ids, ids[1:], strict=False)
         verdicts["BOS comes first, and never twice in a row"] = ids[0] == bos and (bos, bos) not in pairs
     return verdicts

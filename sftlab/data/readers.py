@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 from sftlab.errors import UserError
@@ -96,6 +97,9 @@ def read_json(path: str | Path) -> list:
     try:
         content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            print(f"{path}: an object on each line, read as JSON Lines")
+            return read_jsonl(path)
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: {place}: not JSON ({error.msg}); fix it there.") from None
     if isinstance(content, dict):
@@ -132,15 +136,14 @@ def read_csv(path: Path) -> list:
     for no rows, and for a quote that is never closed.
     """
     csv.field_size_limit(2**31 - 1)  # the default refuses a cell of 128 kB, which a long answer may have
-    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    delimiter, text = find_delimiter(path, read_text(path))
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
         header = [name.strip() for name in next(lines, [])]
         for name in header:
             if header.count(name) > 1:
                 raise UserError(f"{path}: header: column {name!r} stands there twice; rename one of them.")
-        if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-            raise UserError(f"{path}: header: {header[0]!r} is one column; separate the columns with commas.")
         for cells in lines:
             if cells and len(cells) != len(header):
                 rows.append(BadRow(f"number of cells: {len(cells)}, in the header: {len(header)}"))
@@ -154,6 +157,26 @@ def read_csv(path: Path) -> list:
     return rows
 
 
+def find_delimiter(path: Path, text: str) -> tuple[str, str]:
+    """What separates the cells, and the text without Excel's line that says so; reported where it isn't a comma."""
+    first, _, rest = text.partition("\n")
+    if named := re.fullmatch(r"sep=(.)", first.strip(" \r"), re.IGNORECASE):
+        delimiter, text = named[1], rest
+    else:
+        counts = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in ",;\t"}
+        delimiter = max(counts, key=counts.get)
+    if delimiter != ",":
+        print(f"{path}: read with {'tabs' if delimiter == chr(9) else delimiter} between the cells")
+    return delimiter, text
+
+
+def drop_nulls(value: object):
+    """A value without the keys that Arrow gives each struct of a column, with null for those that it didn't have."""
+    if isinstance(value, dict):
+        return {key: drop_nulls(one) for key, one in value.items() if one is not None}
+    return [drop_nulls(one) for one in value] if isinstance(value, list) else value
+
+
 def read_parquet(path: Path) -> list:
     """Rows of a Parquet file as dicts. Raises UserError for a file that is none."""
     import pyarrow
@@ -165,7 +188,7 @@ def read_parquet(path: Path) -> list:
         raise UserError(f"{path}: is no Parquet file, or a damaged one; export it again.") from None
     if not rows:
         raise UserError(f"{path}: the table has no rows.")
-    return rows
+    return [{name: drop_nulls(value) for name, value in row.items()} for row in rows]
 
 
 READERS = {"json": read_json, "jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sftlab import plots
 from sftlab.config.configs import DataConfig
-from sftlab.data import cleaning, masking
-from sftlab.data.rows import get_answer, get_prompt
+from sftlab.data import cleaning, masking, templates
+from sftlab.data.rows import get_answer, get_prompt, group_reasons
 from sftlab.models.load import IGNORED
 from sftlab.pages import Chart, Html, Section, Table, preformatted, write_page
 
@@ -72,7 +72,8 @@ def count_tokens(dataset, tokenizer, max_length: int) -> dict:
 
     answers, inside = count_in_rows(labels != IGNORED), places < max_length
     trained = count_in_rows(inside & (labels != IGNORED))
-    ends = count_in_rows(inside & (labels == tokenizer.eos_token_id))
+    closing = [tokenizer.eos_token_id, *templates.find_traits(tokenizer).ends]
+    ends = count_in_rows(inside & numpy.isin(labels, [token for token in closing if token is not None]))
     return {
         "rows": len(lengths),
         "tokens": int(inside.sum()),
@@ -96,11 +97,7 @@ def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, dict[str, int]
 
 def list_lines(report: dict) -> list[str]:
     """The report in lines for a terminal: what was dropped, what stands out, what will be learned."""
-    lines, found = [], report["found"]
-    for key, label in (("dropped", "training"), ("dropped_test", "held-out")):
-        if report[key]:
-            reasons = join_some([f"{place}: {why}" for place, why in report[key].items()])
-            lines.append(f"{label} rows dropped: {len(report[key])}: {reasons}")
+    lines, found = list_notes(report), report["found"]
     lines += [f"{label}: {join_some(items)}" for label, items in list_findings(found)]
     if found["near_duplicates"] is None:
         lines.append(f"near duplicates: not searched for in more than {NEAR_LIMIT:,} rows; --dedupe near does")
@@ -118,6 +115,19 @@ def list_lines(report: dict) -> list[str]:
         lines.append(f"tokens in {part}: {', '.join(marks)}")
     overlap = "held-out rows whose prompt is trained on: {prompts}; whose answer is: {answers}"
     return [*lines, overlap.format(**report["overlap"])]
+
+
+def list_notes(report: dict) -> list[str]:
+    """What was dropped, left out and changed of the rows, and settled for the template, in lines."""
+    lines = list(report.get("template", {}).values())
+    for key, label in (("dropped", "training"), ("dropped_test", "held-out")):
+        if report[key]:
+            lines.append(f"{label} rows dropped: {len(report[key])}")
+            lines += [f"  {reason}" for reason in group_reasons(report[key])[:SHOWN]]
+    for key, label in (("unused", "not used"), ("changed", "changed")):
+        for name, (count, example) in report.get(key, {}).items():
+            lines.append(f"{label}: {name}: {count} row{'s' * (count != 1)}, as {example}")
+    return lines
 
 
 def list_findings(found: dict) -> list[tuple[str, list[str]]]:
@@ -164,11 +174,13 @@ def write_report(
     near = [(row, texts[row], first, texts[first], f"{similarity:.0%}") for row, first, similarity in near]
     groups = [(place, texts[place]) for group in found["conflicting_answers"] for place in group]
     dropped = [(place, why) for key in ("dropped", "dropped_test") for place, why in report[key].items()]
+    unused = [(name, count, example) for name, (count, example) in report.get("unused", {}).items()]
     listed = (
         ("One prompt, different answers: which is right?", ("row", "text"), groups),
         ("Near duplicates: the same, or only alike?", ("row", "text", "earlier row", "text", "similarity"), near),
         ("Mojibake, and what --fix-mojibake makes of it", ("row", "as read", "fixed"), found["mojibake"]),
         ("Dropped; training rows are kept in dropped.jsonl", ("row", "why"), dropped),
+        ("Not used of the rows", ("key", "rows", "example"), unused),
     )
     sections = [Section("In short", short)]
     for title, heads, rows in listed:

@@ -68,4 +68,5 @@ def load_hub(hub_id: str) -> Found:
         rows = load_dataset(hub_id, split="train").to_list()
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise hub_client.explain(hub_id, "data set", error) from error
+    rows = [{name: readers.drop_nulls(value) for name, value in row.items()} for row in rows]
     return [(f"row {number}", row) for number, row in enumerate(rows, 1)]

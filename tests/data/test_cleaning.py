@@ -55,7 +55,7 @@ def test_mojibake_is_repaired_and_sound_text_is_left(text, encoding):
 
 @pytest.mark.parametrize("source", sources.SAMPLE_FILES)
 def test_bundled_rows_hold_no_mojibake_and_no_control_characters(source):
-    made, dropped = rows.check_rows(sources.load_sample(source), source, rows.parse_columns(None, source))
+    made, dropped = rows.check_rows(sources.load_sample(source), source)
     assert len(made) >= 200 and not dropped and not cleaning.find_exact(made) and not cleaning.find_mojibake(made)
     texts = [f"{rows.get_prompt(row)}\n{rows.get_answer(row)}" for row in made]
     assert not any(map(cleaning.has_controls, texts))

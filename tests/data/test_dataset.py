@@ -8,7 +8,7 @@ import pytest
 
 from sftlab.config.configs import DataConfig
 from sftlab.data import dataset as data_set
-from sftlab.data import masking, sources
+from sftlab.data import examples, masking, rows, sources
 from sftlab.data import report as data_report
 from sftlab.errors import UserError
 from sftlab.models import load
@@ -38,6 +38,10 @@ def configure(tmp_path):
         )
 
     return build
+
+
+def place_rows(made: list[dict]) -> list[dict]:
+    return [{"place": f"row {number}"} | row for number, row in enumerate(made, 1)]
 
 
 def make_rows(number: int) -> list[dict]:
@@ -176,9 +180,10 @@ def test_the_report_counts_what_the_rows_hold(tmp_path, tokenizer):
 
 
 def test_many_processes_give_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):
-    whole = data_set.tokenize(make_rows(24), tokenizer, "alpaca", tmp_path / "one")
+    written = examples.write_rows(place_rows(make_rows(24)), tokenizer, DataConfig(), {}, rows.Notes())
+    whole = data_set.tokenize(written, tokenizer, tmp_path / "one")
     monkeypatch.setattr(data_set, "ROWS_PER_PROCESS", 12)
-    assert list(data_set.tokenize(make_rows(24), tokenizer, "alpaca", tmp_path / "two")) == list(whole)
+    assert list(data_set.tokenize(written, tokenizer, tmp_path / "two")) == list(whole)
 
 
 def test_a_set_is_made_again_when_its_held_out_file_or_its_tokenizer_changes(configure, tmp_path):

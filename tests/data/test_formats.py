@@ -8,7 +8,6 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
-from trl.chat_template_utils import llama3_chat_template, qwen2_5_chat_template, qwen3_chat_template
 
 from sftlab.data import formats, masking, sources
 from sftlab.errors import UserError
@@ -132,25 +131,6 @@ def test_the_models_own_format_needs_a_template_and_learns_answers_and_ends():
     row = masking.encode_chats(tokenizer, [CHAT])
     trained = [label for label in row["labels"][0] if label != masking.IGNORED]
     assert tokenizer.decode(trained) == "東京です。 </s>The yen.</s>"
-
-
-def test_a_template_that_writes_earlier_turns_anew_is_refused():
-    tokenizer = load.load_tokenizer("tiny-base")
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(UserError, match="no {% generation %} markers"):
-        masking.encode_chats(tokenizer, [CHAT])
-
-
-@pytest.mark.parametrize("template", [qwen2_5_chat_template, qwen3_chat_template, llama3_chat_template])
-def test_a_known_template_gets_its_markers_from_trl_and_the_labels_are_those_of_its_mask(template):
-    tokenizer = load.load_tokenizer("tiny-base")
-    tokenizer.chat_template = template
-    formats.set_format(tokenizer, "model")
-    assert masking.has_markers(tokenizer.chat_template)
-    ours = masking.encode_chats(tokenizer, [CHAT])
-    theirs = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
-    assert ours["input_ids"][0].tolist() == theirs["input_ids"] and sum(theirs["assistant_masks"]) > 5
-    assert (ours["labels"][0] != masking.IGNORED).tolist() == [bool(one) for one in theirs["assistant_masks"]]
 
 
 def test_a_tokenizer_that_drops_the_first_space_of_an_answer_trains_the_answer_alone():

@@ -34,7 +34,12 @@ def test_the_mask_is_what_turn_by_turn_rendering_says(in_format, chat):
     text = tokenizer.apply_chat_template(chat, tokenize=False)
     assert ids == tokenizer.encode(text, add_special_tokens=False) and tokenizer.decode(ids) == text
     # the second way: a token is trained if its bytes reach into what the text gains by an assistant's turn
-    spans = masking.find_turns(tokenizer, [chat])[1][0]
+    render, answers = tokenizer.apply_chat_template, [at for at, turn in enumerate(chat) if turn["role"] == "assistant"]
+    ends = [(chat[:at], chat[: at + 1]) for at in answers]
+    pairs = [
+        (render(asked, tokenize=False, add_generation_prompt=True), render(all, tokenize=False)) for asked, all in ends
+    ]
+    spans = [(len(before), len(after.rstrip("\n"))) for before, after in pairs]
     borders = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
     at, wanted = 0, []
     for token in ids:

@@ -28,7 +28,7 @@ def test_columns_are_mapped_and_unknown_names_refused():
 
 def test_dolly_rows_bring_their_context():
     row = {"instruction": "a", "context": "b", "response": "c", "category": "open_qa"}
-    kept, _ = check(row, columns=rows.parse_columns(None, "dolly"))
+    kept, _ = check(row)
     assert (kept[0]["input"], kept[0]["output"]) == ("b", "c")
 
 

@@ -1,0 +1,143 @@
+"""Rows written in the model's chat template: what a model reads of each, and which of it is in the loss.
+
+python -c "from sftlab.data import examples; help(examples.write_examples)"
+"""
+
+import os.path
+from dataclasses import dataclass
+
+from sftlab.config.configs import DataConfig
+from sftlab.data import formats, templates
+from sftlab.data.readers import BadRow
+from sftlab.data.rows import Notes, split_thoughts
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is trained on: a conversation up to its last answer in the loss, its text, and the spans [start, end) in the loss."""
+
+    messages: list[dict]
+    text: str
+    spans: list[tuple[int, int]]
+    tools: list[dict] | None = None
+
+
+def write_examples(
+    tokenizer, messages: list[dict], tools: list[dict] | None = None, train_on: str = "all"
+) -> list[Example]:
+    """A conversation in the tokenizer's template, with each answer in the very context that it will have at use.
+
+    One example holds all answers where the template writes an earlier turn as it wrote it when it was the last; where it
+    drops earlier thoughts, say, or ends earlier answers in another way, each answer has an example of its own.
+    train_on: all answers, or only the last. Raises BadRow where the template refuses the conversation.
+    """
+    if messages[0]["role"] == "text":
+        return [write_plain(tokenizer, messages)]
+    traits = templates.find_traits(tokenizer)
+    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    trained = [at for at in answers if messages[at].get("train", True)][-1 if train_on == "last" else 0 :]
+    if not trained:
+        raise BadRow("none of its answers is in the loss")
+    check_traits(traits, messages)
+    plain = not any(key in message for message in messages for key in ("reasoning_content", "tool_calls"))
+    if trained == answers and (len(answers) == 1 or traits.stable and plain):
+        text, spans = templates.write_text(tokenizer, traits, messages[: trained[-1] + 1], tools)
+        if spans:
+            return [Example(messages[: trained[-1] + 1], text, reach_ends(tokenizer, traits, text, spans), tools)]
+    written, ranges = [], []
+    for at in trained:
+        part = messages[: at + 1]
+        text, spans = templates.write_text(tokenizer, traits, part, tools)
+        prompt = templates.write_text(tokenizer, traits, messages[:at], tools, prompt=True)[0]
+        start = len(os.path.commonprefix([text, prompt]))
+        end = len(text.rstrip("\n"))
+        if start >= end:
+            raise BadRow(f"turn {at + 1}: the chat template writes nothing of this answer")
+        core = ranges[-1][1] if ranges else 0
+        if written and written[-1].text[:core] == text[:core]:
+            written.pop()
+        else:
+            ranges = []
+        ranges.append((start, templates.find_core_end(tokenizer, text, start, traits.ends)))
+        if spans:
+            chosen = [(s, e) for s, e in spans if any(e > first and s < last for first, last in ranges)]
+            chosen += [
+                (s, e) for s, e in spans if s >= ranges[-1][1] and (s, e) not in chosen
+            ]  # EOS behind the last end
+        else:
+            chosen = [*ranges[:-1], (start, end)]
+        written.append(Example(part, text, reach_ends(tokenizer, traits, text, chosen), tools))
+    return written
+
+
+def reach_ends(tokenizer, traits: templates.Traits, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans, each with the token that ends its answer, where that stands right behind it: TRL leaves it out of some calls."""
+    ends = tokenizer.convert_ids_to_tokens(list(traits.ends))
+    behind = [next((len(end) for end in ends if text.startswith(end, last)), 0) for _, last in spans]
+    starts = {start for start, _ in spans}  # of the next span, which may be the end itself
+    return [(s, e if e in starts else e + more) for (s, e), more in zip(spans, behind, strict=True)]
+
+
+def write_plain(tokenizer, messages: list[dict]) -> Example:
+    """Plain text between BOS, where pre-training put one, and EOS: all of it is in the loss."""
+    first = tokenizer.bos_token if templates.adds_bos(tokenizer) else ""
+    text = first + messages[0]["content"] + (tokenizer.eos_token or "")
+    return Example(messages, text, [(len(first), len(text))])
+
+
+def check_traits(traits: templates.Traits, messages: list[dict]) -> None:
+    """Raises BadRow for a conversation with calls of tools, where the template doesn't write them."""
+    if not traits.calls and any("tool_calls" in message or message["role"] == "tool" for message in messages):
+        raise BadRow("it has calls of tools, which this chat template doesn't write")
+
+
+def write_rows(rows: list[dict], tokenizer, config: DataConfig, dropped: dict[str, str], notes: Notes) -> list[Example]:
+    """The examples of some rows in the tokenizer's template; what it refuses goes to `dropped`, what it doesn't write to `notes`."""
+    traits, found = templates.find_traits(tokenizer), []
+    for row in rows:
+        place, tools = row["place"], row.get("tools")
+        messages = formats.to_messages(row, config.format)
+        messages = split_thoughts(messages) if traits.thoughts else messages
+        try:
+            written = write_row(tokenizer, messages, tools, config)
+        except BadRow as fault:
+            dropped[place] = str(fault)
+            continue
+        count_unwritten(written[-1], tools, place, notes)
+        if len(written) > 1:
+            split = "conversations made one row for each answer, as the template writes earlier turns in another way"
+            notes.count(notes.changed, split, f"{place}: {len(written)} rows")
+        found += written
+    return found
+
+
+def write_row(tokenizer, messages: list[dict], tools, config: DataConfig) -> list[Example]:
+    """The examples of a row; with --fold-system its system message moves where the template refuses it. Raises BadRow."""
+    try:
+        return write_examples(tokenizer, messages, tools, config.train_on)
+    except BadRow as fault:
+        if messages[0]["role"] != "system" or len(messages) < 3:
+            raise
+        refused = fault
+    system, question, *rest = messages
+    folded = [question | {"content": f"{system['content']}\n\n{question['content']}"}, *rest]
+    try:
+        written = write_examples(tokenizer, folded, tools, config.train_on)
+    except BadRow:
+        raise refused from None
+    if not config.fold_system:
+        raise BadRow(f"{refused}; --fold-system puts its system message into the first question")
+    return written
+
+
+def count_unwritten(example: Example, tools, place: str, notes: Notes) -> None:
+    """Count what the template left out of an example, of what a row may have beside its texts."""
+    beside = {
+        "reasoning_content": [example.messages[-1].get("reasoning_content", "")],
+        "tools": [tool["function"]["name"] for tool in tools or []],
+        "name": [message["name"] for message in example.messages if message["role"] == "user" and "name" in message],
+    }
+    for key, texts in beside.items():
+        left_out = [text for text in texts if text.strip() not in example.text]
+        if left_out:
+            notes.count(notes.unused, f"{key}, which this template doesn't write", f"{place}: {left_out[0][:40]}")

@@ -1,0 +1,322 @@
+"""What a model's chat template does, found by trying it: what it can write, how it begins and ends an answer.
+
+Nothing here knows a family of models: a template is rendered with made-up texts, and the outcome says what it is like.
+
+python -c "from sftlab.data import templates; from sftlab.models import load; print(templates.find_traits(load.load_tokenizer('tiny-base')))"
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import os.path
+import re
+from dataclasses import dataclass
+
+from sftlab.data.readers import BadRow
+from sftlab.errors import UserError
+
+# Made-up texts, to be found again in what a template makes of them; two of each, which begin differently.
+QUESTION, ANSWERS, THOUGHTS = "Qq1", ("Aa1", "7b2"), ("Rr1", "8s2")
+FUNCTION, RESULT = "fn1", "Tt1"
+ASKED = [{"role": "user", "content": QUESTION}]
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"type": "function", "id": "abcdefgh1", "function": {"name": FUNCTION, "arguments": {"key": "av1"}}}
+    ],
+}
+RESPONSE = {"role": "tool", "name": FUNCTION, "tool_call_id": "abcdefgh1", "content": RESULT}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": FUNCTION,
+        "description": "d",
+        "parameters": {
+            "type": "object",
+            "properties": {"key": {"type": "string", "description": "k"}},
+            "required": ["key"],
+        },
+    },
+}
+TRAINING = "training_template"  # its key in tokenizer_config.json
+DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a chat template is like.
+
+    parts: it wants content as a list of parts. text_arguments: it wants the arguments of a call as JSON text. thoughts, calls:
+    it writes them. ends: ids of the tokens that may end an answer, that of a plain one first. added_end: the EOS token where
+    the template itself writes no end. lead: what stands between the prompt and a plain answer. around: what stands before a
+    thought, and between it and the answer. surplus: the end of its prompt that no training row has. stable: a first exchange
+    is written alike with a second one after it.
+    """
+
+    parts: bool = False
+    text_arguments: bool = False
+    thoughts: bool = False
+    calls: bool = False
+    ends: tuple[int, ...] = ()
+    added_end: str = ""
+    lead: str = ""
+    around: tuple[str, str] = ("", "")
+    surplus: str = ""
+    surplus_of_thoughts: str = ""
+    stable: bool = False
+
+
+def has_markers(chat_template: str | None) -> bool:
+    return re.search(r"{%-?\s*generation\s*-?%}", chat_template or "") is not None
+
+
+def strip_markers(chat_template: str | None) -> str | None:
+    """A template without generation markers, which other programs' Jinja can't read; it writes the same."""
+    begun = re.sub(r"{%(-?)\s*generation\s*(-?)%}", r"{%\1 if true \2%}", chat_template or "")
+    return re.sub(r"{%(-?)\s*endgeneration\s*(-?)%}", r"{%\1 endif \2%}", begun) or None
+
+
+def parse_options(pairs: list[str] | None) -> dict[str, object]:
+    """`enable_thinking=false` pairs as {name: value}; a value is JSON, or else text."""
+    options = {}
+    for pair in pairs or []:
+        name, _, value = (part.strip() for part in pair.partition("="))
+        if not name.isidentifier() or not value:
+            raise UserError(f"chat_template_kwargs: {pair!r} is no pair; write it like enable_thinking=false.")
+        options[name] = value
+        with contextlib.suppress(ValueError):
+            options[name] = json.loads(value)
+    return options
+
+
+def set_own_template(tokenizer, options: dict[str, object]) -> None:
+    """Fix what the tokenizer's own template leaves open.
+
+    options: variables of the template, such as enable_thinking, which keep these values wherever it is used; a date that it
+    would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it. Raises UserError for a tokenizer without a template, and for an unknown variable.
+    """
+    from jinja2 import TemplateError
+    from trl.chat_template_utils import get_training_chat_template
+
+    template = tokenizer.chat_template
+    if not template:
+        raise UserError(
+            "format: this model's tokenizer has no chat template of its own. Choose alpaca, chatml or llama2."
+        )
+    if isinstance(template, dict):
+        template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
+    for name in options:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise UserError(f"chat_template_kwargs: this model's template has no variable {name!r}. Leave it out.")
+    training = None
+    with contextlib.suppress(ValueError, TemplateError):  # TRL doesn't know it: answers are told apart by their prompts
+        training = get_training_chat_template(tokenizer)
+    today = datetime.date.today()
+
+    def fix(text: str) -> str:
+        values = "".join(f"{{%- set {name} = {to_jinja(value)} %}}" for name, value in options.items())
+        return values + DATE.sub(lambda match: f"({json.dumps(today.strftime(match[2]))})", text)
+
+    tokenizer.chat_template = fix(template)
+    set_training_template(tokenizer, fix(training) if training else None)
+
+
+def writes_date(chat_template: str | None) -> bool:
+    """Whether a template asks for today's date."""
+    return bool(DATE.search(chat_template or ""))
+
+
+def set_training_template(tokenizer, template: str | None) -> None:
+    """Keep a template with generation markers beside the tokenizer's own; it is saved with the tokenizer."""
+    tokenizer.init_kwargs.pop(TRAINING, None)
+    if template:
+        tokenizer.init_kwargs[TRAINING] = template
+
+
+def to_jinja(value: object) -> str:
+    return json.dumps(value) if isinstance(value, bool | int | float | str) else "none"
+
+
+def remove_surplus(chat_template: str, surplus: str) -> str:
+    """A template whose prompt for an answer doesn't have the end that no training row has, such as a thought that is opened."""
+    body = chat_template.removesuffix("\n")
+    cut = f"{{{{- prompt[:-{len(surplus)}] if prompt.endswith({json.dumps(surplus)}) else prompt -}}}}"
+    return f"{{%- if add_generation_prompt -%}}{{% set prompt %}}{body}{{% endset %}}{cut}{{%- else %}}{body}{{%- endif -%}}"
+
+
+def adds_bos(tokenizer) -> bool:
+    """Whether the tokenizer puts its BOS in front of a text, which says that the model was pre-trained so."""
+    return tokenizer.bos_token is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+
+
+def find_traits(tokenizer) -> Traits:
+    """Find out what the tokenizer's chat template is like; without one, all that is known is its EOS token."""
+    return probe(
+        tokenizer, tokenizer.chat_template, tokenizer.init_kwargs.get(TRAINING), tokenizer.eos_token_id, len(tokenizer)
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def probe(tokenizer, chat_template: str | None, training: str | None, eos: int | None, size: int) -> Traits:
+    """`find_traits`, once for each template; `size`, the number of tokens, is there because added ones count."""
+    if not chat_template:
+        return Traits(ends=() if eos is None else (eos,))
+
+    def write(messages: list[dict], found: Traits, prompt: bool = False, tools=None) -> str | None:
+        try:
+            return write_text(tokenizer, found, messages, tools, prompt)[0]
+        except BadRow:
+            return None
+
+    found = Traits()
+    asked = write(ASKED, found)
+    if asked is None or QUESTION not in asked:
+        found = Traits(parts=True)
+    text_arguments = write([*ASKED, CALL], found, tools=[TOOL]) is None
+    found = Traits(parts=found.parts, text_arguments=text_arguments)
+    plain = [{"role": "assistant", "content": answer} for answer in ANSWERS]
+    thinking = [turn | {"reasoning_content": thought} for turn, thought in zip(plain, THOUGHTS, strict=True)]
+    called = write([*ASKED, CALL, RESPONSE, plain[0]], found, tools=[TOOL]) or ""
+    one, other = (write([*ASKED, turn], found) or "" for turn in plain)
+    thought, second = (write([*ASKED, turn], found) or "" for turn in thinking)
+    prompt = write(ASKED, found, prompt=True) or ""
+    head = os.path.commonprefix([prompt, one, other])
+    thoughtful = THOUGHTS[0] in thought and THOUGHTS[1] in second
+    thought_head = os.path.commonprefix([prompt, thought, second]) if thoughtful else prompt
+    tail = one[one.rfind(ANSWERS[0]) + len(ANSWERS[0]) :]
+    end = find_end(tokenizer, tail, first=True)
+    ends = [eos] if end is None else [end, find_end(tokenizer, tail, first=False)]
+    calls = all(text in called for text in (FUNCTION, "av1", RESULT))
+    if calls and (alone := write([*ASKED, CALL], found, tools=[TOOL])):
+        ends.append(find_end(tokenizer, alone[alone.rfind("av1") :], first=False))
+    traits = {
+        "parts": found.parts,
+        "text_arguments": text_arguments,
+        "thoughts": thoughtful,
+        "calls": calls,
+        "ends": tuple(dict.fromkeys(end for end in ends if end is not None)),
+        "added_end": tokenizer.eos_token or "" if end is None else "",
+        "lead": one[len(head) : one.rfind(ANSWERS[0])],
+        "surplus": prompt[len(head) :],
+        "surplus_of_thoughts": prompt[len(thought_head) :],
+    }
+    if thoughtful:
+        start = thought.find(THOUGHTS[0])
+        between = thought[start + len(THOUGHTS[0]) : thought.rfind(ANSWERS[0])]
+        traits["around"] = thought[len(thought_head) : start], between
+    both = write([*ASKED, plain[0], *ASKED, plain[1]], Traits(**traits)) or ""
+    traits["stable"] = both.startswith(one[: find_core_end(tokenizer, one, len(head), traits["ends"])])
+    return Traits(**traits)
+
+
+def find_end(tokenizer, tail: str, first: bool) -> int | None:
+    """The first, or the last, special token in the text after an answer; where none is special, of the added ones; or None."""
+    added = tokenizer.added_tokens_decoder
+    ids = [token for token in tokenizer(tail, add_special_tokens=False).input_ids if token in added]
+    special = [token for token in ids if added[token].special] or ids
+    return special[0 if first else -1] if special else None
+
+
+def find_core_end(tokenizer, text: str, start: int, ends: tuple[int, ...]) -> int:
+    """Where the answer that begins at `start` is over: after the first token that may end it, else the end of the text."""
+    places = [
+        (at + len(end)) for end in tokenizer.convert_ids_to_tokens(list(ends)) if (at := text.find(end, start)) >= 0
+    ]
+    return min(places, default=len(text.rstrip("\n")))
+
+
+def shape_messages(messages: list[dict], traits: Traits) -> list[dict]:
+    """Messages as the template wants them."""
+    shaped = []
+    for message in messages:
+        message = {key: value for key, value in message.items() if key != "train"}
+        if traits.parts:
+            message["content"] = [{"type": "text", "text": message["content"]}]
+        if "reasoning_content" in message:
+            message["thinking"] = message["reasoning_content"]
+        if traits.text_arguments and "tool_calls" in message:
+            message["tool_calls"] = [
+                call
+                | {
+                    "function": call["function"]
+                    | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}
+                }
+                for call in message["tool_calls"]
+            ]
+        shaped.append(message)
+    return shaped
+
+
+def write_text(
+    tokenizer, traits: Traits, messages: list[dict], tools=None, prompt: bool = False
+) -> tuple[str, list | None]:
+    """The text of a conversation, with the beginning of an answer behind it (`prompt`) or not, and the spans of its answers.
+
+    The spans of characters [start, end) are those of the generation markers; None where no markers are known. Raises BadRow
+    with the template's own sentence where it refuses the conversation.
+    """
+    own, training = tokenizer.chat_template, tokenizer.init_kwargs.get(TRAINING)
+    shaped = shape_messages(messages, traits)
+    text, spans = run_template(tokenizer, own, shaped, tools, prompt)
+    if prompt or has_markers(own):
+        return text, spans
+    if training:
+        with contextlib.suppress(BadRow):
+            marked, spans = run_template(tokenizer, training, shaped, tools, False)
+            if marked == text or messages[-1]["role"] == "assistant" and marked.startswith(text):
+                return marked, spans
+    if messages[-1]["role"] == "assistant":
+        text += traits.added_end
+    return text, None
+
+
+def run_template(
+    tokenizer, template: str, messages: list[dict], tools, prompt: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    marked = has_markers(template) and not prompt
+    try:
+        texts, spans = render_jinja_template(
+            [messages],
+            tools=tools or None,
+            chat_template=template,
+            add_generation_prompt=prompt,
+            return_assistant_tokens_mask=marked,
+            **tokenizer.special_tokens_map,
+        )
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BadRow(
+            f"the chat template refuses it: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+    return texts[0], [(start, end) for start, end in spans[0] if end > start] if marked else []
+
+
+def render_prompt(tokenizer, messages: list[dict], tools: list[dict] | None = None) -> str:
+    """The text that the model is asked to go on from: all but the last answer, and the beginning of one. Raises BadRow."""
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    return write_text(tokenizer, find_traits(tokenizer), asked, tools, prompt=True)[0]
+
+
+def parse_answer(tokenizer, ids: list[int]) -> tuple[str, str, bool]:
+    """What a model wrote, as (thought, answer, whether it ended by itself): without the header that its template writes."""
+    traits = find_traits(tokenizer)
+    end = next((at for at, token in enumerate(ids) if token in traits.ends), None)
+    ids = ids[:end]
+    if not traits.lead.strip() and not traits.thoughts:
+        return "", tokenizer.decode(ids, skip_special_tokens=True), end is not None
+    text, thought = tokenizer.decode(ids), ""
+    (opening, closing), lead = map(str.strip, traits.around), traits.lead.strip()
+    if lead and text.lstrip().startswith(lead):
+        text = text.lstrip()[len(lead) :].lstrip("\n")
+    elif closing and closing in text:
+        thought, _, text = text.partition(closing)
+        thought, text = thought.strip().removeprefix(opening).strip(), text.lstrip("\n")
+    elif opening and text.lstrip().startswith(opening):  # cut off within the thought
+        thought, text = text.strip().removeprefix(opening).strip(), ""
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, "")
+    return thought, text, end is not None

@@ -1,0 +1,154 @@
+"""Chat templates of all families that TRL ships: what is in the loss, what ends an answer, what is asked and what is read."""
+
+import itertools
+
+import pytest
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+from trl.chat_template_utils import get_training_chat_template
+
+from sftlab.data import examples, formats, masking, templates
+from sftlab.data.readers import BadRow
+from tests import families
+
+SYSTEM = {"role": "system", "content": "簡潔に。"}
+QUESTIONS = [{"role": "user", "content": text} for text in ("Two and 2?", "富士山は？")]
+ANSWERS = [{"role": "assistant", "content": text} for text in ("It is 4.", "日本の山です。")]
+THOUGHTS = [turn | {"reasoning_content": f"Thought{number}."} for number, turn in enumerate(ANSWERS)]
+CHATS = {
+    "plain": [QUESTIONS[0], ANSWERS[0]],
+    "many turns": [QUESTIONS[0], ANSWERS[0], QUESTIONS[1], ANSWERS[1]],
+    "system": [SYSTEM, QUESTIONS[1], ANSWERS[1]],
+    "thought": [QUESTIONS[0], THOUGHTS[0]],
+    "thoughts": [QUESTIONS[0], THOUGHTS[0], QUESTIONS[1], THOUGHTS[1]],
+    "call": [QUESTIONS[0], templates.CALL, templates.RESPONSE, ANSWERS[0]],
+}
+PAIRS = list(itertools.product(families.NAMES, CHATS))
+
+
+def set_up(name: str, eos: str | None = None):
+    tokenizer = families.make_tokenizer(name, eos)
+    formats.set_format(tokenizer, "model")
+    return tokenizer
+
+
+def write(tokenizer, kind: str) -> list[examples.Example]:
+    return examples.write_examples(tokenizer, CHATS[kind], [templates.TOOL] if kind == "call" else None)
+
+
+def get_trained(example: examples.Example) -> str:
+    return "".join(example.text[start:end] for start, end in example.spans)
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_each_answer_is_trained_in_the_context_of_its_use_with_its_end(name, kind):
+    tokenizer = set_up(name)
+    traits = templates.find_traits(tokenizer)
+    try:
+        written = write(tokenizer, kind)
+    except BadRow as fault:
+        assert kind in ("system", "call") and ("refuses" in str(fault) or not traits.calls)
+        return
+    ends = tokenizer.convert_ids_to_tokens(list(traits.ends))
+    answers = [message for message in CHATS[kind] if message["role"] == "assistant"]
+    assert sum(any(end in get_trained(one) for end in ends) for one in written) == len(written)
+    whole = "".join(map(get_trained, written))
+    assert all(whole.count(answer["content"] or "av1") == 1 for answer in answers)
+    if traits.thoughts:
+        assert all(whole.count(answer.get("reasoning_content", "")) >= 1 for answer in answers)
+        assert [message.get("reasoning_content", "") in one.text for one in written for message in one.messages[-1:]]
+    assert not any(message["content"] in whole for message in CHATS[kind] if message["role"] != "assistant")
+    for example in written:  # what the model is asked at use is how the row begins
+        last = max(at for at, message in enumerate(example.messages) if message["role"] == "assistant")
+        prompt = templates.render_prompt(tokenizer, example.messages[: last + 1], example.tools)
+        thinks = traits.thoughts and "reasoning_content" in example.messages[last]
+        surplus = traits.surplus_of_thoughts if thinks else traits.surplus
+        assert example.text.startswith(prompt.removesuffix(surplus))
+        row = masking.encode_texts(tokenizer, [example.text], [example.spans])
+        verdicts = masking.check_row(tokenizer, row["input_ids"][0].tolist(), row["labels"][0].tolist())
+        assert verdicts["each answer ends in EOS"] and verdicts["some tokens are trained"]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_labels_are_those_of_the_training_template_of_trl_wherever_both_write_the_same_text(name, kind):
+    tokenizer = families.make_tokenizer(name)
+    try:
+        training = get_training_chat_template(tokenizer)
+    except ValueError:
+        return  # TRL has none for this template
+    formats.set_format(tokenizer, "model")
+    traits = templates.find_traits(tokenizer)
+    messages = templates.shape_messages(CHATS[kind], traits)
+    try:
+        [example] = write(tokenizer, kind)
+        theirs = tokenizer.apply_chat_template(
+            messages,
+            tools=[templates.TOOL] if kind == "call" else None,
+            chat_template=training,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+    except (BadRow, TemplateError, ValueError):
+        return  # refused, or several rows, where TRL trains answers in another context than that of their use
+    ours = masking.encode_texts(tokenizer, [example.text], [example.spans])
+    if tokenizer.decode(theirs["input_ids"]) == example.text:
+        assert ours["input_ids"][0].tolist() == theirs["input_ids"]
+        pairs = list(zip(ours["labels"][0].tolist(), theirs["assistant_masks"], strict=True))
+        assert all(label != masking.IGNORED for label, mask in pairs if mask)
+        more = {label for label, mask in pairs if label != masking.IGNORED and not mask}
+        assert more == set() or name == "diffusion_gemma" and more < set(traits.ends)  # it leaves out a call's end
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_the_answer_is_read_without_what_the_template_writes_around_it(name, tmp_path):
+    tokenizer = set_up(name)
+    for surplus in (templates.find_traits(tokenizer).surplus,):
+        if surplus:
+            tokenizer.chat_template = templates.remove_surplus(tokenizer.chat_template, surplus)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    traits = templates.find_traits(again)
+    assert traits == templates.find_traits(tokenizer) and not traits.surplus
+    for kind in ("plain", "thought"):
+        [example] = write(again, kind)
+        prompt = templates.render_prompt(again, CHATS[kind])
+        written = example.text.removeprefix(prompt) if example.text.startswith(prompt) else None
+        if written is None:
+            assert kind == "thought"
+            continue
+        thought, answer, ended = templates.parse_answer(again, again(written, add_special_tokens=False).input_ids)
+        assert (answer.strip(), ended) == ("It is 4.", True)
+        assert thought == ("Thought0." if kind == "thought" and traits.thoughts else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("qwen2_5", "<|im_end|>"),
+        ("gemma", "<end_of_turn>"),
+        ("llama3", "<|eot_id|>"),
+        ("glm4moe", "<|user|>"),
+        ("gptoss", "<|return|>"),
+    ],
+)
+@pytest.mark.parametrize("instruct", [True, False])
+def test_the_end_of_an_answer_is_found_whatever_the_eos_token_is(name, end, instruct):
+    tokenizer = set_up(name, end if instruct else "<|endoftext|>")
+    assert templates.find_traits(tokenizer).ends[0] == tokenizer.convert_tokens_to_ids(end)
+
+
+def test_markers_are_stripped_and_the_rest_writes_the_same(in_format):
+    stripped = templates.strip_markers(in_format.chat_template)
+    assert "generation -%}" not in stripped
+    for chat in CHATS.values():
+        render = in_format.apply_chat_template
+        assert render(chat, tokenize=False) == render(chat, tokenize=False, chat_template=stripped)
+
+
+def test_options_of_a_template_are_set_once_and_an_unknown_one_is_refused():
+    asked = {"thinking": set_up("qwen3"), "not": families.make_tokenizer("qwen3")}
+    formats.set_format(asked["not"], "model", templates.parse_options(["enable_thinking=false"]))
+    prompts = {name: templates.render_prompt(tokenizer, QUESTIONS[:1]) for name, tokenizer in asked.items()}
+    assert prompts["not"] == prompts["thinking"] + "<think>\n\n</think>\n\n"
+    with pytest.raises(templates.UserError, match="no variable 'enable_thoughts'"):
+        formats.set_format(families.make_tokenizer("qwen3"), "model", {"enable_thoughts": True})
