@@ -4,9 +4,9 @@ python -c "from sftlab.data import formats; print(formats.CHATML)"
 """
 
 from sftlab.data import rows, templates
-from sftlab.data.templates import adds_bos, render_prompt
+from sftlab.data.templates import adds_bos, render_chat, render_prompt
 
-__all__ = ["TEMPLATES", "adds_bos", "render_prompt", "set_format", "to_messages"]
+__all__ = ["TEMPLATES", "adds_bos", "render_chat", "render_prompt", "set_format", "to_messages"]
 
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 PREAMBLE_INPUT = (

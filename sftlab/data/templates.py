@@ -301,22 +301,43 @@ def render_prompt(tokenizer, messages: list[dict], tools: list[dict] | None = No
     return write_text(tokenizer, find_traits(tokenizer), asked, tools, prompt=True)[0]
 
 
-def parse_answer(tokenizer, ids: list[int]) -> tuple[str, str, bool]:
-    """What a model wrote, as (thought, answer, whether it ended by itself): without the header that its template writes."""
+def render_chat(tokenizer, messages: list[dict], tools: list[dict] | None = None) -> str:
+    """The text of a whole conversation. Raises BadRow where the template refuses it."""
+    return write_text(tokenizer, find_traits(tokenizer), messages, tools)[0]
+
+
+def write_answer(tokenizer, messages: list[dict], tools: list[dict] | None = None) -> str:
+    """What the last answer of a conversation should read like when it is parsed: its text, or its calls as the template writes them."""
+    if "tool_calls" not in messages[-1]:
+        return messages[-1]["content"]
+    text = render_chat(tokenizer, messages, tools)
+    head = os.path.commonprefix([text, render_prompt(tokenizer, messages, tools)])
+    return parse_answer(tokenizer, tokenizer(text[len(head) :], add_special_tokens=False).input_ids)[1]
+
+
+def parse_answer(tokenizer, ids: list[int], partial: bool = False) -> tuple[str, str, bool]:
+    """What a model wrote, as (thought, answer, whether it ended by itself): without the header that its template writes.
+
+    partial: more may come; what may still turn out to be a header or a thought isn't given out.
+    """
     traits = find_traits(tokenizer)
-    end = next((at for at, token in enumerate(ids) if token in traits.ends), None)
+    closing_ids = {*traits.ends, tokenizer.eos_token_id}
+    end = next((at for at, token in enumerate(ids) if token in closing_ids), None)
     ids = ids[:end]
     if not traits.lead.strip() and not traits.thoughts:
         return "", tokenizer.decode(ids, skip_special_tokens=True), end is not None
-    text, thought = tokenizer.decode(ids), ""
     (opening, closing), lead = map(str.strip, traits.around), traits.lead.strip()
-    if lead and text.lstrip().startswith(lead):
+    text, thought = tokenizer.decode(ids), ""
+    begun = text.strip()
+    if lead and begun.startswith(lead):
         text = text.lstrip()[len(lead) :].lstrip("\n")
     elif closing and closing in text:
         thought, _, text = text.partition(closing)
         thought, text = thought.strip().removeprefix(opening).strip(), text.lstrip("\n")
-    elif opening and text.lstrip().startswith(opening):  # cut off within the thought
-        thought, text = text.strip().removeprefix(opening).strip(), ""
+    elif opening and begun.startswith(opening):  # cut off within the thought
+        thought, text = begun.removeprefix(opening).strip(), ""
+    elif partial and end is None and (closing and not opening or lead.startswith(begun) or opening.startswith(begun)):
+        text = ""
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, "")
     return thought, text, end is not None

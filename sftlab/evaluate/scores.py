@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from sftlab.data import formats
+from sftlab.data import formats, templates
 from sftlab.data.sources import SAMPLES
 from sftlab.evaluate import statistics
 from sftlab.models.load import IGNORED
@@ -55,22 +55,25 @@ def ask(
     rows: dicts with `instruction`, `output`, and perhaps `input`; or with `messages`, whose last answer is asked for.
     """
     chats = [formats.to_messages(row, format) for row in rows]
-    prompts = [formats.render_prompt(tokenizer, chat) for chat in chats]
+    prompts = [formats.render_prompt(tokenizer, chat, row.get("tools")) for chat, row in zip(chats, rows, strict=True)]
     outcomes = generate(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, seed)
-    questions, expected = ([chat[at]["content"] for chat in chats] for at in (-2, -1))
+    expected = [
+        templates.write_answer(tokenizer, chat, row.get("tools")) for chat, row in zip(chats, rows, strict=True)
+    ]
+    questions = [chat[-2]["content"] for chat in chats]
     return Score(questions, expected, [text for text, _ in outcomes], [ended for _, ended in outcomes])
 
 
 def generate(
     model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed: int = 0
 ) -> list[tuple[str, bool]]:
-    """Continuation of each prompt: (text without special tokens, whether it ended by itself). The model is left in eval mode.
+    """Continuation of each prompt: (the answer in it, whether it ended by itself). The model is left in eval mode.
 
     Prompts hold their special tokens already. A temperature above 0 draws from all tokens, by prompts, batch size and seed.
     """
     import torch
 
-    eos, draws = tokenizer.eos_token_id, temperature > 0
+    ends, draws = list(templates.find_traits(tokenizer).ends), temperature > 0
     options = {"max_new_tokens": max_new_tokens, "num_beams": 1, "do_sample": draws}
     options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if draws else {}
     form = {"add_special_tokens": False, "padding": True, "padding_side": "left", "return_tensors": "pt"}
@@ -82,9 +85,9 @@ def generate(
             with torch.random.fork_rng(enabled=draws):
                 if draws:
                     torch.manual_seed(seed + start)
-                done = model.generate(**batch, **options, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
+                done = model.generate(**batch, **options, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
             for row, new in zip(chosen, done[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-                outcomes[row] = (tokenizer.decode(new, skip_special_tokens=True), eos in new)
+                outcomes[row] = templates.parse_answer(tokenizer, new)[1:]
     return outcomes
 
 

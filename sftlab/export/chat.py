@@ -10,7 +10,8 @@ import sys
 import threading
 
 from sftlab.config.configs import ChatConfig
-from sftlab.data import formats
+from sftlab.data import formats, templates
+from sftlab.data.readers import BadRow
 from sftlab.errors import UserError
 from sftlab.train import saved
 
@@ -32,7 +33,7 @@ def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperatu
     inputs = encode(tokenizer, messages, room - max_new_tokens).to(model.device)
     sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = {*templates.find_traits(tokenizer).ends, *(ends if isinstance(ends, list) else [ends])} - {None}
     parts, stop, failed = make_streamer(tokenizer), threading.Event(), []
 
     def is_stopped(ids, scores):  # asked after each token: a flag for each row
@@ -69,7 +70,7 @@ def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperatu
 
 
 def make_streamer(tokenizer):
-    """transformers' iterator of new text, which gives out every whole character at once.
+    """transformers' iterator of new text, which gives out every whole character of the answer at once, and no thoughts.
 
     Its own rule waits for a space or a Chinese character, so that kana and Thai would come in lumps.
     """
@@ -81,12 +82,19 @@ def make_streamer(tokenizer):
                 self.next_tokens_are_prompt = False
                 return
             self.token_cache.extend(value.flatten().tolist())
-            text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
-            if not text.endswith(HALF):
+            self.give_out(partial=True)
+
+        def give_out(self, partial: bool):
+            text = templates.parse_answer(self.tokenizer, self.token_cache, partial)[1]
+            if not text.endswith(HALF) or not partial:
                 self.on_finalized_text(text[self.print_len :])
                 self.print_len = len(text)
 
-    return Characters(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        def end(self):
+            self.give_out(partial=False)
+            self.on_finalized_text("", stream_end=True)
+
+    return Characters(tokenizer, skip_prompt=True)
 
 
 def answer(model, tokenizer, messages: list[dict], **options) -> str:
@@ -99,15 +107,13 @@ def encode(tokenizer, messages: list[dict], room: int):
 
     room: tokens. Raises UserError where the template refuses the conversation, or the last message alone is too long.
     """
-    from jinja2 import TemplateError
-
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
     while True:
         try:
             text = formats.render_prompt(tokenizer, system + turns)
-        except TemplateError as error:
-            raise UserError(f"system: the model's template refuses this conversation: {error}.") from error
+        except BadRow as fault:
+            raise UserError(f"system: {fault}.") from fault
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         length = inputs.input_ids.shape[1]
         if length <= room:

@@ -64,7 +64,7 @@ def gather_probe(tokenizer, dataset_path: str) -> Probe:
 
         held_out = load_from_disk(dataset_path)["test"]
         chats = held_out.select(range(min(ROWS, len(held_out))))["messages"][:] + chats
-    whole = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    whole = [formats.render_chat(tokenizer, chat) for chat in chats]
     sequences = tokenizer(whole, add_special_tokens=False).input_ids + tokenizer(list(TEXTS)).input_ids
     prompts = [formats.render_prompt(tokenizer, chat) for chat in chats]
     prompts = [ids for ids in tokenizer(prompts, add_special_tokens=False).input_ids if len(ids) <= 4 * LONGEST]
@@ -168,7 +168,7 @@ def require_same_tokens(tokenizer, again) -> int:
     for name in ("chat_template", "bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(again, name) != getattr(tokenizer, name):
             raise UserError(f"export: the tokenizer's {name} was lost or changed on saving. Nothing was put in place.")
-    texts = [*TEXTS, *(tokenizer.apply_chat_template(chat, tokenize=False) for chat in CHATS)]
+    texts = [*TEXTS, *(formats.render_chat(tokenizer, chat) for chat in CHATS)]
     for text in texts:
         if again(text).input_ids != tokenizer(text).input_ids:
             raise UserError(f"export: the saved tokenizer makes other ids of {text!r}. Nothing was put in place.")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sftlab import files, machine
 from sftlab.config.configs import ExportConfig
+from sftlab.data import templates
 from sftlab.data.dataset import put_in_place
 from sftlab.errors import UserError, place_error
 from sftlab.export import checks as export_checks
@@ -100,6 +101,9 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     from transformers import AutoTokenizer
 
     tokenizer = load.load_tokenizer(str(run.folder), config.trust_remote_code)
+    ends = templates.find_traits(tokenizer).ends
+    tokenizer.chat_template = templates.strip_markers(tokenizer.chat_template)  # other programs can't read them
+    templates.set_training_template(tokenizer, None)
     tokenizer.save_pretrained(new)
     again = AutoTokenizer.from_pretrained(new, trust_remote_code=config.trust_remote_code)
     probe = export_checks.gather_probe(tokenizer, run.config.dataset_path)
@@ -107,7 +111,14 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     checks["positions"] = sum(map(len, probe.sequences))
     base, about_base = name_base(run, config)
     bits = 4 if run.config.use_4bit else 8 if run.config.use_8bit else None
-    facts = {"kind": config.kind, "base": base, "about_base": about_base, "base_bits": bits, "checks": checks}
+    facts = {
+        "kind": config.kind,
+        "base": base,
+        "about_base": about_base,
+        "base_bits": bits,
+        "checks": checks,
+        "ends": ends,
+    }
     if config.kind == "adapter":
         facts["resized"] = len(tokenizer) > saved.read_settings(run).get_text_config().vocab_size
         checks |= save_adapter(run, tokenizer, probe, base, new)

@@ -249,21 +249,30 @@ def load_saved(name: str, config: TrainConfig, dtype, quantization):
     return quantise.fix_layers(model, name) if quantization else model
 
 
-def load_base(config: TrainConfig, tokenizer):
-    """Load the model that a run begins with, the same each time, fitted to the tokenizer, which has the data set's format."""
+def load_base(config: TrainConfig, tokenizer, ends: tuple[int, ...]):
+    """Load the model that a run begins with, the same each time, fitted to the tokenizer, which has the data set's format.
+
+    ends: the tokens that end an answer in this format.
+    """
     from transformers import set_seed
 
     set_seed(config.seed)  # random weights, added embeddings, and in training the adapters' first values
     model = load_model(config.model_name, config)
     fit_vocabulary(model, tokenizer)
-    return set_ends(model, tokenizer)
+    return set_ends(model, tokenizer, ends)
 
 
-def set_ends(model, tokenizer):
-    """Let the model end and pad answers with the tokenizer's tokens, and return it."""
+def set_ends(model, tokenizer, ends: tuple[int, ...]):
+    """Let the model end answers with these tokens, beside those that it ended them with, and pad with the tokenizer's; return it."""
     for settings in (model.config, model.generation_config):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        known = settings.eos_token_id
+        known = known if isinstance(known, list) else [known]
+        for name in ("bos_token_id", "pad_token_id"):
             setattr(settings, name, getattr(tokenizer, name))
+        settings.eos_token_id = tokenizer.eos_token_id
+    every = [end for end in dict.fromkeys([*ends, *known]) if end is not None]
+    if every:
+        model.generation_config.eos_token_id = every if len(every) > 1 else every[0]
     return model
 
 

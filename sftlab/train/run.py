@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback
 from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import TrainConfig
-from sftlab.data import dataset, formats
+from sftlab.data import dataset, formats, templates
 from sftlab.errors import UserError
 from sftlab.memory import duration
 from sftlab.models import attention, load, quantise
@@ -104,7 +104,8 @@ def make_trainer(config: TrainConfig):
     memory, fits = forecast.expect(config, rows.lengths, rows.in_loss, bf16, new_rows, rows.shared)
     small = build_small(config, bf16)  # before sft_config, with which transformers shards each model
     args = sft_config(config, bf16)
-    model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer)
+    ends = templates.find_traits(rows.tokenizer).ends
+    model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer, ends)
     lora = add_adapters(config, model, rows)
     choice = attention.set_attention(model, config.use_flash_attention, bf16)
     args.padding_free = in_rows = knows_bounds(config, small or model, bf16)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab.config.configs import TrainConfig
-from sftlab.data import dataset
+from sftlab.data import dataset, templates
 from sftlab.errors import UserError
 from sftlab.hub import catalog
 from sftlab.models import load, quantise
@@ -95,7 +95,8 @@ def load_run(run: Run, base: str = "trained", exactly: bool = True):
     config, trusted = run.config, run.config.trust_remote_code
     tokenizer = load.load_tokenizer(str(run.folder), trusted)
     if not config.use_lora:
-        model = load.set_ends(load.load_model(str(run.folder), TrainConfig(trust_remote_code=trusted)), tokenizer)
+        model = load.load_model(str(run.folder), TrainConfig(trust_remote_code=trusted))
+        model = load.set_ends(model, tokenizer, templates.find_traits(tokenizer).ends)
         return (compute_exactly(model) if exactly else model).eval()
     if base == "published":
         config = replace(config, use_4bit=False, use_8bit=False, bf16=False)
@@ -108,7 +109,7 @@ def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = T
     from peft import PeftModel
     from transformers import GenerationConfig
 
-    model = load.load_base(config, tokenizer)
+    model = load.load_base(config, tokenizer, templates.find_traits(tokenizer).ends)
     if exactly:
         compute_exactly(model)
     if dequantize:
@@ -157,7 +158,7 @@ def load_models(run: Run) -> Iterator[tuple[str, object]]:
     from peft import PeftModel
 
     config = replace(run.config, gradient_checkpointing=False)
-    model = load.load_base(config, run.tokenizer)
+    model = load.load_base(config, run.tokenizer, templates.find_traits(run.tokenizer).ends)
     if run.quantised:
         quantise.prepare_quantised(model, config)  # as in training: what isn't quantized is in float32
     yield "base", model
