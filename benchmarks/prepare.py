@@ -50,9 +50,12 @@ def load_tokenizer():
 
 def prepare_with_lab(chats, tokenizer, folder: str):
     """The lab's preparation: `input_ids` and `labels` beside the messages, in an Arrow file."""
-    from sftlab.data.dataset import encode_dataset
+    from sftlab.config.configs import DataConfig
+    from sftlab.data import dataset, examples, rows
 
-    return encode_dataset(chats, tokenizer, folder)
+    found = [{"place": f"row {number}", "messages": chat} for number, chat in enumerate(chats["messages"], 1)]
+    written = examples.write_rows(found, tokenizer, DataConfig(format="chatml"), {}, rows.Notes())
+    return dataset.tokenize(written, tokenizer, folder)
 
 
 def prepare_with_trl(chats, tokenizer, folder: str):
