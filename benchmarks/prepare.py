@@ -18,7 +18,7 @@ from pathlib import Path
 def make_chats(count: int, seed: int = 0) -> list[list[dict]]:
     """Conversations of one to six exchanges, every fourth with a system message, drawn from the bundled samples."""
     from sftlab.data import sources
-    from sftlab.data.rows import check_rows, get_answer, get_prompt, parse_columns
+    from sftlab.data.rows import check_rows, get_answer, get_prompt
 
     pairs = {}
     for source in sources.SAMPLE_FILES:

@@ -76,7 +76,13 @@ def tokenize(written: list[Example], tokenizer, folder: str | Path):
     texts = Dataset.from_generator(
         lambda: (vars(example) for example in written),
         features=Features(
-            {"messages": Json(), "tools": Json(), "text": Value("string"), "spans": List(List(Value("int32")))}
+            {
+                "messages": Json(),
+                "tools": Json(),
+                "text": Value("string"),
+                "spans": List(List(Value("int32"))),
+                "cuts": List(Value("int32")),
+            }
         ),
         cache_dir=str(folder),
         fingerprint="texts",
@@ -99,7 +105,7 @@ def tokenize(written: list[Example], tokenizer, folder: str | Path):
 
 def encode_batch(batch: dict, tokenizer) -> dict:
     """One batch of texts, tokenised; a function of its own because other processes must be able to import it."""
-    return masking.encode_texts(tokenizer, batch["text"], batch["spans"])
+    return masking.encode_texts(tokenizer, batch["text"], batch["spans"], batch["cuts"])
 
 
 def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], dict, sources.Found]:
@@ -233,7 +239,7 @@ def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, lis
     counts = ", ".join(f"{len(part)} {split} rows" for split, part in written.items())
     print("\n".join([f"would make {counts} from {facts['source']}", *data_report.list_notes(facts)]))
     for example in written["train"][:DRY_ROWS]:
-        row = masking.encode_texts(tokenizer, [example.text], [example.spans])
+        row = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
         print(
             masking.view_mask({name: column[0].tolist() for name, column in row.items()}, tokenizer, config.max_length)
         )

@@ -14,12 +14,16 @@ from sftlab.data.rows import Notes, split_thoughts
 
 @dataclass(frozen=True)
 class Example:
-    """What is trained on: a conversation up to its last answer in the loss, its text, and the spans [start, end) in the loss."""
+    """What is trained on: a conversation up to its last answer in the loss, its text, and the spans [start, end) in the loss.
+
+    cuts: where the text is tokenised in parts, so that prompts have the tokens that they have without an answer behind them.
+    """
 
     messages: list[dict]
     text: str
     spans: list[tuple[int, int]]
     tools: list[dict] | None = None
+    cuts: tuple[int, ...] = ()
 
 
 def write_examples(
@@ -40,7 +44,7 @@ def write_examples(
         raise BadRow("none of its answers is in the loss")
     check_traits(traits, messages)
     plain = not any(key in message for message in messages for key in ("reasoning_content", "tool_calls"))
-    if trained == answers and (len(answers) == 1 or traits.stable and plain):
+    if trained == answers and (len(answers) == 1 or traits.stable and plain) and not traits.joins:
         text, spans = templates.write_text(tokenizer, traits, messages[: trained[-1] + 1], tools)
         if spans:
             return [Example(messages[: trained[-1] + 1], text, reach_ends(tokenizer, traits, text, spans), tools)]
@@ -66,7 +70,8 @@ def write_examples(
             ]  # EOS behind the last end
         else:
             chosen = [*ranges[:-1], (start, end)]
-        written.append(Example(part, text, reach_ends(tokenizer, traits, text, chosen), tools))
+        cuts = tuple(start for start, _ in ranges) if traits.joins else ()
+        written.append(Example(part, text, reach_ends(tokenizer, traits, text, chosen), tools, cuts))
     return written
 
 

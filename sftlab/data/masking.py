@@ -13,28 +13,29 @@ from sftlab.models.load import IGNORED
 from sftlab.pages import Html
 
 
-def render_chats(tokenizer, chats: list[list[dict]], tools=None) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """The text of each conversation, and in it the spans of characters [start, end) in the loss: of its longest example.
+def render_chats(tokenizer, chats: list[list[dict]], tools=None) -> list[examples.Example]:
+    """The text of each conversation, with the spans of characters [start, end) in the loss: its longest example.
 
     Raises UserError, with the conversation's number, where the template refuses it.
     """
-    texts, spans = [], []
+    written = []
     for number, chat in enumerate(chats):
         try:
-            example = examples.write_examples(tokenizer, chat, tools and tools[number])[-1]
+            written.append(examples.write_examples(tokenizer, chat, tools and tools[number])[-1])
         except BadRow as fault:
             raise UserError(f"conversation {number + 1}: {fault}.") from None
-        texts.append(example.text)
-        spans.append(example.spans)
-    return texts, spans
+    return written
 
 
 def encode_chats(tokenizer, chats: list[list[dict]], tools=None) -> dict[str, list]:
     """`input_ids` and `labels` of conversations, as `encode_texts` has them; tools: of each conversation, or None."""
-    return encode_texts(tokenizer, *render_chats(tokenizer, chats, tools))
+    written = render_chats(tokenizer, chats, tools)
+    return encode_texts(tokenizer, *([getattr(one, name) for one in written] for name in ("text", "spans", "cuts")))
 
 
-def encode_texts(tokenizer, texts: list[str], spans: list[list[tuple[int, int]]]) -> dict[str, list]:
+def encode_texts(
+    tokenizer, texts: list[str], spans: list[list[tuple[int, int]]], cuts: list | None = None
+) -> dict[str, list]:
     """`input_ids` and `labels` of texts: labels repeat the ids of the tokens that hold text of the spans, else -100.
 
     Both are lists with one int64 array per text, as long as each other. All texts are tokenised in one call, on all cores
@@ -48,8 +49,14 @@ def encode_texts(tokenizer, texts: list[str], spans: list[list[tuple[int, int]]]
     sizes = measure_tokens(tokenizer, len(tokenizer))
     encode = backend.encode_batch if sizes is None else backend.encode_batch_fast  # which leaves out the offsets
     input_ids, labels = [], []
-    for encoding, text, found in zip(encode(texts, add_special_tokens=False), texts, spans, strict=True):
+    cuts = cuts or [()] * len(texts)
+    for encoding, text, found, parts in zip(encode(texts, add_special_tokens=False), texts, spans, cuts, strict=True):
         ids = numpy.array(encoding.ids, dtype=numpy.int64)
+        if parts:
+            pieces = [text[start:end] for start, end in zip((0, *parts), (*parts, None), strict=True)]
+            ids = numpy.concatenate(
+                [numpy.array(tokenizer(piece, add_special_tokens=False).input_ids) for piece in pieces]
+            )
         borders = None if sizes is None else find_borders(ids, text, found, sizes)
         if borders is None:
             slow = encoding if sizes is None else backend.encode(text, add_special_tokens=False)

@@ -65,6 +65,7 @@ class Traits:
     around: tuple[str, str] = ("", "")
     surplus: str = ""
     surplus_of_thoughts: str = ""
+    joins: bool = False
     stable: bool = False
 
 
@@ -201,6 +202,7 @@ def probe(tokenizer, chat_template: str | None, training: str | None, eos: int |
         "lead": one[len(head) : one.rfind(ANSWERS[0])],
         "surplus": prompt[len(head) :],
         "surplus_of_thoughts": prompt[len(thought_head) :],
+        "joins": any(joins_behind(tokenizer, *pair) for pair in ((head, one), (head, other), (thought_head, thought))),
     }
     if thoughtful:
         start = thought.find(THOUGHTS[0])
@@ -209,6 +211,16 @@ def probe(tokenizer, chat_template: str | None, training: str | None, eos: int |
     both = write([*ASKED, plain[0], *ASKED, plain[1]], Traits(**traits)) or ""
     traits["stable"] = both.startswith(one[: find_core_end(tokenizer, one, len(head), traits["ends"])])
     return Traits(**traits)
+
+
+def joins_behind(tokenizer, head: str, text: str) -> bool:
+    """Whether the beginning of a text is tokenised in another way when it stands alone; asked of byte-level BPE only."""
+    from tokenizers import decoders
+
+    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel) or not text.startswith(head):
+        return False
+    alone, whole = (tokenizer(one, add_special_tokens=False).input_ids for one in (head, text))
+    return whole[: len(alone)] != alone
 
 
 def find_end(tokenizer, tail: str, first: bool) -> int | None:

@@ -64,7 +64,9 @@ def test_each_answer_is_trained_in_the_context_of_its_use_with_its_end(name, kin
         thinks = traits.thoughts and "reasoning_content" in example.messages[last]
         surplus = traits.surplus_of_thoughts if thinks else traits.surplus
         assert example.text.startswith(prompt.removesuffix(surplus))
-        row = masking.encode_texts(tokenizer, [example.text], [example.spans])
+        row = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
+        asked = tokenizer(prompt.removesuffix(surplus), add_special_tokens=False).input_ids
+        assert row["input_ids"][0][: len(asked)].tolist() == asked or len(answers) > 1 and traits.joins
         verdicts = masking.check_row(tokenizer, row["input_ids"][0].tolist(), row["labels"][0].tolist())
         assert verdicts["each answer ends in EOS"] and verdicts["some tokens are trained"]
 
@@ -90,8 +92,8 @@ def test_labels_are_those_of_the_training_template_of_trl_wherever_both_write_th
         )
     except (BadRow, TemplateError, ValueError):
         return  # refused, or several rows, where TRL trains answers in another context than that of their use
-    ours = masking.encode_texts(tokenizer, [example.text], [example.spans])
-    if tokenizer.decode(theirs["input_ids"]) == example.text:
+    ours = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
+    if tokenizer.decode(theirs["input_ids"]) == example.text and not traits.joins:
         assert ours["input_ids"][0].tolist() == theirs["input_ids"]
         pairs = list(zip(ours["labels"][0].tolist(), theirs["assistant_masks"], strict=True))
         assert all(label != masking.IGNORED for label, mask in pairs if mask)
