@@ -297,7 +297,7 @@ def token(args, config):
 @Command(
     "set up",
     "sftlab access meta-llama/Llama-2-7b-hf google/gemma-7b",
-    (configs.AccessConfig,),
+    (configs.ModelsConfig,),
     places={"models": "[MODEL ...]"},
 )
 def access(args, config):
@@ -312,24 +312,26 @@ def access(args, config):
     return 0 if all(one.usable for one in found) else 1
 
 
-@Command("set up", "sftlab models gpt2", (configs.ModelsConfig,), places={"model": "[MODEL]"})
+@Command("set up", "sftlab models gpt2", (configs.ModelsConfig,), places={"models": "[MODEL ...]"})
 def models(args, config):
-    """List the models that the lab knows: size, gate, licence, memory, and what fits here."""
+    """List the models that the lab knows: size, gate, licence, memory, and what fits here; or tell all about some."""
     from sftlab.memory import model_table
 
-    print(model_table.format_models(config.model))
+    print("\n\n".join(map(model_table.format_models, config.models or [None])))
 
 
-@Command("set up", "sftlab download EleutherAI/gpt-neo-125M", (configs.DownloadConfig,), places={"model": "[MODEL]"})
+@Command("set up", "sftlab download gpt2", (configs.ModelsConfig,), places={"models": "[MODEL ...]"})
 def download(args, config):
-    """Fetch a model into the cache: its size first, room on the disk, then a progress bar."""
+    """Fetch models into the cache: their size first, room on the disk, then a progress bar."""
     from sftlab.hub import access, download
     from sftlab.models import load
 
-    if access.is_here(config.model):
-        print(f"{config.model}: nothing to fetch, it is on this machine")
-    else:
-        print(f"whole: {download.fetch_model(load.locate(config.model))}")
+    if not config.models:
+        raise UserError("models: name a model, as `sftlab download gpt2`.")
+    for model in config.models:
+        here = access.is_here(model)
+        done = f"{model}: nothing to fetch, it is on this machine"
+        print(done if here else f"whole: {download.fetch_model(load.locate(model))}")
 
 
 @Command("set up", "sftlab doctor runs/first", (configs.DoctorConfig,), places={"target": "[RUN]"})

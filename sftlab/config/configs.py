@@ -240,11 +240,8 @@ class BenchmarkConfig(Options):
 
 
 def parse_counts(name: str, values: list) -> list[int]:
-    """Whole numbers from 1, each once, in order, from a list or from texts with commas."""
-    parts = [
-        part for value in values for part in (value.split(",") if isinstance(value, str) else [value]) if part != ""
-    ]
-    counts = sorted({coerce(name, part, int) for part in parts})
+    """Whole numbers from 1, each once, in order."""
+    counts = sorted({coerce(name, part, int) for part in values})
     if not counts or counts[0] < 1:
         raise UserError(f"{name}: write whole numbers from 1, as 1,2,4.")
     return counts
@@ -331,8 +328,6 @@ class SweepConfig(Options):
     def check(self) -> None:
         if not self.notebook:
             raise UserError("notebook: name one, as `sftlab sweep notebooks/08_hyperparameters.ipynb`.")
-        if self.seeds:
-            self.seeds = [part.strip() for text in self.seeds for part in str(text).split(",") if part.strip()]
 
 
 @dataclass
@@ -343,28 +338,10 @@ class TokenConfig(Options):
 
 
 @dataclass
-class AccessConfig(Options):
-    """Which models `sftlab access` asks the Hub about."""
-
-    models: list | None = option(None, "Hub ids, catalogue names or folders (default: the catalogue)", paths=True)
-
-
-@dataclass
 class ModelsConfig(Options):
-    """What `sftlab models` shows."""
+    """Which models `sftlab models`, `sftlab access` and `sftlab download` are about."""
 
-    model: str | None = option(None, "all about this model: a catalogue name, a Hub id or a folder")
-
-
-@dataclass
-class DownloadConfig(Options):
-    """What `sftlab download` fetches into huggingface_hub's cache."""
-
-    model: str = option("", "the model: a catalogue name or a Hub id")
-
-    def check(self) -> None:
-        if not self.model:
-            raise UserError("model: name a model, as `sftlab download gpt2`.")
+    models: list | None = option(None, "catalogue names, Hub ids or folders; default: the catalogue", paths=True)
 
 
 @dataclass

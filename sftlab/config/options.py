@@ -55,8 +55,10 @@ def option(default: object, help: str, *, choices=(), low=None, high=None, paths
 def check_value(field: dataclasses.Field, value: object) -> object:
     """The value as the type of an option, or UserError if it is not among its choices or not in its range."""
     refuse_token(value, field.name)
-    if field.metadata["paths"] and isinstance(value, str):
-        value = [value]  # a path may hold commas
+    if field.metadata["paths"]:  # which may hold commas
+        value = [value] if isinstance(value, str) else value
+    elif isinstance(value, list):
+        value = [one for part in value for one in (coerce(field.name, part, list) if isinstance(part, str) else [part])]
     value = coerce(field.name, value, field.type)
     choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
     if choices and value not in choices:

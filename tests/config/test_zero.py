@@ -31,44 +31,33 @@ def test_every_file_is_what_its_name_says(path):
     stage = int(match[1]) if (match := re.match(r"zero(\d)", path.stem)) else 2
     assert deepspeed_configs.find_stage(path.stem) == content["zero_optimization"]["stage"] == stage
     assert deepspeed_configs.offloads(path.stem) == path.stem.endswith("-offload")
-    for key in (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    ):
-        assert content[key] == "auto"  # what a flag says is said once
+    batch = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert {content[key] for key in batch} == {"auto"}  # what a flag says is said once
     assert content["bf16"] == {"enabled": "auto"}
 
 
 def test_a_name_an_old_path_and_a_file_of_ones_own(tmp_path):
-    assert (
-        deepspeed_configs.find_config("zero2")
-        == deepspeed_configs.find_config("zero2.json")
-        == deepspeed_configs.CONFIGS / "zero2.json"
-    )
-    assert deepspeed_configs.find_config("configs/ds_config_7b.json") == deepspeed_configs.CONFIGS / "ds_config_7b.json"
+    known = deepspeed_configs.CONFIGS
+    found = {name: deepspeed_configs.find_config(name) for name in ("zero2", "zero2.json", "configs/ds_config_7b.json")}
+    assert list(found.values()) == [known / "zero2.json", known / "zero2.json", known / "ds_config_7b.json"]
     own = tmp_path / "zero2.json"
     own.write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
-    assert deepspeed_configs.find_config(str(own)) == own and deepspeed_configs.find_stage(str(own)) == 1
-    assert deepspeed_configs.find_stage(None) == 0 and not deepspeed_configs.offloads(None)
+    assert deepspeed_configs.find_stage(str(own)) == 1 and deepspeed_configs.find_stage(None) == 0
+    with pytest.raises(UserError, match=r"no file zero-2, .*mean 'zero2'.*There are: ds_config_13b, .*zero3-offload\."):
+        deepspeed_configs.find_config("zero-2")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [("{", "is no JSON"), ("[1]", "holds no JSON object"), ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
-     ('{"zero_optimization": {"stage": "auto"}}', "ZeRO stage 'auto'")],
-)  # fmt: skip
-def test_a_file_that_says_nothing_sensible_is_named(tmp_path, text, said):
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
+        ('{"zero_optimization": {"stage": "auto"}}', "ZeRO stage 'auto'"),
+    ],
+)
+def test_a_file_that_says_nothing_sensible_is_named(tmp_path, text, message):
     path = tmp_path / "own.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=f"deepspeed: {re.escape(str(path))} .*{re.escape(said)}"):
+    with pytest.raises(UserError, match=f"deepspeed: {re.escape(str(path))} .*{re.escape(message)}"):
         deepspeed_configs.find_stage(str(path))
-
-
-def test_an_unknown_name_gets_its_near_match_and_the_list():
-    with pytest.raises(
-        UserError, match=r"no file zero-2, .*zero2.*There are: ds_config_13b, .*zero3-offload\."
-    ) as error:
-        deepspeed_configs.find_config("zero-2")
-    assert "mean" in str(error.value)
