@@ -261,20 +261,19 @@ class LaunchConfig(Options):
     slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
     batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
     launcher: str = option("torchrun", "what starts the processes; deepspeed uses ssh", choices=LAUNCHERS)
-    node_rank: int | None = option(None, "start on each node by hand: this one's number, from 0", low=0)
     master_addr: str | None = option(None, "address of the first node; default: the hostfile's first")
     master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)
     dry_run: bool = option(False, "check, and print the commands, but start nothing")
 
     def check(self) -> None:
-        if self.slurm and (self.node_rank is not None or self.hostfile):
-            raise UserError("slurm: Slurm gives the nodes and their ranks; leave out --hostfile and --node-rank.")
-        if (self.slurm or self.node_rank is not None) and self.launcher != "torchrun":
-            raise UserError("launcher: by Slurm or by hand torchrun is started, also for --deepspeed; leave it out.")
-        if self.node_rank is not None and self.node_rank >= self.nodes:
-            raise UserError(
-                f"node_rank: {self.node_rank} of {self.nodes} nodes; they count from 0 to {self.nodes - 1}."
-            )
+        if self.slurm and self.hostfile:
+            raise UserError("slurm: Slurm gives the nodes; leave out --hostfile.")
+        if self.slurm and self.launcher != "torchrun":
+            raise UserError("launcher: the batch file starts torchrun, also for --deepspeed; leave --launcher out.")
+        if self.nodes > 1 and not (self.slurm or self.hostfile):
+            raise UserError(f"nodes: {self.nodes} need a --hostfile, or --slurm.")
+        if self.slurm and not self.gpus_per_node:
+            raise UserError("gpus_per_node: with --slurm give the GPUs of a node; this machine may have others.")
 
 
 @dataclass

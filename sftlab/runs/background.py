@@ -88,17 +88,12 @@ def resume(run: Run) -> Run:
     Raises UserError where there is nothing to resume from.
     """
     run = read(run.folder)
-    name = run.folder.name
     if run.status in ACTIVE:
-        raise UserError(f"{name}: the run is at work already.")
-    if run.status == "completed":
-        raise UserError(f"{name}: the run is complete. Raise --max-steps or --num-epochs to train on.")
-    if run.config is None or run_folder.find_last(run.folder) is None:
-        raise UserError(f"{name}: there is no whole checkpoint to resume from. Start it again.")
-    began = files.read_json(run.folder / "run.json").get("processes", 1)
-    if began > 1:
-        raise UserError(f"{name}: it began with {began} processes. Resume it with its `sftlab launch` and --resume.")
+        raise UserError(f"{run.folder.name}: the run is at work already.")
+    if run.config is None:
+        raise UserError(f"{run.folder.name}: there is no run to resume.")
     config = dataclasses.replace(run.config, resume=True, overwrite=False, output_dir=str(run.folder))
+    run_folder.claim_folder(config, 1)
     cwd = run.progress.get("cwd", "")
     return spawn(config, cwd if os.path.isdir(cwd) else os.getcwd(), run.step)
 

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 from sftlab import files
-from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError, place_error
 from sftlab.runs import logs, state
@@ -36,19 +35,14 @@ PRINTED = 15  # lines of a failed rank's log
 
 def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
     """Check a run, print its commands and start it; return its exit code. Raises UserError for what the user can fix."""
-    if config.slurm and not config.gpus_per_node:
-        raise UserError("gpus_per_node: with --slurm give the GPUs of a node; this machine may have others.")
     config.gpus_per_node = config.gpus_per_node or count_gpus()
     devices, hosts = config.nodes * config.gpus_per_node, find_hosts(config)
-    if config.node_rank in (None, 0):  # later nodes may find that the first one has begun
+    if is_here(hosts[0]) or config.launcher == "deepspeed":  # later nodes may find that the first one has begun
         run_folder.claim_folder(train, devices)
-        has_port = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
-        if has_port and not config.slurm and not config.dry_run and is_here(hosts[0]):
-            check_port(config.master_port)
+    has_port = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
+    if has_port and not config.slurm and not config.dry_run and is_here(hosts[0]):
+        check_port(config.master_port)
     print(check_batch(train, devices))
-    if train.deepspeed:
-        path = deepspeed_configs.find_config(train.deepspeed)
-        print(f"ZeRO-{deepspeed_configs.find_stage(train.deepspeed)}, from {path}")
     module, folder = ["sftlab.train", *train_flags], Path(train.output_dir).absolute()
     return write_batch_file(config, module, folder) if config.slurm else start_nodes(config, module, hosts, folder)
 
@@ -58,9 +52,10 @@ def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folde
     by_ssh = config.launcher == "deepspeed" and (config.nodes > 1 or not is_here(hosts[0]))
     address = config.master_addr or ("127.0.0.1" if config.nodes == 1 else hosts[0])
     check_address(address)
-    nodes = [None] if by_ssh else range(config.nodes) if config.node_rank is None else [config.node_rank]
-    places = {node: logs.find_logs(folder) / f"ranks-{node or 0}" for node in nodes}
-    commands = {node or 0: build_command(config, module, node, address, place) for node, place in places.items()}
+    log_dir, commands = logs.find_logs(folder), {}
+    for node in range(1 if by_ssh else config.nodes):
+        rank = None if by_ssh else node
+        commands[node] = build_command(config, module, rank, address, log_dir / f"ranks-{node}")
     environment = choose_environment(config.gpus_per_node)
     print("export", " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()))
     for node, command in commands.items():
@@ -69,8 +64,8 @@ def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folde
         return 0
     if by_ssh:
         check_remote()
-        environment |= pass_on(environment, logs.find_logs(folder))
-    elif config.node_rank is None:
+        environment |= pass_on(environment, log_dir)
+    else:
         commands = keep_own(commands, hosts)
     return run_launchers(commands, environment, folder)
 
@@ -274,8 +269,8 @@ def check_remote() -> None:
     """Raises UserError without the program by which the deepspeed launcher reaches other nodes."""
     if not shutil.which("pdsh"):
         raise UserError(
-            "launcher: pdsh is not installed, by which deepspeed starts other nodes over ssh. "
-            "Install it (apt install pdsh), or start each node by hand: --node-rank 0 … with --master-addr."
+            "launcher: pdsh is not installed, by which deepspeed starts other nodes over ssh. Install it (apt install pdsh), "
+            "or leave out --launcher deepspeed, and give the same command on each node."
         )
 
 
@@ -284,11 +279,11 @@ def keep_own(commands: dict[int, list[str]], hosts: list[str]) -> dict[int, list
     own = {node: command for node, command in commands.items() if is_here(hosts[node])}
     if not own:
         raise UserError(
-            f"hostfile: this machine is not among {', '.join(hosts)}. Start each node there with --node-rank, "
+            f"hostfile: this machine is not among {', '.join(hosts)}. Give the same command on each of them, "
             "or add --launcher deepspeed, which starts them by ssh."
         )
     if far := [host for host in hosts if not is_here(host)]:
-        print(f"started here; start the commands of {', '.join(far)} there, in {Path.cwd()}", flush=True)
+        print(f"started here; give the same command on {', '.join(far)}, in {Path.cwd()}", flush=True)
     return own
 
 
@@ -308,28 +303,24 @@ def pass_on(environment: dict, folder: Path) -> dict:
 
 
 def is_here(host: str) -> bool:
-    """Whether a name is one of this machine's."""
-    return host in (*LOCAL, socket.gethostname(), socket.getfqdn())
+    """Whether a name or address is one of this machine's."""
+    import psutil
+
+    addresses = {one.address for card in psutil.net_if_addrs().values() for one in card}
+    return host in {*LOCAL, socket.gethostname(), socket.getfqdn(), *addresses}
 
 
 def find_hosts(config: LaunchConfig) -> list[str]:
-    """The host of each node. Started by hand or by Slurm, a node is this machine, and the first one is at --master-addr."""
-    if config.hostfile:
-        hosts = choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
-        far = [host for host in hosts if not is_here(host)]
-        if far and hosts[0] in LOCAL and not config.master_addr:
-            raise UserError(
-                f"hostfile: for {far[0]}, {hosts[0]} is itself, not the first node. "
-                f"Write this machine's name or address in {config.hostfile}, or give --master-addr."
-            )
-        return hosts
-    by_hand = config.node_rank is not None and config.master_addr
-    if config.nodes > 1 and not config.slurm and not by_hand:
+    """The host of each node. Without a hostfile, as for Slurm, it is this machine."""
+    if not config.hostfile:
+        return ["localhost"] * config.nodes
+    hosts = choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
+    far = [host for host in hosts if not is_here(host)]
+    if far and hosts[0] in LOCAL:
         raise UserError(
-            f"nodes: {config.nodes} need a --hostfile, or --slurm, or, started on each by hand with torchrun, "
-            f"--node-rank 0 … {config.nodes - 1} and --master-addr of the first."
+            f"hostfile: for {far[0]}, {hosts[0]} is itself. Write this machine's name in {config.hostfile}."
         )
-    return ["localhost"] * config.nodes
+    return hosts
 
 
 def read_hosts(path: str | Path) -> dict[str, int]:

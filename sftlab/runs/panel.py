@@ -39,25 +39,14 @@ def write_html(run: state.Run) -> list[str]:
     return [str(part) for part in parts]
 
 
-def thin_out(history: list[dict]) -> list[dict]:
-    """About as many entries of a log as a chart has room for, with all validation losses."""
-    every = -(-len(history) // MOST_POINTS) or 1
-    return [entry for number, entry in enumerate(history) if "eval_loss" in entry or number % every == 0]
-
-
 def draw(figure, history: list[dict]) -> None:
-    """Draw the losses of a log into a figure widget in place."""
-    try:
-        new = plots.loss_curve(thin_out(history)).data
-    except ValueError:  # no loss was logged yet
-        new = ()
-    if [trace.name for trace in figure.data] == [trace.name for trace in new]:
-        with figure.batch_update():
-            for trace, now in zip(figure.data, new, strict=True):
-                trace.x, trace.y, trace.mode = now.x, now.y, now.mode
-    else:
-        figure.data = ()
-        figure.add_traces(new)
+    """Draw the losses of a log into a figure widget in place: all of the validation, of the others about MOST_POINTS."""
+    every = -(-len(history) // MOST_POINTS) or 1
+    thin = [entry for number, entry in enumerate(history) if "eval_loss" in entry or number % every == 0]
+    with figure.batch_update():
+        for trace, name in zip(figure.data, ("loss", "eval_loss"), strict=True):
+            points = [entry for entry in thin if name in entry]
+            trace.x, trace.y = [entry["step"] for entry in points], [entry[name] for entry in points]
     figure._repr_mimebundle_()  # also puts the data into the widget's state, which a page that is reloaded asks for
 
 
@@ -67,7 +56,7 @@ def make_panel(run: state.Run):
     from plotly.graph_objects import FigureWidget
 
     status, facts, message, log = (ipywidgets.HTML() for _ in range(4))
-    chart = FigureWidget(layout=plots.lines([], {}, "step", "loss", "Loss").layout)
+    chart = FigureWidget(plots.loss_curve([{"step": 0, "loss": 0, "eval_loss": 0}]))
     stop = ipywidgets.Button(description="Stop", tooltip="write a checkpoint after the present step, then end")
     resume = ipywidgets.Button(description="Resume", tooltip="from the last checkpoint")
     box = ipywidgets.VBox([status, facts, ipywidgets.HBox([stop, resume]), message, chart, log])

@@ -28,7 +28,10 @@ def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(make_r
 
 def test_why_a_start_ended_that_left_no_note(tmp_path, put_start):
     folder = tmp_path / "run"
-    assert put_start(folder).status == "killed"
+    run = put_start(folder)
+    assert run.status == "killed"
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        background.resume(run)
     run = put_start(folder, output=TRACED)  # an import that fails
     assert (run.status, run.reason) == ("failed", "ValueError: z")
     run_folder.update_progress(folder, {"asked": 60.0})
@@ -138,3 +141,17 @@ def test_a_process_that_has_taken_the_number_of_a_run_is_not_the_run():
 )
 def test_the_status_says_how_a_run_ended(status, reason, sentence, tmp_path):
     assert state.format_status(state.Run(tmp_path / "run", status, reason)) == sentence
+
+
+def test_two_processes_may_write_one_file_at_the_same_time(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def replace_late(aside, path):
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        files.write_json(path, {"by": "another"})
+        replace(aside, path)
+
+    monkeypatch.setattr(os, "replace", replace_late)
+    files.write_json(tmp_path / "a.json", {"by": "this"})
+    assert files.read_json(tmp_path / "a.json") == {"by": "this"}
