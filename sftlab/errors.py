@@ -4,6 +4,7 @@ python -c "from sftlab.errors import near_match; print(near_match('lora_rank', [
 """
 
 import difflib
+import errno
 import io
 import os
 import re
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # a token of the Hugging Face Hub; a whole one has 34 after hf_
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
@@ -41,6 +44,17 @@ def place_error(place: object, why: str, instead: str = "", option: str = "outpu
     return UserError(f"{option}: {place} {why}. {name} another --{option.replace('_', '-')}.")
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that the disk is full: from Python, safetensors or torch."""
+    while error is not None:
+        words = str(error)
+        codes = {int(number) for number in re.findall(r"\b(?:code:|os error) (\d+)", words)}  # safetensors, in Rust
+        if {getattr(error, "errno", None), *codes} & FULL or re.search("PytorchStreamWriter|inline_container", words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 FIXABLE = (UserError, FileExistsError, NotADirectoryError, PermissionError)  # what `cli.main` says in a line
 
 
@@ -60,6 +74,10 @@ def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("sftlab: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not is_full(error):
+            raise
+        message = "the disk is full, and nothing was put in place. Make room, or name a folder on another disk."
     rank = os.environ.get("RANK", "0")
     print(f"sftlab: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     return 2

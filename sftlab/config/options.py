@@ -3,6 +3,7 @@
 python -c "from sftlab.config.options import coerce; print(coerce('learning_rate', '2e-4', float))"
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,6 +27,9 @@ def coerce(name: str, value: object, kind: object) -> object:
         kind = next(option for option in options if option is not type(None))
     if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
+    if kind is list and isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # a list in JSON, whose texts may hold commas
+            return [one if isinstance(one, str) else json.dumps(one) for one in json.loads(value)]
     if kind is list and isinstance(value, str):
         return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):

@@ -27,7 +27,7 @@ from sftlab.config import presets
 from sftlab.config import text as config_text
 from sftlab.config.configs import GROUPS, LaunchConfig, TrainConfig
 from sftlab.config.options import check_value
-from sftlab.data import dataset
+from sftlab.data import dataset, prepared
 from sftlab.errors import UserError
 from sftlab.hub import catalog
 from sftlab.memory import dry_run, duration
@@ -265,8 +265,8 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
     lengths, held_out, share, shared = [config.max_length] * config.batch_size, None, 1.0, 0  # where there is no set
     try:
         splits, report = dataset.load_prepared(config.dataset_path)
-        train, lengths, rows, held_out = dataset.cut_splits(config, splits)
-        counts, shared = report["splits"]["train"], dataset.find_shared(config, train, rows)
+        train, lengths, rows, held_out = prepared.cut_splits(config, splits)
+        counts, shared = report["splits"]["train"], prepared.find_shared(config, train, rows)
         share = counts["trained_tokens"] / counts["tokens"]
         epoch, steps = duration.count_steps(config, lengths)
         kind = "packed sequences" if config.packing else "rows"

@@ -5,7 +5,6 @@ sftlab prepare --source json --source-path data_samples/facts_train.json
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import json
 import os
@@ -16,8 +15,8 @@ from glob import escape
 from pathlib import Path
 
 from sftlab import __version__, files
-from sftlab.config.configs import DataConfig, TrainConfig
-from sftlab.data import cleaning, formats, masking, sources, templates
+from sftlab.config.configs import DataConfig
+from sftlab.data import cleaning, formats, masking, prepared, sources, templates
 from sftlab.data import report as data_report
 from sftlab.data.examples import Example, write_rows
 from sftlab.data.rows import (
@@ -31,12 +30,10 @@ from sftlab.data.rows import (
 )
 from sftlab.errors import UserError, place_error
 from sftlab.models import load
-from sftlab.models.load import IGNORED
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
 NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code", "dry_run")  # options that change nothing in it
 DRY_ROWS = 3
-LEAST = 8  # tokens that must be the same in all rows, for a batch to hold them once
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
 
@@ -185,7 +182,7 @@ def prepare(config: DataConfig) -> Path:
             splits[split] = tokenize(part, tokenizer, Path(aside) / split)
         counts = {name: data_report.count_tokens(split, tokenizer, config.max_length) for name, split in splits.items()}
         lengths = [pair for count in counts.values() for pair in count.pop("lengths")]
-        refuse_silent(counts["train"], facts["source"], config.max_length)
+        prepared.refuse_silent(counts["train"], facts["source"], config.max_length)
         report = {
             "name": folder.name,
             "model": config.model,
@@ -204,7 +201,7 @@ def prepare(config: DataConfig) -> Path:
         views = [masking.view_mask(row, tokenizer, config.max_length) for row in splits["train"].take(3)]
         data_report.write_report(new / "report.html", report, lengths, views, found)
         write_dropped(new / "dropped.jsonl", found, report["dropped"])
-        put_in_place(new, folder, Path(aside) / "old")
+        put_in_place(new, folder, Path(aside) / "old", config.overwrite)
     print_report(folder, report, views[0])
     return folder
 
@@ -244,17 +241,6 @@ def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, lis
             masking.view_mask({name: column[0].tolist() for name, column in row.items()}, tokenizer, config.max_length)
         )
     print("nothing was written (--dry-run)")
-
-
-def refuse_silent(counts: dict, name: str, max_length: int) -> None:
-    """Raises UserError for a training split from which nothing, or not where to stop, would be learned."""
-    if counts["trained_tokens"] == 0:
-        raise UserError(f"{name}: no token would be trained; the prompts alone fill max_length {max_length}. Raise it.")
-    if counts["rows_without_trained_eos"] == counts["rows"]:
-        raise UserError(
-            f"{name}: no row has its end (EOS) trained, so the model would never stop: every answer is cut at "
-            f"max_length {max_length}, or the template leaves EOS out. Raise it, or choose another --format."
-        )
 
 
 def save(folder: Path, splits: dict, report: dict) -> None:
@@ -308,7 +294,8 @@ def fingerprint(config: DataConfig) -> str:
     samples = [sources.SAMPLE_FILES.get(config.source), "facts_test.json" if config.source == "facts" else None]
     tokenizer = load.TINY_BASE if config.model == "tiny-base" else Path(config.model)
     read = [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    read += [*(config.source_path or []), config.test_path, *(sources.SAMPLES / name for name in samples if name)]
+    given = [sources.split_weight(text)[0] for text in config.source_path or []]
+    read += [*given, config.test_path, *(sources.SAMPLES / name for name in samples if name)]
     digest.update(__version__.encode())
     for path in map(Path, filter(None, read)):
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
@@ -339,88 +326,18 @@ def write_dropped(path: Path, found: sources.Found, dropped: dict[str, str]) -> 
     files.write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a character becomes its escape
 
 
-def put_in_place(new: Path, folder: Path, old: Path) -> None:
-    """Rename the new folder to its name; the old one, if any, goes only when that has worked."""
-    if folder.exists():
+def put_in_place(new: Path, folder: Path, old: Path, replace: bool) -> None:
+    """Rename the new folder to its name; the old one, if it may be replaced, goes only when that has worked.
+
+    Raises UserError for a folder that another command has made meanwhile.
+    """
+    if replace and folder.exists():
         folder.rename(old)
     try:
         new.rename(folder)
-    except OSError:
+    except OSError as error:
         if old.exists():
             old.rename(folder)
+        if folder.exists():
+            raise place_error(folder, "was made by another command meanwhile; it stays") from error
         raise
-
-
-def check_tokens(train_split, tokenizer, report: dict, config: TrainConfig) -> None:
-    """Raises UserError where the set was made for another tokenizer, or would teach nothing at this max_length."""
-    rows = train_split[:64]
-    templates.set_training_template(tokenizer, report.get("training_template"))
-    encoded = masking.encode_chats(tokenizer, rows["messages"], rows.get("tools"))
-    if [ids.tolist() for ids in encoded["input_ids"]] != rows["input_ids"]:
-        raise UserError(
-            f"dataset_path: {config.dataset_path} was made for {report['model']}, whose tokens are not those of "
-            f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`."
-        )
-
-
-def cut_rows(split, max_length: int, whole: bool = False):
-    """The rows of a datasets.Dataset from which something is learned within max_length, cut to it when they are read.
-
-    `whole`: not cut, because packing does that itself, and takes no rows that are made when they are read.
-    Returns (the Dataset with `input_ids` and `labels`, the lengths of its rows in tokens).
-    """
-    import numpy
-
-    labels, rows, places, lengths = masking.read_labels(split)
-    kept = numpy.unique(rows[(labels != IGNORED) & (places < max_length)])
-    lengths = numpy.minimum(lengths[kept], max_length).tolist()
-    split = split.select_columns(["input_ids", "labels"])
-    split = split if len(kept) == len(split) else split.select(kept)
-    if lengths and max(lengths) == max_length and not whole:
-        split = split.with_transform(functools.partial(cut_columns, max_length=max_length))
-    return split, lengths
-
-
-def cut_splits(config: TrainConfig, splits):
-    """(training rows, the tokens of each, held-out rows that are looked at, the tokens of each) of a prepared set, as `cut_rows`
-    has them. Raises UserError where max_length leaves none.
-    """
-    held_out = splits["test"].select(range(min(config.eval_samples or len(splits["test"]), len(splits["test"]))))
-    found = [cut_rows(split, config.max_length, whole=config.packing) for split in (splits["train"], held_out)]
-    for kind, (_, lengths) in zip(("row", "held-out row"), found, strict=True):
-        if not lengths:
-            raise UserError(f"max_length: within {config.max_length} tokens no {kind} has an answer left; raise it.")
-    return *found[0], *found[1]
-
-
-def cut_columns(rows: dict, max_length: int) -> dict:
-    """A function of its own because the data loader's processes must be able to import it."""
-    return {name: [row[:max_length] for row in column] for name, column in rows.items()}
-
-
-def find_shared(config, *splits) -> int:
-    """How many tokens a run's batches may hold once: those that all rows begin with, if they are enough to be worth it."""
-    if config.packing or config.batch_size < 2 or config.use_flash_attention is False:
-        return 0
-    shared = count_shared(*splits)
-    return shared if shared >= LEAST else 0
-
-
-def count_shared(*splits) -> int:
-    """How many tokens all rows of some datasets.Datasets begin with, none of them trained or followed by a trained one.
-
-    A chat format often begins with the same sentences. In a row without padding they may stand once for a whole batch.
-    """
-    import numpy
-
-    columns, limits = [], []
-    for split in splits:
-        labels, _, places, lengths = masking.read_labels(split)
-        trained = places[labels != IGNORED]
-        limits.append(int(min(lengths.min(), trained.min())) - 1 if len(trained) else 0)
-        ids = split.select_columns("input_ids").with_format("arrow")[:]["input_ids"].combine_chunks()
-        columns.append((ids.flatten().to_numpy(), lengths.cumsum() - lengths))
-    for at in range(min(limits)):
-        if len({int(token) for ids, starts in columns for token in numpy.unique(ids[starts + at])}) > 1:
-            return at
-    return max(0, min(limits))

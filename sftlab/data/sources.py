@@ -3,9 +3,11 @@
 python -c "from sftlab.data import sources; print(len(sources.load_sample('dolly')))"
 """
 
+import random
 from pathlib import Path
 
 from sftlab.config.configs import FILE_SOURCES, DataConfig
+from sftlab.config.options import coerce
 from sftlab.data import readers
 from sftlab.errors import UserError
 from sftlab.files import ROOT
@@ -30,7 +32,7 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
     """Rows to train on, held-out rows (None: split some off), each with its place, and a name for messages."""
     held_out = load_test_file(config.test_path) if config.test_path else None
     if config.source in FILE_SOURCES:
-        return readers.read_files(config.source_path, config.source), held_out, ", ".join(config.source_path)
+        return read_mixture(config), held_out, ", ".join(config.source_path)
     if config.source == "facts":
         return load_sample("facts"), held_out or load_test_file(SAMPLES / "facts_test.json"), "facts"
     hub_id = config.hub_id or HUB_IDS[config.source]
@@ -43,6 +45,33 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
         print(f"offline: the bundled sample {SAMPLES.name}/{SAMPLE_FILES[config.source]} stands in for {hub_id}")
         return load_sample(config.source), held_out, SAMPLE_FILES[config.source]
     return load_hub(hub_id), held_out, hub_id
+
+
+def read_mixture(config: DataConfig) -> Found:
+    """The rows of all files; of one with a weight, as `a.json*0.3`, a seeded random sample of this share of its rows."""
+    parts = [split_weight(text) for text in config.source_path]
+    if all(weight == 1 for _, weight in parts):
+        return readers.read_files(config.source_path, config.source)
+    found = []
+    for path, weight in parts:
+        rows = readers.read_files([path], config.source)
+        taken = sorted(random.Random(config.seed).sample(range(len(rows)), max(1, round(weight * len(rows)))))
+        print(f"{path}: {len(taken)} of {len(rows)} rows taken (weight {weight:g})")
+        found += [(f"{path}: {rows[number][0].removeprefix(f'{path}: ')}", rows[number][1]) for number in taken]
+    return found
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """A path, and the share of its rows that are taken: 1 without `*SHARE` behind it. Raises UserError for no share."""
+    path, _, weight = text.rpartition("*")
+    if not path or Path(text).exists():
+        return text, 1.0
+    share = coerce("source_path", weight, float)
+    if not 0 < share <= 1:
+        raise UserError(
+            f"source_path: {text}: behind * stands the share of its rows, above 0 and up to 1, as a.json*0.3."
+        )
+    return path, share
 
 
 def load_sample(source: str) -> Found:

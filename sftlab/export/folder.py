@@ -14,13 +14,12 @@ from sftlab import files, machine
 from sftlab.config.configs import ExportConfig
 from sftlab.data import templates
 from sftlab.data.dataset import put_in_place
-from sftlab.errors import UserError, place_error
+from sftlab.errors import UserError, is_full, place_error
 from sftlab.export import checks as export_checks
 from sftlab.export import publish
 from sftlab.export.checks import compare, read_model, require_close
 from sftlab.hub import catalog
 from sftlab.models import load
-from sftlab.train import folder as run_folder
 from sftlab.train import saved
 
 FACTS = "export.json"
@@ -46,14 +45,14 @@ def export(config: ExportConfig) -> dict:
         try:
             facts = fill_folder(run, config, new)
         except Exception as error:
-            if run_folder.is_full(error):
+            if is_full(error):
                 raise place_error(folder.parent, "has no room for the model", "Make room") from error
             raise
         files.write_json(new / FACTS, facts)
         files.write_text(new / "README.md", publish.write_card(run, facts, folder.name, config.push or folder.name))
         for path in new.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner alone
-        put_in_place(new, folder, Path(aside) / "old")
+        put_in_place(new, folder, Path(aside) / "old", config.overwrite)
     print("\n".join(export_checks.format_checks(facts)))
     print(f"saved {folder}")
     if config.push:

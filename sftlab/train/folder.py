@@ -9,11 +9,9 @@ Trainer's `log_history` with `time` (seconds since the epoch), `max_steps`, `mem
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import platform
-import re
 import shutil
 import time
 from pathlib import Path
@@ -30,7 +28,6 @@ KEPT_ON_RESUME = set(
     "processes model_name dataset_path use_flash_attention train_new_tokens batch_size gradient_accumulation_steps optim "
     "packing max_length use_lora lora_r lora_alpha lora_target_modules use_rslora use_dora use_4bit use_8bit deepspeed seed".split()
 )
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def holds_something(place: Path) -> bool:
@@ -188,17 +185,6 @@ def is_at_end(checkpoint: Path, config: TrainConfig) -> bool:
     if config.max_steps > 0:
         return state["global_step"] >= config.max_steps
     return state["epoch"] >= config.num_epochs
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that the disk is full: from Python, safetensors or torch."""
-    while error is not None:
-        words = str(error)
-        codes = {int(number) for number in re.findall(r"\b(?:code:|os error) (\d+)", words)}  # safetensors, in Rust
-        if {getattr(error, "errno", None), *codes} & FULL or re.search("PytorchStreamWriter|inline_container", words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def drop_partial(folder: Path, step: int) -> UserError:

@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback
 from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import TrainConfig
-from sftlab.data import dataset, formats, templates
+from sftlab.data import dataset, formats, prepared, templates
 from sftlab.errors import UserError
 from sftlab.memory import duration
 from sftlab.models import attention, load, quantise
@@ -158,9 +158,12 @@ def read_rows(config: TrainConfig) -> Rows:
     tokenizer = load.load_tokenizer(config.model_name, config.trust_remote_code)
     new_tokens = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
-    dataset.check_tokens(splits["train"], tokenizer, report, config)
-    train_split, lengths, held_out, held_out_lengths = dataset.cut_splits(config, splits)
-    shared = dataset.find_shared(config, train_split, held_out)
+    prepared.check_tokens(splits["train"], tokenizer, report, config)
+    settings = load.read_settings(config.model_name, config.trust_remote_code).get_text_config()
+    positions = getattr(settings, "max_position_embeddings", None)
+    prepared.check_lengths(config, splits["train"], tokenizer, positions)
+    train_split, lengths, held_out, held_out_lengths = prepared.cut_splits(config, splits)
+    shared = prepared.find_shared(config, train_split, held_out)
     counts = report["splits"]["train"]
     in_loss = counts["trained_tokens"] / counts["tokens"]
     return Rows(tokenizer, new_tokens, train_split, lengths, held_out, held_out_lengths, shared, in_loss)

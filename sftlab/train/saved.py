@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab.config.configs import TrainConfig
-from sftlab.data import dataset, templates
+from sftlab.data import dataset, prepared, templates
 from sftlab.errors import UserError
 from sftlab.hub import catalog
 from sftlab.models import load, quantise
@@ -68,7 +68,7 @@ def read_run(folder: str | Path, dataset_path: str | None = None, trust_remote_c
     run.config = replace(run.config, dataset_path=dataset_path or run.config.dataset_path)
     run.splits, run.data = dataset.load_prepared(run.config.dataset_path)
     run.tokenizer = load.load_tokenizer(str(folder), trust_remote_code)
-    dataset.check_tokens(run.splits["test"], run.tokenizer, run.data, run.config)
+    prepared.check_tokens(run.splits["test"], run.tokenizer, run.data, run.config)
     return run
 
 

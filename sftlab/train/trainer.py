@@ -18,7 +18,7 @@ from trl import SFTTrainer
 
 from sftlab import files
 from sftlab.config.deepspeed import find_stage
-from sftlab.errors import UserError
+from sftlab.errors import UserError, is_full
 from sftlab.models import adapters
 from sftlab.models.load import IGNORED
 from sftlab.models.loss import add_answer_head, has_plain_head
@@ -189,7 +189,7 @@ class LabTrainer(SFTTrainer):
                 return self.update_state(checkpoint)
             super()._save_checkpoint(model, trial)
         except Exception as error:
-            if run_folder.is_full(error):
+            if is_full(error):
                 raise run_folder.drop_partial(folder, step) from error
             raise
 
@@ -214,7 +214,7 @@ class LabTrainer(SFTTrainer):
             self.save_model()
             self.save_state()
         except Exception as error:
-            if run_folder.is_full(error):
+            if is_full(error):
                 fix = f"Its last checkpoint is {run_folder.find_last(folder)}; make room, then resume with --resume."
                 raise UserError(f"output_dir: no room for the model in {folder}. {fix}") from error
             raise

@@ -17,7 +17,7 @@ import torch
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.config.text import to_flags
-from sftlab.errors import UserError
+from sftlab.errors import UserError, is_full
 from sftlab.models import load
 from sftlab.train import callbacks, run
 from sftlab.train import folder as run_folder
@@ -150,8 +150,8 @@ FULL_DISK = [
 
 
 def test_the_words_of_every_library_for_a_full_disk_are_known():
-    assert all(run_folder.is_full(RuntimeError(text)) for text in FULL_DISK)
-    assert not run_folder.is_full(RuntimeError("code: 2, NotFound"))
+    assert all(is_full(RuntimeError(text)) for text in FULL_DISK)
+    assert not is_full(RuntimeError("code: 2, NotFound"))
 
 
 def test_a_torn_checkpoint_is_not_the_last_one(tmp_path):
