@@ -8,9 +8,7 @@ of them. After each repeat the point's file is whole (`results`), and a grid tha
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -96,9 +94,8 @@ def take_turns(grid: Grid, points: list[Point], measured: dict[str, Result]) -> 
 
 def add_run(grid: Grid, point: Point, measured: dict[str, Result]) -> Result:
     """Measure a point once more, write its file, and return it. Raises PointFailed, and UserError on another machine."""
-    precision = next((result.choices["precision"] for result in measured.values()), None)
     node, data, before = plan.describe_node(grid, point), grid.sets[point.samples], measured.get(point.name)
-    out = run_point(grid, point, precision, node["threads"])
+    out = run_point(grid, point, node["threads"])
     result = Result(
         point=point,
         config=asdict(plan.make_config(grid, point)),
@@ -109,7 +106,10 @@ def add_run(grid: Grid, point: Point, measured: dict[str, Result]) -> Result:
         data={name: value for name, value in data.items() if name != "path"},
         runs=[*(before.runs if before else ()), out["run"]],
     )
-    old, new = (one.machine | one.versions for one in (before or result, result))
+    old, new = (
+        one.machine | one.versions | {"precision": one.choices["precision"].split(":")[0]}
+        for one in (before or result, result)
+    )
     if changed := plan.list_changes(old, new):
         raise UserError(
             f"output_dir: the repeats of {point.name} there were measured with {changed}, and don't go together with new "
@@ -128,7 +128,7 @@ def format_run(run: Run) -> str:
     return line + (f"; other programs took {others:.0%} of the machine" if others > DISTURBED else "")
 
 
-def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> dict:
+def run_point(grid: Grid, point: Point, threads: int) -> dict:
     """Run `worker.measure_point` in processes of its own and return its result. Raises PointFailed with their last lines.
 
     Several nodes read the plan and the data from this folder, so it must be on a disk that they share.
@@ -140,13 +140,10 @@ def run_point(grid: Grid, point: Point, precision: str | None, threads: int) -> 
     with tempfile.TemporaryDirectory(prefix=f".{point.name}.", dir=grid.folder.resolve()) as folder:
         work = Path(folder)
         config = asdict(plan.make_config(grid, point)) | {"output_dir": str(work / "run")}
-        if precision:  # as the first run found it, so that all repeats have the same
-            config["bf16"] = precision.startswith("bfloat16")
-        about = {"point": asdict(point), "config": config, "threads": threads, "precision": precision}
-        about |= {"untimed": grid.bench.untimed_steps, "steps": grid.bench.steps, "started": time.time()}
-        files.write_json(work / "plan.json", about)
+        about = {"point": asdict(point), "config": config, "threads": threads, "untimed": grid.bench.untimed_steps}
+        files.write_json(work / "plan.json", about | {"steps": grid.bench.steps, "started": time.time()})
         environment |= launcher.pass_on(environment, work)
-        code = run_command(build_command(grid, point, work), work, os.environ | environment | own)
+        code = run_command(build_command(grid, point, work), work, environment | own)
         if code or not (work / "out.json").is_file():
             raise explain_failure(work, code)
         return json.loads((work / "out.json").read_text(encoding="utf-8"))
@@ -178,14 +175,13 @@ def run_command(command: list[str], work: Path, environment: dict) -> int:
     """Run the command of a point until it has ended and return its exit code. Whatever happens, all it started ends with it."""
     import psutil
 
-    (work / "ranks-0").mkdir()
-    with (work / "ranks-0" / "launcher.log").open("wb") as log:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        process = psutil.Popen(command, **streams, env=environment, start_new_session=True)
+    process, family = launcher.start_launcher(command, work / "ranks-0", environment), []
     try:
         return process.wait()
     finally:
-        family = [*process.children(recursive=True), process] if process.is_running() else []
+        if process.poll() is None:
+            first = psutil.Process(process.pid)
+            family = [*first.children(recursive=True), first]
         for stop in (psutil.Process.terminate, psutil.Process.kill):
             for member in family:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -7,7 +7,6 @@ Measured and modelled speeds have tables of their own. A file that is broken is 
 
 import math
 import time
-from collections import Counter
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -23,28 +22,38 @@ from sftlab.pages import Chart, Section, Table
 
 MOST_POINTS = 1000  # of a line over time
 FEW = 30  # timed steps; with fewer, p10 and p90 are hardly known
-# What the tables hold, by its names in a file of results.
-SPEED = (
-    "tokens_per_second",
-    "tokens_per_second_per_device",
-    "step_seconds.median",
-    "step_seconds.p10",
-    "step_seconds.p90",
-)
-MEMORY = ("largest_peak_bytes", "largest.expected_bytes", "largest.taken_bytes", "largest.error")
-LOSSES = ("first_loss", "last_loss")
-COMPUTING = (
-    "flops_per_second_per_device",
-    "matrix_rate",
-    "utilisation_measured",
-    "utilisation",
-    "padding_share",
-    "others_use",
-)
+# Sections: the caption, what the table holds by its names in a file of results, and what to know of it.
+TABLES = {
+    "Throughput": (
+        "Throughput, measured",
+        "tokens_per_second tokens_per_second_per_device step_seconds.median step_seconds.p10 step_seconds.p90",
+        "Tokens are those of the samples, without padding.",
+    ),
+    "Memory": (
+        "Memory, measured and estimated",
+        "largest_peak_bytes largest.expected_bytes largest.taken_bytes largest.error",
+        "GB are 10^9 bytes. The largest peak is the most that a process took with the libraries; on a GPU, its allocator. Without "
+        "them, of the process that took most: what sftlab memory expected, what was taken, and the error, not known where freed "
+        "memory was kept.",
+    ),
+    "Loss": (
+        "Loss, measured",
+        "first_loss last_loss",
+        "In strong scaling the losses must agree at equal steps, except for dropout, which is random in each process, or the "
+        "speeds are not of the same work.",
+    ),
+    "Utilisation": (
+        "Utilisation",
+        "flops_per_second_per_device matrix_rate utilisation_measured utilisation others_use",
+        "Operations by formula, recomputation and padding left out; the output layer counts for every token, though only tokens in "
+        "the loss go through it, so the real rate can be lower. The matrix rate is that of plain matrix products with all devices "
+        "at work; utilisation is of it (measured), and of the data-sheet's peak. Others use: what other programs took of the machine.",
+    ),
+}
 UNITS = {
-    **dict.fromkeys(("largest_peak_bytes", "expected_bytes", "taken_bytes"), ("GB", 1e9)),
-    **dict.fromkeys(COMPUTING[:2], ("TFLOP/s", 1e12)),
-    **dict.fromkeys(("error", *COMPUTING[2:]), ("%", 0.01)),
+    **dict.fromkeys(("largest_peak_bytes", "largest.expected_bytes", "largest.taken_bytes"), ("GB", 1e9)),
+    **dict.fromkeys(("flops_per_second_per_device", "matrix_rate"), ("TFLOP/s", 1e12)),
+    **dict.fromkeys(("largest.error", "utilisation_measured", "utilisation", "others_use"), ("%", 0.01)),
 }
 ON_POINTS = "Steps are the timed ones, as many for any number of samples in the set; of these only the distinct ones are there once."
 ON_MEASURED = (
@@ -57,19 +66,6 @@ ON_MODELLED = (
     "for each device, as --bandwidth sets it. No overlap: one after the other. Full overlap: the longer one alone. Latency, slow "
     "devices and other users of the network are not in it, so a real run can be slower than both."
 )
-ON_MEMORY = (
-    "GB are 10^9 bytes. The largest peak is the most that a process took with the libraries; on a GPU, its allocator. Without them, "
-    "of the process that took most: what sftlab memory expected, what was taken, and the error, not known where freed memory was kept."
-)
-ON_LOSS = (
-    "In strong scaling the losses must agree at equal steps, except for dropout, which is random in each process, or the speeds are "
-    "not of the same work."
-)
-ON_COMPUTING = (
-    "Operations by formula, recomputation and padding left out; the output layer counts for every token, though only tokens in the "
-    "loss go through it, so the real rate can be lower. The matrix rate is that of plain matrix products with all devices at work; "
-    "utilisation is of it (measured), and of the data-sheet's peak. Others use: what other programs took of the machine."
-)
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -78,12 +74,9 @@ def write_report(config: ReportConfig) -> Path:
     page = Path(config.output) if config.output else folders[0] / "report.html"
     pages.check_place(page, config.overwrite)
     by_folder, problems = read_folders(folders)
-    # by name, as the tables have them
-    found = {
-        result.point.name + (f" ({folder})" if folder else ""): result
-        for folder, part in by_folder.items()
-        for result in part
-    }
+    found = {}  # by name, as the tables have them
+    for folder, part in by_folder.items():
+        found |= {one.point.name + (folder and f" ({folder})"): one for one in part}
     watched = read_metrics(folders)
     names = ", ".join(map(str, folders))
     if not found and not watched:
@@ -98,11 +91,8 @@ def write_report(config: ReportConfig) -> Path:
             make_setups(found),
             *sections,
             make_points(found),
-            Section("Throughput", [make_table(found, "Throughput, measured", SPEED)], page=True),
             growth,
-            Section("Memory", [make_table(found, "Memory, measured and estimated", MEMORY), ON_MEMORY], page=True),
-            Section("Loss", [make_table(found, "Loss, measured", LOSSES), ON_LOSS]),
-            Section("Utilisation", [make_table(found, "Utilisation", COMPUTING), ON_COMPUTING], page=True),
+            *(Section(title, [make_table(found, *table), words]) for title, (*table, words) in TABLES.items()),
         ]
     sections += [make_watched(path, samples) for path, samples in watched.items()]
     pages.write_page(page, f"Benchmark: {names}", [Section("In short", top), *sections], mark=pages.MARK)
@@ -112,20 +102,17 @@ def write_report(config: ReportConfig) -> Path:
 def read_folders(folders: list[Path]) -> tuple[dict[str, list[Result]], list[str]]:
     """Return (results by the folder's name, which is empty where there is one, and what was left out and why)."""
     found, problems = {}, []
-    counts = Counter(folder.name for folder in folders)
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"folders: {folder}: no such folder. Name one of `sftlab benchmark` or `sftlab metrics`.")
-        name = folder.name if counts[folder.name] == 1 else str(folder)
-        found[name if len(folders) > 1 else ""], wrong = results.read_results(folder)
+        found[str(folder) if len(folders) > 1 else ""], wrong = results.read_results(folder)
         problems += wrong
     return found, problems
 
 
 def read_metrics(folders: list[Path]) -> dict[str, list[dict]]:
-    """Return path -> samples of each metrics.jsonl in the folders and one below."""
-    patterns = ("metrics.jsonl", "*/metrics.jsonl")
-    paths = sorted({path for folder in folders for pattern in patterns for path in folder.glob(pattern)})
+    """Return path -> samples of each metrics.jsonl in the folders."""
+    paths = sorted({path for folder in folders for path in folder.rglob("metrics.jsonl")})
     found = {str(path): monitor.read_samples(path) for path in paths}
     return {path: samples for path, samples in found.items() if samples}
 
@@ -162,9 +149,9 @@ def format_spread(values: list[float], size: float) -> str:
     return middle + (f" ({ends[0]} to {ends[1]})" if ends[0] != ends[1] else "")
 
 
-def make_table(found: dict[str, Result], caption: str, names: tuple[str, ...]) -> Table:
+def make_table(found: dict[str, Result], caption: str, names: str) -> Table:
     """Make a table of values of the repeats, a row for each point. names: of `results.Run`, with dots."""
-    units = {name: UNITS.get(name.rpartition(".")[2], ("", 1)) for name in names}
+    units = {name: UNITS.get(name, ("", 1)) for name in names.split()}
     heads = [name.replace("_", " ").replace(".", " ") + (unit and f", {unit}") for name, (unit, _) in units.items()]
     rows = [
         (point, *(format_spread(take(result, name), size) for name, (_, size) in units.items()))

@@ -84,7 +84,6 @@ class Run:
         PositiveFloat  # from the end of the warm-up to the end of the last timed step, of the slowest rank
     )
     tokens_per_second_per_device: PositiveFloat
-    padding_share: FiniteFloat  # of the positions that were computed, 0..1
     step_seconds: StepSeconds
     peak_bytes: Annotated[
         list[FiniteFloat], SOME

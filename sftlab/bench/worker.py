@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,17 +28,12 @@ from sftlab.errors import UserError
 from sftlab.memory import duration
 from sftlab.train import distributed
 
-# of a batch, what shows how long its samples are
-KEPT = ("labels", "attention_mask", "cu_seq_lens_q", "lengths", "shared_prefix")
-
 
 def measure_point(plan: dict) -> dict | None:
     """Train as planned and return what the first process writes: run, machine, versions, choices.
 
-    plan: point, config, untimed, steps, threads, started (seconds since the epoch), precision (what the first run
-    chose and why, or None).
+    plan: point, config, untimed, steps, threads, started (seconds since the epoch).
     """
-    from sftlab.models import load
     from sftlab.train import forecast
     from sftlab.train import run as train_run
 
@@ -48,11 +43,8 @@ def measure_point(plan: dict) -> dict | None:
             raise UserError(
                 f"devices: {world.size} processes were started for a point of {point.devices}. Start as many."
             )
-        if config.bf16 is None:
-            bf16, why = distributed.run_on_main(load.choose_precision, config)
-            config, plan["precision"] = replace(config, bf16=bf16), f"{'bfloat16' if bf16 else 'float32'}: {why}"
-        distributed.gather(None)
-        rate = duration.measure_products(torch.bfloat16 if config.bf16 else torch.float32)  # of all at the same time
+        bf16, _ = train_run.choose_precision(config)  # once all are there, so that they measure at the same time
+        rate = duration.measure_products(torch.bfloat16 if bf16 else torch.float32)
         trainer = train_run.make_trainer(config)
         keep_whole_steps(trainer, point.global_batch)
         timer = StepTimer(trainer, plan["untimed"], plan["steps"])
@@ -65,13 +57,13 @@ def measure_point(plan: dict) -> dict | None:
         parts = distributed.gather(mine)
         if world.rank:
             return None
-        lengths = [length for part in parts for length in part["lengths"]]
-        shared = getattr(trainer.data_collator, "shared", 0)
-        work = duration.count_step(trainer.model, lengths, shared, config.batch_size)
+        rows, shared = trainer.train_dataset, getattr(trainer.data_collator, "shared", 0)
+        packed = itertools.chain(*rows["seq_lengths"]) if config.packing else map(len, rows["input_ids"])
+        lengths = list(packed)  # of all samples; the timed ones are as long on average
+        work = duration.count_step(trainer.model, lengths, shared, config.batch_size) / sum(lengths) * mine["tokens"]
         used = sum(part["used"] for part in parts[: world.local_size])  # of the processes of the first machine
-        run = combine(parts, point, work, used, plan | {"bf16": config.bf16, "begun": timer.started})
+        run = combine(parts, point, work, used, plan | {"bf16": bf16, "begun": timer.started})
         choices = {name: why for name, why in trainer.choices.items() if name != "time"}
-        choices["precision"] = plan["precision"] or choices["precision"]
         attention = getattr(trainer.model.config, "_attn_implementation", None)  # what is really used
         choices["attention"] = f"{attention}: {choices['attention'].split(': ', 1)[-1]}"
         devices = machine.merge_devices([part["device"] for part in parts])
@@ -83,7 +75,7 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
     """Combine what each process measured. work: FLOPs of all timed steps. used: this machine's processor seconds."""
     window = max(part["window"] for part in parts)
     seconds = parts[0]["seconds"]
-    tokens, positions = sum(sum(part["lengths"]) for part in parts), sum(part["positions"] for part in parts)
+    tokens = parts[0]["tokens"]  # which the trainer counts over all processes
     cuts = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
     rate, per_device = statistics.mean(part["rate"] for part in parts), work / window / point.devices
     gpu = parts[0]["device"]["gpu"]
@@ -93,7 +85,6 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         tokens=tokens,
         tokens_per_second=tokens / window,
         tokens_per_second_per_device=tokens / window / point.devices,
-        padding_share=1 - tokens / positions,
         step_seconds=StepSeconds(statistics.median(seconds), cuts[0], cuts[-1], len(seconds), plan["untimed"]),
         peak_bytes=[part["peak"] for part in parts],
         memory=[part["memory"] for part in parts],
@@ -108,20 +99,6 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         started=plan["begun"].isoformat(timespec="seconds"),
         seconds=time.time() - plan["started"],
     )
-
-
-def count_batch(inputs: dict) -> tuple[list[int], int]:
-    """Return (tokens of each sample without padding, positions with padding) of a batch of the model.
-
-    A beginning that samples share counts for each of them, as in a batch that repeats it.
-    """
-    positions = inputs["labels"].numel()
-    if "lengths" in inputs:
-        lengths = inputs["lengths"].tolist()
-        return lengths, positions + inputs["shared_prefix"] * (len(lengths) - 1)
-    if "cu_seq_lens_q" in inputs:  # of TRL, without padding
-        return inputs["cu_seq_lens_q"].diff().tolist(), positions
-    return inputs["attention_mask"].sum(-1).tolist(), positions
 
 
 def keep_whole_steps(trainer, global_batch: int) -> None:
@@ -148,16 +125,14 @@ class StepTimer(TrainerCallback):
 
     def __init__(self, trainer, untimed: int, steps: int):
         self.untimed, self.steps = untimed, steps
-        self.batches, self.losses, self.times = [], [[]], []
-        self.train_batch = trainer.training_step
+        self.trainer, self.train_batch = trainer, trainer.training_step
+        self.losses, self.times = [[]], []
         trainer.training_step = self.training_step
         trainer.add_callback(self)
 
     def training_step(self, model, inputs, *rest):
-        """Run the trainer's own, and keep what a timed batch holds, to be counted after the end."""
+        """Run the trainer's own, and keep the loss."""
         loss = self.train_batch(model, inputs, *rest)
-        if len(self.losses) > self.untimed:
-            self.batches.append({name: inputs[name] for name in KEPT if name in inputs})
         self.losses[-1].append(loss)
         return loss
 
@@ -173,24 +148,22 @@ class StepTimer(TrainerCallback):
         if step == self.untimed + self.steps:
             self.ended = self.read_clocks()
 
-    def read_clocks(self) -> tuple[float, float, float]:
-        """Return (seconds of the wall clock, processor seconds of this process, this machine's use since the last call, 0..1)."""
+    def read_clocks(self) -> tuple[float, float, float, int]:
+        """Return (seconds, processor seconds of this process, this machine's use since the last call, 0..1, tokens so far)."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         used = sum(psutil.Process().cpu_times()[:2])
-        return time.perf_counter(), used, psutil.cpu_percent() / 100
+        return time.perf_counter(), used, psutil.cpu_percent() / 100, self.trainer._total_train_tokens
 
     def summarise(self) -> dict:
         """Return what this process measured in the timed steps, in plain numbers."""
-        lengths, positions = zip(*map(count_batch, self.batches), strict=True)
-        (began, used, _), (ended, used_then, busy) = self.begun, self.ended
+        (began, used, _, tokens), (ended, used_then, busy, tokens_then) = self.begun, self.ended
         return {
             "window": ended - began,
             "used": used_then - used,
             "busy": busy,
             "seconds": [after - before for before, after in itertools.pairwise(self.times)],
-            "lengths": list(itertools.chain(*lengths)),
-            "positions": sum(positions),
+            "tokens": tokens_then - tokens,
             "losses": [float(sum(part)) for part in self.losses if part],
         }
 

@@ -14,7 +14,6 @@ def make_run(devices: int = 1, rate: float = 1000.0, accumulation: int = 1, **ch
     tokens = 30 * 400 * devices * accumulation
     step = tokens / rate / 30
     about = {"tokens": tokens, "tokens_per_second": rate, "tokens_per_second_per_device": rate / devices}
-    about |= {"padding_share": 0.125}
     about |= {"step_seconds": StepSeconds(step, 0.9 * step, 1.2 * step, 30, 5)}
     about |= {"peak_bytes": [int(2e9 + 1e8 * rank) for rank in range(devices)]}
     about |= {"memory": [Memory(1e9, 1.1e9 - 1e8 * rank, False) for rank in range(devices)]}
