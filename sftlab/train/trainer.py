@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
@@ -42,6 +42,9 @@ class LabTrainer(SFTTrainer):
     def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.lengths, self.problem, self.losses = lengths, None, deque(maxlen=PATIENCE)
+        self.validation = torch.zeros(2, dtype=torch.float64)  # summed loss and tokens of the evaluation at work
+        if (processes := self.accelerator.num_processes) > 1 and self.eval_dataset is not None:
+            self.eval_dataset = EvenRows(self.eval_dataset, self.args.per_device_eval_batch_size * processes)
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
         self.sharded = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
@@ -55,6 +58,20 @@ class LabTrainer(SFTTrainer):
         self.uses_answer_head = plain and whole and cpu
         if self.uses_answer_head:
             add_answer_head(causal)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+        self.validation += torch.stack([loss.double() * tokens, tokens]).cpu()
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """Evaluate as transformers does, but with the mean over all tokens: a mean of batches' means would hang on their size."""
+        self.validation.zero_()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, tokens = self.accelerator.reduce(self.validation.to(self.args.device), "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(1, tokens)
+        return output
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         lengths, inputs = inputs.get("lengths"), {name: value for name, value in inputs.items() if name != "lengths"}
@@ -261,6 +278,22 @@ def check_moved(weights) -> None:
     if still:
         fix = "Raise --learning-rate or --max-steps; with --gradient-checkpointing, inputs must require gradients."
         raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. {fix}")
+
+
+class EvenRows(Dataset):
+    """Rows, and behind them as many without labels as make their number a multiple: no process has to take a row again."""
+
+    def __init__(self, rows, multiple: int):
+        self.rows, self.more = rows, -len(rows) % multiple
+
+    def __len__(self) -> int:
+        return len(self.rows) + self.more
+
+    def __getitem__(self, number: int) -> dict:
+        if number < len(self.rows):
+            return self.rows[number]
+        row = self.rows[0]
+        return row | {"labels": [IGNORED] * len(row["labels"])}
 
 
 # Batches with little or no padding. Where the attention knows where samples begin, a batch is one row without any. Elsewhere
