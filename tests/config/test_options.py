@@ -1,7 +1,6 @@
 """What the options of a training run say is what they do, in every architecture of the catalogue."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,18 +17,30 @@ SHORT = {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps"
 SHAPES = {model.model_type: model.name for model in MODELS if model.name != "tiny-base"}  # one of each architecture
 
 
+@pytest.fixture
+def configure(dataset, tmp_path):
+    """Makes the configuration of a short run with some options."""
+    places = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run")}
+    return lambda **options: TrainConfig(**places | SHORT | options)
+
+
 def log(config: TrainConfig, name: str = "loss") -> list[float]:
     trainer = run.make_trainer(config)
     trainer.train()
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-@pytest.mark.parametrize("bits", ["", "use_4bit", "use_8bit"])
-@pytest.mark.parametrize("name", SHAPES.values())
-def test_every_architecture_trains_with_lora_quantised_too(name, bits, dataset, tmp_path):
-    config = TrainConfig(model_name=f"random-tiny:{name}", dataset_path=str(dataset), output_dir=str(tmp_path / "run"),
-                         use_lora=True, lora_r=2, **SHORT, **({bits: True} if bits else {}))  # fmt: skip
-    trainer = run.make_trainer(config)
+QUANTIZED = [
+    pytest.param(name, bits, marks=[] if kind in ("gpt2", "falcon", "llama") else pytest.mark.slow)
+    for kind, name in SHAPES.items()
+    for bits in ("use_4bit", "use_8bit")
+]
+
+
+@pytest.mark.parametrize(("name", "bits"), [*((name, "") for name in SHAPES.values()), *QUANTIZED])
+def test_lora_trains_its_layers_in_every_architecture_quantised_too(name, bits, configure):
+    options = {bits: True} if bits else {}
+    trainer = run.make_trainer(configure(model_name=f"random-tiny:{name}", use_lora=True, lora_r=2, **options))
     kinds = {type(part).__name__ for part in trainer.model.modules()}
     assert ("Linear4bit" in kinds, "Linear8bitLt" in kinds) == (bits == "use_4bit", bits == "use_8bit")
     trainer.train()
@@ -41,21 +52,19 @@ def test_every_architecture_trains_with_lora_quantised_too(name, bits, dataset, 
     assert moved == set(catalog.find_model(name).lora_targets)
 
 
-def test_accumulated_batches_are_the_one_large_batch(dataset, tmp_path):
-    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), **SHORT}
-    large = log(TrainConfig(**options), "grad_norm")
-    options |= {"batch_size": 1, "gradient_accumulation_steps": 4}
-    assert log(TrainConfig(**options), "grad_norm") == pytest.approx(large, rel=1e-4)
+def test_accumulated_batches_are_the_one_large_batch(configure):
+    large = log(configure(), "grad_norm")
+    many = log(configure(batch_size=1, gradient_accumulation_steps=4), "grad_norm")
+    assert many == pytest.approx(large, rel=1e-4)
 
 
-def test_padding_changes_nothing_but_the_time(dataset, tmp_path):
+def test_padding_changes_nothing_but_the_time(configure):
     """Batches without padding, padded ones, and TRL's own padded batches give one loss after the other alike."""
     from trl import SFTTrainer
 
     losses = []
     for attention in (None, False):
-        config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_flash_attention=attention,
-                             **SHORT | {"max_steps": 4})  # fmt: skip
+        config = configure(use_flash_attention=attention, max_steps=4)
         trainer = run.make_trainer(config)
         trainer.lengths = None  # in the usual order of rows
         trainer.train()
@@ -69,13 +78,9 @@ def test_padding_changes_nothing_but_the_time(dataset, tmp_path):
         assert other == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
 
 
-def test_a_packed_row_holds_whole_samples_and_learns_their_answers(dataset, tmp_path):
-    config = TrainConfig(
-        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), packing=True, **SHORT | {"max_length": 300}
-    )
-    trainer = run.make_trainer(config)
-    plain = run.make_trainer(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT))
-    rows, packed = plain.train_dataset, trainer.train_dataset
+def test_a_packed_row_holds_whole_samples_and_learns_their_answers(configure):
+    trainer = run.make_trainer(configure(packing=True, max_length=300))
+    rows, packed = run.make_trainer(configure()).train_dataset, trainer.train_dataset
     assert len(packed) < len(rows) / 3 and max(sum(lengths) for lengths in packed["seq_lengths"]) <= 300
     assert sum(len(ids) for ids in packed["input_ids"]) == sum(len(ids) for ids in rows["input_ids"])
     batch = trainer.data_collator([packed[0]])
@@ -87,26 +92,29 @@ def test_a_packed_row_holds_whole_samples_and_learns_their_answers(dataset, tmp_
         whole = trainer.compute_loss(trainer.model, batch, num_items_in_batch=count)
         parts = sum(trainer.compute_loss(trainer.model, part, num_items_in_batch=count) for part in alone)
     assert (batch["labels"] != -100).sum() == count > 10 and whole.item() == pytest.approx(parts.item(), rel=1e-5)
-    cut = run.make_trainer(replace(config, max_length=58))  # than which some rows are longer
+    cut = run.make_trainer(configure(packing=True, max_length=58))  # than which some rows are longer
     assert max(len(ids) for ids in cut.train_dataset["input_ids"]) == 58
 
 
 @pytest.mark.parametrize("name", ["gpt-neo-125M", "falcon-7b"])
-def test_packing_is_refused_where_samples_can_t_be_kept_apart(name, dataset, tmp_path):
-    config = TrainConfig(
-        model_name=f"random-tiny:{name}", dataset_path=str(dataset), output_dir=str(tmp_path / "run"), packing=True
-    )
+def test_packing_is_refused_where_samples_can_t_be_kept_apart(name, configure):
     with pytest.raises(UserError, match="no attention that keeps packed samples apart"):
-        run.make_trainer(config)
+        run.make_trainer(configure(model_name=f"random-tiny:{name}", packing=True))
 
 
-def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends_early(dataset, tmp_path):
+def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends_early(configure, tmp_path):
     """At this learning rate the held-out loss soon rises; two evaluations without a better one end the run."""
-    config = TrainConfig(
-        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), early_stopping_patience=2, load_best_model_at_end=True,
-        eval_steps=4, save_steps=1000, save_total_limit=1, lr_scheduler_type="constant",
-        **SHORT | {"max_steps": 80, "batch_size": 8, "learning_rate": 4e-3},
-    )  # fmt: skip
+    config = configure(
+        early_stopping_patience=2,
+        load_best_model_at_end=True,
+        eval_steps=4,
+        save_steps=1000,
+        save_total_limit=1,
+        lr_scheduler_type="constant",
+        max_steps=80,
+        batch_size=8,
+        learning_rate=4e-3,
+    )
     result = run.train(config)
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
@@ -118,24 +126,21 @@ def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends_early(datase
 
 
 @pytest.mark.parametrize("name", ["tensorboard", pytest.param("trackio", marks=pytest.mark.slow)])
-def test_a_tracker_gets_the_log(name, dataset, tmp_path, monkeypatch):
+def test_a_tracker_gets_the_log(name, configure, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), report_to=name, **SHORT))
+    run.train(configure(report_to=name))
     files = list(tmp_path.rglob("events.out.tfevents.*" if name == "tensorboard" else "*.db*"))
     assert any(b"mean_token_accuracy" in path.read_bytes() for path in files), files
 
 
-def test_a_tracker_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_named(configure, monkeypatch):
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="trackio is not installed. Add it: pip install trackio"):
-        run.check_machine(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), report_to="trackio"))
+        run.check_machine(configure(report_to="trackio"))
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_every_optimizer_moves_the_weights(optim, dataset, tmp_path):
-    config = TrainConfig(
-        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), optim=optim, use_lora=True, **SHORT
-    )
-    trainer = run.make_trainer(config)
+def test_every_optimizer_moves_the_weights(optim, configure):
+    trainer = run.make_trainer(configure(optim=optim, use_lora=True))
     trainer.train()
     assert all(weight.any() for name, weight in trainer.model.named_parameters() if "lora_B" in name)
