@@ -12,10 +12,8 @@ TYPED = [
     ("True", bool, True),
     ("2e-4", float, 0.0002),
     (3, float, 3.0),
-    ("16", int, 16),
     ("1e3", int, 1000),
     ("null", str | None, None),
-    ("null", int | None, None),
     ("8", int | None, 8),
     ("4,16, 64", list, ["4", "16", "64"]),
 ]

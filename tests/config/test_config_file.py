@@ -14,9 +14,9 @@ from papermill.translators import PythonTranslator
 from sftlab.cli import parse
 from sftlab.config import text as config_text
 from sftlab.config.configs import LaunchConfig, TrainConfig
-from sftlab.course import widgets
 from sftlab.errors import UserError
 
+FIELDS = TrainConfig.__dataclass_fields__
 KNOBS = {"lora_r": 16, "learning_rate": 1e-3, "use_lora": True}  # what a notebook sets itself
 HARD = TrainConfig(
     model_name="null", dataset_path="データ/質問 集", output_dir="-runs/it's \"q\": #1, {x}\\n", use_lora=True, use_4bit=True,
@@ -25,32 +25,27 @@ HARD = TrainConfig(
 )  # fmt: skip
 
 
+WORDS = st.sampled_from(
+    ["-x", "--lora-r", "null", "2e-4", "日本 語", "a'b\"c", "{a: b}", "x # y", "~", "yes", "a\nb", ""]
+)
+TEXTS = WORDS | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
 def values_of(field):
     """What an option may be, hard ones among them."""
-    words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
-    special = st.sampled_from(
-        ["-x", "--lora-r", "null", "2e-4", "日本 語", "a'b\"c", "{a: b}", "x # y", "~", "yes", "a\nb", ""]
-    )
-    if field.metadata["choices"]:
-        return st.sampled_from(field.metadata["choices"])
-    if field.name == "deepspeed":
-        return st.sampled_from([None, "zero1", "zero2"])
-    if field.type is bool:
-        return st.booleans()
-    if field.type not in (int, float, str):
-        return st.sampled_from([None, True, False])
-    if field.type is str:
-        return words | special
     low, high = field.metadata["low"], field.metadata["high"] or 1e9
-    return st.integers(int(low), int(high)) if field.type is int else st.floats(low, high)
+    if field.metadata["choices"] or field.name == "deepspeed":
+        return st.sampled_from(field.metadata["choices"] or [None, "zero1", "zero2"])
+    if field.type in (int, float):
+        return st.integers(int(low), int(high)) if field.type is int else st.floats(low, high)
+    return TEXTS if field.type is str else st.sampled_from([True, False] + [None] * (field.type is not bool))
 
 
 @st.composite
 def configurations(draw):
-    fields = widgets.FIELDS
-    names = draw(st.lists(st.sampled_from(sorted(fields)), unique=True, max_size=8))
+    names = draw(st.lists(st.sampled_from(sorted(FIELDS)), unique=True, max_size=8))
     try:
-        return TrainConfig(**{name: draw(values_of(fields[name])) for name in names})
+        return TrainConfig(**{name: draw(values_of(FIELDS[name])) for name in names})
     except UserError:
         assume(False)  # options that don't go together
 
@@ -60,14 +55,6 @@ def read_command(text: str) -> TrainConfig:
     return config_text.build_options(TrainConfig, parse(args.training) if args.name == "launch" else args)
 
 
-def read_papermill(text: str, knobs: dict = KNOBS) -> TrainConfig:
-    """What papermill makes of its command, and a notebook of that."""
-    name, value = shlex.split(text)[-2:]
-    found: dict = {}
-    exec(PythonTranslator.codify({name: _resolve_type(value)}), found)
-    return config_text.build(found["options"], **knobs)
-
-
 def check_forms(config: TrainConfig, start: TrainConfig) -> None:
     launch = LaunchConfig(nodes=2, gpus_per_node=8, hostfile="my hosts")
     yaml, mill, train, launcher = (form["text"] for form in config_text.list_forms(config, launch, start=start))
@@ -75,7 +62,9 @@ def check_forms(config: TrainConfig, start: TrainConfig) -> None:
     assert config_text.build(config_text.write(config, everything=True)).hash() == config.hash()
     assert read_command(train).hash() == config.hash() == read_command(launcher).hash()
     assert config_text.build_options(LaunchConfig, parse(shlex.split(launcher)[1:])) == launch
-    assert read_papermill(mill).hash() == config.hash()
+    found: dict = {}
+    exec(PythonTranslator.codify({"options": _resolve_type(shlex.split(mill)[-1])}), found)  # as papermill does
+    assert config_text.build(found["options"], **KNOBS).hash() == config.hash()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
