@@ -19,8 +19,7 @@ BETWEEN = 0.5  # seconds at least from one progress.json to the next
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT (Ctrl-C, the stop button of a notebook), SIGTERM and SIGHUP (the terminal is gone) end the run after the step,
-    with a checkpoint; in several processes all at the same step, whichever got the signal.
+    """Ends a run with a checkpoint after the step in which SIGINT, SIGTERM or SIGHUP (the terminal is gone) reaches a process.
 
     A second SIGINT ends it at once. `received`: the signal, or None. Signals reach only the main thread.
     """
@@ -71,10 +70,7 @@ class SaveBest(TrainerCallback):
 
 
 class LiveLog(TrainerCallback):
-    """Writes log.jsonl and progress.json of a run (`folder`) as it goes; for rank 0.
-
-    A file that can't be written is reported once, and ends no run.
-    """
+    """Writes log.jsonl and progress.json as a run goes, on rank 0. A file that can't be written is reported once."""
 
     def __init__(self, trainer):
         self.trainer, self.folder = trainer, Path(trainer.args.output_dir)

@@ -133,13 +133,13 @@ def run_on_main(function, *arguments):
         return function(*arguments)
     from torch import distributed
 
-    answer = [None, True]  # what it returned, whether it failed
+    answer = []  # empty where it failed
     try:
         if distributed.get_rank() == 0:
-            answer = [function(*arguments), False]
+            answer = [function(*arguments)]
     finally:
-        distributed.broadcast_object_list(answer, src=0, group=_control)
-    if answer[1]:
+        answer = gather(answer)[0]
+    if not answer:
         raise SystemExit(FOLLOWED)
     return answer[0]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab.config.configs import TrainConfig
-from sftlab.errors import UserError, place_error
+from sftlab.errors import UserError, is_full, place_error
 
 LOG, PROGRESS = "log.jsonl", "progress.json"
 ADDED = ("time", "max_steps", "memory_bytes", "gpu_memory_bytes")  # what an entry has more than the Trainer's
@@ -36,10 +36,7 @@ def holds_something(place: Path) -> bool:
 
 
 def claim_folder(config: TrainConfig, processes: int) -> Path | None:
-    """Return the checkpoint to resume from, or None; refuse an output folder that exists. Changes nothing.
-
-    processes: how many will train.
-    """
+    """Return the checkpoint to resume from, or None; refuse an output folder that exists. Changes nothing."""
     folder = Path(config.output_dir)
     read = {"the folder you work in": ".", "in model_name": config.model_name, "in dataset_path": config.dataset_path}
     for name, place in read.items():
@@ -60,10 +57,7 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
 
 
 def check_resumed(config: TrainConfig, processes: int) -> None:
-    """Raise UserError where nothing is left to train, or an option has changed that the checkpoint depends on.
-
-    Other changes are printed.
-    """
+    """Raise UserError where nothing is left to train or an option has changed that the checkpoint needs; print other changes."""
     folder = Path(config.output_dir)
     run = files.read_json(folder / "run.json")
     before = {"processes": run.get("processes", 1)} | run.get("config", {})
@@ -113,7 +107,7 @@ def identify(pid: int | None = None) -> dict:
 
 def write_process(folder: Path, start: dict | None) -> None:
     """Begin progress.json: which process trains, and where. start: what started it in the background, if it is this run's."""
-    kept = {"start": start} if start and is_this(start["process"]) else {}
+    kept = {"start": start} if start and (start["launch"] or is_this(start["process"])) else {}
     files.write_json(folder / PROGRESS, {"process": identify(), "started": time.time(), "cwd": os.getcwd()} | kept)
 
 
@@ -187,22 +181,27 @@ def is_at_end(checkpoint: Path, config: TrainConfig) -> bool:
     return state["epoch"] >= config.num_epochs
 
 
-def drop_partial(folder: Path, step: int) -> UserError:
-    """Remove the checkpoint that did not fit, and return the error that says what is left, and what to do."""
-    partial = folder / f"checkpoint-{step}"
-    if not is_whole(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-    last, free = find_last(folder), shutil.disk_usage(folder).free / 1e6
-    left = f"{last} is whole: continue from it with --resume" if last else "no checkpoint was written before"
-    full = f"no room for the checkpoint of step {step} in {folder} ({free:.1f} MB are free)"
-    return UserError(f"output_dir: {full}. {left}. Make room, or write fewer: --save-total-limit 1.")
+@contextlib.contextmanager
+def explaining_full_disk(folder: Path, what: str):
+    """Turn the error of a full disk into a UserError that says what is left, and what to do; a partial checkpoint goes."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        for partial in folder.glob("checkpoint-*"):
+            if not is_whole(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+        last, free = find_last(folder), shutil.disk_usage(folder).free / 1e6
+        left = f"{last} is whole: continue from it with --resume" if last else "no checkpoint was written before"
+        full = f"no room for {what} in {folder} ({free:.1f} MB are free)"
+        raise UserError(f"output_dir: {full}. {left}. Make room, or write fewer: --save-total-limit 1.") from error
 
 
 # The live log.
 
 
 def append_entry(folder: Path, entry: dict) -> None:
-    """Add an entry to the log; it is in the file, whole, when this returns."""
     with (folder / LOG).open("a", encoding="utf-8") as log:
         log.write(to_line(entry))
 
@@ -212,16 +211,11 @@ def to_line(entry: dict) -> str:
 
 
 def read_log(folder: str | Path) -> list[dict]:
-    """Read the entries of a run's log so far, in order; those of an older run from what its Trainer left at the end.
-
-    A line that is being written, or was torn, is left out.
-    """
-    try:
-        lines = (Path(folder) / LOG).read_bytes().splitlines()
-    except OSError:
+    """Read the entries of a run's log so far, in order, without a torn line; of what has no log, those of its Trainer."""
+    log, entries = Path(folder) / LOG, []
+    if not log.is_file():
         return files.read_json(Path(folder) / LAST_FILE).get("log_history", [])
-    entries = []
-    for line in lines:
+    for line in log.read_bytes().splitlines():
         with contextlib.suppress(ValueError):
             entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict)]

@@ -9,11 +9,13 @@ import random
 import traceback
 from dataclasses import replace
 
+import torch
+
 from sftlab import machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.errors import UserError
-from sftlab.memory import advice, dry_run
+from sftlab.memory import advice, dry_run, duration
 from sftlab.train import distributed
 
 KEPT = 4  # freed memory that is kept may make a run's peak so many times what it uses (measured: 1.2 to 3.7)
@@ -38,14 +40,13 @@ def fill_batch(config: TrainConfig, lengths: list[int], in_loss: float, bf16: bo
     """Return (tokens of the fullest batch with its padding, the share of them in the loss). lengths: tokens of each row."""
     if config.packing:
         return config.batch_size * config.max_length, in_loss
-    batches = config.max_steps * config.gradient_accumulation_steps
-    if batches <= 0:
-        batches = round(config.num_epochs * len(lengths) / config.batch_size / distributed.read_world().size)
+    steps = duration.count_steps(config, lengths, distributed.read_world().size)[1]
     try:
         in_rows = dry_run.lies_in_rows(config, bf16)
     except dry_run.CantCount:
         in_rows = False
     in_loss *= 1 if in_rows else sum(lengths) / len(lengths) / max(lengths)  # padding isn't in it
+    batches = steps * config.gradient_accumulation_steps
     return find_fullest(lengths, config.batch_size, batches, in_rows), in_loss
 
 
@@ -65,11 +66,8 @@ def expect(
     """Return what the run is expected to take, for `result.json`, and a line about it; set the allocator.
 
     lengths: tokens of each row, the first `shared` ones the same in all; new_tokens: whether token rows are trained, too.
-    Raises UserError on a CPU where it won't fit, unless --no-check-memory: there the system would kill the process,
-    without a word. On a GPU running out is an error that can be explained, so there it's only printed.
+    Raises UserError on a CPU where it won't fit, unless --no-check-memory: the system would kill the process without a word.
     """
-    import torch
-
     gpu = torch.cuda.is_available()
     plan, run, room = make_plan(config, gpu), replace(config, bf16=bf16), machine.free_memory(gpu)
     if not gpu:
@@ -112,23 +110,15 @@ def estimate(
 
 
 def measure_memory(expected: dict) -> dict:
-    """Return what a run took beside the libraries, and the error of the estimate, for `result.json`.
-
-    Where freed memory was kept, the process held more than was in use, so the error isn't known.
-    """
+    """Return what a run took beside the libraries, and the error of the estimate, for `result.json`."""
     took, own = max(0, machine.read_peak() - expected["before"]), expected["expected_bytes"]
-    known = own is not None and not expected["kept"]
+    known = own is not None and not expected["kept"]  # else the process held more than was in use
     return expected | {"peak_bytes": took, "error": round(own / max(1, took) - 1, 4) if known else None}
 
 
 @contextlib.contextmanager
 def advising(config: TrainConfig, expected: dict | None = None):
-    """Turn a failed allocation inside into a UserError that says what to change; other errors pass.
-
-    expected: what `expect` returned for the run, if it got so far.
-    """
-    import torch
-
+    """Turn a failed allocation inside into a UserError that says what to change. expected: of `expect`, if it got so far."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError

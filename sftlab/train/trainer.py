@@ -18,7 +18,7 @@ from trl import SFTTrainer
 
 from sftlab import files
 from sftlab.config.deepspeed import find_stage
-from sftlab.errors import UserError, is_full
+from sftlab.errors import UserError
 from sftlab.models import adapters
 from sftlab.models.load import IGNORED
 from sftlab.models.loss import add_answer_head, has_plain_head
@@ -28,14 +28,14 @@ from sftlab.train import folder as run_folder
 PATIENCE = 10  # batches in a row that may be worse than guessing
 TOO_HIGH = 1.5  # times the loss of guessing
 COUNTERS = "meters{}.json"  # in a checkpoint, of rank 0; the others' have their rank in the name
-# What a checkpoint holds for training on, beside the model and its tokenizer; by the beginning of the name.
+# What a checkpoint holds beside the model and its tokenizer; by the beginning of the name.
 FOR_TRAINING = ("optimizer", "scheduler", "rng_state", "meters", "trainer_state", "latest", "zero_to_fp32")
 
 
 class LabTrainer(SFTTrainer):
     """SFTTrainer with the loss on completion tokens only on a CPU, batches of rows of like length, and whole checkpoints.
 
-    `lengths`: tokens of each training row; rows of like length then share a batch. `uses_answer_head`: whether the loss is
+    `lengths`: tokens of each training row, if rows of like length share a batch. `uses_answer_head`: whether the loss is
     computed the lab's way, else TRL's. `sharded`: whether each process holds a shard of every weight (ZeRO-3).
     """
 
@@ -116,28 +116,24 @@ class LabTrainer(SFTTrainer):
         return norm
 
     def check_step(self, loss: float) -> None:
-        """Raise UserError for a loss or gradient that is no number or diverges, in all processes at the same step."""
-        try:
-            self.check_loss(loss)
-            if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # whose step is over by now
-                norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
-                if norm is not None and not math.isfinite(norm):
-                    step = self.state.global_step + 1
-                    raise UserError(f"a gradient was no number at step {step}, and is applied: {self.advise_rate()}")
-        except UserError as error:
-            self.problem = self.problem or error  # raised in the others, too, when all are at the end of the step
+        """Raise UserError, in all processes at the same step, for a loss or gradient that is no number or diverges."""
+        self.problem = self.problem or self.find_problem(loss)
         if self.accelerator.sync_gradients or self.accelerator.num_processes == 1:
-            distributed.raise_together(self.problem)
+            distributed.raise_together(UserError(self.problem) if self.problem else None)
 
-    def check_loss(self, loss: float) -> None:
-        """Raise UserError if the loss of a batch is no number, or the last ones are all worse than guessing."""
+    def find_problem(self, loss: float) -> str:
         step, guessing = self.state.global_step + 1, math.log(self.model.config.get_text_config().vocab_size)
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step}: {self.find_cause()}")
+            return f"the loss is {loss} at step {step}: {self.find_cause()}"
         self.losses.append(loss)
         if len(self.losses) == PATIENCE and min(self.losses) > (most := TOO_HIGH * guessing):
             high = f"the loss was above {most:.1f} for {PATIENCE} batches, up to step {step}"
-            raise UserError(f"{high}; guessing blindly has {guessing:.1f}. {self.advise_rate()}")
+            return f"{high}; guessing blindly has {guessing:.1f}. {self.advise_rate()}"
+        if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # whose step is over by now
+            norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+            if norm is not None and not math.isfinite(norm):
+                return f"a gradient was no number at step {step}, and is applied: {self.advise_rate()}"
+        return ""
 
     def find_cause(self) -> str:
         """Say why a loss or gradient is no number: weights that were broken before or by the training, or else."""
@@ -201,14 +197,11 @@ class LabTrainer(SFTTrainer):
         if self.args.should_save and not whole:
             shutil.rmtree(checkpoint, ignore_errors=True)  # what a killed run left of it
         self.accelerator.wait_for_everyone()
-        try:
+        with run_folder.explaining_full_disk(folder, f"the checkpoint of step {step}"):
             if whole:  # written at this step already; it may be the best since
-                return self.update_state(checkpoint)
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            if is_full(error):
-                raise run_folder.drop_partial(folder, step) from error
-            raise
+                self.update_state(checkpoint)
+            else:
+                super()._save_checkpoint(model, trial)
 
     def update_state(self, checkpoint: Path) -> None:
         """Write into a whole checkpoint what has come after it at the same step: that it has turned out to be the best."""
@@ -227,14 +220,9 @@ class LabTrainer(SFTTrainer):
         folder = Path(self.args.output_dir)
         if not self.sharded:
             check_moved(self.model.named_parameters())
-        try:
+        with run_folder.explaining_full_disk(folder, "the model"):
             self.save_model()
             self.save_state()
-        except Exception as error:
-            if is_full(error):
-                fix = f"Its last checkpoint is {run_folder.find_last(folder)}; make room, then resume with --resume."
-                raise UserError(f"output_dir: no room for the model in {folder}. {fix}") from error
-            raise
         if self.sharded:
             distributed.run_on_main(self.check_saved, folder)
 
@@ -252,9 +240,7 @@ class LabTrainer(SFTTrainer):
         self.check_saved(folder)
 
     def check_saved(self, folder: Path) -> None:
-        """Raise UserError if an adapter in a folder learned nothing, or if it isn't whole: of a sharded model, every
-        trained weight must be there in its true shape, gathered from all processes.
-        """
+        """Raise UserError if an adapter in a folder learned nothing, or a sharded model isn't there whole, in its true shapes."""
         shapes = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as saved:
@@ -270,10 +256,7 @@ class LabTrainer(SFTTrainer):
 
 
 def check_moved(weights) -> None:
-    """Raise UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it.
-
-    weights: pairs of names and tensors.
-    """
+    """Raise UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it."""
     still = [name for name, weight in weights if "lora_B" in name and not weight.any()]
     if still:
         fix = "Raise --learning-rate or --max-steps; with --gradient-checkpointing, inputs must require gradients."
@@ -323,9 +306,9 @@ class LikeLengths(Sampler):
         for start in range(0, len(rows), size * WINDOW):
             window = sorted(rows[start : start + size * WINDOW], key=lambda row: self.lengths[row])
             batches += [window[at : at + size] for at in range(0, len(window), size)]
-        whole = [batch for batch in batches if len(batch) == size]
-        rng.shuffle(whole)
-        return iter([row for batch in whole + [b for b in batches if len(b) < size] for row in batch])
+        last = batches.pop() if batches and len(batches[-1]) < size else []
+        rng.shuffle(batches)
+        return iter([row for batch in [*batches, last] for row in batch])
 
 
 class InRows:
