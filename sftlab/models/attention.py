@@ -28,10 +28,10 @@ CALL = 64  # tokens that a call of SDPA costs beside its own
 
 
 def choose(model, wanted: bool | None, bf16: bool) -> tuple[str, str]:
-    """Choose the attention for a model: transformers' name for it, and why. `wanted`: --use-flash-attention, or None.
+    """Choose the attention for a model: transformers' name for it, and why. wanted: --use-flash-attention, or None.
 
     flash-attn where it can be imported, else torch's variable-length attention (or, on a CPU, SDPA once per sample), else
-    SDPA over padded batches. bf16: whether the run computes in bfloat16, which both kernels for GPUs ask for.
+    SDPA over padded batches. Both kernels for GPUs ask for bfloat16 (`bf16`).
     """
     current, gpu, config = model.config._attn_implementation, torch.cuda.is_available(), model.config.get_text_config()
     if wanted is False:
@@ -73,7 +73,7 @@ def knows_bounds(model) -> bool:
 
 
 def register() -> None:
-    """Make `attend` known to transformers; the mask of packed rows is left out, since `attend` knows the bounds."""
+    """Make `attend` known to transformers."""
     AttentionInterface.register(VARLEN, attend)
     AttentionMaskInterface.register(VARLEN, make_mask)
 
@@ -127,9 +127,8 @@ def attend_on_gpu(query, key, value, bounds, longest: int, scale: float | None, 
 
     rows = (part.transpose(1, 2).squeeze(0) for part in (query, key, value))
     options = {"scale": scale, "window_size": (window - 1 if window else -1, 0)}
-    if (
-        query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters
-    ):  # torch 2.11 doesn't ask
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 doesn't ask
         options["enable_gqa"] = True
     return varlen_attn(*rows, bounds, bounds, longest, longest, **options).unsqueeze(0)
 
@@ -254,19 +253,17 @@ def packed_inputs(samples: list[list[int]], device="cpu", shared: int = 0) -> di
 
 
 def leaks(model, bf16: bool = False) -> bool:
-    """Whether one sample of a packed row reaches the outputs of the next, tried out on the model.
+    """Whether one sample of a packed row reaches the outputs of the next: whether these have a gradient at its embeddings.
 
-    It does if the second sample's outputs have a gradient at the first one's embeddings. (Outputs alone don't tell: in
-    8-bit layers a large value anywhere in a batch changes how all of it is rounded.)
+    Outputs alone don't tell: in 8-bit layers a large value anywhere in a batch changes how all of it is rounded.
     """
     grad = find_reach(model, packed_inputs([[5, 6, 7, 8], [9, 10, 11]], model.device), 4, bf16)
     return bool((grad[:4] > 0).any())  # a base that holds NaN is another matter
 
 
 def shares_prefix(model, bf16: bool = False) -> bool:
-    """Whether samples of a row may begin with the same tokens, computed once: tried out on the model.
-
-    The last sample's outputs must depend on the prefix and on itself alone, and be what they are without sharing.
+    """Whether samples of a row may begin with the same tokens, computed once: the last one's outputs must depend on these and
+    on itself alone, and be what they are without sharing.
     """
     samples = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11, 12], [5, 6, 7, 13, 14]]
     grad = find_reach(model, packed_inputs(samples, model.device, shared=3), 8, bf16)

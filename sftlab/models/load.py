@@ -24,13 +24,8 @@ from sftlab.models import quantise
 IGNORED = -100  # torch's cross-entropy passes over this label
 TINY_BASE = ROOT / "data_samples" / "tiny-base"
 # random-tiny:NAME: the architecture of NAME with these sizes, and tiny-base's tokenizer and vocabulary.
-TINY_SHAPE = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+TINY_SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+TINY_SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 TINY_SHAPES = {
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
@@ -86,7 +81,7 @@ def locate(name: str, weights: bool = False) -> str:
 
 @contextlib.contextmanager
 def guarded(name: str, path: str):
-    """Turn transformers' refusal of Python code that a model brings along, which would have the user's rights, into a UserError."""
+    """Turn transformers' refusal of Python code that a model brings along into a UserError."""
     try:
         yield
     except ValueError as error:
@@ -198,10 +193,7 @@ def build_empty(settings, dtype, quantization=None, trust_remote_code: bool = Fa
 
 
 def choose_precision(config: TrainConfig, device: str | None = None) -> tuple[bool, str]:
-    """Choose whether a run computes in bfloat16, and say why: as the configuration says, else as `machine` finds it faster.
-
-    device: `gpu` for any GPU, which need not be here.
-    """
+    """Choose whether a run computes in bfloat16, and say why. device: `gpu` for any GPU, which need not be here."""
     if config.bf16 is not None:
         return config.bf16, f"as asked for ({'--bf16' if config.bf16 else '--no-bf16'})"
     return (True, "on a GPU") if device == "gpu" else machine.choose_precision()
@@ -234,9 +226,8 @@ def load_saved(name: str, config: TrainConfig, dtype, quantization):
     path, options = locate(name, weights=True), {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     if quantization:
         options["quantization_config"] = quantization
-    if (
-        torch.cuda.is_available() and deepspeed_configs.find_stage(config.deepspeed) < 3
-    ):  # ZeRO-3 shards the weights itself
+    sharded = deepspeed_configs.find_stage(config.deepspeed) == 3  # and put in place by DeepSpeed
+    if torch.cuda.is_available() and not sharded:
         options["device_map"] = {"": torch.cuda.current_device()}
     loader = AutoModelForCausalLM
     if (Path(path) / "adapter_config.json").is_file():
@@ -250,10 +241,7 @@ def load_saved(name: str, config: TrainConfig, dtype, quantization):
 
 
 def load_base(config: TrainConfig, tokenizer, ends: tuple[int, ...]):
-    """Load the model that a run begins with, the same each time, fitted to the tokenizer, which has the data set's format.
-
-    ends: the tokens that end an answer in this format.
-    """
+    """Load the model that a run begins with, the same each time. tokenizer: with the data set's format; ends: of `set_ends`."""
     from transformers import set_seed
 
     set_seed(config.seed)  # random weights, added embeddings, and in training the adapters' first values
@@ -264,12 +252,11 @@ def load_base(config: TrainConfig, tokenizer, ends: tuple[int, ...]):
 
 def set_ends(model, tokenizer, ends: tuple[int, ...]):
     """Let the model end answers with these tokens, beside those that it ended them with, and pad with the tokenizer's; return it."""
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
     for settings in (model.config, model.generation_config):
-        known = settings.eos_token_id
-        known = known if isinstance(known, list) else [known]
-        for name in ("bos_token_id", "pad_token_id"):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(settings, name, getattr(tokenizer, name))
-        settings.eos_token_id = tokenizer.eos_token_id
     every = [end for end in dict.fromkeys([*ends, *known]) if end is not None]
     if every:
         model.generation_config.eos_token_id = every if len(every) > 1 else every[0]
@@ -321,10 +308,9 @@ def fit_vocabulary(model, tokenizer) -> None:
 
 
 def train_tokens(lora, model, tokenizer, tokens: list[str], wanted: bool) -> None:
-    """Let a LoraConfig train the embeddings of some tokens too (PEFT's trainable token indices), and print it.
+    """Let a LoraConfig train the embeddings of tokens that pre-training never saw (PEFT's trainable token indices), and print it.
 
-    What a frozen base has for a token that pre-training never saw tells the model nothing. Only the rows of these tokens are
-    trained, in the input embeddings and, where it isn't the same matrix, in the output layer.
+    Only their rows are trained, in the input embeddings and, where it isn't the same matrix, in the output layer.
     """
     names = ", ".join(tokens)
     if not wanted:
@@ -340,10 +326,7 @@ def train_tokens(lora, model, tokenizer, tokens: list[str], wanted: bool) -> Non
 
 
 def expose_bias(model) -> None:
-    """Let TRL's fused loss find the bias (or None) of an output layer whose token rows are trained.
-
-    PEFT 0.21 wraps that layer and passes its weight on, with the trained rows in place, but no bias; TRL asks for both.
-    """
+    """Let a loss find the bias (or None) of an output layer whose token rows are trained: PEFT 0.21 passes on the weight only."""
     head = model.get_output_embeddings()
     if hasattr(head, "token_adapter"):
         head.__dict__["bias"] = getattr(head.original_module, "bias", None)  # beside nn.Module's own book-keeping

@@ -1,9 +1,8 @@
 """The loss of SFT computed on completion tokens only, in one pass over the logits.
 
-In SFT with a mask most positions have no label. On a CPU, TRL's fused loss scores them all the same, over the whole
-vocabulary, and computes the logits twice. Here only positions in the loss are multiplied by the output layer, a few hundred
-at a time in one buffer that is used again and again; loss, gradient, accuracy and entropy all come from the one softmax.
-The loss is the same. On a GPU TRL's own kernel scores these positions only, and is taken there.
+On a CPU, TRL's fused loss scores positions without a label, too, and computes the logits twice. Here only positions in the
+loss are multiplied by the output layer, a few hundred at a time in one buffer; loss, gradient, accuracy and entropy all come
+from the one softmax. On a GPU TRL's own kernel scores these positions only, and is taken there.
 
     python benchmarks/train.py
 """
@@ -94,8 +93,7 @@ def has_plain_head(model) -> bool:
 def add_answer_head(model) -> None:
     """Let `model(…, answer_labels=labels)` return (loss summed, trained tokens, right ones, entropy summed).
 
-    Called without `answer_labels` the model does what it did. labels: (batch, length), -100 where nothing is trained;
-    the token at i is predicted from the positions before it.
+    labels: (batch, length), -100 where nothing is trained; the token at i is predicted from the positions before it.
     """
     forward = model.forward
 

@@ -81,20 +81,14 @@ def fix_layers(model, name: str):
 
 
 def prepare_quantised(model, config: TrainConfig) -> None:
-    """Prepare a quantised base with PEFT: all of it frozen, what is not quantised (norms, embeddings) in float32.
-
-    With --gradient-checkpointing the embeddings' output requires a gradient, or the layers would pass none.
-    """
+    """Prepare a quantised base with PEFT: all of it frozen, what is not quantised (norms, embeddings) in float32."""
     from peft import prepare_model_for_kbit_training
 
     prepare_model_for_kbit_training(model, config.gradient_checkpointing, {"use_reentrant": False})
 
 
 def fill_random(model, dtype, device):
-    """Give an empty quantised model (`load.build_empty`) random weights: each is made on `device`, quantised, and let go.
-
-    No more than one matrix is ever there unquantised, so a model of 70 billion parameters needs 4 bits of room for each.
-    """
+    """Give an empty quantised model (`load.build_empty`) random weights; never is more than one matrix there unquantised."""
     import torch
 
     quantise_one = model.hf_quantizer.get_quantize_ops().convert
