@@ -147,7 +147,7 @@ def run_one(options: dict, output: Path) -> None:
         tokens = [options["max_length"]] * options["batch_size"] * options.get("gradient_accumulation_steps", 1)
         rate = duration.count_step(trainer.model, tokens) / step
         found |= {"beside_allocator": whole - free - torch.cuda.memory_reserved(), "seconds_per_step": step,
-                  "tokens_per_second": sum(tokens) / step, "of_measured_matrix_rate": rate / duration.measure_products(),
+                  "tokens_per_second": sum(tokens) / step, "of_measured_matrix_rate": rate / duration.measure_rate(bf16=True),
                   "of_data_sheet": rate / (duration.find_peak(torch.cuda.get_device_name()) or float("inf"))}  # fmt: skip
     files.write_json(output, found)
 

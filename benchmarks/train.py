@@ -169,7 +169,7 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
     files.write_json(output, {
         "seconds": seconds, "losses": losses, "tokens": [sum(part) for part in lengths[: len(seconds)]],
         "flops": [duration.count_step(trainer.model, part) for part in lengths[: len(seconds)]],
-        "rate": duration.measure_products(torch.bfloat16 if "float32" not in variant else torch.float32), "data_sheet": duration.find_peak(torch.cuda.get_device_name()) if gpu else None,
+        "rate": duration.measure_rate("float32" not in variant), "data_sheet": duration.find_peak(torch.cuda.get_device_name()) if gpu else None,
         "peak_bytes": peak, "choices": getattr(trainer, "choices", {}),
     })  # fmt: skip
 

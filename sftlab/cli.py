@@ -312,12 +312,12 @@ def access(args, config):
     return 0 if all(one.usable for one in found) else 1
 
 
-@Command("set up", "sftlab models gpt2", (configs.ModelsConfig,), places={"models": "[MODEL ...]"})
-def models(args, config):
-    """List the models that the lab knows: size, gate, licence, memory, and what fits here; or tell all about some."""
+@Command("set up", "sftlab models")
+def models(args):
+    """List the models that the lab knows: size, gate, licence, memory, and what fits here."""
     from sftlab.memory import model_table
 
-    print("\n\n".join(map(model_table.format_models, config.models or [None])))
+    print(model_table.format_models())
 
 
 @Command("set up", "sftlab download gpt2", (configs.ModelsConfig,), places={"models": "[MODEL ...]"})

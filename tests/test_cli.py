@@ -58,7 +58,6 @@ def test_help_names_every_option_with_its_meaning_and_an_example(name, sftlab_co
         (["token", "my-token"], "unrecognized arguments: my-token"),
         (["download"], "name a model, as `sftlab download gpt2`"),
         (["download", "gpt2"], "can't be reached"),
-        (["models", "gtp2"], "Did you mean 'gpt2'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, sftlab_command, tmp_path, monkeypatch):

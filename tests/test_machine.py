@@ -94,7 +94,7 @@ def test_flops_are_those_that_torch_counts(use_lora, dataset, tmp_path):
 
 def test_a_data_sheet_is_known_for_the_gpus_that_are_named():
     assert duration.find_peak("NVIDIA H100 PCIe") == 756e12 and duration.find_peak("NVIDIA H200") == 989e12
-    assert duration.find_peak("GeForce") is None and duration.measure_products(size=256) > 1e8
+    assert duration.find_peak("GeForce") is None and duration.measure_rate(False, size=256) > 1e8
 
 
 def test_what_is_there_is_frozen_only_where_no_model_is(monkeypatch):

@@ -44,7 +44,7 @@ def measure_point(plan: dict) -> dict | None:
                 f"devices: {world.size} processes were started for a point of {point.devices}. Start as many."
             )
         bf16, _ = train_run.choose_precision(config)  # once all are there, so that they measure at the same time
-        rate = duration.measure_products(torch.bfloat16 if bf16 else torch.float32)
+        rate = duration.measure_rate(bf16)
         trainer = train_run.make_trainer(config)
         keep_whole_steps(trainer, point.global_batch)
         timer = StepTimer(trainer, plan["untimed"], plan["steps"])

@@ -338,7 +338,7 @@ class TokenConfig(Options):
 
 @dataclass
 class ModelsConfig(Options):
-    """Which models `sftlab models`, `sftlab access` and `sftlab download` are about."""
+    """Which models `sftlab access` and `sftlab download` are about."""
 
     models: list | None = option(None, "catalogue names, Hub ids or folders; default: the catalogue", paths=True)
 

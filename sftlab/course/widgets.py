@@ -282,7 +282,7 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
         base = frozen if config.use_lora else trained
         yield make_figure("trained parameters", f"{trained:,}", f"{100 * trained / base:.2g} % of the model's {base:,}")
         if held_out:
-            device, rate = "cuda" if gpu else "cpu", measure_rate(bf16, gpu)
+            device, rate = "cuda" if gpu else "cpu", measure_rate(bf16)
             expected, _ = duration.expect(config, model, lengths, held_out, bf16, device, rate, shared)
             note = "on this machine as it is now, a third less to half as much again; beside it some seconds to load"
             yield make_figure("time", f"about {duration.format_seconds(expected['expected_seconds'])}", note)

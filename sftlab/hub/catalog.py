@@ -17,7 +17,7 @@ class Model:
     """A known model.
 
     stored: the type of the numbers in its files. lora_targets: the linear layers that LoRA adapts. memory: MB (10^6 bytes)
-    of a run with LoRA and with QLoRA on a GPU, then the two on a CPU. shape: the arguments of its transformers
+    of a run with LoRA and with QLoRA, on a GPU and on a CPU. shape: the arguments of its transformers
     configuration that differ from the class. formats: the prompt formats that suit it.
     """
 
@@ -27,7 +27,7 @@ class Model:
     model_type: str
     stored: str
     lora_targets: list[str]
-    memory: list[int]
+    memory: dict[str, list[int]]
     gated: bool = False
     shape: dict = field(default_factory=dict)
     formats: list[str] = field(default_factory=lambda: ["alpaca"])
@@ -37,9 +37,13 @@ class Model:
         return self.hub_id.split("/")[-1]
 
     @property
+    def access(self) -> str:
+        return "bundled" if self.name == "tiny-base" else "gated" if self.gated else "public"
+
+    @property
     def download_bytes(self) -> int:
         """About what its weights take on the Hub: parameters times bytes of a number. The bundled one takes nothing."""
-        return 0 if self.name == "tiny-base" else self.parameters * WIDTHS[self.stored]
+        return 0 if self.access == "bundled" else self.parameters * WIDTHS[self.stored]
 
 
 MODELS = [

@@ -3,6 +3,7 @@
 python -c "from sftlab.memory import advice; help(advice.find_path)"
 """
 
+import bisect
 from dataclasses import asdict, dataclass, replace
 
 from sftlab import machine
@@ -12,25 +13,20 @@ from sftlab.errors import UserError
 from sftlab.memory.dry_run import estimate
 from sftlab.models import load
 
-SIZES = (8, 16, 24, 40, 80, 141)  # GB of the GPUs that are about: RTX, T4, 4090, A100, A100 and H100, H200
-LARGEST, LONGEST = 4096, 131072  # batch, and tokens of a sequence, where the model sets no end
-METHODS = {
-    "full": {"use_lora": False, "use_dora": False, "use_rslora": False},
-    "LoRA": {"use_lora": True},
-    "LoRA, 8 bits": {"use_lora": True, "use_8bit": True},
-    "LoRA, 4 bits": {"use_lora": True, "use_4bit": True},
-}
+# Batches that are tried, and sequences in units of 8 tokens: each at most a quarter larger than the one before.
+COUNTS = [1, 2, 3, *(count * 2**n for n in range(13) for count in (4, 5, 6, 7))]
+LARGEST = 4096  # batch
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option, what it costs, and the run and its plan with it. shared: as in `dry_run.estimate`."""
+    """A run and its plan, by which option they came about, and what that costs. shared: as in `dry_run.estimate`."""
 
-    flags: str
-    cost: str
     run: TrainConfig
     plan: MemoryConfig
     shared: int = 0
+    flags: str = ""
+    cost: str = ""
 
     @property
     def total(self) -> int:
@@ -83,20 +79,17 @@ def find_path(start: Option, room: float, may_cut: bool = True) -> list[Option] 
         if (option := next(better, None)) is None:
             return None
         path.append(option)
-    names = [option.flags for option in path[1:]]
-    for name in dict.fromkeys(names):
-        while name in names:
-            fewer = list(names)
-            fewer.remove(name)
-            shorter = follow(start, fewer)
-            if shorter is None or shorter[-1].total > room:
-                break
-            names = fewer
-    return follow(start, names)[1:]
+    for option in path[1:]:
+        names = [other.flags for other in path[1:]]
+        names.remove(option.flags)
+        shorter = follow(start, names)
+        if shorter and shorter[-1].total <= room:
+            path = shorter
+    return path[1:]
 
 
 def follow(start: Option, names: list[str]) -> list[Option] | None:
-    """Apply the options of these names one after the other; None where one of them can't be applied."""
+    """Apply the options of these names one after the other: the start and each; None where one of them can't be applied."""
     path = [start]
     for name in names:
         option = next((option for option in list_options(path[-1]) if option.flags == name), None)
@@ -116,14 +109,8 @@ def write_flags(before: TrainConfig, after: TrainConfig) -> str:
     return " ".join(words)
 
 
-def advise(config: TrainConfig, plan: MemoryConfig, room: float, length: int | None = None, shared: int = 0) -> str:
-    """Say in a sentence what to add so that a run fits. length: of its sequences, where that is known."""
-    config = replace(config, max_length=max(8, length or config.max_length))
-    return format_path(Option("", "", config, plan, shared), room, may_cut=not length)[0]
-
-
-def format_path(start: Option, room: float, may_cut: bool = True) -> list[str]:
-    """Write what to add so that a run fits in a line, then each option of it with its cost."""
+def advise(start: Option, room: float, may_cut: bool = True) -> list[str]:
+    """Write what to add so that a run fits in `room` bytes in a line, then each option of it with its cost."""
     path = find_path(start, room, may_cut)
     if path is None:
         devices = f"{start.plan.devices} device(s). Take larger ones, more of them (--devices), or a smaller model."
@@ -136,57 +123,22 @@ def format_path(start: Option, room: float, may_cut: bool = True) -> list[str]:
     return [f"to make it fit, add: {' and '.join(filter(None, added))}", *lines]
 
 
-def describe_advice(config: TrainConfig, plan: MemoryConfig, room: float) -> list[str]:
-    """Write the advice as lines: what to add, then what each option alone would bring."""
-    start = Option("", "", config, plan)
-    alone = [f"  {option.flags:<64}{option.total / 1e9:>9.2f} GB" for option in list_options(start)]
-    return [*format_path(start, room), "each alone:", *alone]
-
-
 def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[int, int]:
     """Find the largest batch at max_length and the longest sequence at this batch size that fit in `room` bytes, or 0.
 
-    No sequence is longer than the model has positions for, and no batch larger than LARGEST. The length is found in steps of 8
-    tokens, both to one part in 64.
+    They are of COUNTS, so a fifth too small at most. No sequence is longer than the model has positions for.
     """
-
-    def fits(batch_size: int, length: int) -> float:
-        return room - estimate(replace(config, batch_size=batch_size, max_length=length), plan).total
-
     settings = load.read_settings(config.model_name, config.trust_remote_code).get_text_config()
-    longest = getattr(settings, "max_position_embeddings", None) or LONGEST
-    batch = find_last(lambda count: fits(count, config.max_length), LARGEST, config.batch_size)
-    eights = find_last(lambda count: fits(config.batch_size, 8 * count), longest // 8, config.max_length // 8)
-    return batch, 8 * eights
+    longest = getattr(settings, "max_position_embeddings", None) or 8 * COUNTS[-1]
 
+    def count_bytes(**changes: int) -> int:
+        return estimate(replace(config, **changes), plan).total
 
-def find_last(left, most: int, tried: int) -> int:
-    """Find the last number up to `most` at which something is left, to one part in 64, or 0.
-
-    left: falls with the number, nearly along a straight line, which is followed from `tried` on.
-    """
-    found, last, too_many = {}, 0, most + 1
-    while too_many - last > (least := max(1, last // 64)):
-        tried = min(max(tried, last + least), too_many - 1)
-        found[tried] = left(tried)
-        last, too_many = (tried, too_many) if found[tried] >= 0 else (last, tried)
-        near = sorted(found, key=lambda number: abs(found[number]))[:2]
-        if len(near) == 2 and len(found) < 8 and (fall := found[near[0]] - found[near[1]]):
-            tried = near[0] + int(found[near[0]] * (near[1] - near[0]) / fall)
-        else:  # no line yet, or it doesn't lead there
-            tried = 2 * last if too_many > most else (last + too_many) // 2
-    return last
-
-
-def list_methods(config: TrainConfig, plan: MemoryConfig) -> list[tuple[str, int, int | None]]:
-    """List (method, bytes per GPU, the smallest of SIZES that holds it or None), for the same model, batch and length."""
-    methods = []
-    for name, changes in METHODS.items():
-        run = replace(config, **{"use_4bit": False, "use_8bit": False} | changes)
-        stage = min(plan.zero, 2) if run.use_4bit or run.use_8bit else plan.zero
-        total = estimate(run, replace(plan, device="gpu", zero=stage)).total
-        methods.append((name, total, next((size for size in SIZES if total <= size * 1e9), None)))
-    return methods
+    batches = [0, *(count for count in COUNTS if count <= LARGEST)]
+    lengths = [0, *(8 * count for count in COUNTS if 8 * count <= longest)]
+    batch = bisect.bisect_right(batches, room, lo=1, key=lambda count: count_bytes(batch_size=count))
+    length = bisect.bisect_right(lengths, room, lo=1, key=lambda tokens: count_bytes(max_length=tokens))
+    return batches[batch - 1], lengths[length - 1]
 
 
 def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
@@ -201,24 +153,23 @@ def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
     bf16 = "bfloat16" if load.choose_precision(config, plan.device)[0] else "float32"
     where = f"each of {plan.devices} devices, ZeRO-{plan.zero}" if plan.devices > 1 else f"one {plan.device.upper()}"
     batches = f"batches of {config.batch_size} x {config.max_length} tokens"
-    sizes = (whole.parts | {"peak": whole.total}).items()
     lines = [
         f"{config.model_name} on {where}: {batches}, computed in {bf16}, {whole.trained_parameters:,} parameters trained",
-        *(f"  {name:<24}{size / 1e9:>10.3f} GB" for name, size in sizes),
+        *(f"  {name:<24}{size / 1e9:>10.3f} GB" for name, size in whole.parts.items()),
+        f"  {'peak':<24}{whole.total / 1e9:>10.3f} GB",
     ]
-    room = plan.room * 1e9 if plan.room else machine.find_limit(gpu)
     if not gpu:
-        kept = f"kept for speed, it may be up to twice that (room: {room / 1e9:.1f} GB)"
-        lines.append(f"  This is with freed memory given back; {kept}.")
-    if room:
+        lines.append("  This is with freed memory given back; kept for speed, it may be up to twice that.")
+    if room := plan.room * 1e9 if plan.room else machine.find_limit(gpu):
+        fits = whole.total <= room
         batch, length = find_largest(config, plan, room)
-        lines.append(f"{'fits' if whole.total <= room else 'does not fit'} in {room / 1e9:.1f} GB")
-        largest = f"largest batch at {config.max_length} tokens: {batch or 'none'}"
-        lines.append(f"{largest}; longest sequences at a batch of {config.batch_size}: {length or 'none'}")
-        if whole.total > room:
-            lines += describe_advice(config, plan, room)
-    lines.append(f"\non a GPU{', each' if plan.devices > 1 else ''}:")
-    for name, total, size in list_methods(config, plan):
-        fits = f"fits in {size} GB" if size else f"more than {SIZES[-1]} GB"
-        lines.append(f"  {name:<24}{total / 1e9:>10.1f} GB  {fits}")
+        lines += [
+            f"{'fits' if fits else 'does not fit'} in {room / 1e9:.1f} GB",
+            f"largest batch at {config.max_length} tokens: {batch or 'none'}",
+            f"longest sequences at a batch of {config.batch_size}: {length or 'none'}",
+        ]
+        if not fits:
+            start = Option(config, plan)
+            lines += [*advise(start, room), "each alone:"]
+            lines += [f"  {option.flags:<64}{option.total / 1e9:>9.2f} GB" for option in list_options(start)]
     return lines

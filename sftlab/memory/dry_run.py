@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.errors import UserError
-from sftlab.models import load
+from sftlab.models import adapters, attention, load, quantise
 from sftlab.models.load import read_settings
 
 ONE_AT_A_TIME = threading.RLock()  # torch notes in a variable of all threads whether a dispatch mode is on
@@ -60,15 +60,13 @@ class Peak(NamedTuple):
 class Held(NamedTuple):
     """Bytes of one step, and `trained`: how many weights learn, each of 4 bytes.
 
-    weights: those that don't learn, by dtype; gradients: all of those that do; kept: activations at the end of the forward
-    pass; early, late: the most that was held beside weights up to the end of the output layer, and in the layers' backward
-    pass; block: all weights of the largest block of layers.
+    weights: those that don't learn, by dtype; gradients: all of those that do; early, late: the most that was held beside
+    weights up to the end of the output layer, and in the layers' backward pass; block: all weights of the largest block.
     """
 
     weights: dict[str, int]
     trained: int
     gradients: int
-    kept: int
     early: Peak
     late: Peak
     block: int
@@ -168,8 +166,6 @@ def build(config: TrainConfig, settings, layers: int):
     """Build the model of a run without bytes (torch's meta device), as it would be trained: quantised, with adapters."""
     from peft import get_peft_model
 
-    from sftlab.models import quantise
-
     settings = copy.deepcopy(settings)
     inner = settings.get_text_config()
     inner.num_hidden_layers = layers
@@ -207,31 +203,30 @@ def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Hel
     weights, block = count(model), count_block(causal)
     with FakeTensorMode(allow_non_fake_inputs=True):
         kernels.make_fake(model, config)
-        with kernels.as_on(gpu), LiveBytes(model) as counter:
+        with kernels.OnGpu() if gpu else contextlib.nullcontext(), LiveBytes(model) as counter:
             for _ in range(config.gradient_accumulation_steps):
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                     hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state
                     counter.enter_head()
                     loss = kernels.head_loss(causal, hidden, gpu, round(trained_share * batch_size * length))
                 hidden.register_hook(counter.leave_head)
-                kept = counter.before_head - counter.gradients
                 loss.backward(torch.ones_like(loss))
                 del hidden, loss
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return Held(weights, trained, counter.gradients, kept, counter.early, counter.late, block)
+    return Held(weights, trained, counter.gradients, counter.early, counter.late, block)
 
 
 def _build_for_device(config: TrainConfig, settings, layers: int, gpu: bool):
     """`build`, with checkpointing and adapters as they are on the device."""
     from sftlab.memory import kernels
-    from sftlab.models import adapters
 
     model = build(config, settings, layers)
     if config.gradient_checkpointing:
+        as_on_gpu = kernels.OnGpu if gpu else contextlib.nullcontext
         options = {
             "use_reentrant": False,
             "preserve_rng_state": False,  # else torch's generator, which is that of all threads, would be set back
-            "context_fn": lambda: (contextlib.nullcontext(), kernels.as_on(gpu)),  # off in a backward pass
+            "context_fn": lambda: (contextlib.nullcontext(), as_on_gpu()),  # off in a backward pass
         }
         model.gradient_checkpointing_enable(options)
         if config.use_lora:
@@ -242,24 +237,14 @@ def _build_for_device(config: TrainConfig, settings, layers: int, gpu: bool):
 
 def _make_inputs(config: TrainConfig, model, batch_size: int, length: int, gpu: bool, shared: int) -> dict:
     """A batch of equally long rows, without padding in one row where a CPU's attention takes that."""
-    from sftlab.models import attention
-
     if gpu or attention.choose(model, config.use_flash_attention, config.bf16)[0] != attention.VARLEN:
         return {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
     attention.set_attention(model, None)
     return attention.packed_inputs([[0] * length] * batch_size, shared=shared)
 
 
-def count_embedding(config: TrainConfig) -> int:
-    """Count the numbers in the input embedding of a run's model."""
-    settings = read_settings(config.model_name, config.trust_remote_code).get_text_config()
-    return settings.vocab_size * settings.hidden_size
-
-
 def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
     """Whether the model's attention would let samples lie in one row without padding, asked of an empty copy."""
-    from sftlab.models import attention
-
     plain = replace(config, use_lora=False, use_4bit=False, use_8bit=False, use_dora=False, use_rslora=False)
     with counting(config):
         model = build(plain, read_settings(config.model_name, config.trust_remote_code), 1)

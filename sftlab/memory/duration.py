@@ -2,7 +2,7 @@
 
 On a CPU the calls that they are made by come on top, which is most of the time of a tiny model.
 
-python -c "from sftlab.memory import duration; print(duration.measure_products())"
+python -c "from sftlab.memory import duration; print(duration.measure_rate(bf16=False))"
 """
 
 import functools
@@ -48,18 +48,21 @@ def expect(config, model, lengths, held_out, bf16, device=None, rate=None, share
     work += evaluations * count_step(model, held_out, shared, 2 * config.batch_size) / 3
     work /= processes
     device = device or model.device.type
-    rate = rate or measure_rate(bf16, device == "cuda")
+    rate = rate or measure_rate(bf16)
     seconds = work / rate / SHARE[device]
     if device == "cpu":
         batches = steps * config.gradient_accumulation_steps * (AGAIN if config.gradient_checkpointing else 1)
         batches += evaluations * math.ceil(len(held_out) / 2 / config.batch_size / processes) / 3
         seconds += batches * count_layers(model) * CALLS * measure_call() + (steps // config.save_steps + 1) * SAVING
-    reached = f"{rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
-    facts = {"expected_seconds": round(seconds, 2), "steps": steps, "flops": work}
-    return facts | {
+    facts = {
+        "expected_seconds": round(seconds, 2),
+        "steps": steps,
+        "flops": work,
         "matrix_rate": rate,
         "device": device,
-    }, f"{format_seconds(seconds)} expected for {steps} steps, with {reached}"
+    }
+    reached = f"{rate * SHARE[device] / 1e9:.0f} GFLOP/s ({SHARE[device]:.0%} of what matrix products reach here)"
+    return facts, f"{format_seconds(seconds)} expected for {steps} steps, with {reached}"
 
 
 def measure_run(expected: dict, started: float, steps: int) -> dict:
@@ -130,20 +133,12 @@ def measure_call() -> float:
     return min(timeit.repeat(lambda: layers(x).sum().backward(), number=1, repeat=10)) / len(layers)
 
 
-def measure_rate(bf16: bool, gpu: bool) -> float:
-    """Measure the FLOP/s of this machine's matrix products, on a CPU with small ones."""
+def measure_rate(bf16: bool, size: int | None = None) -> float:
+    """Measure what products of matrices of `size` x `size` numbers reach on this machine, in FLOP/s: the best of a few."""
     import torch
 
-    return measure_products(torch.bfloat16 if bf16 else torch.float32, None if gpu else 768)
-
-
-def measure_products(dtype=None, size: int | None = None) -> float:
-    """Measure what square matrix products of this machine reach, in FLOP/s: the best of a few."""
-    import torch
-
-    gpu = torch.cuda.is_available()
-    device, size = ("cuda", size or 8192) if gpu else ("cpu", size or 1536)
-    dtype = dtype or (torch.bfloat16 if gpu else torch.float32)
+    device, size = ("cuda", size or 8192) if torch.cuda.is_available() else ("cpu", size or 768)
     own = torch.Generator(device).manual_seed(0)  # or a cell that runs meanwhile would draw other numbers
+    dtype = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     return 2 * size**3 / min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=6))  # .item() waits

@@ -5,8 +5,6 @@ Read off bitsandbytes 0.50 (autograd/_functions.py) and TRL 1.16 (kernels/chunke
     python -c "from sftlab.memory import kernels; help(kernels.make_fake)"
 """
 
-import contextlib
-
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch.overrides import TorchFunctionMode
@@ -55,13 +53,11 @@ def make_tile(hidden, weight, dtype) -> None:
     del tile, part
 
 
-def as_on(gpu: bool):
-    """The way of a GPU, or of this CPU, while this is on: of the thread that is in it, and not in a backward pass."""
-    return OnGpu() if gpu else contextlib.nullcontext()
-
-
 class OnGpu(TorchFunctionMode):
-    """Dropout keeps a mask of one byte per number, in attention none, and autocast takes powers in float32."""
+    """Dropout keeps a mask of one byte per number, in attention none, and autocast takes powers in float32.
+
+    So it is for the thread that is in it, and not in a backward pass.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

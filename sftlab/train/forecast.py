@@ -93,14 +93,16 @@ def estimate(
     try:
         whole = dry_run.estimate(run, plan, length, in_loss, shared)
         if new_tokens:  # PEFT puts the trained rows into copies of the whole embedding, in each pass
-            whole.parts["trained token rows"] = 3 * 4 * dry_run.count_embedding(run)
+            settings = dry_run.read_settings(run.model_name, run.trust_remote_code).get_text_config()
+            whole.parts["trained token rows"] = 3 * 4 * settings.vocab_size * settings.hidden_size
     except dry_run.CantCount as error:
         return None, {}, f"not estimated: {error}"
     libraries = whole.parts["runtime"]  # which are there already
     own = whole.total - libraries
     line = f"{own / 1e9:.2f} GB expected beside {libraries / 1e9:.1f} for the libraries; {room / 1e9:.1f} are free"
     if own > room:
-        fix = advice.advise(run, plan, room + libraries, length, shared)
+        start = advice.Option(replace(run, max_length=max(8, length)), plan, shared)
+        fix = advice.advise(start, room + libraries, may_cut=False)[0]
         if run.check_memory and plan.device == "cpu":
             raise UserError(
                 f"memory: {line}, so the run would not fit; {fix}. (--no-check-memory tries it all the same.)"
@@ -128,7 +130,7 @@ def advising(config: TrainConfig, expected: dict | None = None):
         traceback.clear_frames(error.__traceback__)  # lets the step's tensors go, for who continues after it
         gc.collect()
         fixes = ["--no-keep-memory"] if expected and expected["kept"] else []  # freed memory was kept for speed
-        start = advice.Option("", "", config, make_plan(config, torch.cuda.is_available()))
+        start = advice.Option(config, make_plan(config, torch.cuda.is_available()))
         options = advice.list_options(start, may_cut=False)[:CHEAPEST]
         fixes += filter(None, (advice.write_flags(config, option.run) for option in options))
         fix = f"To make it fit, add: {', or '.join(fixes)}. " if fixes else ""

@@ -44,8 +44,3 @@ def test_a_run_that_stopped_early_is_compared_with_its_share():
     expected = {"expected_seconds": 100.0, "steps": 10, "flops": 1e9, "matrix_rate": 1e9, "device": "cpu"}
     told = duration.measure_run(expected, time.time() - 20, steps=2)
     assert told["error"] == pytest.approx(0, abs=0.02) and told["share"] == pytest.approx(0.01, abs=1e-3)
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(42, "42 s"), (720, "12 min"), (12600, "3.5 h")])
-def test_seconds_as_people_say_them(seconds, words):
-    assert duration.format_seconds(seconds) == words
