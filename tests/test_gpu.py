@@ -3,6 +3,7 @@
 SFTLAB_TEST_GPU=1 pytest tests/test_gpu.py
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -14,12 +15,14 @@ import torch
 from test_attention import ALIKE, KNOWN, SAMPLES, losses
 
 from sftlab.config.configs import EvaluateConfig, ExportConfig, TrainConfig
+from sftlab.config.text import to_flags
 from sftlab.errors import UserError
 from sftlab.evaluate import compare, scores
 from sftlab.export import chat, folder
 from sftlab.models import attention, load
 from sftlab.models.attention import VARLEN, packed_inputs
-from sftlab.train import run
+from sftlab.train import find_port, run
+from sftlab.train import folder as run_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and SFTLAB_TEST_GPU=1")
 ROWS = {
@@ -51,46 +54,49 @@ ZERO = {"bf16": {"enabled": "auto"}, "gradient_clipping": "auto",
 
 
 def read_losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry["loss"] for entry in run_folder.read_log(folder) if "loss" in entry]
 
 
-def train_in_a_process(options: list[str], **env) -> None:
-    done = subprocess.run([*options], env=os.environ | env, capture_output=True, text=True)
+@pytest.fixture
+def train(dataset, tmp_path):
+    """Trains in `tmp_path/NAME`: what train.run returns."""
+
+    def train(name: str = "run", **options) -> dict:
+        return run.train(TrainConfig(**ROWS | options, dataset_path=str(dataset), output_dir=str(tmp_path / name)))
+
+    return train
+
+
+def train_in_a_process(config: TrainConfig, *launcher: str, **env) -> list[float]:
+    command = [sys.executable, "-m", *launcher, "sftlab.train", *to_flags(config)]
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    return read_losses(Path(config.output_dir))
 
 
 @pytest.fixture(scope="module")
 def on_cpu(dataset, tmp_path_factory):
     """Losses of 8 steps on a CPU in float32, by options of the run, each made once."""
-    made = {}
 
+    @functools.cache
     def run(**options) -> list[float]:
-        key = json.dumps(options)
-        if key not in made:
-            folder = tmp_path_factory.mktemp("cpu") / "run"
-            config = (
-                ROWS
-                | {"dataset_path": str(dataset), "output_dir": str(folder), "max_steps": 8, "bf16": False}
-                | options
-            )
-            code = f"from sftlab import train; from sftlab.config import TrainConfig; train.train(TrainConfig(**{config!r}))"
-            train_in_a_process([sys.executable, "-c", code], CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="2")
-            made[key] = read_losses(folder)
-        return made[key]
+        folders = {"dataset_path": str(dataset), "output_dir": str(tmp_path_factory.mktemp("cpu") / "run")}
+        config = TrainConfig(**ROWS | folders | {"max_steps": 8, "bf16": False} | options)
+        return train_in_a_process(config, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="2")
 
     return run
 
 
-def make_model(name: str, dtype=torch.bfloat16):
+def make_model(name: str, dtype=torch.bfloat16, scale: float = 1):
+    """scale: of its matrices, so that it is far from uniform, and attention matters."""
     torch.manual_seed(0)
     if name == "tiny-base":
         return load.load_model(name).to(dtype).eval()
-    return load.build_random(f"random-tiny:{name}", dtype, "cuda").eval()
-
-
-def to_gpu(samples: list[list[int]]) -> dict:
-    return packed_inputs(samples, "cuda")
+    model = load.build_random(f"random-tiny:{name}", dtype, "cuda").eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(scale if weight.ndim > 1 else 1)
+    return model
 
 
 @pytest.mark.parametrize("name", ["tiny-base", *KNOWN])
@@ -104,9 +110,9 @@ def test_a_packed_row_has_the_losses_of_its_samples_alone(name):
         return
     assert model.config._attn_implementation in (VARLEN, "flash_attention_2")
     for samples in (SAMPLES, ALIKE):
-        packed = losses(model, samples, to_gpu(samples)).float()
-        alone = torch.cat([losses(model, [ids], to_gpu([ids])).float() for ids in samples])
-        reference = torch.cat([losses(exact, [ids], to_gpu([ids])) for ids in samples])
+        packed = losses(model, samples, packed_inputs(samples, "cuda")).float()
+        alone = torch.cat([losses(model, [ids], packed_inputs([ids], "cuda")).float() for ids in samples])
+        reference = torch.cat([losses(exact, [ids], packed_inputs([ids], "cuda")) for ids in samples])
         assert (packed - alone).norm() < 0.01 * alone.norm()
         assert (packed - reference).norm() < 0.02 * reference.norm()
     assert not attention.leaks(model, bf16=True)
@@ -116,17 +122,13 @@ def test_gradients_through_the_variable_length_attention_are_those_of_eager_ones
     """A model with fewer heads for keys than for queries, whose grouping torch 2.11's kernel isn't told."""
     slopes = []
     for implementation in (None, "eager"):
-        model = make_model("Llama-2-70b-hf", torch.float32)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.mul_(4 if weight.ndim > 1 else 1)  # far from uniform, so that attention matters
+        model = make_model("Llama-2-70b-hf", torch.float32, scale=4)
         attention.set_attention(model, None, True) if implementation is None else model.set_attn_implementation("eager")
         assert model.config.num_key_value_heads < model.config.num_attention_heads
         total = 0
         with torch.autocast("cuda", torch.bfloat16):
             for row in [SAMPLES] if implementation is None else [[ids] for ids in SAMPLES]:
-                inputs = to_gpu(row)
-                total += model(**inputs, use_cache=False).logits.float().square().sum()
+                total += model(**packed_inputs(row, "cuda"), use_cache=False).logits.float().square().sum()
         total.backward()
         slopes.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
     assert (slopes[0] - slopes[1]).norm() < 0.03 * slopes[1].norm()
@@ -135,74 +137,56 @@ def test_gradients_through_the_variable_length_attention_are_those_of_eager_ones
 def test_a_window_narrower_than_a_sample_is_kept():
     rows = {}
     for window in (8, None):
-        model = make_model("Mistral-7B-v0.1")
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.mul_(8 if weight.ndim > 1 else 1)
+        model = make_model("Mistral-7B-v0.1", scale=8)
         attention.set_attention(model, None, bf16=True)
         model.config.sliding_window = window
         for layer in model.model.layers:
             layer.self_attn.sliding_window = window
-        rows[window] = losses(model, SAMPLES, to_gpu(SAMPLES)).float()
+        rows[window] = losses(model, SAMPLES, packed_inputs(SAMPLES, "cuda")).float()
         exact = make_model("Mistral-7B-v0.1", torch.float32)
         exact.load_state_dict(model.state_dict())
         exact.config.sliding_window = window
         exact.set_attn_implementation("eager")
-        reference = torch.cat([losses(exact, [ids], to_gpu([ids])) for ids in SAMPLES])
+        reference = torch.cat([losses(exact, [ids], packed_inputs([ids], "cuda")) for ids in SAMPLES])
         assert (rows[window] - reference).norm() < 0.05 * reference.norm()
     assert (rows[8] - rows[None]).norm() > 0.05 * rows[None].norm()
 
 
 @pytest.mark.parametrize("method", [{"use_lora": True}, {"learning_rate": 3e-4}], ids=["LoRA", "full"])
-def test_losses_in_float32_are_those_of_a_cpu(method, on_cpu, dataset, tmp_path):
-    options = ROWS | {"use_flash_attention": False} | method  # in float32 a GPU pads
-    run.train(
-        TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), max_steps=8, bf16=False, **options)
-    )
+def test_losses_in_float32_are_those_of_a_cpu(method, on_cpu, train, tmp_path):
+    options = {"use_flash_attention": False} | method  # in float32 a GPU pads
+    train(max_steps=8, bf16=False, **options)
     assert read_losses(tmp_path / "run") == pytest.approx(on_cpu(**options), rel=2e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_way_to_train_reaches_its_end_and_learns(method, on_cpu, dataset, tmp_path):
-    options = ROWS | METHODS[method]
-    result = run.train(
-        TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), max_steps=30, **options)
-    )
+def test_every_way_to_train_reaches_its_end_and_learns(method, on_cpu, train, tmp_path):
+    options = METHODS[method]
+    result = train(max_steps=30, **options)
     found = read_losses(tmp_path / "run")
     assert result["status"] == "completed" and sum(found[-5:]) < 0.7 * sum(found[:5])
-    low = METHODS[method].get("bf16", True)
+    low = options.get("bf16", True)
     assert result["choices"]["precision"].startswith("bfloat16" if low else "float32")
     padded = options.get("use_flash_attention") is False or not low
     in_rows = result["choices"]["attention"].startswith(("variable-length", "flash_attention"))
     assert in_rows != padded  # in float32 a GPU pads: both of its kernels for rows ask for bfloat16
     if "packing" not in options and not padded:  # the same rows in the same order as on a CPU
         apart = 0.15 if "bits" in method else 0.03
-        assert found[0] == pytest.approx(on_cpu(**ROWS | {"use_lora": True})[0], rel=apart)
-    error, took = result["memory"]["error"], result["memory"]["peak_bytes"]
-    print(
-        f"{method}: losses {found[0]:.3f} to {found[-1]:.3f}, memory {took / 1e6:.0f} MB, estimate {error}, {result['time']}"
-    )
+        assert found[0] == pytest.approx(on_cpu(use_lora=True)[0], rel=apart)
+    print(f"{method}: losses {found[0]:.3f} to {found[-1]:.3f}, {result['memory']}, {result['time']}")
 
 
-@pytest.fixture(scope="module")
-def tuned(dataset, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=32, save_steps=16,
-                            **ROWS))  # fmt: skip
-    return folder
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(dataset, tmp_path, tuned):
-    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_lora=True, max_steps=16, save_steps=16,
-                         lr_scheduler_type="constant", **ROWS)  # fmt: skip
-    run.train(config)
-    run.train(TrainConfig(**vars(config) | {"max_steps": 24, "resume": True}))
-    whole = TrainConfig(**vars(config) | {"max_steps": 24, "output_dir": str(tmp_path / "whole")})
-    run.train(whole)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(train, tmp_path):
+    options = {"use_lora": True, "save_steps": 16, "lr_scheduler_type": "constant"}
+    train(max_steps=16, **options)
+    train(max_steps=24, resume=True, **options)
+    train("whole", max_steps=24, **options)
     assert read_losses(tmp_path / "run") == pytest.approx(read_losses(tmp_path / "whole"), rel=2e-2)
 
 
-def test_a_run_is_evaluated_exported_and_talked_to(tuned, tmp_path):
+def test_a_run_is_evaluated_exported_and_talked_to(train, tmp_path):
+    train(use_lora=True, max_steps=32)
+    tuned = tmp_path / "run"
     found = compare.evaluate_run(EvaluateConfig(run_dir=str(tuned), num_questions=32, num_texts=4, resamples=500))
     assert found["perplexity"]["tuned"] < found["perplexity"]["base"]
     folder.export(ExportConfig(run_dir=str(tuned), output_dir=str(tmp_path / "merged")))
@@ -213,13 +197,12 @@ def test_a_run_is_evaluated_exported_and_talked_to(tuned, tmp_path):
     assert chat.answer(model, tokenizer, [{"role": "user", "content": rows[0]["instruction"]}], max_new_tokens=16)
 
 
-def test_running_out_of_memory_says_what_to_change(dataset, tmp_path):
-    options = ROWS | {"batch_size": 128}
+def test_running_out_of_memory_says_what_to_change(train):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(200e6 / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(UserError, match="out of memory .*--gradient-checkpointing"):
-            run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), max_steps=2, **options))
+            train(max_steps=2, batch_size=128)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -231,11 +214,8 @@ def test_deepspeed_trains_on_one_gpu(stage, lora, on_cpu, dataset, tmp_path):
     gather = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
     settings.write_text(json.dumps(ZERO | {"zero_optimization": {"stage": stage} | gather}))
     method = {"use_lora": True} if lora else {"learning_rate": 3e-4}
-    flags = [part for name, value in (ROWS | method).items()
-             for part in ([f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)]))]  # fmt: skip
-    port = 29500 + 10 * stage + lora
-    train_in_a_process([sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(port),
-                        "--module", "sftlab.train", *flags, "--dataset-path", str(dataset), "--output-dir",
-                        str(tmp_path / "run"), "--max-steps", "8", "--deepspeed", str(settings)])  # fmt: skip
-    assert read_losses(tmp_path / "run") == pytest.approx(on_cpu(**ROWS | method), rel=0.1)
+    folders = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "deepspeed": str(settings)}
+    launcher = ["deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(find_port()), "--module"]
+    losses = train_in_a_process(TrainConfig(**ROWS | folders | method, max_steps=8), *launcher)
+    assert losses == pytest.approx(on_cpu(**method), rel=0.1)
     assert load.load_model(str(tmp_path / "run"))
