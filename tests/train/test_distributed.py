@@ -20,15 +20,8 @@ from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
 STEPS = 6
-OPTIONS = {
-    "max_steps": STEPS,
-    "learning_rate": 2e-3,
-    "logging_steps": 1,
-    "save_steps": 2,
-    "eval_samples": 8,
-    "bf16": False,
-}
-OPTIONS |= {"max_length": 128, "lora_dropout": 0, "keep_memory": False}
+OPTIONS = {"max_steps": STEPS, "learning_rate": 2e-3, "logging_steps": 1, "save_steps": 2, "eval_samples": 8}
+OPTIONS |= {"max_length": 128, "lora_dropout": 0, "keep_memory": False, "bf16": False}
 # Stand-ins for ssh and pdsh, by which the deepspeed launcher reaches other nodes; they go no further than this machine.
 PDSH = """#!/bin/sh
 shift 4; hosts=$(echo "$1" | tr , ' '); shift; node=0
@@ -41,19 +34,17 @@ for one in $all; do wait "$one" || exit 1; done
 """
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Path:
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Path:
     """A folder with hostfiles of two nodes that are both this machine, by its own names and foreign ones; stand-ins in the PATH."""
-    root = tmp_path_factory.mktemp("cluster")
     for name, script in (("ssh", "#!/bin/sh\n"), ("pdsh", PDSH)):
-        (root / name).write_text(script)
-        (root / name).chmod(0o755)
-    (root / "here").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
-    (root / "far").write_text("# two of them\nnode-1 slots=1\nnode-2 slots=1\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{root}{os.pathsep}{os.environ['PATH']}")
-        patch.setenv("SSH_LOG", str(root / "log"))
-        yield root
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "here").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    (tmp_path / "far").write_text("# two of them\nnode-1 slots=1\nnode-2 slots=1\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SSH_LOG", str(tmp_path / "log"))
+    return tmp_path
 
 
 def start(folder: Path, dataset: Path, launch: tuple, **options) -> subprocess.Popen:
@@ -71,7 +62,7 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def read_losses(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in files.read_json(folder / "trainer_state.json")["log_history"] if "loss" in entry]
+    return [entry["loss"] for entry in run_folder.read_log(folder) if "loss" in entry]
 
 
 def answer(folder: Path) -> torch.Tensor:
