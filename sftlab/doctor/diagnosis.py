@@ -6,7 +6,6 @@ An error that isn't in the table is printed as it is, and called unknown.
     sftlab train … 2> error.log; sftlab doctor error.log
 """
 
-import dataclasses
 import sys
 import textwrap
 from dataclasses import dataclass, field
@@ -76,9 +75,8 @@ def diagnose(target: str | Path, slow: bool = True) -> list[Diagnosis]:
     for one in found:
         by_name = {}
         for text in one.texts:
-            for finding in known_errors.match(text.text, str(text.file), text.before or 0):
-                where = finding if text.before is not None else dataclasses.replace(finding, line=0)
-                by_name.setdefault(finding.name, where)
+            for finding in known_errors.match(text.text, str(text.file), text.before):
+                by_name.setdefault(finding.name, finding)
         one.findings = [finding for finding in by_name.values() if not finding.weak] or list(by_name.values())
         if not one.findings and (one.status == "log" or one.status not in NOTHING):
             one.unknown = find_last_lines(one.texts)

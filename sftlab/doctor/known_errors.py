@@ -62,17 +62,17 @@ def find_end(text: str) -> int:
     return max((at for at in chains if at <= last), default=0)
 
 
-def match(text: str, file: str, before: int = 0) -> list[KnownError]:
+def match(text: str, file: str, before: int | None = 0) -> list[KnownError]:
     """The rows that a text shows, the likeliest first: the strong ones, those of its last failure, then in the table's order.
 
-    before: lines of the file before the text.
+    before: lines of the file before the text; None: the text is not in the file as lines.
     """
     end, found = find_end(text), []
     for known in load_table():
         hits = [hit for pattern in known.seen for hit in re.finditer(pattern, text, re.M)]
         if hits:
             hit = next((hit for hit in hits if hit.start() >= end), hits[-1])
-            line = before + text.count("\n", 0, hit.start()) + 1
+            line = 0 if before is None else before + text.count("\n", 0, hit.start()) + 1
             found.append((known.weak, hit.start() < end, fill_in(known, hit, hide(file), line)))
     return [one for *_, one in sorted(found, key=lambda one: one[:2])]
 

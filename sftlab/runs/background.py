@@ -38,30 +38,27 @@ def start(config: TrainConfig) -> Run:
 def spawn(config: TrainConfig, cwd: str, step: int = 0) -> Run:
     """Start the process of a run, and note it in progress.json. cwd: what the relative paths of `config` start from.
 
-    The process has a session of its own, so that neither Ctrl-C nor the end of a kernel reaches it, and this one waits for
-    it in a thread, so that none is left defunct. Its output goes into run.log.
+    This process waits for it in a thread, so that none is left defunct. Its output goes into run.log.
     """
     folder = Path(cwd, config.output_dir)
-    log = logs.find_logs(folder) / logs.LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JPY_")}
     environment = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"} | environment
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sftlab.cli", "train", *config_text.to_flags(config)],
-            cwd=cwd,
-            env=environment,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+    command = [sys.executable, "-m", "sftlab.cli", "train", *config_text.to_flags(config)]
+    process = start_process(command, logs.find_logs(folder) / logs.LOG, environment, cwd)
     identity = run_folder.identify(process.pid)  # it exists, even if it has ended, as nobody has waited for it
     threading.Thread(target=process.wait, name=f"run {process.pid}", daemon=True).start()
     about = {"process": identity, "config": dataclasses.asdict(config)}
     progress = {"start": about, "started": time.time(), "step": step, "cwd": cwd}
     files.write_json(folder / run_folder.PROGRESS, progress)
     return read(folder)
+
+
+def start_process(command: list[str], log: Path, environment: dict, cwd: str | None = None) -> subprocess.Popen:
+    """Start a process whose output goes into a log, in a session of its own: no Ctrl-C and no end of a kernel reaches it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        return subprocess.Popen(command, env=environment, cwd=cwd, start_new_session=True, **streams)
 
 
 def stop(run: Run) -> None:

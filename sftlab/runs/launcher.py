@@ -21,14 +21,13 @@ from pathlib import Path
 from sftlab import files
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError, place_error
-from sftlab.runs import logs, state
+from sftlab.runs import background, logs, state
 from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
 # What the variables begin with that all processes of a run must have alike. No tokens: each node has its own.
 PASSED_ON = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE", "TORCH_", "NCCL_", "GLOO_")
 NOT_FOR_SLURM = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # right on this machine, maybe not on a node
-LOCAL = ("localhost", "127.0.0.1")
 PROGRAMS = Path(sys.executable).parent
 PRINTED = 15  # lines of a failed rank's log
 
@@ -64,10 +63,17 @@ def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folde
         return 0
     if by_ssh:
         check_remote()
-        environment |= pass_on(environment, log_dir)
-    else:
-        commands = keep_own(commands, hosts)
-    return run_launchers(commands, environment, folder)
+        return run_launchers(commands, environment | pass_on(environment, log_dir), folder)
+    far = [host for host in hosts if not is_here(host)]
+    if len(far) == len(hosts):
+        raise UserError(
+            f"hostfile: this machine is not among {', '.join(hosts)}. Give the same command on each of them, "
+            "or add --launcher deepspeed, which starts them by ssh."
+        )
+    if far:
+        print(f"started here; give the same command on {', '.join(far)}, in {Path.cwd()}", flush=True)
+    own = {node: command for node, command in commands.items() if hosts[node] not in far}
+    return run_launchers(own, environment, folder)
 
 
 def build_command(
@@ -107,9 +113,8 @@ def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Pat
     places = [log_dir / f"ranks-{node}" for node in commands]
     for place in places if 0 not in commands else log_dir.glob("ranks-*"):
         shutil.rmtree(place, ignore_errors=True)  # of an earlier start
-    started = [
-        start_launcher(command, place, environment) for place, command in zip(places, commands.values(), strict=True)
-    ]
+    pairs = zip(places, commands.values(), strict=True)
+    started = [start_launcher(command, place, environment) for place, command in pairs]
     asked, ended, printed = [], False, {}
 
     def end_all() -> None:
@@ -144,13 +149,9 @@ def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Pat
 
 
 def start_launcher(command: list[str], place: Path, environment: dict) -> subprocess.Popen:
-    """Start one; it has a session of its own, so that Ctrl-C comes here alone, and all it starts can be ended at once."""
+    """Start one in a session of its own, so that all it starts can be ended at once; its output goes into PLACE/launcher.log."""
     tools = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"  # with what DeepSpeed compiles
-    environment = os.environ | environment | {"PATH": tools}
-    place.mkdir(parents=True)
-    with (place / "launcher.log").open("wb") as log:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+    return background.start_process(command, place / "launcher.log", os.environ | environment | {"PATH": tools})
 
 
 def has_members(group: int) -> bool:
@@ -274,19 +275,6 @@ def check_remote() -> None:
         )
 
 
-def keep_own(commands: dict[int, list[str]], hosts: list[str]) -> dict[int, list[str]]:
-    """Those commands that are for this machine; where the others are to be started is printed. UserError if none is."""
-    own = {node: command for node, command in commands.items() if is_here(hosts[node])}
-    if not own:
-        raise UserError(
-            f"hostfile: this machine is not among {', '.join(hosts)}. Give the same command on each of them, "
-            "or add --launcher deepspeed, which starts them by ssh."
-        )
-    if far := [host for host in hosts if not is_here(host)]:
-        print(f"started here; give the same command on {', '.join(far)}, in {Path.cwd()}", flush=True)
-    return own
-
-
 def choose_environment(gpus_per_node: int) -> dict:
     """Variables that all processes get: threads for each, and what is set here of the network."""
     threads = max(1, (os.cpu_count() or 1) // gpus_per_node)
@@ -307,7 +295,7 @@ def is_here(host: str) -> bool:
     import psutil
 
     addresses = {one.address for card in psutil.net_if_addrs().values() for one in card}
-    return host in {*LOCAL, socket.gethostname(), socket.getfqdn(), *addresses}
+    return host in {"localhost", socket.gethostname(), socket.getfqdn(), *addresses}
 
 
 def find_hosts(config: LaunchConfig) -> list[str]:
@@ -316,7 +304,7 @@ def find_hosts(config: LaunchConfig) -> list[str]:
         return ["localhost"] * config.nodes
     hosts = choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
     far = [host for host in hosts if not is_here(host)]
-    if far and hosts[0] in LOCAL:
+    if far and hosts[0] in ("localhost", "127.0.0.1"):
         raise UserError(
             f"hostfile: for {far[0]}, {hosts[0]} is itself. Write this machine's name in {config.hostfile}."
         )

@@ -31,7 +31,7 @@ def configure(dataset, tmp_path):
 
 
 @pytest.fixture
-def make_run(tmp_path, monkeypatch):
+def make_run(tmp_path, set_progress, monkeypatch):
     """Makes a run folder at a step of 100: its log has these losses, one each 10 steps; its process is this one."""
     monkeypatch.setattr(panel, "EVERY", 0.02)
 
@@ -52,17 +52,17 @@ def make_run(tmp_path, monkeypatch):
     return make
 
 
-@pytest.fixture(name="set_progress")
-def give_set_progress():
-    return set_progress
+@pytest.fixture
+def set_progress():
+    """Writes progress.json as a training does that has been at it for 10 seconds."""
 
+    def write(folder, **changes) -> None:
+        now = time.time()
+        usual = {"time": now, "tokens": changes["step"] * 7, "max_steps": 100, "epoch": 1.5, "doing": "training"}
+        usual |= {"memory_bytes": 5e8, "began": {"time": now - 10, "step": 0, "tokens": 0}}
+        run_folder.update_progress(folder, usual | changes)
 
-def set_progress(folder, **changes) -> None:
-    """Write progress.json as a training does that has been at it for 10 seconds."""
-    now = time.time()
-    usual = {"time": now, "tokens": changes["step"] * 7, "max_steps": 100, "epoch": 1.5, "doing": "training"}
-    usual |= {"memory_bytes": 5e8, "began": {"time": now - 10, "step": 0, "tokens": 0}}
-    run_folder.update_progress(folder, usual | changes)
+    return write
 
 
 @pytest.fixture

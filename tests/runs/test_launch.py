@@ -1,7 +1,6 @@
 """Launching on several devices: hostfiles, checks, the commands, the batch file, and which rank failed first."""
 
 import shlex
-import socket
 import subprocess
 from pathlib import Path
 
@@ -97,14 +96,6 @@ def test_what_can_not_start_is_refused(dry_run, options, message):
         dry_run(**{"gpus_per_node": 1} | options)
 
 
-def test_a_port_in_use_is_named():
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        with pytest.raises(UserError, match="is in use.*--master-port"):
-            launcher.check_port(taken.getsockname()[1])
-
-
 def test_the_slurm_file_starts_a_node_s_processes(configure, tmp_path, monkeypatch, capsys):
     """Run by bash, with stand-ins for Slurm's commands and torchrun; nothing of the user's is replaced."""
     programs = {
@@ -147,6 +138,10 @@ def test_other_nodes_are_reached_by_the_deepspeed_launcher_or_by_hand(dry_run, c
     expected = {"--nnodes": "2", "--nproc-per-node": "2", "--node-rank": "1", "--master-addr": "127.0.0.1"}
     assert out.count("torchrun") == 2 and "# on other\n" in out
     assert {name: command[command.index(name) + 1] for name in expected} == expected
+    (tmp_path / "hosts").write_text("localhost slots=2\nother slots=2\n")
+    with pytest.raises(UserError, match="for other, localhost is itself"):
+        dry_run(**options)
+    (tmp_path / "hosts").write_text("far slots=2\nother slots=2\n")
     monkeypatch.setenv("PATH", "")
     for name, message in (("torchrun", "this machine is not among far, other"), ("deepspeed", "pdsh is not installed")):
         with pytest.raises(UserError, match=message):

@@ -10,7 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from sftlab import cli, files
-from sftlab.runs import logs, panel, state
+from sftlab.runs import logs, panel
 from sftlab.runs import table as runs_table
 from sftlab.train import folder as run_folder
 
@@ -48,14 +48,6 @@ def test_a_chart_has_a_part_of_a_long_log_with_all_validation_losses(make_run):
         entry["eval_loss"] = 1.0
     panel.draw(chart, history)
     assert 900 <= len(chart.data[0].x) <= 1100 and len(chart.data[1].x) == 13
-
-
-def test_a_closed_panel_reads_no_more_and_a_run_is_untouched_by_it(make_run):
-    box = panel.make_panel(make_run(losses=[3.0]))
-    assert box.follower.is_alive()
-    panel.close(box)
-    box.follower.join(10)
-    assert not box.follower.is_alive() and state.read(box.run.folder).status == "running"
 
 
 def test_what_breaks_a_panel_is_shown_in_it(make_run, set_progress):
