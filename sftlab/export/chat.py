@@ -4,27 +4,28 @@ sftlab chat runs/first
 printf 'What is the capital of France?\n日本の首都は？\n' | sftlab chat runs/first
 """
 
-import html
 import io
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from sftlab.config.configs import ChatConfig
 from sftlab.data import formats, templates
 from sftlab.data.readers import BadRow
 from sftlab.errors import UserError
+from sftlab.pages import Html
 from sftlab.train import saved
 
 HELP = "/reset forgets the conversation, /exit ends; Ctrl-C stops an answer, Ctrl-D ends"
 HALF = "\ufffd"  # what a decoder shows for the bytes of half a character
-NAMES = {"user": "you", "assistant": "model", "system": "system"}
+NAMES = {"user": "you", "assistant": "model"}
 
 
 def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperature: float = 0.0, seed: int = 42):
     """Yield the model's answer to a conversation as its tokens come, text by text; none ends within a character.
 
-    messages: dicts with `role` and `content`, the last of them the user's. Closing the generator stops the model. The
-    model works in a thread of its own; what it raises is raised here.
+    messages: dicts with `role` and `content`, the last of them the user's. The model works in a thread of its own: what
+    it raises is raised here, and closing the generator stops it.
     """
     import torch
     from transformers import StoppingCriteriaList
@@ -34,39 +35,31 @@ def stream(model, tokenizer, messages: list[dict], max_new_tokens=256, temperatu
     sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     ends = model.generation_config.eos_token_id
     ends = {*templates.find_traits(tokenizer).ends, *(ends if isinstance(ends, list) else [ends])} - {None}
-    parts, stop, failed = make_streamer(tokenizer), threading.Event(), []
+    parts, stop = make_streamer(tokenizer), threading.Event()
 
     def is_stopped(ids, scores):  # asked after each token: a flag for each row
         return torch.full((ids.shape[0],), stop.is_set(), dtype=torch.bool, device=ids.device)
 
-    def work():
-        try:
-            with torch.inference_mode():
-                model.generate(
-                    **inputs,
-                    **sampling,
-                    do_sample=temperature > 0,
-                    num_beams=1,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=sorted(ends),
-                    pad_token_id=tokenizer.pad_token_id,
-                    streamer=parts,
-                    stopping_criteria=StoppingCriteriaList([is_stopped]),
-                )
-        except Exception as error:  # raised again by the reader of the stream
-            failed.append(error)
-            parts.end()
-
     torch.manual_seed(seed)
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    try:
-        yield from (piece for piece in parts if piece)
-    finally:
-        stop.set()
-        worker.join()
-    if failed:
-        raise failed[0]
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(
+            model.generate,
+            **inputs,
+            **sampling,
+            do_sample=temperature > 0,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+            streamer=parts,
+            stopping_criteria=StoppingCriteriaList([is_stopped]),
+        )
+        work.add_done_callback(lambda _: parts.end())  # generate doesn't end the stream when it fails
+        try:
+            yield from (piece for piece in parts if piece)
+        finally:
+            stop.set()
+        work.result()
 
 
 def make_streamer(tokenizer):
@@ -188,13 +181,11 @@ def print_answer(parts) -> str:
     return said.strip()
 
 
-def format_transcript(messages: list[dict]) -> str:
-    """A conversation as HTML; what stands in it is shown as text, whatever it is."""
-    style = "style='white-space:pre-wrap'"
-    lines = [
-        f"<p><b>{NAMES[turn['role']]}</b> <span {style}>{html.escape(turn['content'])}</span></p>" for turn in messages
-    ]
-    return f"<div aria-live='polite'>{''.join(lines)}</div>"
+def format_transcript(messages: list[dict]) -> Html:
+    """A conversation as HTML, in which markup is shown as text."""
+    line = Html("<p><b>{}</b> <span style='white-space:pre-wrap'>{}</span></p>")
+    lines = [line.format(NAMES[turn["role"]], turn["content"]) for turn in messages]
+    return Html("<div aria-live='polite'>{}</div>").format(Html("").join(lines))
 
 
 def make_box(model, tokenizer, **options):
@@ -203,8 +194,7 @@ def make_box(model, tokenizer, **options):
 
     transcript = ipywidgets.HTML()
     field = ipywidgets.Text(placeholder="write, then Enter", description="you:", continuous_update=False)
-    forget = ipywidgets.Button(description="Forget")
-    box = ipywidgets.VBox([transcript, ipywidgets.HBox([field, forget])])
+    box = ipywidgets.VBox([transcript, field])
     box.messages = []
 
     def reply(change):
@@ -212,20 +202,16 @@ def make_box(model, tokenizer, **options):
         if not question:
             return
         asked, said = [*box.messages, {"role": "user", "content": question}], ""
-        field.disabled = forget.disabled = True
+        field.disabled = True
         try:
             for piece in stream(model, tokenizer, asked, **options):
                 said += piece
                 transcript.value = format_transcript([*asked, {"role": "assistant", "content": said}])
             box.messages = [*asked, {"role": "assistant", "content": said.strip()}]
         except UserError as error:
-            transcript.value = format_transcript(box.messages) + f"<p>{html.escape(str(error))}</p>"
+            transcript.value = format_transcript(box.messages) + Html("<p>{}</p>").format(error)
         finally:
-            field.disabled = forget.disabled = False
-
-    def clear(_):
-        box.messages, transcript.value = [], ""
+            field.disabled = False
 
     field.observe(reply, "value")
-    forget.on_click(clear)
     return box

@@ -1,9 +1,8 @@
 """Is an exported model the one that was trained? Token ids, logits and greedy answers, compared.
 
-python -c "from sftlab.export import checks; print(checks.tolerate('bfloat16', layers=32, width=4096))"
+python -c "from sftlab.export import checks; print(checks.COMPARISONS)"
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,24 +22,11 @@ COMPARISONS = {
     "reloaded": ("loaded again against saved", "The files are at fault."),
 }
 TEXTS = ("The capital of France is Paris.", "日本の首都は東京です。", "fi ﬁ Ａ１ 🙂 \t¥100\n改行")
-DIALOGUES = (
-    ("What is the capital of France?", "Paris"),
-    ("日本の首都は？", "東京"),
-    ("こんにちは。", "Hello.", "もう一度。", "こんにちは。"),
-)
 CHATS = [
-    [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(dialogue)]
-    for dialogue in DIALOGUES
+    [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "Paris"}],
+    [{"role": "user", "content": "日本の首都は？"}, {"role": "assistant", "content": "東京"}],
 ]
 ROWS, LONGEST, NEW_TOKENS = 8, 96, 12
-
-
-@dataclass
-class Probe:
-    """Token ids that every version of the model is read on: whole conversations, and prompts to answer."""
-
-    sequences: list[list[int]]
-    prompts: list[list[int]]
 
 
 @dataclass
@@ -56,8 +42,11 @@ class Reading:
     steps: list = field(default_factory=list)
 
 
-def gather_probe(tokenizer, dataset_path: str) -> Probe:
-    """The first held-out conversations of the run's data set, where it is still there, and some of our own."""
+def gather_probe(tokenizer, dataset_path: str) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids that every version of the model is read on: whole conversations, and prompts to answer.
+
+    They are the first held-out ones of the run's data set, where it is still there, and some of our own.
+    """
     chats = list(CHATS)
     if (Path(dataset_path) / "dataset_dict.json").is_file():
         from datasets import load_from_disk
@@ -68,21 +57,20 @@ def gather_probe(tokenizer, dataset_path: str) -> Probe:
     sequences = tokenizer(whole, add_special_tokens=False).input_ids + tokenizer(list(TEXTS)).input_ids
     prompts = [formats.render_prompt(tokenizer, chat) for chat in chats]
     prompts = [ids for ids in tokenizer(prompts, add_special_tokens=False).input_ids if len(ids) <= 4 * LONGEST]
-    return Probe([ids[:LONGEST] for ids in sequences if ids], prompts[:ROWS])
+    return [ids[:LONGEST] for ids in sequences if ids], prompts[:ROWS]
 
 
-def read_model(model, probe: Probe, answer: bool = True) -> Reading:
+def read_model(model, probe: tuple[list, list], answer: bool = True) -> Reading:
     """What a model makes of a probe, one sequence at a time, so that no padding plays a part."""
     import torch
-    from tqdm.auto import tqdm
 
+    sequences, prompts = probe
     model.eval()
-    quiet = "TQDM_DISABLE" in os.environ or model.num_parameters() < 1e8  # over in seconds
     logits, answers, steps = [], [], []
     with torch.inference_mode():
-        for ids in tqdm(probe.sequences, desc="checking logits", leave=False, disable=quiet):
+        for ids in sequences:
             logits.append(model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu())
-        for ids in tqdm(probe.prompts if answer else (), desc="checking answers", leave=False, disable=quiet):
+        for ids in prompts if answer else ():
             prompt = torch.tensor([ids], device=model.device)
             out = model.generate(
                 input_ids=prompt,
@@ -101,16 +89,15 @@ def read_model(model, probe: Probe, answer: bool = True) -> Reading:
 def compare(trained: Reading, other: Reading) -> dict:
     """How far `other` is from `trained`: numbers of one position are averaged over all positions.
 
-    `relative`: root mean square of the difference of the logits, as a share of their standard deviation; `largest` and
-    `mean` difference of a logit; `top_token_differs`: share of positions; `kl`: nats; `answers_differ` of `answers`, where
-    both answered.
+    `relative`: root mean square of the difference of the logits, as a share of their standard deviation; `largest`
+    difference of a logit; `top_token_differs`: share of positions; `kl`: nats; `answers_differ` of `answers`, where both
+    answered.
     """
     difference = other.logits - trained.logits
     ours, theirs = trained.logits.log_softmax(-1), other.logits.log_softmax(-1)
     found = {
         "relative": (difference.square().mean().sqrt() / trained.logits.std()).item(),
         "largest": difference.abs().max().item(),
-        "mean": difference.abs().mean().item(),
         "top_token_differs": (ours.argmax(-1) != theirs.argmax(-1)).float().mean().item(),
         "kl": max(0.0, (ours.exp() * (ours - theirs)).sum(-1).mean().item()),
     }
@@ -120,17 +107,18 @@ def compare(trained: Reading, other: Reading) -> dict:
     return found
 
 
-def tolerate(dtype: str, layers: int, width: int) -> float:
-    """The `relative` difference that rounding explains, for a model of so many layers and this hidden width.
+def tolerate(dtype: str, model) -> float:
+    """The `relative` difference that rounding explains, by the model's number of layers and their hidden width.
 
     Each layer's results are rounded about eight times to the dtype, and independent errors add up as the root of their
     number: u·√(8·layers), u being the unit roundoff. Within a product, sums over the width are kept in float32, whose
     own rounding adds 2⁻²⁴·√(8·layers·width). (The rule of thumb in Higham, Accuracy and Stability of Numerical
     Algorithms, 2nd ed., ch. 2.) Measured on tiny-base, a sound export lies at a tenth to a third of this.
     """
-    roundings = ROUNDINGS_PER_LAYER * layers
+    shape = model.config.get_text_config()
+    roundings = ROUNDINGS_PER_LAYER * shape.num_hidden_layers
     stored = ROUNDING[dtype] * roundings**0.5 if dtype != "float32" else 0.0
-    return stored + ROUNDING["float32"] * (roundings * width) ** 0.5
+    return stored + ROUNDING["float32"] * (roundings * shape.hidden_size) ** 0.5
 
 
 def require_close(name: str, trained: Reading, other: Reading, limit: float) -> dict:
@@ -141,7 +129,7 @@ def require_close(name: str, trained: Reading, other: Reading, limit: float) -> 
         wrong = f"the logits are off by {found['relative']:.2g} of their spread, and rounding explains no more than {limit:.2g}"
     elif (gap := find_gap(trained, other)) > 10 * limit:
         wrong = (
-            f"an answer differs where the trained model had no doubt (its logits lie {gap:.1%} of their spread apart)"
+            f"an answer differs where the trained model had no doubt (its logits are {gap:.1%} of their spread apart)"
         )
     else:
         return found

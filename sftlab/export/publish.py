@@ -11,22 +11,15 @@ from pathlib import Path
 from sftlab.config.configs import ExportConfig
 from sftlab.data import sources
 from sftlab.errors import UserError
+from sftlab.evaluate import report
 from sftlab.export import checks
 from sftlab.hub import catalog
 from sftlab.hub import client as hub_client
 from sftlab.train.saved import Run
 
 # Options that are of no interest to others, or are a path of this machine.
-LEFT_OUT = {
-    *("output_dir", "dataset_path", "model_name", "resume", "overwrite", "deepspeed", "report_to"),
-    *("save_steps", "save_total_limit", "logging_steps", "dataloader_num_workers"),
-}
-SCORES = {
-    "eval_loss": "held-out loss (nats per token)",
-    "last_loss": "training loss at the end",
-    "steps": "steps",
-    "trained_parameters": "trained parameters",
-}
+LEFT_OUT = {"output_dir", "dataset_path", "model_name", "resume", "overwrite", "deepspeed", "report_to"}
+LEFT_OUT |= {"save_steps", "save_total_limit", "logging_steps", "dataloader_num_workers"}
 
 
 def write_card(run: Run, facts: dict, name: str, place: str) -> str:
@@ -37,13 +30,9 @@ def write_card(run: Run, facts: dict, name: str, place: str) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     licence, source, adapter = find_licence(run), name_source(run), facts["kind"] == "adapter"
-    on_hub = not facts["about_base"]
     card_data = ModelCardData(
-        base_model=facts["base"] if on_hub else None,
-        base_model_relation=("adapter" if adapter else "finetune") if on_hub else None,
+        base_model=None if facts["about_base"] else facts["base"],
         license=licence,
-        license_name="unknown" if licence == "other" else None,
-        language=find_languages(run),
         datasets=[source] if source in sources.HUB_IDS.values() else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
@@ -57,16 +46,14 @@ def write_card(run: Run, facts: dict, name: str, place: str) -> str:
         template_path=str(Path(__file__).with_name("card.md")),
         adapter=adapter,
         checks=checks.format_checks(facts),
-        config=run.config,
-        data=run.data,
+        evaluation=list_evaluation(run.result),
         facts=facts,
         licence=licence,
         loaded_base="PATH/OF/data_samples/tiny-base" if facts["base"] == "tiny-base" else facts["base"],
         name=name,
         options=options,
         place=place,
-        result=run.result,
-        scores=list_scores(run.result),
+        run=run,
         source=source,
     )
     return f"{card}\n"
@@ -80,13 +67,11 @@ def find_licence(run: Run) -> str:
     here = Path(name).is_dir()
     if not here and (known := catalog.find_model(name)):
         return known.licence
-    if not here and not hub_client.reach():
-        return "other"
     try:
-        card = ModelCard.load(str(Path(name) / "README.md") if here else name, ignore_metadata_errors=True)
+        card = ModelCard.load(Path(name) / "README.md" if here else name, ignore_metadata_errors=True)
     except (errors.HfHubHTTPError, OSError, ValueError):
         return "other"
-    return str(card.data.license or "other")
+    return card.data.license or "other"
 
 
 def name_source(run: Run) -> str:
@@ -97,28 +82,12 @@ def name_source(run: Run) -> str:
     return ", ".join(Path(part).name for part in source.split(", ")) or "unknown: the data set's folder is gone"
 
 
-def find_languages(run: Run) -> list[str] | None:
-    """ISO 639 codes where they are certain: of the bundled facts, and of rows that are all Japanese."""
-    if run.data.get("source") == "facts":
-        return ["en", "ja"]
-    return ["ja"] if set(run.data.get("found", {}).get("languages", {})) == {"Japanese"} else None
-
-
-def list_scores(result: dict) -> list[tuple[str, object]]:
-    """(measure, value) of the training, and of `sftlab evaluate` if it has been run; with intervals where there are some."""
-    metrics, evaluation = result["metrics"], result.get("evaluation", {})
-    rows = [(words, metrics.get(name)) for name, words in SCORES.items()]
-    for name in ("exact_match", "held_out_loss"):
-        values = evaluation.get(name) or {}
-        rows += [(f"{name.replace('_', ' ')}, {who}", values.get(who)) for who in ("base", "tuned", "difference")]
-    return [(name, format_score(value)) for name, value in rows if value is not None]
-
-
-def format_score(value) -> str:
-    if isinstance(value, list):
-        middle, low, high = map(format_score, value)
-        return f"{middle} ({low} to {high})"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def list_evaluation(result: dict) -> list[tuple]:
+    """What `sftlab evaluate` measured, if it has been run: (measure, base, tuned, difference), with intervals."""
+    if not (found := result.get("evaluation")):
+        return []
+    losses = report.row_of_losses("loss on the answers, nats per token", found["held_out_loss"])
+    return [report.row_of_shares("exact match", found["exact_match"]), losses]
 
 
 def check_push(config: ExportConfig) -> None:
@@ -154,8 +123,7 @@ def push_folder(folder: Path, config: ExportConfig) -> str:
         address = HfApi().create_repo(config.push, private=not config.public, exist_ok=True)
         HfApi().upload_folder(repo_id=config.push, folder_path=folder, commit_message="Export of SFT Lab")
     except (errors.HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        why = f"the Hub answered {status}" if status else " ".join(str(error).split())[:200]
+        why = " ".join(str(error).split())[:200]
         again = f"hf upload {config.push} {folder} .{'' if config.public else ' --private'}"
         raise UserError(f"push: {why}; {folder} is whole and stays. Try again with `{again}`.") from error
     print(f"pushed to {address} ({'public' if config.public else 'private'})")

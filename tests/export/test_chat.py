@@ -1,17 +1,16 @@
 """Chat: what streams is what generate says, whole characters, in the template; in a pipe, stopped, and cut to its room."""
 
-import dataclasses
 import io
 import threading
 
 import pytest
+import torch
 
-from sftlab.config.configs import ChatConfig, TrainConfig
+from sftlab.config.configs import ChatConfig
 from sftlab.data import formats
 from sftlab.errors import UserError
 from sftlab.export import chat
 from sftlab.models import load
-from sftlab.train import run as train_run
 
 JAPANESE = [{"role": "user", "content": "日本の首都は？"}]
 
@@ -23,7 +22,7 @@ def base():
     return model, tokenizer
 
 
-@pytest.mark.parametrize("question", ["日本の首都は？", "What is the capital of France?", "ケニアの通貨は何ですか。"])
+@pytest.mark.parametrize("question", ["What is the capital of France?", "ケニアの通貨は何ですか。"])
 def test_a_stream_is_what_generate_says_in_whole_characters(question, base):
     model, tokenizer = base
     messages = [{"role": "user", "content": question}]
@@ -35,10 +34,8 @@ def test_a_stream_is_what_generate_says_in_whole_characters(question, base):
     assert all(chat.HALF not in piece for piece in pieces)
 
 
-def test_kana_whose_bytes_are_tokens_of_their_own_come_whole():
-    tokenizer = load.load_tokenizer("tiny-base")
-    import torch
-
+def test_kana_whose_bytes_are_tokens_of_their_own_come_whole(base):
+    _, tokenizer = base
     text = "ゔ𠮷🙂ヸ かな"
     streamer = chat.make_streamer(tokenizer)
     streamer.put(torch.tensor([[1]]))  # the prompt
@@ -88,33 +85,28 @@ def test_a_base_without_a_template_and_a_template_without_a_system_message():
         chat.encode(tokenizer, JAPANESE, 100)
 
 
-def test_a_piped_conversation_with_a_quantised_run(dataset, tmp_path, sftlab_command, monkeypatch):
-    config = TrainConfig(
-        dataset_path=str(dataset), output_dir=str(tmp_path / "run"), use_lora=True, use_4bit=True, bf16=True
-    )
-    train_run.train(dataclasses.replace(config, max_steps=2, batch_size=8, max_length=128, eval_samples=8))
+def test_a_piped_conversation_with_a_run(tuned_run, sftlab_command, monkeypatch):
     lines = "日本の首都は？\n\n/nothing\n/reset\nWhat is the capital of France?\n/exit\nnever read\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    code, out, error = sftlab_command("chat", tmp_path / "run", "--max-new-tokens", "12")
+    code, out, error = sftlab_command("chat", tuned_run, "--max-new-tokens", "12")
     assert code == 0, error
-    said = chat.answer(*chat.load(ChatConfig(model_name=config.output_dir)), JAPANESE, max_new_tokens=12)
+    said = chat.answer(*chat.load(ChatConfig(model_name=str(tuned_run))), JAPANESE, max_new_tokens=12)
     assert f"> 日本の首都は？\n{said}\n" in out and "/nothing: no such command" in out
     assert "> What is the capital of France?\n" in out and "never read" not in out
 
 
 def test_history_is_sent_with_each_question(base, monkeypatch):
     seen = []
+
+    def stream(model, tokenizer, messages, **options):
+        seen.append([message["content"] for message in messages])
+        yield from "いい"
+
     monkeypatch.setattr(chat, "load", lambda config: base)
-    monkeypatch.setattr(
-        chat, "stream", lambda model, tokenizer, messages, **_: seen.append(list(messages)) or iter(["い", "い"])
-    )
+    monkeypatch.setattr(chat, "stream", stream)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/reset\nthree\n"))
     chat.talk(ChatConfig(system="Be kind."))
-    assert [[message["content"] for message in messages] for messages in seen] == [
-        ["Be kind.", "one"],
-        ["Be kind.", "one", "いい", "two"],
-        ["Be kind.", "three"],
-    ]
+    assert seen == [["Be kind.", "one"], ["Be kind.", "one", "いい", "two"], ["Be kind.", "three"]]
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(capsys):
@@ -134,12 +126,11 @@ def test_the_box_of_a_notebook_shows_text_as_text_and_keeps_the_conversation(bas
 
     monkeypatch.setattr(chat, "stream", stream)
     box = chat.make_box(*base, max_new_tokens=5)
-    transcript, (field, forget) = box.children[0], box.children[1].children
+    transcript, field = box.children
     field.value = "<script>alert(1)</script>"  # Enter
     assert "&lt;script&gt;" in transcript.value and "&lt;i&gt;東京" in transcript.value
     assert "<script" not in transcript.value and field.value == "" and not field.disabled
     field.value = "日本？"
     assert seen == [(1, {"max_new_tokens": 5}), (3, {"max_new_tokens": 5})] and len(box.messages) == 4
     field.value = " "  # asks nothing
-    forget.click()
-    assert len(seen) == 2 and box.messages == [] and transcript.value == ""
+    assert len(seen) == 2
