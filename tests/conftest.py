@@ -37,6 +37,17 @@ def dataset(tmp_path_factory) -> Path:
     return data_set.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
 
 
+@pytest.fixture(scope="module")
+def tiny() -> tuple:
+    """tiny-base and its tokenizer, in the Alpaca format."""
+    from sftlab.data import formats
+    from sftlab.models import load
+
+    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
+    formats.set_format(tokenizer, "alpaca")
+    return model, tokenizer
+
+
 @pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])
 def bf16(request) -> bool:
     """Both precisions, whatever the lab would choose here. Keep such tests small: many CPUs emulate bfloat16, slowly."""

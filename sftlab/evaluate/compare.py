@@ -99,10 +99,7 @@ def measure_model(model, run: Run, rows: list[dict], config: EvaluateConfig) -> 
 
 
 def compare_models(run: Run, rows: list[dict], base, tuned, config: EvaluateConfig, how: dict) -> dict:
-    """All numbers of base against tuned on the held-out rows, and the verdict, which leaves leaked questions out.
-
-    base, tuned: from `measure_model`; how: level, resamples and seed of the intervals.
-    """
+    """All numbers of base against tuned (of `measure_model`) on the held-out rows; leaked questions don't count for the verdict."""
     train = [{"messages": chat} for chat in run.splits["train"]["messages"]]
     leaks = cleaning.find_leaks(train, rows, run.data["options"]["near_threshold"])
     whole = compare_part(base, tuned, how)

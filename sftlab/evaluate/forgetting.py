@@ -32,10 +32,9 @@ def read_texts(path: str | Path = BUNDLED) -> list[str]:
 
 def choose_probe(model_name: str, prose: str | None, limit: int) -> tuple[str, list[str], list[dict]]:
     """(what it is called, the texts, the facts to complete): the user's file, tiny-base's facts, or the bundled prose."""
-    if prose:
-        return Path(prose).name, read_texts(prose)[: limit or None], []
-    if model_name != "tiny-base" and Path(model_name).resolve() != load.TINY_BASE:
-        return f"{SAMPLES.name}/{BUNDLED.name}", read_texts()[: limit or None], []
+    if prose or (model_name != "tiny-base" and Path(model_name).resolve() != load.TINY_BASE):
+        path = Path(prose or BUNDLED)
+        return path.name, read_texts(path)[: limit or None], []
     facts = scores.read_facts("prose", limit or None)
     spaces = {"en": " ", "ja": ""}
     texts = [row["prompt"] + spaces[row["language"]] + row["answer"] + row["rests"][0] for row in facts]
@@ -46,8 +45,7 @@ def measure_probe(model, tokenizer, texts, facts, batch_size: int, bf16: bool, m
     """One model's losses on the probe, `sums` and `counts` (tokens) of each text, and the facts that it `completed`."""
     rows = scores.encode_texts(tokenizer, texts, max_length)
     sums, counts = scores.measure_rows(model, rows, tokenizer.pad_token_id, batch_size, bf16)
-    completed = scores.complete(model, tokenizer, facts, batch_size=batch_size) if facts else []
-    return {"sums": sums, "counts": counts, "completed": completed}
+    return {"sums": sums, "counts": counts, "completed": scores.complete(model, tokenizer, facts, batch_size)}
 
 
 def compare_probe(name: str, texts: list[str], base: dict, tuned: dict, **how) -> dict:

@@ -43,8 +43,9 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        questions = f"{len(self.answers)} questions"
-        return f"exact match {self.exact_match:.1%} (95 % interval {low:.1%} to {high:.1%}, {questions})"
+        return (
+            f"exact match {self.exact_match:.1%} (95 % interval {low:.1%} to {high:.1%}, {len(self.answers)} questions)"
+        )
 
 
 def ask(
@@ -54,13 +55,11 @@ def ask(
 
     rows: dicts with `instruction`, `output`, and perhaps `input`; or with `messages`, whose last answer is asked for.
     """
-    chats = [formats.to_messages(row, format) for row in rows]
-    prompts = [formats.render_prompt(tokenizer, chat, row.get("tools")) for chat, row in zip(chats, rows, strict=True)]
+    asked = [(formats.to_messages(row, format), row.get("tools")) for row in rows]
+    prompts = [formats.render_prompt(tokenizer, chat, tools) for chat, tools in asked]
     outcomes = generate(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, seed)
-    expected = [
-        templates.write_answer(tokenizer, chat, row.get("tools")) for chat, row in zip(chats, rows, strict=True)
-    ]
-    questions = [chat[-2]["content"] for chat in chats]
+    expected = [templates.write_answer(tokenizer, chat, tools) for chat, tools in asked]
+    questions = [chat[-2]["content"] for chat, _ in asked]
     return Score(questions, expected, [text for text, _ in outcomes], [ended for _, ended in outcomes])
 
 

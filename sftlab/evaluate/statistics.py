@@ -42,11 +42,9 @@ def count_uneven(one: list[bool], other: list[bool]) -> tuple[int, int, float]:
 def compare_rows(before, after, sizes=None, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0):
     """How much larger `after` is than `before`, per unit of size: (difference, low, high), the percentile interval.
 
-    before, after: (rows), in the order of the same rows: right or wrong, or summed losses; `sizes`: (rows), such as the
-    tokens that a loss was summed over, else 1 each. The difference is sum(after - before) / sum(sizes). Rows are drawn
-    with replacement, each with what both models made of it; low and high cut off (1 - level) / 2 of the resampled
-    differences on either side (Efron 1979, Annals of Statistics 7, p. 1; Efron and Tibshirani 1993, chapter 13).
-    Raises ValueError for no rows, or for lists of unequal length.
+    before, after, sizes: (rows), of the same rows: right or wrong, or summed losses; sizes such as the tokens that a loss
+    was summed over, else 1 each. The difference is sum(after - before) / sum(sizes); rows are resampled in pairs (Efron
+    1979, Annals of Statistics 7, p. 1). Raises ValueError for no rows, or for lists of unequal length.
     """
     before, after = (numpy.asarray(values, dtype=numpy.float64) for values in (before, after))
     sizes = numpy.ones(len(before)) if sizes is None else numpy.asarray(sizes, dtype=numpy.float64)

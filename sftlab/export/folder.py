@@ -98,27 +98,20 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     checks["positions"] = sum(map(len, probe[0]))
     base, about_base = name_base(run, config)
     bits = 4 if run.config.use_4bit else 8 if run.config.use_8bit else None
-    facts = {
-        "kind": config.kind,
-        "base": base,
-        "about_base": about_base,
-        "base_bits": bits,
-        "checks": checks,
-        "ends": ends,
-    }
+    facts = {"kind": config.kind, "base": base, "about_base": about_base, "base_bits": bits, "checks": checks}
     if config.kind == "adapter":
         facts["resized"] = len(tokenizer) > saved.read_settings(run).get_text_config().vocab_size
         checks |= save_adapter(run, tokenizer, probe, base, new)
     else:
         facts |= {"dtype": config.dtype, "merged_into": config.merge_into if run.quantised else None}
         checks |= save_merged(run, probe, config, new)
-    facts |= {"run": run.folder.resolve().name, "config_hash": run.result["config_hash"]}
+    facts |= {"ends": ends, "run": run.folder.resolve().name, "config_hash": run.result["config_hash"]}
     return facts | {"versions": machine.list_versions()}
 
 
 def name_base(run: saved.Run, config: ExportConfig) -> tuple[str, str]:
     """What others load the base by, and a note on that name; never a path of this machine."""
-    name, known = run.config.model_name, catalog.find_model(run.config.model_name)
+    name = run.config.model_name
     if config.base_id:
         return config.base_id, ""
     if name.startswith(catalog.RANDOM):
@@ -126,7 +119,7 @@ def name_base(run: saved.Run, config: ExportConfig) -> tuple[str, str]:
     if name == "tiny-base":
         return name, "It is bundled with SFT Lab (folder data_samples/tiny-base) and is not on the Hub."
     if not Path(name).is_dir():
-        return (known.hub_id if known else name), ""
+        return getattr(catalog.find_model(name), "hub_id", name), ""
     return Path(name).resolve().name, "A folder of whoever trained this; the name is the folder's."
 
 

@@ -51,14 +51,13 @@ def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
     found = evaluate(learned)
     after = files.read_json(learned / "result.json")
     assert found["outcome"] == "better" and found["judged_by"] == "exact_match" and found["questions"] == 64
-    assert found["exact_match"]["base"][0] < 0.05 < 0.5 < found["exact_match"]["tuned"][0]
-    low, high = found["exact_match"]["difference"][1:]
-    assert 0.5 < low <= found["exact_match"]["difference"][0] <= high <= 1
+    assert found["exact_match"]["base"][0] < 0.05 < 0.5 < found["exact_match"]["difference"][1]
     assert found["ended"]["tuned"] > 0.9 > found["ended"]["base"]
     assert found["perplexity"]["tuned"] < found["perplexity"]["base"]
     assert {key: after[key] for key in before} == before and after["evaluation"]["verdict"] == found["verdict"]
-    asked = {row["instruction"] for row in scores.read_facts("test", 64)}
-    assert {row["question"] for row in found["answers"]} == asked
+    assert {row["question"] for row in found["answers"]} == {
+        row["instruction"] for row in scores.read_facts("test", 64)
+    }
     assert "Better: " in (learned / "report.html").read_text(encoding="utf-8")
 
 
@@ -69,18 +68,16 @@ LORA = {"use_lora": True}
     ("options", "bf16"),
     [
         ({}, False),
-        (LORA | {"format": "chatml"}, True),  # with new tokens
+        (LORA, True),  # with chatml's new tokens
         (LORA | {"use_8bit": True}, False),
         (LORA | {"model_name": "random-tiny:gpt2"}, False),
         pytest.param(LORA | {"use_4bit": True}, True, marks=pytest.mark.slow),
-        pytest.param(LORA | {"use_dora": True, "use_8bit": True}, False, marks=pytest.mark.slow),
         pytest.param(LORA | {"gradient_checkpointing": True}, False, marks=pytest.mark.slow),
     ],
-    ids=["full", "chatml", "8-bit", "random", "4-bit", "8-bit DoRA", "checkpointing"],
+    ids=["full", "chatml", "8-bit", "random", "4-bit", "checkpointing"],
 )
 def test_the_tuned_loss_is_the_trainers(options, bf16, tmp_path):
-    options = dict(options)
-    prepared = prepare_rows(scores.read_facts("train", 16), tmp_path / "set", format=options.pop("format", "alpaca"))
+    prepared = prepare_rows(scores.read_facts("train", 16), tmp_path / "set", format="chatml" if bf16 else "alpaca")
     folder = train_run(prepared, tmp_path / "run", max_steps=2, batch_size=8, bf16=bf16, **options)
     found = evaluate(folder, max_new_tokens=2)
     trained = files.read_json(folder / "result.json")["metrics"]["eval_loss"]
@@ -98,9 +95,6 @@ def test_a_model_against_itself_differs_by_exactly_nothing(tmp_path):
     assert found["outcome"] == "no measurable gain"
     for part in (found["held_out_loss"], found["forgetting"]["loss"]):
         assert part["difference"] == [0, 0, 0]
-    value, low, high = found["exact_match"]["difference"]
-    assert value == 0 and low < 0 < high  # no difference seen, and none larger than this
-    assert found["exact_match"]["mcnemar"] == {"only_base": 0, "only_tuned": 0, "p": 1.0}
     assert not found["forgetting"]["forgot"] and all(row["base"] == row["tuned"] for row in found["answers"])
 
 
@@ -144,10 +138,10 @@ def test_the_page_shows_text_of_others_as_text_and_stands_alone(learned, leaky, 
 def test_long_answers_are_judged_by_their_loss_and_prose_is_your_own(learned, tmp_path):
     alpaca = [str(sources.SAMPLES / "alpaca.json")]
     path = data_set.prepare(DataConfig(source="json", source_path=alpaca, output_dir=str(tmp_path)))
-    (tmp_path / "own.txt").write_text("First paragraph,\non two lines.\n\n二つ目の段落。\n", encoding="utf-8")
-    options = {"num_questions": 10, "max_new_tokens": 3, "prose": str(tmp_path / "own.txt")}
+    files.write_text(tmp_path / "own.txt", "First paragraph,\non two lines.\n\n二つ目の段落。\n")
+    options = {"num_questions": 8, "max_new_tokens": 2, "prose": str(tmp_path / "own.txt")}
     found = evaluate(learned, dataset_path=str(path), **options)
-    assert found["judged_by"] == "loss" and found["questions"] == 10 and found["forgetting"]["texts"] == 2
+    assert found["judged_by"] == "loss" and found["questions"] == 8 and found["forgetting"]["texts"] == 2
     assert found["forgetting"]["probe"] == "own.txt" and "nats per answer token" in found["verdict"]
 
 

@@ -6,7 +6,6 @@ import torch
 from sftlab.data import cleaning
 from sftlab.errors import UserError
 from sftlab.evaluate import forgetting
-from sftlab.models import load
 
 HOW = {"resamples": 500}
 
@@ -27,10 +26,10 @@ def test_unfit_prose_is_refused(name, content, message, tmp_path):
         forgetting.read_texts(tmp_path / name)
 
 
-def test_a_spoiled_model_forgot_and_the_size_is_said():
-    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
+def test_a_spoiled_model_forgot_and_the_size_is_said(tiny):
+    model, tokenizer = tiny
     name, texts, facts = forgetting.choose_probe("tiny-base", None, 40)
-    assert texts[1] == "The atomic number of hassium is 108." and texts[0].endswith("アジアです。")
+    assert texts[1] == "The atomic number of hassium is 108."
     how = {"batch_size": 40, "bf16": False, "max_length": 256}
     before = forgetting.measure_probe(model, tokenizer, texts, facts, **how)
     same = forgetting.compare_probe(name, texts, before, before, **HOW)

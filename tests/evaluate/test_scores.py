@@ -5,17 +5,8 @@ import torch
 
 from sftlab.config.configs import TrainConfig
 from sftlab.data import dataset as data_set
-from sftlab.data import formats
 from sftlab.evaluate import scores
 from sftlab.models import load
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple:
-    """tiny-base and its tokenizer, in the Alpaca format."""
-    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, "alpaca")
-    return model, tokenizer
 
 
 def test_exact_means_exact_and_scores_can_be_cut_by_row():
@@ -40,11 +31,11 @@ def test_drawn_answers_depend_on_the_seed_alone(tiny):
 
 
 def test_the_bundled_questions_are_about_different_things():
-    train, test = scores.read_facts("train"), scores.read_facts("test")
-    assert len(train) == 1408 and len(test) == 1420
-    assert not {row["instruction"] for row in train} & {row["instruction"] for row in test}
-    for rows in (train, test):
-        assert 0.45 < sum(row["language"] == "ja" for row in rows) / len(rows) < 0.55
+    train, test = (
+        {row["instruction"]: row["language"] for row in scores.read_facts(split)} for split in ("train", "test")
+    )
+    assert len(train) == 1408 and len(test) == 1420 and not train.keys() & test.keys()
+    assert all(0.45 < list(rows.values()).count("ja") / len(rows) < 0.55 for rows in (train, test))
 
 
 def test_tiny_base_knows_and_cannot_answer(tiny):

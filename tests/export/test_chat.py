@@ -15,16 +15,9 @@ from sftlab.models import load
 JAPANESE = [{"role": "user", "content": "日本の首都は？"}]
 
 
-@pytest.fixture(scope="module")
-def base():
-    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, "alpaca")
-    return model, tokenizer
-
-
 @pytest.mark.parametrize("question", ["What is the capital of France?", "ケニアの通貨は何ですか。"])
-def test_a_stream_is_what_generate_says_in_whole_characters(question, base):
-    model, tokenizer = base
+def test_a_stream_is_what_generate_says_in_whole_characters(question, tiny):
+    model, tokenizer = tiny
     messages = [{"role": "user", "content": question}]
     pieces = list(chat.stream(model, tokenizer, messages, max_new_tokens=40))
     ids = tokenizer(formats.render_prompt(tokenizer, messages), add_special_tokens=False, return_tensors="pt").input_ids
@@ -34,8 +27,8 @@ def test_a_stream_is_what_generate_says_in_whole_characters(question, base):
     assert all(chat.HALF not in piece for piece in pieces)
 
 
-def test_kana_whose_bytes_are_tokens_of_their_own_come_whole(base):
-    _, tokenizer = base
+def test_kana_whose_bytes_are_tokens_of_their_own_come_whole(tiny):
+    _, tokenizer = tiny
     text = "ゔ𠮷🙂ヸ かな"
     streamer = chat.make_streamer(tokenizer)
     streamer.put(torch.tensor([[1]]))  # the prompt
@@ -48,8 +41,8 @@ def test_kana_whose_bytes_are_tokens_of_their_own_come_whole(base):
     assert "".join(pieces) == text and chat.HALF not in "".join(pieces) and len(pieces) >= len(text) - 2
 
 
-def test_a_stream_that_is_closed_stops_the_model(base):
-    model, tokenizer = base
+def test_a_stream_that_is_closed_stops_the_model(tiny):
+    model, tokenizer = tiny
     model.generation_config.eos_token_id = None
     before = threading.active_count()
     pieces = chat.stream(model, tokenizer, JAPANESE, max_new_tokens=900)
@@ -58,15 +51,15 @@ def test_a_stream_that_is_closed_stops_the_model(base):
     assert threading.active_count() == before
 
 
-def test_what_the_model_raises_is_raised_by_the_stream(base, monkeypatch):
-    model, tokenizer = base
+def test_what_the_model_raises_is_raised_by_the_stream(tiny, monkeypatch):
+    model, tokenizer = tiny
     monkeypatch.setattr(model, "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         chat.answer(model, tokenizer, JAPANESE)
 
 
-def test_the_oldest_turns_make_room_and_the_system_message_stays(base):
-    _, tokenizer = base
+def test_the_oldest_turns_make_room_and_the_system_message_stays(tiny):
+    _, tokenizer = tiny
     roles = ("user", "assistant")
     turns = [{"role": role, "content": f"{role} {number}"} for number in range(30) for role in roles][:-1]
     inputs = chat.encode(tokenizer, [{"role": "system", "content": "Be brief."}, *turns], 200)
@@ -95,14 +88,14 @@ def test_a_piped_conversation_with_a_run(tuned_run, sftlab_command, monkeypatch)
     assert "> What is the capital of France?\n" in out and "never read" not in out
 
 
-def test_history_is_sent_with_each_question(base, monkeypatch):
+def test_history_is_sent_with_each_question(tiny, monkeypatch):
     seen = []
 
     def stream(model, tokenizer, messages, **options):
         seen.append([message["content"] for message in messages])
         yield from "いい"
 
-    monkeypatch.setattr(chat, "load", lambda config: base)
+    monkeypatch.setattr(chat, "load", lambda config: tiny)
     monkeypatch.setattr(chat, "stream", stream)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/reset\nthree\n"))
     chat.talk(ChatConfig(system="Be kind."))
@@ -117,7 +110,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(capsys):
     assert chat.print_answer(pieces()) == "東" and "stopped" in capsys.readouterr().out
 
 
-def test_the_box_of_a_notebook_shows_text_as_text_and_keeps_the_conversation(base, monkeypatch):
+def test_the_box_of_a_notebook_shows_text_as_text_and_keeps_the_conversation(tiny, monkeypatch):
     seen = []
 
     def stream(model, tokenizer, messages, **options):
@@ -125,7 +118,7 @@ def test_the_box_of_a_notebook_shows_text_as_text_and_keeps_the_conversation(bas
         yield from ("<i>", "東京")
 
     monkeypatch.setattr(chat, "stream", stream)
-    box = chat.make_box(*base, max_new_tokens=5)
+    box = chat.make_box(*tiny, max_new_tokens=5)
     transcript, field = box.children
     field.value = "<script>alert(1)</script>"  # Enter
     assert "&lt;script&gt;" in transcript.value and "&lt;i&gt;東京" in transcript.value

@@ -71,16 +71,7 @@ def check_loss(folder, dataset_path, run, bf16: bool) -> None:
     assert sums.sum() / counts.sum() == pytest.approx(trained, abs=ROUNDING[bf16])
 
 
-@pytest.mark.parametrize(
-    ("name", "bf16"),
-    [
-        ("gpt2", False),
-        ("falcon-7b", True),
-        ("gemma-7b", False),
-        pytest.param("gpt-neo-125M", True, marks=pytest.mark.slow),
-        pytest.param("phi-2", False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("name", "bf16"), [("gpt2", False), ("falcon-7b", True), ("gemma-7b", False)])
 def test_every_architecture_merges_to_the_model_that_was_trained(name, bf16, make_run, dataset, tmp_path):
     run = make_run(f"random-tiny:{name}", bf16=bf16)
     facts = export(run, tmp_path / "export", dtype="float32")
@@ -108,23 +99,11 @@ def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, s
     if name == "phi-2":
         with pytest.raises(UserError, match="output layer has a bias"):
             export(run, tmp_path / "adapter", kind="adapter")
-    elif "use_4bit" not in options:
-        export(run, tmp_path / "adapter", kind="adapter")
-        assert "resize_token_embeddings" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("name", "bits", "bf16"),
-    [
-        ("Mistral-7B-v0.1", 4, True),
-        ("Mistral-7B-v0.1", 8, False),
-        pytest.param("falcon-7b", 4, False, marks=pytest.mark.slow),
-    ],
-)
-def test_a_quantised_base_is_merged_as_trained_and_both_ways_are_measured(
-    name, bits, bf16, save_base, make_run, dataset, tmp_path
-):
-    run = make_run(save_base(f"random-tiny:{name}"), bf16=bf16, **{f"use_{bits}bit": True})
+@pytest.mark.parametrize(("bits", "bf16"), [(4, True), (8, False)])
+def test_a_quantised_base_is_merged_both_ways_measured(bits, bf16, save_base, make_run, dataset, tmp_path):
+    run = make_run(save_base("random-tiny:Mistral-7B-v0.1"), bf16=bf16, **{f"use_{bits}bit": True})
     facts = export(run, tmp_path / "export", dtype="float32")
     ways = facts["checks"]["ways"]
     assert ways["dequantised"]["relative"] <= ways["published"]["relative"]
@@ -174,12 +153,10 @@ def test_a_template_or_a_token_that_is_lost_is_named(tuned_run):
     from tokenizers.normalizers import NFKC
 
     kept, lost, other = (load.load_tokenizer(str(tuned_run)) for _ in range(3))
-    lost.chat_template = None
-    with pytest.raises(UserError, match="chat_template was lost"):
-        checks.require_same_tokens(kept, lost)
-    lost.chat_template, lost.eos_token = kept.chat_template, "<|im_end|>"
-    with pytest.raises(UserError, match="eos_token_id was lost"):
-        checks.require_same_tokens(kept, lost)
+    for name in ("eos_token_id", "chat_template"):
+        setattr(lost, name, None)
+        with pytest.raises(UserError, match=f"{name} was lost"):
+            checks.require_same_tokens(kept, lost)
     other.backend_tokenizer.normalizer = NFKC()
     with pytest.raises(UserError, match="makes other ids of '"):
         checks.require_same_tokens(kept, other)
@@ -191,10 +168,9 @@ def test_what_is_no_finished_run_is_refused(tuned_run, tmp_path, sftlab_command)
     with pytest.raises(UserError, match="not a run folder"):
         saved.open_run(tmp_path)
     (tmp_path / "run.json").write_text("{}")
-    for status in ("interrupted", "failed"):
-        (tmp_path / "result.json").write_text(json.dumps({"status": status}))
-        with pytest.raises(UserError, match=f"is {status}"):
-            saved.open_run(tmp_path)
+    (tmp_path / "result.json").write_text('{"status": "interrupted"}')
+    with pytest.raises(UserError, match="is interrupted"):
+        saved.open_run(tmp_path)
 
 
 def test_what_exists_stays_unless_it_is_an_export_and_overwrite_is_said(tuned_run, tmp_path):

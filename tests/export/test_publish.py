@@ -10,10 +10,20 @@ import pytest
 from sftlab import cli
 from sftlab.config.configs import ExportConfig
 from sftlab.errors import UserError
-from sftlab.export import publish
+from sftlab.export import folder, publish
 from sftlab.hub import stand_in
 from sftlab.models import load
 from sftlab.train import saved
+
+
+@pytest.fixture(scope="module")
+def exports(tuned_run, tmp_path_factory) -> dict:
+    """The tuned run's exports by their kind, merged and adapter: (folder, what export.json holds)."""
+    place, made = tmp_path_factory.mktemp("exports"), {}
+    for kind in ("merged", "adapter"):
+        config = ExportConfig(run_dir=str(tuned_run), output_dir=str(place / kind), kind=kind)
+        made[kind] = place / kind, folder.export(config)
+    return made
 
 
 @pytest.mark.parametrize(("kind", "library"), [("merged", "transformers"), ("adapter", "peft")])
@@ -22,17 +32,17 @@ def test_the_card_is_true_and_its_code_runs_and_names_no_path_of_this_machine(
 ):
     from huggingface_hub import ModelCard
 
-    folder, facts = exports[kind]
-    card = ModelCard.load(folder / "README.md")
+    place, facts = exports[kind]
+    card = ModelCard.load(place / "README.md")
     assert card.data.license == "mit"
     assert (card.data.pipeline_tag, card.data.library_name) == ("text-generation", library)
     assert "128 rows were trained on, 64 held out" in card.text and "| held-out loss" in card.text
     assert not re.search(r"\n{3,}", card.text) and "| lora_r | 16 |" in card.text
-    ours = [str(place).encode() for place in (folder.parent, tuned_run.parent, load.TINY_BASE.parent)]
-    for file in folder.iterdir():
+    ours = [str(path.parent).encode() for path in (place, tuned_run, load.TINY_BASE)]
+    for file in place.iterdir():
         assert not any(path in file.read_bytes() for path in ours), file
     code = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
-    monkeypatch.chdir(folder.parent)
+    monkeypatch.chdir(place.parent)
     exec(code.replace("PATH/OF/data_samples/tiny-base", str(load.TINY_BASE)), {})
     assert "capital of France" in capsys.readouterr().out
     assert facts["checks"]["reloaded"]["relative"] < 1e-5
