@@ -105,7 +105,7 @@ def test_a_learner_tunes_by_hand(chromium, address, folder, tmp_path):
     page = browser.open_notebook(chromium, address, "08.ipynb")
     form = page.locator(".sftlab-form")
     before = read_figure(page, "trained parameters")
-    form.get_by_label("preset", exact=True).focus()
+    form.get_by_label("model_name", exact=True).focus()
     type_into(page, "lora_r", "4x")
     form.get_by_text("lora_r: '4x' is no int").wait_for()
     page.keyboard.press("Control+A")

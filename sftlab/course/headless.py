@@ -262,8 +262,6 @@ def run_command(args) -> int:
         return EXIT_CODES["interrupted"]
     bad = [status for status in statuses if status["status"] != "completed"]
     print(f"{len(statuses) - len(bad)} completed, {len(bad)} not. Report: {output_dir / 'index.html'}")
-    for status in bad:
-        print(f"  {status['status']}: {output_dir / status['notebook']}.html")
     return max(EXIT_CODES[status["status"]] for status in statuses)
 
 

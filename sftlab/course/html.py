@@ -6,6 +6,7 @@ plotly.js lies beside them once; where even that is missing, a chart is a pictur
     python -c "from sftlab.course.html import write_index; print(write_index('runs/20260101-120000'))"
 """
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -74,10 +75,8 @@ def make_markdown_filter(folder: Path):
             return self.draw(body, "block") or super().block_math(body)
 
         def draw(self, body: str, display: str) -> str:
-            try:
+            with contextlib.suppress(Exception):  # whatever the converter can't read is left to the reader
                 return convert(body, display=display)
-            except Exception:  # whatever the converter can't read is left to the reader
-                return ""
 
     @pass_context
     def convert_markdown(context, source: str) -> str:

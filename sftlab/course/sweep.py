@@ -115,11 +115,9 @@ def read_point(point: Point, folder: Path) -> bool:
     facts = files.read_json(folder / f"{point.job['notebook']}.json")
     if any(facts.get(key) != value for key, value in point.job.items()):
         return facts.get("status") != "completed"
-    for name in ("status", "seconds", "cell", "error"):
-        setattr(point, name, facts[name])
-    for record in map(
-        files.read_json, sorted(folder.glob("work/*/record.json")) if point.status == "completed" else ()
-    ):
+    point.status, point.seconds, point.error = facts["status"], facts["seconds"], facts["error"]
+    for path in sorted(folder.glob("work/*/record.json")) if point.status == "completed" else ():
+        record = files.read_json(path)
         point.metrics |= record.get("metrics") or {}
         point.log_history = record.get("log_history") or point.log_history
     return True
@@ -135,9 +133,7 @@ def print_end(folder: Path, points: list[Point], found: sweep_report.Summary) ->
             print(f"  {point.name}: completed without {found.metric}")
             codes.append(1)
         elif point.status not in ("completed", "waiting"):
-            where = "" if point.cell is None else f" in cell {point.cell + 1}"
-            page = folder / "points" / point.name / f"{point.job['notebook']}.html"
-            print(f"  {point.name}: {point.status}{where}: {point.last_line}\n    {page}")
+            print(f"  {point.name}: {point.status}: {point.last_line}")
     print(f"Table: {folder / 'sweep.csv'}   Page: {folder / 'index.html'}")
     return max(codes)
 

@@ -41,8 +41,8 @@ class Point:
     """One run of the notebook, and what came of it.
 
     setting: the grid's parameters with their values; seed: empty without --seeds; job: what runs, as `headless.plan_jobs` has
-    it; name: that of its folder; status: waiting, or as `sftlab run` ends; metrics, log_history: what it recorded; cell and
-    error: what ended it.
+    it; name: that of its folder; status: waiting, or as `sftlab run` ends; metrics, log_history: what it recorded; error:
+    what ended it.
     """
 
     setting: dict
@@ -53,7 +53,6 @@ class Point:
     seconds: float = 0.0
     metrics: dict = field(default_factory=dict)
     log_history: list = field(default_factory=list)
-    cell: int | None = None
     error: str = ""
 
     @property
@@ -120,9 +119,7 @@ def summarise(points: list[Point], metric: str, direction: str) -> Summary:
         seconds=("seconds", "median"),
     )
     scores = table.pivot(index="seed", columns="title", values="score")[settings.index]
-    tried = scores.notna().any()
-    whole = tried & (settings.failed == 0)
-    scores = scores[settings.index[whole if whole.any() else tried]].dropna()
+    scores = scores.loc[:, settings.failed == 0].dropna(axis="columns", how="all").dropna()
     relative = direction == "min" and bool((scores > 0).all(axis=None))
     bounds = compare(scores, direction, relative)
     settings = settings.loc[[*bounds.index, *settings.index.difference(bounds.index, sort=False)]].join(bounds)
@@ -198,11 +195,8 @@ def list_names(names: pandas.Index) -> str:
 
 
 def find_warnings(found: Summary, points: list[Point]) -> list[str]:
-    """What to know before the verdict is believed: failures, points to come, an edge of the grid, unequal costs."""
+    """What to know before the verdict is believed: points to come, an edge of the grid, unequal costs."""
     warnings, settings, ranked = [], found.settings, found.ranked
-    for row in settings[settings.failed > 0].itertuples():
-        so = "" if row.Index in ranked.index else ", so it is not compared"
-        warnings.append(f"{row.Index}: {row.failed} of its {row.points} points ended without a result{so}.")
     left = sum(point.status in UNFINISHED for point in points)
     if left:
         warnings.append(f"{left} of {len(points)} points have not run to their end: the same command resumes.")

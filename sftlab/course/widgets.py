@@ -23,7 +23,6 @@ import traitlets
 
 from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
-from sftlab.config import presets
 from sftlab.config import text as config_text
 from sftlab.config.configs import GROUPS, LaunchConfig, TrainConfig
 from sftlab.config.options import check_value
@@ -36,7 +35,6 @@ from sftlab.runs import background, launcher, panel
 from sftlab.train import forecast
 
 BROWSER = Path(__file__).resolve().parent / "form"
-GIVEN, WORKING = "as given", "working it out …"  # the first is a preset
 AUTO = {"": "auto", "true": "yes", "false": "no"}  # of a bool that may be left to the machine
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 SUGGESTIONS = {"model_name": [model.hub_id for model in catalog.MODELS], "deepspeed": deepspeed_configs.list_names()}
@@ -51,7 +49,6 @@ class Controls(anywidget.AnyWidget):
 
     _esm, _css = BROWSER / "form.js", BROWSER / "form.css"
     fields = traitlets.List().tag(sync=True)
-    presets = traitlets.List().tag(sync=True)
     opened = traitlets.List(list(GROUPS[:-1])).tag(sync=True)  # all but hardware
     state = traitlets.Dict().tag(sync=True)
     figures = traitlets.Dict({"rows": [], "words": ""}).tag(sync=True)
@@ -77,47 +74,28 @@ def hyperparameters(config: TrainConfig, notebook=None, *, saved=None):
 
 
 class Form(ipywidgets.VBox):
-    """The form of `hyperparameters`. config: the last valid configuration; texts: what stands in each field; revision: rises when
-    the texts change from here, which tells the browser to write them into its fields.
-    """
+    """The form of `hyperparameters`. config: the last valid configuration; texts: what stands in each field."""
 
     def __init__(self, config: TrainConfig, notebook=None, *, saved=None):
-        named = {GIVEN: "what the notebook gave"}
-        named |= {preset.name: preset.about for preset in presets.read_presets().values()}
-        self.controls, self.area = Controls(fields=list_fields(), presets=list(named.items())), ipywidgets.VBox()
+        self.controls, self.area = Controls(fields=list_fields()), ipywidgets.VBox()
         super().__init__([self.controls, self.area])
         load.quiet_libraries()  # here: two threads that import at once may meet a library that is half there
         self.estimate = Estimate(self.show_figures)
         self.given, self.notebook, self.saved = config, notebook, saved and Path(saved)
-        self.heading, notice = f"# edited in a form that was given {config.hash()}\n", ""
+        self.heading, self.notice = f"# edited in a form that was given {config.hash()}\n", ""
         if saved and self.saved.is_file() and self.saved.read_text(encoding="utf-8").startswith(self.heading):
             config = config_text.build(self.saved)  # only if the form was given the same then
-            notice = f"as edited before, from {saved}; the preset {GIVEN!r} goes back to what the notebook gave"
-        self.config, self.texts, self.revision = config, to_texts(config), 0
+            self.notice = f"as edited before; without the file {saved} it begins with what the notebook gave"
+        self.config, self.texts = config, {name: to_text(getattr(config, name)) for name in FIELDS}
         self.controls.on_msg(lambda _, message, buffers: self.answer(message))
-        self.update(notice)
+        self.update()
 
     def answer(self, message: dict) -> None:
-        """Do what the browser asks for: set (name to text), preset (a name), start."""
-        notice = ""
-        match message:
-            case {"set": typed}:
-                self.texts |= {name: str(text) for name, text in typed.items() if name in self.texts}
-            case {"preset": name}:
-                notice = self.take_preset(name)
-                self.revision += 1
-            case {"start": _}:
-                return self.start()
-        self.update(notice)
-
-    def take_preset(self, name: str) -> str:
-        """Set the texts of a preset; return a sentence on what that changes."""
-        if name == GIVEN:
-            self.texts = to_texts(self.given)
-            return f"{name}: all options set"
-        preset = presets.find_preset(name)
-        self.texts |= {option: to_text(value) for option, value in preset.options.items()}
-        return f"{name} ({preset.about}): {', '.join(presets.list_changes(self.config, preset)) or 'nothing to change'}"
+        """Do what the browser asks for: set (name to text) or start."""
+        if "start" in message:
+            return self.start()
+        self.texts |= {name: str(text) for name, text in message["set"].items() if name in self.texts}
+        self.update()
 
     def start(self) -> None:
         """Start the run of the present configuration, and show its panel below; a refusal stands beside the button."""
@@ -127,31 +105,30 @@ class Form(ipywidgets.VBox):
                 self.area.children = [panel.make_panel(background.start(self.config))]
         except UserError as error:
             words = str(error)
-        self.update(beside_start=words)
+        self.update(words)
 
-    def show_figures(self, rows: list[dict], done: bool) -> None:
-        self.controls.figures = {"rows": rows, "words": "" if done else WORKING}
+    def show_figures(self, rows: list[dict], words: str = "") -> None:
+        self.controls.figures = {"rows": rows, "words": words}
 
-    def update(self, notice: str = "", beside_start: str = "") -> None:
+    def update(self, beside_start: str = "") -> None:
         """Read what is typed, keep it if it's valid, and show all that follows from it."""
         config, problems, changed = read(self.texts)
         if config is None:
             self.estimate.ask(None)
-            self.controls.figures = {"rows": [], "words": "known when the marked fields are fixed"}
+            self.show_figures([], "known when the marked fields are fixed")
         elif config != self.config or not self.controls.figures["rows"]:
             self.config = config
             self.estimate.ask(None)  # first, or an answer to an earlier question could still come in between
-            self.show_figures([], done=False)
+            self.show_figures([], "working it out …")
             self.estimate.ask(config)
             if self.saved:
                 files.write_text(self.saved, self.heading + config_text.write(config, everything=True))
         devices = LaunchConfig(gpus_per_node=launcher.count_gpus())
         self.controls.state = {
-            "revision": self.revision,
             "texts": dict(self.texts),
             "changed": changed,
             "problems": problems,
-            "notice": notice,
+            "notice": self.notice,
             "ready": config is not None,
             "why": f"fix first: {', '.join(problems)}" if problems else beside_start,
             "place": f"To be run in {Path.cwd()}" + ("; of the last valid configuration" if problems else ""),
@@ -162,37 +139,33 @@ class Form(ipywidgets.VBox):
 def list_fields() -> list[dict]:
     """What a browser needs to draw each control: name, group, kind (text, number, choice, flag), choices, suggestions, help,
     range, default as text and in words."""
-    return [list_facts(field) for field in sorted(FIELDS.values(), key=lambda f: GROUPS.index(f.metadata["group"]))]
-
-
-def list_facts(field: dataclasses.Field) -> dict:
-    kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
-    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
-    choices = (
-        AUTO if kind is bool and isinstance(field.type, types.UnionType) else {choice: choice for choice in choices}
-    )
-    default = to_text(field.default)
-    limits = "" if low is None else f", at least {low:.10g}" if high is None else f", {low:.10g} to {high:.10g}"
-    return {
-        "name": field.name,
-        "group": field.metadata["group"],
-        "help": field.metadata["help"],
-        "kind": "choice" if choices else {bool: "flag", int: "number", float: "number"}.get(kind, "text"),
-        "choices": list(choices.items()),
-        "suggestions": SUGGESTIONS.get(field.name, []),
-        "range": {int: f"a whole number{limits}", float: f"a number{limits}"}.get(kind, ""),
-        "initial": default,
-        "default": choices.get(default) or {"": "empty", "true": "on", "false": "off"}.get(default, default),
-    }
+    found = []
+    for field in sorted(FIELDS.values(), key=lambda field: GROUPS.index(field.metadata["group"])):
+        kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
+        low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+        left_open = kind is bool and isinstance(field.type, types.UnionType)
+        choices = AUTO if left_open else {choice: choice for choice in choices}
+        default, words = to_text(field.default), {"": "empty", "true": "on", "false": "off"} | choices
+        limits = "" if low is None else f", at least {low:.10g}" if high is None else f", {low:.10g} to {high:.10g}"
+        found.append(
+            {
+                "name": field.name,
+                "group": field.metadata["group"],
+                "help": field.metadata["help"],
+                "kind": "choice" if choices else {bool: "flag", int: "number", float: "number"}.get(kind, "text"),
+                "choices": list(choices.items()),
+                "suggestions": SUGGESTIONS.get(field.name, []),
+                "range": {int: f"a whole number{limits}", float: f"a number{limits}"}.get(kind, ""),
+                "initial": default,
+                "default": words.get(default, default),
+            }
+        )
+    return found
 
 
 def to_text(value: object) -> str:
     """A value as it's typed; `check_value` reads it back as the same."""
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def to_texts(config: TrainConfig) -> dict[str, str]:
-    return {name: to_text(getattr(config, name)) for name in FIELDS}
 
 
 def read(texts: dict[str, str]) -> tuple[TrainConfig | None, dict[str, str], list[str]]:
@@ -216,41 +189,33 @@ def read(texts: dict[str, str]) -> tuple[TrainConfig | None, dict[str, str], lis
 class Estimate:
     """Works out the figures of the newest settings in a thread of this process, so that cells can run meanwhile.
 
-    show: called in that thread with (figures so far, whether they are all), never with those of earlier settings. Other threads
-    see nothing of it: see `dry_run`.
+    show: called in that thread with the figures, never with those of earlier settings. Other threads see nothing of it: see
+    `dry_run`.
     """
 
-    def __init__(self, show: typing.Callable[[list[dict], bool], None]):
-        self.show, self.newest, self.lock = show, 0, threading.Lock()
+    def __init__(self, show: typing.Callable[[list[dict]], None]):
+        self.show, self.newest, self.lock = show, None, threading.Lock()
 
     def ask(self, config: TrainConfig | None) -> None:
         """Ask for the figures of a configuration, or with None only drop what was asked for before."""
         with self.lock:
-            self.newest += 1
+            self.newest = config
         if config:
-            threading.Thread(target=self.work, args=(config, self.newest), daemon=True).start()
+            threading.Thread(target=self.work, args=[config], daemon=True).start()
 
-    def work(self, config: TrainConfig, number: int) -> None:
-        figures: list[dict] = []
+    def work(self, config: TrainConfig) -> None:
         time.sleep(PAUSE)
         with TURN:
-            found = find_figures(config)
+            if config is not self.newest:
+                return
             try:
-                while self.answer(number, figures, done=False):
-                    figures.append(next(found))
-            except StopIteration:
-                pass
+                figures = list(find_figures(config))
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                figures.append(make_figure("figures", "not known", reason, bad=True))
-            self.answer(number, figures, done=True)
-
-    def answer(self, number: int, figures: list[dict], done: bool) -> bool:
-        """Show the figures, unless other settings have been asked for since: then False."""
-        with self.lock:
-            if newest := number == self.newest:
-                self.show([*figures], done)
-            return newest
+                figures = [make_figure("figures", "not known", reason, bad=True)]
+            with self.lock:
+                if config is self.newest:
+                    self.show(figures)
 
 
 def make_figure(name: str, value: str, note: object = "", bad: bool = False) -> dict:

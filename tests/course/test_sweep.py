@@ -121,7 +121,7 @@ def test_a_sweep_keeps_failures_apart_and_the_same_command_runs_only_what_is_lef
     assert sweep.run_sweep(config) == 1
     printed = capsys.readouterr().out
     assert "4 points: 2 settings, 2 seeds" in printed and "left" in printed
-    assert "lora_r=64,seed=1: failed in cell 3: AssertionError: too large" in printed
+    assert "lora_r=64,seed=1: failed: AssertionError: too large" in printed
     assert "Lowest mean eval_loss over 2 seeds: lora_r=4 with 0.1008" in printed
     assert len(counter.read_text()) == 4
     found = json.loads((out / "sweep.json").read_text())

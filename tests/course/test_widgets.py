@@ -1,10 +1,10 @@
 """The form edits one configuration, keeps what was typed, refuses aloud, never shows outdated figures, and runs nothing itself."""
 
 import dataclasses
+import queue
 import subprocess
 import sys
 import threading
-import time
 import types
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
 
-from sftlab.config import presets
 from sftlab.config import text as config_text
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.course import widgets
@@ -36,30 +35,27 @@ def make(config: TrainConfig, **options):
     return form, form.children[0]
 
 
-def test_every_option_is_a_control_of_a_group_with_help_range_and_default():
-    fields = {field["name"]: field for field in widgets.list_fields()}
+def test_every_option_is_a_control_of_a_group_with_help_range_and_default(asked):
+    config = TrainConfig(bf16=False, learning_rate=1e-5, deepspeed="zero2", use_lora=True)
+    form, controls = make(config)
+    fields = {field["name"]: field for field in controls.fields}
     assert set(fields) == {field.name for field in dataclasses.fields(TrainConfig)}
     assert all(field["help"] and field["group"] and field["default"] for field in fields.values())
     rank = fields["lora_r"]
     assert (rank["kind"], rank["range"], rank["default"]) == ("number", "a whole number, at least 1", "16")
     assert dict(fields["bf16"]["choices"]) == {"": "auto", "true": "yes", "false": "no"}
     assert [name for name, _ in fields["optim"]["choices"]] == list(widgets.FIELDS["optim"].metadata["choices"])
-    config = TrainConfig(bf16=False, learning_rate=1e-5, deepspeed="zero2", use_lora=True)
-    assert widgets.read(widgets.to_texts(config))[0] == config
+    assert widgets.read(form.texts)[0] == config
+    form.answer({"set": {name: field["initial"] for name, field in fields.items()}})
+    assert form.config == TrainConfig() and controls.state["changed"] == []
 
 
 def test_a_valid_edit_is_the_configuration_at_once(asked):
     form, controls = make(TrainConfig(use_lora=True))
-    fields = {field["name"]: field for field in controls.fields}
     form.answer({"set": {"learning_rate": "2e-3", "lora_r": " 8", "bf16": "false", "deepspeed": ""}})
-    assert form.config == TrainConfig(use_lora=True, learning_rate=2e-3, lora_r=8, bf16=False)
+    assert form.config == TrainConfig(use_lora=True, learning_rate=2e-3, lora_r=8, bf16=False) == asked[-1]
     assert controls.state["texts"]["learning_rate"] == "2e-3" and controls.state["ready"]
-    assert (
-        set(controls.state["changed"]) == {"learning_rate", "use_lora", "lora_r", "bf16"} and asked[-1] == form.config
-    )
-    form.answer({"set": {"lora_r": fields["lora_r"]["initial"]}})
-    assert form.config.lora_r == 16 and controls.state["texts"]["lora_r"] == "16"
-    assert "lora_r" not in controls.state["changed"]
+    assert set(controls.state["changed"]) == {"learning_rate", "use_lora", "lora_r", "bf16"}
 
 
 @pytest.mark.parametrize(
@@ -96,18 +92,6 @@ def test_conflicts_stand_at_the_fields_that_make_them(asked):
     assert set(controls.state["problems"]) == {"use_4bit", "use_8bit"}
 
 
-def test_presets_say_what_they_change(asked):
-    given = TrainConfig(use_lora=True, use_8bit=True, lora_r=4)
-    form, controls = make(given)
-    for preset in presets.read_presets().values():
-        form.answer({"preset": preset.name})
-        assert {name: getattr(form.config, name) for name in preset.options} == preset.options
-        form.answer({"preset": "as given"})
-        assert form.config == given
-    form.answer({"preset": "70b"})
-    assert "use_8bit True -> False" in controls.state["notice"] and "lora_r 4 -> 8" in controls.state["notice"]
-
-
 def test_start_runs_what_is_shown_and_reports_what_is_refused(asked, monkeypatch, tmp_path):
     folder, started = tmp_path / "実行", []
     with monkeypatch.context() as patched:
@@ -136,63 +120,48 @@ def test_edits_are_there_again_after_a_restart_if_the_same_was_given(asked, tmp_
 
 
 @pytest.fixture
-def told():
-    """What an estimate tells: all figures by name, and whether they are all; `wait` for the last ones of what was asked."""
-    answers: list = []
-    estimate = widgets.Estimate(lambda rows, done: answers.append({row["name"]: row for row in rows} | {"done": done}))
-
-    def wait(until="done", seconds=200) -> dict:
-        end = time.monotonic() + seconds
-        while not (answers and answers[-1].get(until)) and time.monotonic() < end:
-            time.sleep(0.02)
-        return answers[-1]
-
-    yield types.SimpleNamespace(answers=answers, wait=wait, ask=estimate.ask)
-    estimate.ask(None)
+def estimate():
+    """Estimates the figures of a configuration in a thread: `ask` for them, `answers` so far, `wait` for the next, by name."""
+    answers: queue.Queue = queue.Queue()
+    made = widgets.Estimate(lambda rows: answers.put({row["name"]: row for row in rows}))
+    yield types.SimpleNamespace(ask=made.ask, answers=answers, wait=lambda: answers.get(timeout=200))
+    made.ask(None)
 
 
-def test_only_the_newest_settings_are_worked_out_and_a_failure_is_one_line(told, monkeypatch):
-    worked_out, blocked = [], threading.Event()
+def test_only_the_newest_settings_are_worked_out_and_a_failure_is_one_line(estimate, monkeypatch):
+    worked_out, begun, blocked = [], threading.Event(), threading.Event()
 
     def find_figures(config):
         worked_out.append(config.lora_r)
-        yield widgets.make_figure("rank", str(config.lora_r))
-        if config.lora_r == 3:
-            blocked.wait(30)
-            yield widgets.make_figure("rank", "outdated")
-        raise ValueError("first\n  second")
+        begun.set()
+        blocked.wait(30)
+        if config.lora_r == 4:
+            raise ValueError("first\n  second")
+        yield widgets.make_figure("rank", "outdated")
 
     monkeypatch.setattr(widgets, "find_figures", find_figures)
     for rank in (1, 2, 3):  # typed without a pause
-        told.ask(TrainConfig(lora_r=rank))
-    assert told.wait("rank")["rank"]["value"] == "3"
-    told.answers.clear()
-    told.ask(TrainConfig(lora_r=4))
+        estimate.ask(TrainConfig(lora_r=rank))
+    assert begun.wait(30)
+    estimate.ask(TrainConfig(lora_r=4))
     blocked.set()
-    found = told.wait()
-    assert worked_out == [3, 4] and {answer["rank"]["value"] for answer in told.answers if "rank" in answer} == {"4"}
-    assert (found["figures"]["note"], found["figures"]["bad"]) == ("ValueError: first second", True)
+    found = estimate.wait()["figures"]
+    assert worked_out == [3, 4] and (found["note"], found["bad"]) == ("ValueError: first second", True)
 
 
-def test_figures_are_those_of_the_run(dataset, told):
-    """Parameters and steps as the trainer has them, memory as outside the thread, and what can't be known explained instead."""
+def test_figures_are_those_of_the_run(dataset):
+    """Parameters and steps as the trainer has them, and what can't be known explained instead."""
 
     def ask(**options) -> dict:
-        told.answers.clear()
-        told.ask(TrainConfig(dataset_path=str(dataset), use_lora=True, max_length=128, bf16=False, **options))
-        return told.wait()
+        shared = {"dataset_path": str(dataset), "use_lora": True, "max_length": 128, "bf16": False}
+        return {one["name"]: one for one in find_figures(TrainConfig(**shared, **options))}
 
-    options = {"lora_r": 8, "batch_size": 8, "gradient_accumulation_steps": 3, "num_epochs": 2}
-    found = ask(**options)
+    found = ask(lora_r=8, batch_size=8, gradient_accumulation_steps=3, num_epochs=2)
     model = load.load_model("tiny-base")
     widths = [(p.in_features, p.out_features) for n, p in model.named_modules() if n.endswith("_proj")]
     assert found["trained parameters"]["value"] == f"{sum(8 * (a + b) for a, b in widths):,}"
     assert found["steps"]["value"] == "12"  # 128 rows: 16 batches, 6 steps of 3 in each epoch
     assert "fits" in found["memory"]["value"] and found["time"]["value"].startswith("about")
-    dry_run._run.cache_clear()
-    config = TrainConfig(dataset_path=str(dataset), use_lora=True, max_length=128, bf16=False, **options)
-    alone = {one["name"]: one for one in find_figures(config)}
-    assert found["memory"]["value"] == alone["memory"]["value"] and found["steps"] == alone["steps"]
     assert "can't be reached" in ask(model_name="nobody/nothing")["model"]["note"]
     large = ask(model_name="random:Llama-2-70b-hf")["memory"]
     assert "does not fit" in large["value"] and "sftlab memory" in large["note"]
@@ -200,16 +169,11 @@ def test_figures_are_those_of_the_run(dataset, told):
 
 def read_shared_state() -> tuple:
     """What of torch holds for all threads of a process, and is anything that an estimate might touch."""
-    patched = (
-        torch.nn.Module.register_parameter,
-        torch.nn.functional.dropout,
-        torch.pow,
-        torch.nn.init.kaiming_uniform_,
-    )
+    patched = torch.nn.Module.register_parameter, torch.nn.functional.dropout, torch.pow, torch.nn.init.kaiming_uniform_
     return torch.get_default_dtype(), str(torch.get_default_device()), torch.get_rng_state().tolist(), *patched
 
 
-def test_a_cell_notices_nothing_of_an_estimate(told, dataset, monkeypatch):
+def test_a_cell_notices_nothing_of_an_estimate(estimate, dataset, monkeypatch):
     """While estimates run: seeds, default dtype and device stay, torch's functions are the same, and losses come out alike."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(widgets, "find_figures", find_all_figures)
@@ -227,15 +191,12 @@ def test_a_cell_notices_nothing_of_an_estimate(told, dataset, monkeypatch):
             losses.append(loss.item())
         return losses
 
-    expected, beside = train(), 0
-    before = read_shared_state()
-    told.ask(TrainConfig(dataset_path=str(dataset), max_length=128))
-    while not (told.answers and told.answers[-1]["done"]):
-        assert read_shared_state() == before
-        assert train() == expected
+    expected, before, beside = train(), read_shared_state(), 0
+    estimate.ask(TrainConfig(dataset_path=str(dataset), max_length=128))
+    while estimate.answers.empty():
+        assert read_shared_state() == before and train() == expected
         beside += 1
-    assert beside > 3 and "figures" not in told.answers[-1], told.answers[-1]
-    assert read_shared_state() == before
+    assert beside > 3 and "figures" not in estimate.wait() and read_shared_state() == before
 
 
 def find_all_figures(config):

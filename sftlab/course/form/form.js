@@ -83,16 +83,11 @@ function render({ model, el }) {
   const prefix = `sft-${Math.random().toString(36).slice(2)}`;
   const typed = {};
   let timer = null;
-  let revision = -1;
   const flush = () => {
     clearTimeout(timer);
     if (!Object.keys(typed).length) return;
     model.send({ set: { ...typed } });
     for (const name of Object.keys(typed)) delete typed[name];
-  };
-  const send = (message) => {
-    flush();
-    model.send(message);
   };
   const sendSoon = (name, text) => {
     typed[name] = text;
@@ -100,12 +95,7 @@ function render({ model, el }) {
     timer = setTimeout(flush, PAUSE);
   };
 
-  const presets = make("select", { id: `${prefix}-preset` }, make("option", { value: "" }, "choose …"));
-  for (const [name, title] of model.get("presets")) presets.append(make("option", { value: name }, `${name}: ${title}`));
-  const use = make("button", { type: "button" }, "Use");
-  use.addEventListener("click", () => presets.value && send({ preset: presets.value }));
-  const notice = make("p", { class: "notice", "aria-live": "polite" });
-  const top = make("div", { class: "top" }, make("label", { for: presets.id }, "preset"), presets, use);
+  const notice = make("p", { class: "notice" }, model.get("state").notice);
 
   const fields = model.get("fields").map((field) => drawField(field, prefix, sendSoon, flush));
   const groups = [];
@@ -122,7 +112,10 @@ function render({ model, el }) {
   const busy = make("p", { class: "busy" });
   const start = make("button", { type: "button", class: "start", id: `${prefix}-start`, "aria-describedby": `${prefix}-why` }, "Start");
   const why = make("p", { id: `${prefix}-why`, class: "why", role: "status" });
-  start.addEventListener("click", () => send({ start: true }));
+  start.addEventListener("click", () => {
+    flush();
+    model.send({ start: true });
+  });
   const forms = make("div", { class: "forms" });
   const place = make("p", { class: "help" });
   const areas = model.get("state").forms.map(({ name }, number) => {
@@ -139,12 +132,11 @@ function render({ model, el }) {
     make("p", { class: "title" }, "The same configuration, to run elsewhere"), place, forms,
   );
   const main = make("div", { class: "main", role: "group", "aria-label": "options" }, ...groups.map(({ details }) => details));
-  const root = make("div", { class: "sftlab-form" }, top, notice, make("div", { class: "columns" }, main, side));
+  const root = make("div", { class: "sftlab-form" }, notice, make("div", { class: "columns" }, main, side));
 
   const showState = () => {
     const state = model.get("state");
     for (const { field, input, mark, reset, problem } of fields) {
-      if (state.revision !== revision) write(input, state.texts[field.name]);
       const changed = state.changed.includes(field.name);
       mark.textContent = changed ? "changed" : "";
       reset.hidden = !changed;
@@ -152,7 +144,6 @@ function render({ model, el }) {
       if (problem.textContent !== words) problem.textContent = words; // the same words again would be read out again
       input.setAttribute("aria-invalid", String(Boolean(words)));
     }
-    revision = state.revision;
     for (const { own, count, details } of groups) {
       const changed = own.filter(({ field }) => state.changed.includes(field.name)).length;
       const refused = own.filter(({ field }) => state.problems[field.name]).length;
@@ -161,7 +152,6 @@ function render({ model, el }) {
       const words = [changed && `${changed} changed`, refused && `${refused} to fix`].filter(Boolean);
       count.textContent = words.length ? `(${words.join(", ")})` : "";
     }
-    if (notice.textContent !== state.notice) notice.textContent = state.notice;
     start.setAttribute("aria-disabled", String(!state.ready));
     if (why.textContent !== state.why) why.textContent = state.why;
     place.textContent = state.place;
@@ -180,6 +170,7 @@ function render({ model, el }) {
   };
   model.on("change:state", showState);
   model.on("change:figures", showFigures);
+  for (const { field, input } of fields) write(input, model.get("state").texts[field.name]);
   showState();
   showFigures();
   el.append(root);
