@@ -27,22 +27,7 @@ def sources(notebook: dict, kind: str) -> list[str]:
 
 
 def test_the_course_is_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [
-        "00",
-        "01",
-        "02",
-        "03",
-        "04",
-        "05",
-        "06",
-        "07",
-        "08",
-        "09",
-        "10",
-        "11",
-        "12",
-        "13",
-    ]
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [f"{number:02}" for number in range(14)]
 
 
 def test_stored_without_outputs_widget_state_or_a_foreign_kernel(notebook):
