@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup as Html  # a block or a cell of ready-made HTML; everything else is escaped
 
-from sftlab import files
+from sftlab import files, plots
 from sftlab.errors import UserError, place_error
 
 MARK = "made by sftlab report"  # what a file must hold to be replaced unasked
@@ -53,26 +53,18 @@ class Chart:
     live: bool = True
 
     @property
-    def title(self) -> str:
-        return self.fig.layout.title.text or ""
-
-    @property
     def words(self) -> str:
         """The caption, after the title of a live chart, which plotly would cut on a phone."""
-        return ". ".join(filter(None, (self.title if self.live else "", self.caption)))
+        return ". ".join(filter(None, (self.fig.layout.title.text if self.live else "", self.caption)))
 
     @property
     def summary(self) -> str:
         """The chart's numbers in a sentence."""
-        from sftlab.plots import summarise
-
-        return summarise(self.fig)
+        return plots.summarise(self.fig)
 
     @property
     def png(self) -> str:
-        from sftlab.plots import draw_static
-
-        return b64encode(draw_static(self.fig)).decode()
+        return b64encode(plots.draw_static(self.fig)).decode()
 
     @property
     def spec(self) -> Html:
@@ -141,15 +133,8 @@ def write_page(
         from plotly.offline import get_plotlyjs
 
         plotly = Html(get_plotlyjs())
-    page = load_template().render(
-        title=title,
-        sections=sections,
-        intro=intro,
-        script=script,
-        plotly=plotly,
-        policy=POLICY_BESIDE if script else POLICY,
-        mark=mark,
-    )
+    facts = {"title": title, "sections": sections, "intro": intro, "script": script, "plotly": plotly, "mark": mark}
+    page = load_template().render(policy=POLICY_BESIDE if script else POLICY, **facts)
     files.write_text(path, page + "\n")
 
 

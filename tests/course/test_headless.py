@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,9 +67,8 @@ def test_folders_and_files_that_can_not_work_are_refused(tmp_path):
         ("is there and not empty", book, "--output-dir", mine.parent),
         ("a name of its own", book, mine),
     ):
-        with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        with pytest.raises(UserError, match=re.escape(message)):
             run(*given)
-    assert "my = 'work'" in mine.read_text()
 
 
 def test_parameters_arrive_as_declared_and_results_are_collected(tmp_path):
