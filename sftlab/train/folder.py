@@ -107,7 +107,7 @@ def identify(pid: int | None = None) -> dict:
 
 def write_process(folder: Path, start: dict | None) -> None:
     """Begin progress.json: which process trains, and where. start: what started it in the background, if it is this run's."""
-    kept = {"start": start} if start and (start["launch"] or is_this(start["process"])) else {}
+    kept = {"start": start} if start and is_this(start["process"]) else {}
     files.write_json(folder / PROGRESS, {"process": identify(), "started": time.time(), "cwd": os.getcwd()} | kept)
 
 
