@@ -18,7 +18,6 @@ import warnings
 # Okabe and Ito's colour-blind safe palette, the two with least contrast on white last (jfly.uni-koeln.de/color).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
-SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
 JAPANESE_FONTS = "Noto Sans CJK JP,Noto Sans JP,IPAexGothic,IPAGothic,Hiragino Sans,Yu Gothic,MS Gothic".split(",")
 GREY = "#787878"  # contrast above 4:1 on white and on JupyterLab's dark background
 SLACK = 1e-9  # the ends of an interval come rounded
@@ -59,7 +58,7 @@ def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
     labels = ["<br>".join(textwrap.wrap(label, 20)) for label in scores]
     values, lows, highs = ([100 * min(1, max(0, score[part])) for score in scores.values()] for part in range(3))
     bars = {"type": "bar", "x": labels, "y": values, "width": 0.5, "hovertemplate": "%{y:.1f} %<extra>%{x}</extra>"}
-    bars |= {"error_y": error_bars(values, lows, highs)}
+    bars |= {"error_y": error_bars(values, lows, highs) | {"color": GREY}}
     bars |= {"marker": {"color": [COLOURS[number % len(COLOURS)] for number in range(len(labels))]}}
     above = {"type": "scatter", "mode": "text", "textposition": "top center", "hoverinfo": "skip"}
     above |= {"x": labels, "y": highs, "text": [f"{value:.1f} %" for value in values]}
@@ -71,7 +70,7 @@ def scaling(curves: dict[str, list], title="Efficiency of scaling"):
     """Efficiency in percent over the number of devices. `curves`: label -> list of `scaling.Gain`.
 
     What is measured has filled markers on a solid line; what is modelled hollow, larger ones on dashed and dotted lines, so
-    that both are seen where they agree. Each label has its own symbol.
+    that both are seen where they agree.
     """
     traces = []
     for number, (label, gains) in enumerate(curves.items()):
@@ -86,9 +85,8 @@ def scaling(curves: dict[str, list], title="Efficiency of scaling"):
             devices, *parts = zip(*points, strict=True)
             values, lows, highs = ([None if part is None else 100 * part for part in each] for each in parts)
             trace = _line(f"{label}, {kind}", devices, values, number, dash)
-            hollow, size = ("", 8) if kind == "measured" else ("-open", 13)
-            symbol = list(SYMBOLS)[number % len(SYMBOLS)] + hollow
-            trace["marker"] = {"symbol": symbol, "size": size, "color": trace["line"]["color"]}
+            symbol, size = ("circle", 8) if kind == "measured" else ("circle-open", 13)
+            trace["marker"] = {"symbol": symbol, "size": size}
             traces.append(trace | {"error_y": error_bars(values, lows, highs)})
     counts = sorted({gain.devices for gains in curves.values() for gain in gains})
     ticks = {"type": "log", "tickvals": counts, "ticktext": [str(count) for count in counts]}
@@ -99,7 +97,7 @@ def error_bars(values: list, lows: list, highs: list) -> dict:
     """Intervals as plotly's `error_y`; an end that is None isn't drawn."""
     downs = [0 if low is None else max(0, value - low) for value, low in zip(values, lows, strict=True)]
     ups = [0 if high is None else max(0, high - value) for value, high in zip(values, highs, strict=True)]
-    bars = {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "color": GREY, "thickness": 1}
+    bars = {"type": "data", "symmetric": False, "array": ups, "arrayminus": downs, "thickness": 1}
     return bars if any(downs + ups) else {}
 
 
@@ -207,15 +205,15 @@ def _draw(trace, axes, ink: str) -> None:
         for x, y, text in zip(xs, ys, trace.text, strict=True):
             axes.annotate(_plain(text), (x, y), (0, 4), textcoords="offset points", ha="center")
     else:
-        symbol, colour = trace.marker.symbol or "circle", trace.line.color
-        style = {"color": colour, "lw": 0.75 * (trace.line.width or 2), "alpha": trace.opacity}
+        style = {"color": trace.line.color, "lw": 0.75 * (trace.line.width or 2), "alpha": trace.opacity}
         style |= {"linestyle": DASHES[trace.line.dash or "solid"] if "lines" in trace.mode else "none"}
-        style |= {"marker": SYMBOLS[symbol.removesuffix("-open")] if "markers" in trace.mode else "none"}
-        style |= {"ms": (trace.marker.size or 6) / 1.5, "mfc": "none" if symbol.endswith("-open") else colour}
+        style |= {"marker": "o" if "markers" in trace.mode else "none", "ms": (trace.marker.size or 6) / 1.5}
+        style |= {"mfc": "none" if trace.marker.symbol == "circle-open" else trace.line.color}
         axes.plot(xs, ys, label=_plain(trace.name), **style)
     downs, ups = _errors(trace)
     if any(downs + ups):
-        axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=ink, alpha=0.6, capsize=4)
+        colour = ink if trace.type == "bar" else trace.line.color
+        axes.errorbar(xs, ys, yerr=[downs, ups], fmt="none", ecolor=colour, alpha=0.6, capsize=4)
 
 
 def _errors(trace) -> tuple[list, list]:

@@ -1,7 +1,4 @@
-"""Settings to begin with, from presets.yaml: the guide's table by the model's size, its debug mode, a quick real training.
-
-python -m sftlab.config.presets
-"""
+"""Settings to begin with, from presets.yaml: the guide's table by the model's size, its debug mode, a quick real training."""
 
 import functools
 from dataclasses import dataclass
@@ -57,8 +54,3 @@ def list_changes(before: TrainConfig, preset: Preset) -> list[str]:
     """What a preset would change in a configuration, as `option before -> after`."""
     now = {name: getattr(before, name) for name in preset.options}
     return [f"{name} {now[name]} -> {value}" for name, value in preset.options.items() if now[name] != value]
-
-
-if __name__ == "__main__":
-    for preset in read_presets().values():
-        print(f"{preset.name:<6} {preset.about}\n       {preset.options}")
