@@ -109,13 +109,12 @@ def list_values(sample: dict) -> dict[str, float | None]:
     """List the numbers of a sample by name, as `machine: memory, GB`, `watched: processor, %` and `GPU 0: use, %`."""
     parts = {"machine": sample["machine"], "watched": sample["process"] or {}}
     parts |= {f"GPU {gpu['index']}": gpu for gpu in sample["gpus"]}
-    found = {}
-    for part, values in parts.items():
-        for name in MEASURES:
-            if name in values:
-                label, size = MEASURES[name]
-                found[f"{part}: {label}"] = None if values[name] is None else values[name] / size
-    return found
+    return {
+        f"{part}: {label}": None if values[name] is None else values[name] / size
+        for part, values in parts.items()
+        for name, (label, size) in MEASURES.items()
+        if name in values
+    }
 
 
 def make_frame(samples: list[dict]):
@@ -134,11 +133,9 @@ def summarise(samples: list[dict]):
     gpus = [name for name in frame if name.endswith(": use, %") and frame[name].max() > 0]
     known = frame[gpus or ["machine: processor, %"]].stack().dropna()
     share = f"{(known >= BUSY).mean():.0%} of the samples" if len(known) else "unknown"
-    facts = [
-        f"{len(samples)} samples over {frame.index[-1]:.0f} s",
-        f"{'GPU' if gpus else 'CPU'} at {BUSY} % or more: {share}",
-    ]
-    return frame.agg(["mean", "median", "max"]).T.rename(columns={"max": "peak"}), facts
+    busy = f"{'GPU' if gpus else 'CPU'} at {BUSY} % or more: {share}"
+    table = frame.agg(["mean", "median", "max"]).T.rename(columns={"max": "peak"})
+    return table, [f"{len(samples)} samples over {frame.index[-1]:.0f} s", busy]
 
 
 def format_values(table):

@@ -40,15 +40,14 @@ class Grid:
 def list_points(bench: BenchmarkConfig, config: TrainConfig) -> list[Point]:
     """List all points of a grid, in the order of a round. Raises UserError for a batch that can't be divided evenly.
 
-    Weak scaling: each device has the batch size and the accumulation of the configuration. Strong: the global batch is the
-    same everywhere, and fewer devices accumulate more batches, so that each batch is of the same size.
+    In strong scaling fewer devices accumulate more batches, so that each batch is of the same size.
     """
     counts = [nodes * bench.devices_per_node for nodes in bench.nodes]
     unit = config.batch_size * math.lcm(*counts)  # can be divided among any of them
     whole = bench.global_batch or unit * config.gradient_accumulation_steps
     points = []
     for size in bench.sizes:
-        for scaling in results.SCALINGS if bench.scaling == "both" else (bench.scaling,):
+        for scaling in ("strong", "weak") if bench.scaling == "both" else (bench.scaling,):
             for nodes, devices in zip(bench.nodes, counts, strict=True):
                 batch, accumulation = config.batch_size, config.gradient_accumulation_steps
                 if scaling == "strong":
@@ -143,9 +142,8 @@ def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
         config, data = asdict(make_config(grid, point)), grid.sets[point.samples]
         now = list_settings(point, config, bench.steps, bench.untimed_steps, data)
         if changed := list_changes(old, now):
-            instead = "Add --overwrite to measure it again"
-            if batch != point.global_batch:
-                instead = f"Add --global-batch {batch} to continue, or --overwrite to measure it again"
+            to_continue = f"--global-batch {batch} to continue, or " if batch != point.global_batch else ""
+            instead = f"Add {to_continue}--overwrite to measure it again"
             raise place_error(path, f"was measured with other options ({changed})", instead)
         measured[point.name] = found
     return measured
@@ -164,9 +162,9 @@ def format_plan(grid: Grid, points: list[Point]) -> str:
 
 def prepare_sizes(config: DataConfig, sizes: list[int]) -> dict[int, dict]:
     """Prepare a folder for each size: {size: path, source, rows, distinct_rows, fingerprint}. Raises UserError as `prepare`."""
-    standing_in = config.source in sources.HUB_IDS and not config.hub_id
-    if standing_in and not hub_client.reach():
+    if config.source in sources.HUB_IDS and not config.hub_id and not hub_client.reach():
         config = replace(config, offline=True)  # so that a grid that is resumed finds the set again
+        print(f"offline: the bundled sample stands in for {sources.HUB_IDS[config.source]}")
     sets = {}
     for size in sizes:
         one = replace(config, num_samples=size, output_dir=f"{config.output_dir}/{size}")
@@ -175,6 +173,4 @@ def prepare_sizes(config: DataConfig, sizes: list[int]) -> dict[int, dict]:
         splits, report = dataset.load_prepared(folder)
         about = {"source": report["source"], "rows": size, "distinct_rows": len(splits["train"])}
         sets[size] = about | {"path": str(folder), "fingerprint": report["fingerprint"]}
-    if config.offline and standing_in:
-        print(f"offline: the bundled sample {report['source']} stands in for {sources.HUB_IDS[config.source]}")
     return sets

@@ -125,14 +125,14 @@ def take(result: Result, name: str) -> list[float]:
 def list_warnings(found: dict[str, Result]) -> list[str]:
     """List points at which other programs took much of the machine, and points of too few timed steps."""
     lines = []
-    disturbed = [use for one in found.values() if (use := max(take(one, "others_use"), default=0)) > DISTURBED]
-    if disturbed:
-        share = f"up to {max(disturbed):.0%} of the machine at {len(disturbed)} of {len(found)} points"
+    uses = [max(take(result, "others_use"), default=0) for result in found.values()]
+    if disturbed := sum(use > DISTURBED for use in uses):
+        share = f"up to {max(uses):.0%} of the machine at {disturbed} of {len(uses)} points"
         lines.append(f"DISTURBED: other programs took {share}; speeds are those of a busy machine")
-    few = [steps for one in found.values() if (steps := min(take(one, "step_seconds.steps"))) < FEW]
-    if few:
-        points = f"at {len(few)} of {len(found)} points fewer than {FEW}"
-        lines.append(f"FEW STEPS: {min(few):g} timed steps at least, {points}: a try, and no benchmark")
+    steps = [min(take(result, "step_seconds.steps")) for result in found.values()]
+    if few := sum(count < FEW for count in steps):
+        points = f"at {few} of {len(steps)} points fewer than {FEW}"
+        lines.append(f"FEW STEPS: {min(steps)} timed steps at least, {points}: a try, and no benchmark")
     return lines
 
 

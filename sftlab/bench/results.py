@@ -17,24 +17,19 @@ from sftlab import files
 
 SCHEMA = 1
 DISTURBED = 0.1  # share of the machine that other programs may take before it is reported
-SCALINGS = ("strong", "weak")
 SOME = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured. A step takes `global_batch` = devices · per_device_batch · accumulation samples.
-
-    devices: in all, over all nodes. scaling: strong, the same global batch on any number of devices, or weak, the same
-    batch on each device.
-    """
+    """What is measured."""
 
     model: str
     samples: PositiveInt  # training rows of the data set
     nodes: PositiveInt
-    devices: PositiveInt
-    scaling: str
-    global_batch: PositiveInt
+    devices: PositiveInt  # in all, over all nodes
+    scaling: str  # strong: the same global batch on any number of devices; weak: the same batch on each device
+    global_batch: PositiveInt  # samples of a step: devices · per_device_batch · accumulation
     per_device_batch: PositiveInt
     accumulation: PositiveInt
 
@@ -47,13 +42,13 @@ class Point:
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds of the timed steps. warmup: how many steps before them don't count."""
+    """Seconds of the timed steps."""
 
     median: PositiveFloat
     p10: PositiveFloat
     p90: PositiveFloat
     steps: PositiveInt
-    warmup: int
+    warmup: int  # steps before them, which don't count
 
 
 @dataclass(frozen=True)

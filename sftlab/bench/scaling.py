@@ -149,14 +149,11 @@ def list_series(found: list[Result]) -> list[Series]:
 
 @dataclass(frozen=True)
 class Job:
-    """What a training run exchanges, in bytes as they are sent. method: one of METHODS.
+    """What a training run exchanges, in bytes as they are sent."""
 
-    weights: all of them, frozen ones, too. gradients: those of the trained weights, which are as many bytes themselves.
-    """
-
-    method: str
-    weights: float
-    gradients: float
+    method: str  # one of METHODS
+    weights: float  # all of them, frozen ones, too
+    gradients: float  # of the trained weights, which are as many bytes themselves
 
 
 def read_job(result: Result) -> Job:

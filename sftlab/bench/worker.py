@@ -17,6 +17,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy
 import psutil
 import torch
 from transformers import TrainerCallback
@@ -24,7 +25,7 @@ from transformers import TrainerCallback
 from sftlab import files, machine
 from sftlab.bench.results import Memory, Point, Run, StepSeconds
 from sftlab.config.configs import TrainConfig
-from sftlab.errors import UserError
+from sftlab.errors import UserError, run_guarded
 from sftlab.memory import duration
 from sftlab.train import distributed
 
@@ -40,9 +41,7 @@ def measure_point(plan: dict) -> dict | None:
     point, config = Point(**plan["point"]), TrainConfig(**plan["config"])
     with distributed.initialized(config) as world:
         if world.size != point.devices:
-            raise UserError(
-                f"devices: {world.size} processes were started for a point of {point.devices}. Start as many."
-            )
+            raise UserError(f"devices: {world.size} processes were started for {point.devices}. Start as many.")
         bf16, _ = train_run.choose_precision(config)  # once all are there, so that they measure at the same time
         rate = duration.measure_rate(bf16)
         trainer = train_run.make_trainer(config)
@@ -73,19 +72,17 @@ def measure_point(plan: dict) -> dict | None:
 
 def combine(parts: list[dict], point: Point, work: float, used: float, plan: dict) -> Run:
     """Combine what each process measured. work: FLOPs of all timed steps. used: this machine's processor seconds."""
-    window = max(part["window"] for part in parts)
-    seconds = parts[0]["seconds"]
-    tokens = parts[0]["tokens"]  # which the trainer counts over all processes
-    cuts = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
+    window, first = max(part["window"] for part in parts), parts[0]
+    tokens, gpu = first["tokens"], first["device"]["gpu"]  # the trainer counts tokens over all processes
+    middle, low, high = numpy.percentile(first["seconds"], (50, 10, 90)).tolist()
     rate, per_device = statistics.mean(part["rate"] for part in parts), work / window / point.devices
-    gpu = parts[0]["device"]["gpu"]
     peak = duration.find_peak(gpu) if gpu and plan["bf16"] else None
     losses = [statistics.mean(step) for step in zip(*(part["losses"] for part in parts), strict=True)]
     return Run(
         tokens=tokens,
         tokens_per_second=tokens / window,
         tokens_per_second_per_device=tokens / window / point.devices,
-        step_seconds=StepSeconds(statistics.median(seconds), cuts[0], cuts[-1], len(seconds), plan["untimed"]),
+        step_seconds=StepSeconds(middle, low, high, len(first["seconds"]), plan["untimed"]),
         peak_bytes=[part["peak"] for part in parts],
         memory=[part["memory"] for part in parts],
         flops_per_second_per_device=per_device,
@@ -95,7 +92,7 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         losses=losses,
         first_loss=losses[0],
         last_loss=losses[-1],
-        others_use=max(0.0, parts[0]["busy"] - used / window / os.cpu_count()),
+        others_use=max(0.0, first["busy"] - used / window / os.cpu_count()),
         started=plan["begun"].isoformat(timespec="seconds"),
         seconds=time.time() - plan["started"],
     )
@@ -131,10 +128,8 @@ class StepTimer(TrainerCallback):
         trainer.add_callback(self)
 
     def training_step(self, model, inputs, *rest):
-        """Run the trainer's own, and keep the loss."""
-        loss = self.train_batch(model, inputs, *rest)
-        self.losses[-1].append(loss)
-        return loss
+        self.losses[-1].append(self.train_batch(model, inputs, *rest))
+        return self.losses[-1][-1]
 
     def on_step_end(self, args, state, control, **kwargs):
         step = state.global_step
@@ -177,14 +172,13 @@ def main(arguments: list[str]) -> int:
 
     load.quiet_libraries()
     torch.set_num_threads(plan["threads"])
-    try:
-        measured = measure_point(plan)
-    except UserError as error:
-        print(f"sftlab: {error}", file=sys.stderr)
-        return 2
-    if measured:
-        files.write_json(out, measured)
-    return 0
+
+    def run() -> int:
+        if measured := measure_point(plan):
+            files.write_json(out, measured)
+        return 0
+
+    return run_guarded(run, arguments)
 
 
 if __name__ == "__main__":
