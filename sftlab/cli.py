@@ -231,15 +231,11 @@ def memory(args, plan, config):
     print("\n".join(advice.format_estimate(config, plan)))
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("training", nargs=argparse.REMAINDER, metavar="train …", help="`train` and its options")
-
-
 @Command(
     "scale",
     "sftlab launch --nodes 2 --gpus-per-node 8 --hostfile hostfile train --deepspeed zero2 --use-lora",
     (configs.LaunchConfig,),
-    add=add_training,
+    add=lambda parser: parser.add_argument("training", nargs=argparse.REMAINDER, help="`train` and its options"),
     usage="[options] train [options of train]",
 )
 def launch(args, config):

@@ -8,18 +8,19 @@ number, and a folder called `007` stays one. JSON is YAML, too.
 """
 
 import argparse
+import functools
 import math
 import shlex
 import typing
 from dataclasses import fields
 from pathlib import Path
 
-from sftlab.config import presets
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.config.options import Options, check_value
 from sftlab.errors import UserError, near_match
 from sftlab.files import ROOT
 
+FIELDS = TrainConfig.__dataclass_fields__
 ENDINGS = (".yaml", ".yml", ".json")
 NOTEBOOK = ROOT / "notebooks" / "08_hyperparameters.ipynb"
 
@@ -39,14 +40,28 @@ def read(source: str | Path) -> dict:
             raise UserError(f"{path}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from error
     if path.suffix in ENDINGS or len(path.parts) > 1:
         raise UserError(f"{path}: no such file. Write one with options of `sftlab train`, as `lora_r: 8`.")
-    return dict(presets.find_preset(str(source)).options)
+    known = read_presets()
+    if str(source) not in known:
+        hint = near_match(str(source), known)
+        raise UserError(f"config: no file and no preset '{source}'.{hint} There are: {', '.join(known)}.")
+    return dict(known[str(source)]["options"])
+
+
+@functools.cache
+def read_presets() -> dict[str, dict]:
+    """Settings to begin with: name -> a row of presets.yaml, which says what it holds, with its options as their types."""
+    import yaml
+
+    rows = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
+    for row in rows.values():
+        row["options"] = {name: check_value(FIELDS[name], value) for name, value in row["options"].items()}
+    return rows
 
 
 def parse(text: str, where: str) -> dict:
     """The options that a YAML mapping names, as their types. where: what a message calls the text."""
     import yaml
 
-    known = {field.name: field for field in fields(TrainConfig)}
     try:
         top = yaml.compose(text, Loader=yaml.BaseLoader)  # every value as it stands: the options' types read it
     except yaml.YAMLError as error:
@@ -58,14 +73,14 @@ def parse(text: str, where: str) -> dict:
     values: dict = {}
     for key, node in top.value:
         name, line = str(key.value).replace("-", "_"), f"{where}, line {key.start_mark.line + 1}"
-        if name not in known:
-            raise UserError(f"{line}: sftlab train has no option {key.value!r}.{near_match(name, known)}")
+        if name not in FIELDS:
+            raise UserError(f"{line}: sftlab train has no option {key.value!r}.{near_match(name, FIELDS)}")
         if name in values:
             raise UserError(f"{line}: {name} stands there twice; leave one out.")
         if not isinstance(node, yaml.ScalarNode):
-            raise UserError(f"{line}: {name} takes one value, as `{name}: {known[name].default}`.")
+            raise UserError(f"{line}: {name} takes one value, as `{name}: {FIELDS[name].default}`.")
         try:
-            values[name] = check_value(known[name], node.value)
+            values[name] = check_value(FIELDS[name], node.value)
         except UserError as error:
             raise UserError(f"{line}: {error}") from None
     return values
@@ -142,7 +157,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options], only=()
     defaults: what --help names as the default of an option for which the command chooses one.
     """
     if options is TrainConfig:
-        names = ", ".join(presets.read_presets())
+        names = ", ".join(read_presets())
         help = f"a YAML file with options of a training, or a preset: {names}; flags beside it win"
         parser.add_argument("--config", metavar="FILE", default=None, help=help)
     groups: dict = {"": parser}
