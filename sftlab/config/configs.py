@@ -89,6 +89,8 @@ class TrainConfig(Options):
     lora_alpha: int = of_lora(32, "scale of the adapters: their output is multiplied by alpha / r", low=1)
     lora_dropout: float = of_lora(0.1, "dropout on the adapters' input", low=0, high=0.9)
     lora_target_modules: str = of_lora("auto", "layers with adapters: names with commas, all-linear, or auto")
+    lora_target_parameters: str | None = of_lora(None, "weights of experts with adapters, too: names with commas")
+    init_adapter: str | None = of_lora(None, "a run or adapter to train on from, with other data")
     use_rslora: bool = of_lora(False, "scale adapters by alpha / sqrt(r) instead, which suits high ranks")
     use_dora: bool = of_lora(False, "train norm and direction of each weight row separately (DoRA); slower")
     train_new_tokens: bool = of_lora(True, "with LoRA, train the embeddings of the format's new tokens, too")

@@ -27,6 +27,27 @@ CONFLICTS = (
         lambda c: (c.use_rslora or c.use_dora) and not c.use_lora,
     ),
     (
+        "lora_target_parameters, no use_lora: adapters are LoRA's; add --use-lora.",
+        lambda c: bool(c.lora_target_parameters) and not c.use_lora,
+    ),
+    (
+        "lora_target_parameters, lora_dropout: PEFT's adapters of experts know no dropout; add --lora-dropout 0.",
+        lambda c: bool(c.lora_target_parameters) and c.lora_dropout > 0,
+    ),
+    (
+        "lora_target_parameters, use_dora or use_4bit or use_8bit: adapters of experts are plain LoRA on weights that aren't "
+        "quantized; leave one of them out.",
+        lambda c: bool(c.lora_target_parameters) and (c.use_dora or quantizes(c)),
+    ),
+    (
+        "init_adapter, no use_lora: what is trained on is an adapter; add --use-lora.",
+        lambda c: bool(c.init_adapter) and not c.use_lora,
+    ),
+    (
+        "init_adapter, deepspeed with ZeRO-3: PEFT can't load an adapter onto shards; take --deepspeed zero2.",
+        lambda c: bool(c.init_adapter) and find_stage(c.deepspeed) == 3,
+    ),
+    (
         "use_4bit or use_8bit, deepspeed with ZeRO-3: ZeRO-3 shards every weight, and a quantized one is loaded whole on each "
         "GPU: nothing is saved; take --deepspeed zero2, or leave out the quantization.",
         lambda c: quantizes(c) and find_stage(c.deepspeed) == 3,

@@ -178,7 +178,7 @@ def build(config: TrainConfig, settings, layers: int):
     if quantization:
         quantise.prepare_quantised(model, config)
     if lora := load.lora_config(config):
-        load.check_targets(model, lora.target_modules)
+        load.check_targets(model, lora)
         if lora.use_dora and quantization:
             raise RuntimeError("DoRA reads the lengths of quantised weights, which are not there")
         with torch.device("meta"):  # PEFT's low_cpu_mem_usage replaces a method of all modules meanwhile
@@ -245,7 +245,8 @@ def _make_inputs(config: TrainConfig, model, batch_size: int, length: int, gpu: 
 
 def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
     """Whether the model's attention would let samples lie in one row without padding, asked of an empty copy."""
-    plain = replace(config, use_lora=False, use_4bit=False, use_8bit=False, use_dora=False, use_rslora=False)
+    of_lora = {"use_dora": False, "use_rslora": False, "lora_target_parameters": None, "init_adapter": None}
+    plain = replace(config, use_lora=False, use_4bit=False, use_8bit=False, **of_lora)
     with counting(config):
         model = build(plain, read_settings(config.model_name, config.trust_remote_code), 1)
     return attention.takes_rows(attention.choose(model, config.use_flash_attention, bf16)[0])

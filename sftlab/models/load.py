@@ -279,23 +279,60 @@ def lora_config(config: TrainConfig):
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        target_parameters=split_names(config.lora_target_parameters) or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         task_type="CAUSAL_LM",
     )
 
 
-def check_targets(model, targets: list[str] | str) -> None:
-    """Raise UserError for a LoRA target that no layer of the model is named by."""
+def split_names(names: str | None) -> list[str]:
+    return [part.strip() for part in (names or "").split(",") if part.strip()]
+
+
+def check_targets(model, lora) -> None:
+    """Raise UserError for a target of a LoraConfig that no layer, or expert, of the model is named by.
+
+    `all-linear` of a mixture of experts becomes the names of its layers: PEFT would add its router and its experts to them.
+    """
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    kinds = torch.nn.Linear | Conv1D
-    layers = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, kinds)}
-    for target in [] if isinstance(targets, str) else targets:
-        if target not in layers:
-            words = f"the model has no layer {target!r}.{near_match(target, layers)}"
-            raise UserError(f"lora_target_modules: {words} It has: {', '.join(sorted(layers))}.")
+    head, kinds, experts = model.get_output_embeddings(), torch.nn.Linear | Conv1D, find_experts(model)
+    linear = {name for name, part in model.named_modules() if isinstance(part, kinds) and part is not head}
+    layers = {name.rsplit(".", 1)[-1] for name in linear}
+    if experts and lora.target_modules == "all-linear":
+        lora.target_modules = layers
+    for option, targets, known in (
+        ("lora_target_modules", lora.target_modules, layers),
+        ("lora_target_parameters", lora.target_parameters or [], set(experts)),
+    ):
+        for target in [] if isinstance(targets, str) else targets:
+            if target not in known:
+                there = f"It has: {', '.join(sorted(known))}." if known else "It has no experts; leave that option out."
+                kind = "layer" if known is layers else "experts' weight"
+                raise UserError(f"{option}: the model has no {kind} {target!r}.{near_match(target, known)} {there}")
+
+
+def find_experts(model) -> dict[str, int]:
+    """The weights that hold all experts of a layer, by the ends of their names, and the parameters that each has in all layers."""
+    found = {}
+    for name, weight in model.named_parameters():
+        if ".experts." in name and weight.dim() == 3 and "lora_" not in name:
+            short = ".".join(name.split(".")[-3:])
+            found[short] = found.get(short, 0) + getattr(weight, "ds_numel", weight.numel())
+    return found
+
+
+def report_experts(model, lora) -> None:
+    """Print the share of a model's parameters that its experts hold, where they get no adapters."""
+    experts = {name: size for name, size in find_experts(model).items() if name not in (lora.target_parameters or ())}
+    if experts:
+        share = sum(experts.values()) / model.num_parameters()
+        reach = f"--lora-target-parameters {','.join(experts)} --lora-dropout 0"
+        print(
+            f"experts: {share:.0%} of the parameters are in {', '.join(experts)}, and get no adapters; {reach} reaches them"
+        )
 
 
 def fit_vocabulary(model, tokenizer) -> None:

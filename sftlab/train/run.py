@@ -23,7 +23,7 @@ from sftlab.data import dataset, formats, prepared, templates
 from sftlab.errors import UserError
 from sftlab.memory import duration
 from sftlab.models import attention, load, quantise
-from sftlab.train import distributed, forecast
+from sftlab.train import distributed, forecast, saved
 from sftlab.train import folder as run_folder
 from sftlab.train.callbacks import CountState, LiveLog, SaveBest, StopOnSignal
 
@@ -107,6 +107,8 @@ def make_trainer(config: TrainConfig):
     ends = templates.find_traits(rows.tokenizer).ends
     model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer, ends)
     lora = add_adapters(config, model, rows)
+    if config.init_adapter:
+        model, lora = load_adapter(config, model, rows), None
     choice = attention.set_attention(model, config.use_flash_attention, bf16)
     args.padding_free = in_rows = knows_bounds(config, small or model, bf16)
     trainer = LabTrainer(
@@ -153,7 +155,9 @@ def read_rows(config: TrainConfig) -> Rows:
     """Read the prepared set, cut to max_length, and the tokenizer. Raises UserError where they don't fit each other."""
     splits, report = dataset.load_prepared(config.dataset_path)
     if (Path(config.model_name) / "adapter_config.json").is_file():
-        fix = "Resume it there with --resume, or start from its base."
+        fix = (
+            f"Train on from it with other data by --init-adapter {config.model_name}, or resume it there with --resume."
+        )
         raise UserError(f"model_name: {config.model_name} holds an adapter. {fix}")
     tokenizer = load.load_tokenizer(config.model_name, config.trust_remote_code)
     new_tokens = formats.set_format(tokenizer, report["format"])
@@ -184,6 +188,45 @@ def build_small(config: TrainConfig, bf16: bool):
     return model
 
 
+def adopt_adapter(config: TrainConfig) -> TrainConfig:
+    """Take over the LoRA options of --init-adapter. Raises UserError where it holds no whole adapter of this base."""
+    if not config.init_adapter:
+        return config
+    folder = Path(config.init_adapter)
+    settings = files.read_json(folder / "adapter_config.json")
+    if not settings:
+        fix = "Name a run trained with --use-lora, or an exported adapter"
+        raise UserError(f"init_adapter: {folder} holds no adapter. {fix}.")
+    base = settings["base_model_name_or_path"]
+    if (folder / "run.json").is_file():
+        base = saved.open_run(folder, config.trust_remote_code).config.model_name
+    if base != config.model_name:
+        raise UserError(f"model_name: the adapter in {folder} was trained on {base}. Add --model-name {base}.")
+    targets = settings["target_modules"]
+    adopted = dataclasses.replace(
+        config,
+        lora_r=settings["r"],
+        lora_alpha=settings["lora_alpha"],
+        lora_dropout=settings["lora_dropout"],
+        lora_target_modules=targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        lora_target_parameters=",".join(settings.get("target_parameters") or []) or None,
+        use_rslora=settings["use_rslora"],
+        use_dora=settings["use_dora"],
+    )
+    print(f"init_adapter: trains on from {folder}, of rank {adopted.lora_r}, alpha {adopted.lora_alpha}, on {targets}")
+    return adopted
+
+
+def load_adapter(config: TrainConfig, model, rows: Rows):
+    """Put --init-adapter on the model, to be trained on, and say where its prompt format was another."""
+    from peft import PeftModel
+
+    before = load.load_tokenizer(config.init_adapter, config.trust_remote_code).chat_template
+    if templates.strip_markers(before) != templates.strip_markers(rows.tokenizer.chat_template):
+        print(f"init_adapter: {config.init_adapter} was trained in another prompt format than this data set has")
+    return PeftModel.from_pretrained(model, config.init_adapter, is_trainable=True)
+
+
 def add_adapters(config: TrainConfig, model, rows: Rows):
     """Make PEFT's LoraConfig of a run, or None; prepare a quantized model. Raises UserError for what can't be trained."""
     lora = load.lora_config(config)
@@ -194,7 +237,8 @@ def add_adapters(config: TrainConfig, model, rows: Rows):
                 f"deepspeed: {', '.join(rows.new_tokens)} are new tokens, whose rows PEFT can't train under ZeRO-3 on a CPU. "
                 "Take --deepspeed zero2, or --no-train-new-tokens."
             )
-        load.check_targets(model, lora.target_modules)
+        load.check_targets(model, lora)
+        load.report_experts(model, lora)
         if rows.new_tokens:
             load.train_tokens(lora, model, rows.tokenizer, rows.new_tokens, config.train_new_tokens)
     if config.use_4bit or config.use_8bit:
@@ -239,6 +283,7 @@ def train(config: TrainConfig) -> dict:
     for what the user can fix.
     """
     with run_folder.noting_end(Path(config.output_dir)), distributed.initialized(config) as world:
+        config = adopt_adapter(config)
         checkpoint = distributed.run_on_main(run_folder.claim_folder, config, world.size)
         with forecast.advising(config):
             trainer = make_trainer(config)

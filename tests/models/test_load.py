@@ -26,7 +26,8 @@ def test_the_catalogue_has_the_true_number_of_parameters():
 
 def test_a_target_that_matches_nothing_is_named_with_those_that_exist():
     with pytest.raises(UserError, match="no layer 'q_prj'. Did you mean 'q_proj'.*down_proj"):
-        load.check_targets(load.load_model("tiny-base"), ["q_prj"])
+        lora = load.lora_config(TrainConfig(use_lora=True, lora_target_modules="q_prj"))
+        load.check_targets(load.load_model("tiny-base"), lora)
 
 
 @pytest.mark.parametrize(
