@@ -177,10 +177,8 @@ def read_run(folder: Path, slow: bool) -> Diagnosis:
             texts.append(Text(file, "\n".join(lines)))
         if run.status == "killed":
             last = run_folder.find_last(folder)
-            line = (
-                f"run: killed: no result.json was written; the last whole checkpoint: {last.name if last else 'none'}"
-            )
-            texts.append(Text(file, line))
+            checkpoint = f"the last whole checkpoint: {last.name if last else 'none'}"
+            texts.append(Text(file, f"run: killed: no result.json was written; {checkpoint}"))
         texts += list_logs(logs.find_logs(folder), run)
     texts += [Text(folder / run_folder.LOG, line) for line in slowness.find_faults(run.history)]
     if slow and run.status == "completed":

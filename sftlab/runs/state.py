@@ -81,8 +81,8 @@ class Run:
 def read(folder: str | Path) -> Run:
     """The run of a folder, from its files and from whether its process is alive."""
     folder = Path(folder).absolute()
-    names = ("run.json", run_folder.PROGRESS, "result.json")
-    about, progress, result = (files.read_json(folder / name) for name in names)
+    about, result = files.read_json(folder / "run.json"), files.read_json(folder / "result.json")
+    progress = files.read_json(folder / run_folder.PROGRESS)
     progress = progress if "started" in progress else {}  # another program's
     process = find_process(progress)
     if "start" in progress and "process" not in progress:  # it doesn't train yet; what else is here is an earlier run's
@@ -93,16 +93,9 @@ def read(folder: str | Path) -> Run:
     step = result.get("metrics", {}).get("steps", progress.get("step", 0))
     if not result and not process and (last := run_folder.find_last(folder)):
         step = max(step, run_folder.get_step(last))  # it's saved before progress.json has its step
-    return Run(
-        folder,
-        *find_status(folder, about, progress, result, process),
-        config,
-        about.get("config_hash", ""),
-        step,
-        run_folder.read_log(folder),
-        progress,
-        process,
-    )
+    status, reason = find_status(folder, about, progress, result, process)
+    known = {"config": config, "config_hash": about.get("config_hash", ""), "progress": progress, "process": process}
+    return Run(folder, status, reason, step=step, history=run_folder.read_log(folder), **known)
 
 
 def find_status(folder: Path, about: dict, progress: dict, result: dict, process: dict | None) -> tuple[str, str]:

@@ -34,11 +34,7 @@ def test_nodes_are_taken_from_the_hostfile_as_far_as_they_reach(tmp_path):
     hosts.write_text("# the cluster\nnode-1 slots=8\n\nnode-2 slots=4  # older\n")
     assert launcher.read_hosts(hosts) == {"node-1": 8, "node-2": 4}
     assert launcher.choose_hosts(hosts, 2, 4) == ["node-1", "node-2"]
-    for nodes, gpus, message in (
-        (3, 4, "names 2"),
-        (2, 8, "node-2 has slots=4"),
-        (1, 64, "GPUs of one node, not of all"),
-    ):
+    for nodes, gpus, message in ((3, 4, "names 2"), (2, 8, "node-2 has slots=4.* GPUs of one node, not of all")):
         with pytest.raises(UserError, match=message):
             launcher.choose_hosts(hosts, nodes, gpus)
 

@@ -20,6 +20,7 @@ def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(make_r
     assert (before.status, before.reason, before.step) == ("interrupted", "a checkpoint is saved (SIGTERM)", 20)
     run = put_start(before.folder, reason="refused: dataset_path: nowhere.")
     assert (run.status, run.step, run.config) == ("failed", 20, before.config) and run.config.lora_r == 4
+    assert state.format_status(run) == "run was refused: dataset_path: nowhere."
     monkeypatch.setattr(background, "spawn", lambda config, cwd, step: (config.lora_r, step))
     assert background.resume(run) == (4, 20)
     run = put_start(run.folder, run_folder.identify())  # at work: the run to come
@@ -33,7 +34,7 @@ def test_why_a_start_ended_that_left_no_note(tmp_path, put_start):
     with pytest.raises(UserError, match="no whole checkpoint"):
         background.resume(run)
     run = put_start(folder, output=TRACED)  # an import that fails
-    assert (run.status, run.reason) == ("failed", "ValueError: z")
+    assert state.format_status(run) == "run has failed: ValueError: z"
     run_folder.update_progress(folder, {"asked": 60.0})
     run = state.read(folder)
     assert (run.status, run.reason) == ("interrupted", "before its first step")
@@ -130,17 +131,6 @@ def test_a_run_that_ends_as_it_is_asked_to_stop_is_not_noted_as_asked(make_run, 
 def test_a_process_that_has_taken_the_number_of_a_run_is_not_the_run():
     own = run_folder.identify()
     assert state.is_alive(own) and not state.is_alive(own | {"since_boot": own["since_boot"] - 1})
-
-
-@pytest.mark.parametrize(
-    ("status", "reason", "sentence"),
-    [
-        ("failed", "ValueError: x", "run has failed: ValueError: x"),
-        ("failed", "refused: output_dir: z exists.", "run was refused: output_dir: z exists."),
-    ],
-)
-def test_the_status_says_how_a_run_ended(status, reason, sentence, tmp_path):
-    assert state.format_status(state.Run(tmp_path / "run", status, reason)) == sentence
 
 
 def test_two_processes_may_write_one_file_at_the_same_time(tmp_path, monkeypatch):
