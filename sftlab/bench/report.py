@@ -145,8 +145,8 @@ def format_spread(values: list[float], size: float) -> str:
     """Format the median, and the lowest and the highest of the repeats, in units of `size`."""
     if not values:
         return "not known"
-    middle, *ends = (format_number(value / size) for value in (median(values), min(values), max(values)))
-    return middle + (f" ({ends[0]} to {ends[1]})" if ends[0] != ends[1] else "")
+    middle, low, high = (format_number(value / size) for value in (median(values), min(values), max(values)))
+    return middle + (f" ({low} to {high})" if low != high else "")
 
 
 def make_table(found: dict[str, Result], caption: str, names: str) -> Table:
@@ -239,11 +239,11 @@ def make_scaling(by_folder: dict[str, list[Result]], bandwidth: float | None) ->
 
 def format_gain(gain: Gain) -> tuple[str, str]:
     """Format speed-up and efficiency with their intervals, as 1.85 (1.71 to 2.01)."""
-    speedup, efficiency = f"{gain.speedup:.3g}", f"{100 * gain.efficiency[0]:.3g} %"
-    if gain.low is None:
-        return speedup, efficiency
-    low, high = (100 * end for end in gain.efficiency[1:])
-    return f"{speedup} ({gain.low:.3g} to {gain.high:.3g})", f"{efficiency} ({low:.3g} to {high:.3g})"
+    efficiency, low, high = gain.efficiency
+    if low is None:
+        return f"{gain.speedup:.3g}", f"{100 * efficiency:.3g} %"
+    speedup = f"{gain.speedup:.3g} ({gain.low:.3g} to {gain.high:.3g})"
+    return speedup, f"{100 * efficiency:.3g} % ({100 * low:.3g} to {100 * high:.3g})"
 
 
 def make_watched(path: str, samples: list[dict]) -> Section:

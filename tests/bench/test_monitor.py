@@ -43,11 +43,6 @@ def wait_for_lines(path, count):
         time.sleep(0.05)
 
 
-def after_lines(path, count, act):
-    """Do something in a thread when a file has so many lines."""
-    threading.Thread(target=lambda: (wait_for_lines(path, count), act()), daemon=True).start()
-
-
 def test_a_process_and_its_children_are_counted_in_full_though_they_end_between_two_samples():
     """Two children of a shell burn 0.6 s of processor each, one after the other, whatever else this machine does."""
     script = f"read line; '{sys.executable}' -S -c '{BURN}'; '{sys.executable}' -S -c '{BURN}'; read line"
@@ -112,18 +107,13 @@ def nvml(monkeypatch):
     machine.find_gpus.cache_clear()
 
 
-def test_what_a_gpu_does_not_answer_is_none(nvml):
+def test_what_a_gpu_does_not_answer_is_none_and_without_a_driver_there_is_a_reason(nvml):
     [gpu] = monitor.take_sample()["gpus"]
     assert gpu == {"index": 0, "use_percent": None, "memory_bytes": 3, "power_watts": 250.5, "celsius": 61}
     assert machine.describe_gpus() == [{"name": "GPU é", "memory_total_bytes": 8}]
-
-
-def test_without_driver_or_gpu_there_are_none_and_a_reason(nvml):
-    nvml.nvmlDeviceGetCount.return_value = 0
-    assert machine.find_gpus() == ([], "NVML: no GPU") and machine.read_gpus() == []
     machine.find_gpus.cache_clear()
     nvml.nvmlInit.side_effect = nvml.NVMLError("Not Supported")
-    assert machine.find_gpus() == ([], "NVML: Not Supported")
+    assert machine.find_gpus() == ([], "NVML: Not Supported") and machine.read_gpus() == []
 
 
 def test_a_command_keeps_its_output_its_arguments_and_its_exit_code_and_gets_sigterm(tmp_path):
@@ -185,7 +175,8 @@ def test_half_a_line_is_read_past_and_a_file_is_replaced_only_when_asked(tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_the_watch_of_the_machine_with_a_summary(number, tmp_path, capsys):
-    after_lines(tmp_path / "metrics.jsonl", 3, lambda: os.kill(os.getpid(), number))
+    path = tmp_path / "metrics.jsonl"
+    threading.Thread(target=lambda: (wait_for_lines(path, 3), os.kill(os.getpid(), number)), daemon=True).start()
     assert cli.main(["metrics", str(tmp_path), "--every", "0.1"]) == 0
     out = capsys.readouterr().out
     assert "machine: processor" in out and "watched: memory" not in out
@@ -205,7 +196,5 @@ def test_a_file_that_can_not_grow_is_one_line_and_ends_no_command(tmp_path, monk
     assert cli.main(command) == 2 and "metrics.jsonl: No space left" in capsys.readouterr().err
     count.clear()
     assert cli.main([*command, "--", "sh", "-c", "sleep 0.5; exit 5"]) == 5
-    assert (
-        "the command continues, unwatched" in capsys.readouterr().err
-        and len(monitor.read_samples(tmp_path / "metrics.jsonl")) == 2
-    )
+    assert "the command continues, unwatched" in capsys.readouterr().err
+    assert len(monitor.read_samples(tmp_path / "metrics.jsonl")) == 2

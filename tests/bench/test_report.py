@@ -81,18 +81,14 @@ def test_modelled_bounds_stand_apart_and_are_called_so(tmp_path):
 
 
 def test_broken_files_are_named_and_metrics_are_watched(tmp_path):
-    results.write_result(tmp_path, make_result())
-    half = (tmp_path / "tiny-base_1000_1x1_weak.json").read_text(encoding="utf-8")[:500]
-    (tmp_path / "half.json").write_text(half, encoding="utf-8")
-    (tmp_path / "x.failed.json").write_text('{"error": "out of memory"}', encoding="utf-8")
+    (tmp_path / "half.json").write_text('{"schema": 1', encoding="utf-8")
     (tmp_path / "summary.json").write_text("{}", encoding="utf-8")  # of `sftlab metrics`: no broken point
     (tmp_path / "current").mkdir()
     monitor.write_sample(tmp_path / "current" / "metrics.jsonl", monitor.take_sample())
-    page = write((tmp_path, []))
+    page = write((tmp_path, [make_result()]))
     left_out = find_section(page, "Left out")
-    for words in ("half.json", "x.failed.json: failed: out of memory"):
-        assert words in left_out, words
-    assert "summary.json" not in left_out and page.count('<th scope="row">tiny-base_1000_1x1_weak</th>') >= 5
+    assert "half.json" in left_out and "summary.json" not in left_out
+    assert page.count('<th scope="row">tiny-base_1000_1x1_weak</th>') >= 5
     assert "machine: memory" in find_section(page, f"Watched: {tmp_path / 'current' / 'metrics.jsonl'}")
 
 
@@ -124,14 +120,12 @@ def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_p
 
 def test_points_of_several_folders_stand_in_the_same_tables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    other = {"versions": {"torch": "2.14.0"}, "config": {"learning_rate": 0.5}}
-    before, after = [make_result(devices) for devices in (1, 2)], [make_result(2, rates=(1790.0,), **other)]
-    page = write((Path("a"), before), (Path("b"), after))
+    after = [make_result(2, config={"learning_rate": 0.5})]
+    page = write((Path("a"), [make_result(devices) for devices in (1, 2)]), (Path("b"), after))
     assert [*find_rows(page, "Throughput, measured")] == ["tiny-base_1000_1x1_weak (a)", f"{POINT} (a)", f"{POINT} (b)"]
     assert [*find_rows(page, "Scaling, measured")] == [f"tiny-base, 1000 rows, weak, {name}" for name in "ab"]
     setups = find_section(page, "Hardware, versions and options")
-    for words in (r"torch</th><td[^>]*>2.14.0", r"learning rate</th><td[^>]*>0.5"):
-        assert re.search(rf"{words}</td><td[^>]*>1 points, as {POINT} \(b\)<", setups), words
+    assert re.search(rf"learning rate</th><td[^>]*>0.5</td><td[^>]*>1 points, as {POINT} \(b\)<", setups)
 
 
 def test_the_command_replaces_its_own_page_and_nothing_else(tmp_path, capsys):
