@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import HfApi, errors
+
 from sftlab.errors import near_match
 from sftlab.hub import catalog, download
 from sftlab.hub import client as hub_client
@@ -55,8 +57,6 @@ def is_here(name: str) -> bool:
 
 def find_state(name: str, reached: bool) -> tuple[str, str]:
     """(the name of a model's state, the Hub's own words)."""
-    from huggingface_hub import HfApi, errors
-
     if is_here(name):
         return ("folder" if Path(name).is_dir() else "bundled"), ""
     try:

@@ -6,11 +6,12 @@ python -c "from sftlab.hub import client; print(client.reach())"
 from pathlib import Path
 
 import yaml
+from huggingface_hub import constants, errors
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from sftlab.errors import UserError
 
 TOKENS = "https://huggingface.co/settings/tokens"
-UNREACHABLE = "unreachable"  # what `reach` sets the client's HF_HUB_OFFLINE to; True is the user's own wish
 # Each state that a model can be in for you: means, what_to_do, and the Hub's words that tell it.
 STATES = yaml.safe_load(Path(__file__).with_name("states.yaml").read_text(encoding="utf-8"))
 TOKEN_FAULTS = ("wrong token", "expired token")  # states of the token alone, whatever is asked for
@@ -21,24 +22,19 @@ def reach(timeout: float = 3.0) -> bool:
 
     `HF_HUB_OFFLINE=1`, `HF_ENDPOINT` and proxies are honoured. timeout: seconds to connect.
     """
-    from huggingface_hub import constants, errors
-    from huggingface_hub.utils import get_session
-
     if is_offline():
         return False
     constants.HF_HUB_OFFLINE = False  # set by an earlier probe, perhaps; the network may be back
     try:
         get_session().head(constants.ENDPOINT, timeout=(timeout, 15, 15, timeout))  # to connect, read, write, wait
     except (errors.HTTPError, OSError):
-        constants.HF_HUB_OFFLINE = UNREACHABLE  # read by the client at every request
+        constants.HF_HUB_OFFLINE = "unreachable"  # read by the client at every request; True is the user's own wish
         return False
     return True
 
 
 def is_offline() -> bool:
     """Whether the user has said that the Hub is not to be asked (HF_HUB_OFFLINE=1)."""
-    from huggingface_hub import constants
-
     return constants.HF_HUB_OFFLINE is True
 
 
@@ -52,9 +48,6 @@ def ask(path: str, token: str | None = None, timeout: float = 15.0):
 
     token: another one than huggingface_hub would take. timeout: seconds.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
     response = get_session().get(constants.ENDPOINT + path, headers=build_hf_headers(token=token), timeout=timeout)
     hf_raise_for_status(response)
     return response
@@ -80,8 +73,6 @@ def explain(name: str, kind: str, error: Exception) -> UserError:
 
 def read_state(error: BaseException) -> tuple[str, str]:
     """(the name of a state, the Hub's own words) for an error that the Hub's client raised, or that another wraps."""
-    from huggingface_hub import errors
-
     chain = []
     while error and error not in chain:  # a 403 hides in `LocalEntryNotFoundError`, and that in transformers' `OSError`
         chain.append(error)
@@ -99,8 +90,6 @@ def read_state(error: BaseException) -> tuple[str, str]:
 
 def read_answer(error) -> tuple[str, str]:
     """The same for an answer of the Hub (`HfHubHTTPError`)."""
-    from huggingface_hub import errors
-
     status, headers = error.response.status_code, error.response.headers
     said = " ".join((headers.get("X-Error-Message") or error.server_message or f"status {status}").split())[:200]
     for state, entry in STATES.items():

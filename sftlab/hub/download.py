@@ -14,15 +14,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import HfApi, constants, errors, snapshot_download, try_to_load_from_cache
+from huggingface_hub.utils import tqdm
+
 from sftlab import files
 from sftlab.errors import UserError
 from sftlab.hub import client as hub_client
 
-SPARE = 0.05  # share of the size that shall stay free as well, for the cache's own files and for others
 # Files beside the weights that transformers reads: settings, tokenizer, template. Only those in the first folder.
 SETTINGS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 NOT_SETTINGS = ("index.json", "requirements.txt", "license.txt", "tf_model", "flax_model", "onnx")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,12 @@ class Download:
     cache: Path
 
     @property
-    def size(self) -> int:
-        return sum(file.file_size or 0 for file in self.files)
-
-    @property
     def missing(self) -> int:
         return sum(file.file_size or 0 for file in self.files if file.will_download)
 
 
 def find_snapshot(hub_id: str) -> Path | None:
     """The folder in the cache with a model's configuration and all of its weights, or None."""
-    from huggingface_hub import try_to_load_from_cache
-
     found = try_to_load_from_cache(hub_id, "config.json")
     return Path(found).parent if isinstance(found, str) and is_whole(Path(found).parent) else None
 
@@ -62,19 +57,18 @@ def is_whole(folder: Path) -> bool:
 def choose_files(names: list[str]) -> list[str]:
     """Of a repository's files, those that loading the model reads; raises UserError if there are no safe weights."""
     names = [name for name in names if "/" not in name]
-    weights = ["model.safetensors"]
-    if weights[0] not in names:
-        weights = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
-        if not weights:
-            pickles = [name for name in names if name.endswith(PICKLES)]
-            why = f"its weights are pickles ({pickles[0]}), which can run code when opened" if pickles else ""
-            raise UserError(
-                f"{why or 'it holds no weights'}; the lab loads safetensors only. Name a repository with model.safetensors, or "
-                "have it converted at https://huggingface.co/spaces/safetensors/convert"
-            )
-        weights += [name for name in names if name == "model.safetensors.index.json"]
+    whole = [name for name in names if name == "model.safetensors"]
+    parts = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
+    if not (whole or parts):
+        pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        why = f"its weights are pickles ({pickles[0]}), which can run code when opened" if pickles else ""
+        raise UserError(
+            f"{why or 'it holds no weights'}; the lab loads safetensors only. Name a repository with model.safetensors, or "
+            "have it converted at https://huggingface.co/spaces/safetensors/convert"
+        )
     settings = [name for name in names if name.endswith(SETTINGS)]
-    return sorted({*weights, *(name for name in settings if not any(part in name.lower() for part in NOT_SETTINGS))})
+    used = [name for name in settings if not any(part in name.lower() for part in NOT_SETTINGS)]
+    return sorted(used + (whole or [*parts, "model.safetensors.index.json"]))
 
 
 def plan(hub_id: str, revision: str | None = None) -> Download:
@@ -82,9 +76,6 @@ def plan(hub_id: str, revision: str | None = None) -> Download:
 
     Raises UserError where it can't be had.
     """
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
-    from huggingface_hub.utils import tqdm
-
     silent = functools.partial(tqdm, disable=True)
     try:
         page = HfApi().model_info(hub_id, revision=revision, timeout=15)
@@ -99,7 +90,8 @@ def plan(hub_id: str, revision: str | None = None) -> Download:
 
 def check_room(wanted: Download) -> None:
     """Raises UserError, with what is missing, if the disk of the cache has no room for it."""
-    free, need = shutil.disk_usage(files.find_existing(wanted.cache)).free, round(wanted.missing * (1 + SPARE))
+    free = shutil.disk_usage(files.find_existing(wanted.cache)).free
+    need = round(1.05 * wanted.missing)  # some shall stay free, for the cache's own files and for others
     if need > free:
         raise UserError(
             f"model {wanted.hub_id}: {format_bytes(wanted.missing)} are to be fetched into {wanted.cache}, whose disk has "
@@ -115,15 +107,13 @@ def format_bytes(size: int) -> str:
 
 def format_plan(wanted: Download) -> str:
     """What would be fetched and whereto, as one line."""
-    size, missing = format_bytes(wanted.size), format_bytes(wanted.missing)
-    count = sum(file.will_download for file in wanted.files)
-    return f"{wanted.hub_id}: {missing} of {size} to fetch, {count} of {len(wanted.files)} files, into {wanted.cache}"
+    size, count = sum(file.file_size or 0 for file in wanted.files), sum(file.will_download for file in wanted.files)
+    sizes = f"{format_bytes(wanted.missing)} of {format_bytes(size)}"
+    return f"{wanted.hub_id}: {sizes} to fetch, {count} of {len(wanted.files)} files, into {wanted.cache}"
 
 
 def fetch(wanted: Download) -> Path:
     """Fetch what is missing, with a progress bar; the folder with the files. Raises UserError where it breaks off."""
-    from huggingface_hub import errors, snapshot_download
-
     names = [file.filename for file in wanted.files]
     try:
         folder = Path(snapshot_download(wanted.hub_id, revision=wanted.commit, allow_patterns=names))

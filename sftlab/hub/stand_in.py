@@ -16,6 +16,8 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
 
+from huggingface_hub import constants
+
 from sftlab.files import ROOT
 from sftlab.hub.token import VARIABLES
 
@@ -150,8 +152,6 @@ def visiting(address: str, home: Path, token: str | None = None):
 
     Your own token and cache are not looked at meanwhile.
     """
-    from huggingface_hub import constants
-
     values = {
         "ENDPOINT": address,
         "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",

@@ -6,18 +6,21 @@ It comes from `HF_TOKEN` in the environment, which wins, or from huggingface_hub
     sftlab token --status
 """
 
+import getpass
 import os
 import stat
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from huggingface_hub import constants, errors, get_token
 
 from sftlab.errors import TOKEN, UserError
 from sftlab.hub import client as hub_client
 from sftlab.hub.client import TOKENS
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # as huggingface_hub reads them, in this order
-ASK_AGAIN = "`sftlab token --status` asks again"
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,6 @@ class Token:
 
 def find_token() -> Token | None:
     """The token that huggingface_hub's client would send, or None. Raises UserError for a file that can't be read as text."""
-    from huggingface_hub import get_token
-
     variables, path = list_variables(), find_file()
     try:
         value = get_token()
@@ -47,8 +48,6 @@ def find_token() -> Token | None:
 
 
 def find_file() -> Path:
-    from huggingface_hub import constants
-
     return Path(constants.HF_TOKEN_PATH)
 
 
@@ -79,9 +78,6 @@ def check_form(text: str) -> str:
 
 def read_token() -> str:
     """A token from the keyboard, without echo, or a line of standard input that is no terminal."""
-    import getpass
-    import warnings
-
     if sys.stdin is None or not sys.stdin.isatty():
         line = sys.stdin.readline() if sys.stdin else ""
         if not line.strip():
@@ -100,19 +96,16 @@ def read_token() -> str:
 
 def ask_account(value: str) -> tuple[str, list[str]]:
     """Ask the Hub about a token: ("", whose it is and what it may do, as lines), else (the name of a state, why not)."""
-    from huggingface_hub import errors
-
-    if not hub_client.reach():
-        state = hub_client.name_silence()
-        return state, [f"account: unchecked ({state}); {ASK_AGAIN}"]
     try:
+        if not hub_client.reach():
+            raise ConnectionError
         person = hub_client.ask("/api/whoami-v2", token=value).json()
-    except errors.HTTPError as error:
+    except (errors.HTTPError, ConnectionError) as error:
         state, said = hub_client.read_state(error)
         state = "wrong token" if state == "not found" else state
-        means, what_to_do = hub_client.explain_state(state, "", said=said)
-        known = state in hub_client.TOKEN_FAULTS
-        return state, [f"{means}. {what_to_do}" if known else f"account: unchecked ({said or state}); {ASK_AGAIN}"]
+        if state in hub_client.TOKEN_FAULTS:
+            return state, [". ".join(hub_client.explain_state(state, "", said=said))]
+        return state, [f"account: unchecked ({said or state}); `sftlab token --status` asks again"]
     rights = describe_rights((person.get("auth") or {}).get("accessToken") or {})
     return "", [f"account: {person['name']}", f"rights: {rights}"]
 
@@ -148,9 +141,7 @@ def describe_status() -> tuple[list[str], bool]:
     """(the token, its source, file, account and rights, as lines; whether there is one that the Hub doesn't refuse)."""
     token, path = find_token(), find_file()
     if token is None:
-        return [
-            f"no token: neither HF_TOKEN nor {path}. Public models need none; for gated ones: `sftlab token`"
-        ], False
+        return [f"no token: neither HF_TOKEN nor {path}. Only gated models need one: `sftlab token`"], False
     lines = [f"token: {token.shown}, from {token.source}"]
     if path.is_file():
         mode = stat.S_IMODE(path.stat().st_mode)

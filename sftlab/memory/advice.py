@@ -36,8 +36,7 @@ class Option:
 def list_options(start: Option, may_cut: bool = True) -> list[Option]:
     """List the options that would change a run, cheapest first. may_cut: whether rows may become shorter."""
     run, plan = start.run, start.plan
-    length = run.max_length // 2
-    steps = run.gradient_accumulation_steps * 2
+    length, steps = run.max_length // 2, run.gradient_accumulation_steps * 2
     shardable = plan.devices > 1
     quantized = run.use_4bit or run.use_8bit
     quantizable = run.use_lora and not run.use_dora and plan.zero < 3
@@ -144,11 +143,9 @@ def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[
 def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
     """Write the estimate as lines for a terminal: parts, what fits where, and advice where it doesn't."""
     if config.deepspeed and not plan.zero:
-        stage, offload = deepspeed.find_stage(config.deepspeed), deepspeed.offloads(config.deepspeed)
-        plan = replace(plan, zero=stage, offload=offload)
+        plan = replace(plan, zero=deepspeed.find_stage(config.deepspeed), offload=deepspeed.offloads(config.deepspeed))
     if plan.zero == 3 and (config.use_4bit or config.use_8bit):
-        words = "stage 3 shards every weight, and a quantised one is whole on each device"
-        raise UserError(f"zero: {words}; take --zero 2.")
+        raise UserError("zero: stage 3 shards every weight, a quantised one is whole on each device; take --zero 2.")
     whole, gpu = estimate(config, plan), plan.device == "gpu"
     bf16 = "bfloat16" if load.choose_precision(config, plan.device)[0] else "float32"
     where = f"each of {plan.devices} devices, ZeRO-{plan.zero}" if plan.devices > 1 else f"one {plan.device.upper()}"

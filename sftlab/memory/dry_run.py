@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -27,6 +28,7 @@ from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.models import adapters, attention, load, quantise
 from sftlab.models.load import read_settings
+from sftlab.models.loss import has_plain_head
 
 ONE_AT_A_TIME = threading.RLock()  # torch notes in a variable of all threads whether a dispatch mode is on
 FEW_LAYERS = (2, 4)  # each layer adds the same amount: these two say how much
@@ -144,8 +146,7 @@ def counting(config: TrainConfig):
         raise
     except Exception as error:  # a mixture of experts asks for numbers, another model builds layers in its own way …
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        words = f"model {config.model_name}: a step of it can't be counted without its numbers ({reason})."
-        raise CantCount(words) from error
+        raise CantCount(f"model {config.model_name}: a step of it can't be counted ({reason}).") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -190,10 +191,7 @@ def build(config: TrainConfig, settings, layers: int):
 
 
 def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Held:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     from sftlab.memory import kernels
-    from sftlab.models.loss import has_plain_head
 
     batch_size, length, gpu, trained_share, shared = shape
     model = _build_for_device(config, settings, layers, gpu)

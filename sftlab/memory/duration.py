@@ -24,10 +24,7 @@ PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12
 
 
 def count_steps(config: TrainConfig, lengths: list[int], processes: int = 1) -> tuple[int, int]:
-    """Count (optimizer steps of an epoch, of the run), as the Trainer does. lengths: tokens of each row.
-
-    Packed rows are taken to be full, so that there may be a few more.
-    """
+    """Count (optimizer steps of an epoch, of the run) as the Trainer does; packed rows as full ones. lengths: tokens of each."""
     rows = math.ceil(sum(lengths) / config.max_length) if config.packing else len(lengths)
     batches = math.ceil(math.ceil(rows / processes) / config.batch_size)
     epoch = math.ceil(batches / config.gradient_accumulation_steps)
@@ -66,10 +63,9 @@ def expect(config, model, lengths, held_out, bf16, device=None, rate=None, share
 
 
 def measure_run(expected: dict, started: float, steps: int) -> dict:
-    """Compare what training took since `started` (seconds of time.time) with what was expected.
+    """Add what training took since `started` (of time.time), the share of the matrix rate reached, and the estimate's error.
 
-    steps: how many were made; a run that stopped early is compared with its share. Adds seconds, the share of the matrix rate
-    that was reached, and the estimate's error.
+    steps: how many were made; a run that stopped early is compared with its share.
     """
     took, made = time.time() - started, min(1.0, steps / expected["steps"])
     seconds, work = expected["expected_seconds"] * made, expected["flops"] * made

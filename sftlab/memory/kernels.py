@@ -54,10 +54,7 @@ def make_tile(hidden, weight, dtype) -> None:
 
 
 class OnGpu(TorchFunctionMode):
-    """Dropout keeps a mask of one byte per number, in attention none, and autocast takes powers in float32.
-
-    So it is for the thread that is in it, and not in a backward pass.
-    """
+    """In this thread's forward pass: dropout keeps a byte per number, in attention none, autocast takes powers in float32."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
