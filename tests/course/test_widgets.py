@@ -11,7 +11,6 @@ from pathlib import Path
 import ipywidgets
 import pytest
 import torch
-from jupyter_client.manager import start_new_kernel
 
 from sftlab.config import text as config_text
 from sftlab.config.configs import MemoryConfig, TrainConfig
@@ -223,27 +222,12 @@ time.sleep(1.5)"""
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def test_a_form_is_shown_where_someone_sits_and_only_there(tmp_path):
-    code = """from sftlab import config
-from sftlab.course import widgets
-form = widgets.hyperparameters(config.TrainConfig(lora_r=8, use_lora=True))
-assert form.config.lora_r == 8
-form"""
-    manager, client = start_new_kernel(cwd=str(tmp_path))
-    try:
-        shown = {}
-        for someone in (False, True):
-            outputs: list = []
-            options = {"timeout": 120, "stdin_hook": print, "output_hook": outputs.append}
-            reply = client.execute_interactive(code, allow_stdin=someone, **options)
-            kinds = ("stream", "execute_result", "display_data", "error")
-            shown[someone] = [message["content"] for message in outputs if message["msg_type"] in kinds]
-            assert reply["content"]["status"] == "ok"
-        assert [line["name"] for line in shown[False]] == ["stdout"] and "nobody is here" in shown[False][0]["text"]
-        assert any("application/vnd.jupyter.widget-view+json" in content.get("data", {}) for content in shown[True])
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+def test_a_form_is_made_only_where_someone_sits(asked, monkeypatch, capsys):
+    """The notebook's own tests run without a reader, and tests/test_browser.py has a front-end that says it has one."""
+    given = TrainConfig(lora_r=8, use_lora=True)
+    assert widgets.hyperparameters(given).config == given and "nobody is here" in capsys.readouterr().out
+    monkeypatch.setattr(panel, "has_reader", lambda: True)
+    assert isinstance(widgets.hyperparameters(given), widgets.Form) and not capsys.readouterr().out
 
 
 def test_the_browser_gets_no_html():
