@@ -110,11 +110,10 @@ def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Pat
     processes. Returns 0, 130 for a run that was stopped, or an exit code that says how it failed.
     """
     log_dir = logs.find_logs(folder)
-    places = [log_dir / f"ranks-{node}" for node in commands]
+    places = {log_dir / f"ranks-{node}": command for node, command in commands.items()}
     for place in places if 0 not in commands else log_dir.glob("ranks-*"):
         shutil.rmtree(place, ignore_errors=True)  # of an earlier start
-    pairs = zip(places, commands.values(), strict=True)
-    started = [start_launcher(command, place, environment) for place, command in pairs]
+    started = [start_launcher(command, place, environment) for place, command in places.items()]
     asked, ended, printed = [], False, {}
 
     def end_all() -> None:
