@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sftlab.config.configs import OPTIMIZERS, TrainConfig
+from sftlab.config.text import to_flags
 from sftlab.errors import UserError
 from sftlab.hub import catalog
 from sftlab.hub.catalog import MODELS
@@ -126,11 +127,11 @@ def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends_early(config
 
 
 @pytest.mark.parametrize("name", ["tensorboard", pytest.param("trackio", marks=pytest.mark.slow)])
-def test_a_tracker_gets_the_log(name, configure, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    run.train(configure(report_to=name))
-    files = list(tmp_path.rglob("events.out.tfevents.*" if name == "tensorboard" else "*.db*"))
-    assert any(b"mean_token_accuracy" in path.read_bytes() for path in files), files
+def test_a_tracker_gets_the_log(name, configure, tmp_path, sftlab_command):
+    own = {"TRACKIO_DIR": str(tmp_path)} if name == "trackio" else {}  # read when trackio is imported: another process
+    code, _, error = sftlab_command("train", *to_flags(configure(report_to=name)), **own)
+    files = list(tmp_path.rglob("*.db*" if own else "events.out.tfevents.*"))
+    assert code == 0 and any(b"mean_token_accuracy" in path.read_bytes() for path in files), error
 
 
 def test_a_tracker_that_is_not_installed_is_named(configure, monkeypatch):
