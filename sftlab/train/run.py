@@ -155,10 +155,8 @@ def read_rows(config: TrainConfig) -> Rows:
     """Read the prepared set, cut to max_length, and the tokenizer. Raises UserError where they don't fit each other."""
     splits, report = dataset.load_prepared(config.dataset_path)
     if (Path(config.model_name) / "adapter_config.json").is_file():
-        fix = (
-            f"Train on from it with other data by --init-adapter {config.model_name}, or resume it there with --resume."
-        )
-        raise UserError(f"model_name: {config.model_name} holds an adapter. {fix}")
+        fix = f"Train on from it by --init-adapter {config.model_name}, or resume it there with --resume"
+        raise UserError(f"model_name: {config.model_name} holds an adapter. {fix}.")
     tokenizer = load.load_tokenizer(config.model_name, config.trust_remote_code)
     new_tokens = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
@@ -195,8 +193,9 @@ def adopt_adapter(config: TrainConfig) -> TrainConfig:
     folder = Path(config.init_adapter)
     settings = files.read_json(folder / "adapter_config.json")
     if not settings:
-        fix = "Name a run trained with --use-lora, or an exported adapter"
-        raise UserError(f"init_adapter: {folder} holds no adapter. {fix}.")
+        raise UserError(
+            f"init_adapter: {folder} holds no adapter. Name a run trained with --use-lora, or an export of one."
+        )
     base = settings["base_model_name_or_path"]
     if (folder / "run.json").is_file():
         base = saved.open_run(folder, config.trust_remote_code).config.model_name
@@ -270,9 +269,9 @@ def choose_batches(config: TrainConfig, trainer, model, shared: int, in_rows: bo
         return 0, words
     shared = shared if attention.shares_prefix(model, bf16) else 0
     trainer.put_in_rows(shared)
-    return shared, words + (
-        f"; the {shared} tokens that all rows begin with are computed once a batch" if shared else ""
-    )
+    if shared:
+        words += f"; the {shared} tokens that all rows begin with are computed once a batch"
+    return shared, words
 
 
 def train(config: TrainConfig) -> dict:

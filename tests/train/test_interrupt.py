@@ -40,8 +40,8 @@ def train(dataset: Path, folder: Path, **options) -> dict:
 def read_log(folder: Path) -> list[tuple]:
     """What a run logged at each step: losses, gradient norm, accuracy, count of tokens, validation loss."""
     names = ("step", "loss", "grad_norm", "mean_token_accuracy", "num_tokens", "eval_loss")
-    history = files.read_json(folder / "trainer_state.json")["log_history"]
-    return [tuple(entry.get(name, -1) for name in names) for entry in history if "train_loss" not in entry]
+    entries = run_folder.read_log(folder)
+    return [tuple(entry.get(name, -1) for name in names) for entry in entries if "train_loss" not in entry]
 
 
 def kill(dataset: Path, folder: Path, options: dict) -> None:
