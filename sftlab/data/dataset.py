@@ -3,6 +3,7 @@
 sftlab prepare --source json --source-path data_samples/facts_train.json
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -191,6 +192,7 @@ def prepare(config: DataConfig) -> Path:
             "options": dataclasses.asdict(config),
             "fingerprint": made_from,
             **facts,
+            "positions": find_positions(config),
             "percentiles": data_report.find_percentiles(lengths),
             "new_tokens": new_tokens,
             "chat_template": tokenizer.chat_template,
@@ -204,6 +206,14 @@ def prepare(config: DataConfig) -> Path:
         put_in_place(new, folder, Path(aside) / "old", config.overwrite)
     print_report(folder, report, views[0])
     return folder
+
+
+def find_positions(config: DataConfig) -> int | None:
+    """The positions of the model, where its configuration can be had."""
+    with contextlib.suppress(UserError, OSError, ValueError):
+        settings = load.read_settings(config.model, config.trust_remote_code).get_text_config()
+        return getattr(settings, "max_position_embeddings", None)
+    return None
 
 
 def settle_template(tokenizer, config: DataConfig, written: list[Example], dated: bool) -> dict[str, str]:

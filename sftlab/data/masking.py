@@ -53,9 +53,9 @@ def encode_texts(
     for encoding, text, found, parts in zip(encode(texts, add_special_tokens=False), texts, spans, cuts, strict=True):
         ids = numpy.array(encoding.ids, dtype=numpy.int64)
         if parts:
-            pieces = [text[start:end] for start, end in zip((0, *parts), (*parts, None), strict=True)]
+            apart = [text[start:end] for start, end in zip((0, *parts), (*parts, None), strict=True)]
             ids = numpy.concatenate(
-                [numpy.array(tokenizer(piece, add_special_tokens=False).input_ids) for piece in pieces]
+                [numpy.array(tokenizer(part, add_special_tokens=False).input_ids) for part in apart]
             )
         borders = None if sizes is None else find_borders(ids, text, found, sizes)
         if borders is None:

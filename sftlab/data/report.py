@@ -81,6 +81,7 @@ def count_tokens(dataset, tokenizer, max_length: int) -> dict:
         "cut_rows": int((lengths > max_length).sum()),
         "rows_that_teach_nothing": int((trained == 0).sum()),
         "rows_without_trained_eos": int((ends == 0).sum()),
+        "longest_row": int(lengths.max()),
         "lengths": list(zip((lengths - answers).tolist(), answers.tolist(), strict=True)),
     }
 
@@ -110,6 +111,11 @@ def list_lines(report: dict) -> list[str]:
             lost = f"{counts['rows_that_teach_nothing']} of all lose their whole answer"
             long = f"{counts['cut_rows']} rows are longer than {report['max_length']} tokens and will be cut"
             lines.append(f"  {long}; {lost}")
+    longest = min(report["max_length"], max(counts["longest_row"] for counts in report["splits"].values()))
+    if (positions := report.get("positions")) and longest > positions:
+        lines.append(
+            f"rows have up to {longest} tokens, and {report['model']} {positions} positions: train with --max-length {positions}"
+        )
     for part in ("prompt", "answer"):
         marks = [f"{mark} % have {count} or fewer" for mark, count in report["percentiles"][part].items()]
         lines.append(f"tokens in {part}: {', '.join(marks)}")

@@ -6,7 +6,7 @@ python -c "from sftlab.hub import client; print(client.reach())"
 from pathlib import Path
 
 import yaml
-from huggingface_hub import constants, errors
+from huggingface_hub import constants, errors, get_token
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from sftlab.errors import UserError
@@ -24,6 +24,8 @@ def reach(timeout: float = 3.0) -> bool:
     """
     if is_offline():
         return False
+    if not (get_token() or "").isascii():  # it would end the first request, in the HTTP library
+        raise UserError("token: it holds a character that no token has, copied with it perhaps. Copy it again.")
     constants.HF_HUB_OFFLINE = False  # set by an earlier probe, perhaps; the network may be back
     try:
         get_session().head(constants.ENDPOINT, timeout=(timeout, 15, 15, timeout))  # to connect, read, write, wait

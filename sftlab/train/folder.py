@@ -50,7 +50,9 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
         return checkpoint
     if holds_something(folder):
         if not config.overwrite or folder.is_file():
-            raise place_error(folder, "exists", "Add --resume to continue it, or --overwrite to delete it")
+            resume = "Add --resume to continue it, or --overwrite to delete it"
+            again = "It has no checkpoint to resume from: add --overwrite to begin again"
+            raise place_error(folder, "exists", resume if find_last(folder) else again)
         if not any("config_hash" in files.read_json(folder / name) for name in ("run.json", "result.json")):
             raise place_error(folder, "is not a run folder of the lab; it stays")
     return None

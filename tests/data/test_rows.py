@@ -1,8 +1,11 @@
 """Raw rows into conversations: what is kept, what is dropped and why, what refuses the set."""
 
+import json
+import re
+
 import pytest
 
-from sftlab.data import rows
+from sftlab.data import cleaning, rows
 from sftlab.errors import UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
@@ -42,9 +45,12 @@ def test_sharegpt_and_messages_are_recognised_with_many_turns_and_a_system_messa
     assert rows.get_prompt(kept[0]) == "簡潔に。\n首都は？\n通貨は？" and rows.get_answer(kept[0]) == "東京\n円"
 
 
-def test_a_set_whose_rows_are_all_dropped_is_refused_with_the_first_reason():
-    with pytest.raises(UserError, match=r"x.json: every row was dropped \(row 1: output is empty\)"):
-        check(GOOD | {"output": ""})
+def test_a_set_whose_rows_are_all_dropped_is_refused_with_the_commonest_reason_and_advice():
+    turns = [{"role": "user", "content": "Hi"}] * 2
+    with pytest.raises(
+        UserError, match=r"dropped \(2 rows, as row 2: turn 2: user after user: --merge-turns .*; row 1: output"
+    ):
+        check(GOOD | {"output": ""}, {"messages": turns}, {"messages": turns})
 
 
 def test_an_empty_system_message_is_left_out_and_a_misspelt_column_is_named():
@@ -55,3 +61,104 @@ def test_an_empty_system_message_is_left_out_and_a_misspelt_column_is_named():
         UserError, match="no row has the column 'contxt' that stands for 'input'. Did you mean 'context'"
     ):
         rows.check_columns([("row 1", {"question": "a", "context": "b"})], {"input": "contxt"}, "x.json")
+
+
+USER, REPLY = {"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}
+PAIR = [USER, REPLY]
+CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}]
+CALL = {"role": "assistant", "content": "", "tool_calls": CALLS}
+RESULT = {"role": "tool", "content": "3"}
+SHAPES = [
+    ({"question": "首都は？", "answer": "東京"}, PAIR),
+    ({"prompt": "首都は？", "completion": "東京"}, PAIR),
+    ({"prompt": [USER], "completion": [REPLY]}, PAIR),
+    (
+        {"system_prompt": "簡潔に。", "question": "首都は？", "response": "東京"},
+        [{"role": "system", "content": "簡潔に。"}, *PAIR],
+    ),
+    ({"instruction": "首都は？", "output": "東京", "history": [["首都は？", "東京"]]}, PAIR * 2),
+    ({"messages": json.dumps(PAIR)}, PAIR),
+    ({"conversations": ["首都は？", "東京"]}, PAIR),
+    ({"messages": PAIR, "system": "簡潔に。"}, [{"role": "system", "content": "簡潔に。"}, *PAIR]),
+    (
+        {"messages": [{"role": "developer", "content": "簡潔に。"}, *PAIR]},
+        [{"role": "system", "content": "簡潔に。"}, *PAIR],
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "首都は？"}]}, REPLY]}, PAIR),
+    ({"messages": [*PAIR, {"role": "user", "content": "Thanks"}]}, PAIR),
+    ({"messages": [USER, REPLY | {"thinking": "島国だ"}]}, [USER, REPLY | {"reasoning_content": "島国だ"}]),
+    ({"messages": [USER, REPLY | {"weight": 0}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
+    ({"messages": [USER, REPLY | {"train": False}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
+    ({"messages": [USER, CALL | {"content": None}, RESULT, REPLY]}, [USER, CALL, RESULT, REPLY]),
+    (
+        {
+            "conversations": [
+                {"from": "human", "value": "首都は？"},
+                {"from": "function_call", "value": '{"name": "add", "arguments": "{\\"x\\": 1}"}'},
+                {"from": "observation", "value": "3"},
+                {"from": "gpt", "value": "東京"},
+            ]
+        },
+        [USER, CALL, RESULT, REPLY],
+    ),
+    ({"text": "東京は首都です。"}, [{"role": "text", "content": "東京は首都です。"}]),
+]
+
+
+@pytest.mark.parametrize(("row", "wanted"), SHAPES)
+def test_rows_of_many_shapes_are_read_without_a_flag(row, wanted):
+    notes = rows.Notes()
+    kept, dropped = rows.check_rows([("row 1", row)], "x.json", notes=notes)
+    trained = [turn for turn in rows.to_messages(kept[0]) if turn.get("train", True)]
+    messages = [{key: value for key, value in turn.items() if key != "train"} for turn in rows.to_messages(kept[0])]
+    assert not dropped and not notes.unused
+    assert messages == [{key: value for key, value in turn.items() if key != "train"} for turn in wanted]
+    if not isinstance(row.get("completion"), list):
+        assert len(trained) == sum(turn.get("train", True) for turn in wanted)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"messages": PAIR, "images": ["a.png"]}, "it has images"),
+        (GOOD | {"weight": 0.5}, "it has weight"),
+        ({"messages": [USER, REPLY | {"weight": 0.5}]}, "its weight is 0.5"),
+        ({"messages": [USER, {"role": "tool", "content": "3"}, REPLY]}, "tool after user"),
+        (
+            {"messages": [USER, CALL | {"tool_calls": [{"function": {"arguments": {}}}]}]},
+            "without the name of a function",
+        ),
+        ({"messages": PAIR, "tools": "[{]"}, "tools is .* no JSON"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, REPLY]}, "trains on text"),
+        ({"messages": [USER]}, "without an answer"),
+        (GOOD | {"history": [["首都は？"]]}, "not a question with its answer"),
+    ],
+)
+def test_what_carries_meaning_and_can_not_be_used_drops_its_row(row, why):
+    _, dropped = check(GOOD, row)
+    assert re.search(why, dropped["row 2"])
+
+
+def test_every_key_that_is_not_used_is_counted_with_an_example():
+    notes = rows.Notes()
+    made = [GOOD | {"id": n, "source": "x"} for n in range(3)] + [{"messages": [USER | {"likes": 2}, REPLY], "id": ""}]
+    rows.check_rows([(f"row {n}", row) for n, row in enumerate(made, 1)], "x", notes=notes)
+    assert notes.unused == {
+        "id": [3, "row 1: 0"],
+        "source": [3, 'row 1: "x"'],
+        "likes of a turn": [1, "row 4: turn 1: 2"],
+    }
+
+
+def test_turns_of_one_role_are_joined_where_asked_for():
+    made = [{"messages": [USER, USER, REPLY, REPLY, USER]}]
+    notes = rows.Notes()
+    kept, _ = rows.check_rows([("row 1", made[0])], "x", notes=notes, merge_turns=True)
+    assert [turn["content"] for turn in kept[0]["messages"]] == ["首都は？\n\n首都は？", "東京\n\n東京"]
+    assert len(notes.changed) == 2
+
+
+def test_rows_that_differ_in_their_system_message_alone_are_neither_repeats_nor_contradictions():
+    made, _ = check(*(GOOD | {"system": system, "output": output} for system in "ab" for output in ("東京", system)))
+    same, other = made[::2], made[1::2]
+    assert not cleaning.find_exact(made) and not cleaning.find_conflicts(other) and not cleaning.find_near(same, 0.5)
