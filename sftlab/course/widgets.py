@@ -40,7 +40,12 @@ FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 SUGGESTIONS = {"model_name": [model.hub_id for model in catalog.MODELS], "deepspeed": deepspeed_configs.list_names()}
 PAUSE = 0.2  # seconds for which settings must stay as they are before anything is worked out
 TURN = threading.Lock()  # of all forms of a kernel, one is worked out at a time
-OF_MODEL = ("model_name", "trust_remote_code", "use_lora", "lora_r", "lora_target_modules", "use_dora")
+OF_LORA = ("use_lora", "lora_r", "lora_dropout", "lora_target_modules", "lora_target_parameters", "use_dora")
+OF_MODEL = (
+    "model_name",
+    "trust_remote_code",
+    *OF_LORA,
+)  # what the number of its parameters depends on, and its conflicts
 measure_rate = functools.cache(duration.measure_rate)  # or the time would seem to depend on options that don't matter
 
 
