@@ -108,7 +108,7 @@ def make_trainer(config: TrainConfig):
     model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer, ends)
     lora = add_adapters(config, model, rows)
     if config.init_adapter:
-        model, lora = load_adapter(config, model, rows), None
+        model, lora = saved.continue_adapter(config, model, rows.tokenizer), None
     choice = attention.set_attention(model, config.use_flash_attention, bf16)
     args.padding_free = in_rows = knows_bounds(config, small or model, bf16)
     trainer = LabTrainer(
@@ -186,46 +186,6 @@ def build_small(config: TrainConfig, bf16: bool):
     return model
 
 
-def adopt_adapter(config: TrainConfig) -> TrainConfig:
-    """Take over the LoRA options of --init-adapter. Raises UserError where it holds no whole adapter of this base."""
-    if not config.init_adapter:
-        return config
-    folder = Path(config.init_adapter)
-    settings = files.read_json(folder / "adapter_config.json")
-    if not settings:
-        raise UserError(
-            f"init_adapter: {folder} holds no adapter. Name a run trained with --use-lora, or an export of one."
-        )
-    base = settings["base_model_name_or_path"]
-    if (folder / "run.json").is_file():
-        base = saved.open_run(folder, config.trust_remote_code).config.model_name
-    if base != config.model_name:
-        raise UserError(f"model_name: the adapter in {folder} was trained on {base}. Add --model-name {base}.")
-    targets = settings["target_modules"]
-    adopted = dataclasses.replace(
-        config,
-        lora_r=settings["r"],
-        lora_alpha=settings["lora_alpha"],
-        lora_dropout=settings["lora_dropout"],
-        lora_target_modules=targets if isinstance(targets, str) else ",".join(sorted(targets)),
-        lora_target_parameters=",".join(settings.get("target_parameters") or []) or None,
-        use_rslora=settings["use_rslora"],
-        use_dora=settings["use_dora"],
-    )
-    print(f"init_adapter: trains on from {folder}, of rank {adopted.lora_r}, alpha {adopted.lora_alpha}, on {targets}")
-    return adopted
-
-
-def load_adapter(config: TrainConfig, model, rows: Rows):
-    """Put --init-adapter on the model, to be trained on, and say where its prompt format was another."""
-    from peft import PeftModel
-
-    before = load.load_tokenizer(config.init_adapter, config.trust_remote_code).chat_template
-    if templates.strip_markers(before) != templates.strip_markers(rows.tokenizer.chat_template):
-        print(f"init_adapter: {config.init_adapter} was trained in another prompt format than this data set has")
-    return PeftModel.from_pretrained(model, config.init_adapter, is_trainable=True)
-
-
 def add_adapters(config: TrainConfig, model, rows: Rows):
     """Make PEFT's LoraConfig of a run, or None; prepare a quantized model. Raises UserError for what can't be trained."""
     lora = load.lora_config(config)
@@ -282,7 +242,7 @@ def train(config: TrainConfig) -> dict:
     for what the user can fix.
     """
     with run_folder.noting_end(Path(config.output_dir)), distributed.initialized(config) as world:
-        config = adopt_adapter(config)
+        config = saved.adopt_adapter(config)
         checkpoint = distributed.run_on_main(run_folder.claim_folder, config, world.size)
         with forecast.advising(config):
             trainer = make_trainer(config)

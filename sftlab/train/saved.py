@@ -196,3 +196,43 @@ def read_base(folder: Path, config: TrainConfig) -> TrainConfig:
     name = files.read_json(folder / "adapter_config.json")["base_model_name_or_path"]
     bits = files.read_json(folder / "export.json").get("base_bits")
     return replace(config, model_name=name, use_lora=True, use_4bit=bits == 4, use_8bit=bits == 8)
+
+
+def adopt_adapter(config: TrainConfig) -> TrainConfig:
+    """Take over the LoRA options of --init-adapter. Raises UserError where it holds no whole adapter of this base."""
+    if not config.init_adapter:
+        return config
+    folder = Path(config.init_adapter)
+    settings = files.read_json(folder / "adapter_config.json")
+    if not settings:
+        raise UserError(
+            f"init_adapter: {folder} holds no adapter. Name a run trained with --use-lora, or an export of one."
+        )
+    base = settings["base_model_name_or_path"]
+    if (folder / "run.json").is_file():
+        base = open_run(folder, config.trust_remote_code).config.model_name
+    if base != config.model_name:
+        raise UserError(f"model_name: the adapter in {folder} was trained on {base}. Add --model-name {base}.")
+    targets = settings["target_modules"]
+    adopted = replace(
+        config,
+        lora_r=settings["r"],
+        lora_alpha=settings["lora_alpha"],
+        lora_dropout=settings["lora_dropout"],
+        lora_target_modules=targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        lora_target_parameters=",".join(settings.get("target_parameters") or []) or None,
+        use_rslora=settings["use_rslora"],
+        use_dora=settings["use_dora"],
+    )
+    print(f"init_adapter: trains on from {folder}, of rank {adopted.lora_r}, alpha {adopted.lora_alpha}, on {targets}")
+    return adopted
+
+
+def continue_adapter(config: TrainConfig, model, tokenizer):
+    """Put --init-adapter on the model, to be trained on, and say where its prompt format was another."""
+    from peft import PeftModel
+
+    before = load.load_tokenizer(config.init_adapter, config.trust_remote_code).chat_template
+    if templates.strip_markers(before) != templates.strip_markers(tokenizer.chat_template):
+        print(f"init_adapter: {config.init_adapter} was trained in another prompt format than this data set has")
+    return PeftModel.from_pretrained(model, config.init_adapter, is_trainable=True)
