@@ -30,13 +30,29 @@ ALPACA = (
     "{%- endfor -%}"
 )
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+# Thoughts and calls of tools are written as Qwen's models write them; tools stand in a system message.
 CHATML = (
     "{{- bos_token -}}"
+    "{%- if tools -%}"
+    "{{- '<|im_start|>system\\n' -}}"
+    "{%- if messages[0].role == 'system' -%}{{- messages[0].content + '\\n\\n' -}}{%- endif -%}"
+    "{{- 'Tools:' -}}{%- for tool in tools -%}{{- '\\n' + tool.function | tojson -}}{%- endfor -%}{{- '<|im_end|>\\n' -}}"
+    "{%- endif -%}"
     "{%- for message in messages -%}"
+    "{%- if not (tools and loop.first and message.role == 'system') -%}"
     "{{- '<|im_start|>' + message.role + '\\n' -}}"
     "{%- if message.role == 'assistant' -%}"
-    "{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}"
+    "{%- generation -%}"
+    "{%- if message.reasoning_content -%}{{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' -}}{%- endif -%}"
+    "{{- message.content -}}"
+    "{%- for call in message.tool_calls or [] -%}"
+    "{{- '\\n' if message.content or not loop.first -}}"
+    "{{- '<tool_call>\\n' + call.function | tojson + '\\n</tool_call>' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_end|>' -}}"
+    "{%- endgeneration -%}{{- '\\n' -}}"
     "{%- else -%}{{- message.content + '<|im_end|>\\n' -}}{%- endif -%}"
+    "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
