@@ -43,8 +43,10 @@ KERNELS = 75_000_000
 # Bytes of the optimizer per trained weight. Adafactor keeps sums of rows and columns only; 8 bits have a scale for 256 numbers.
 STATE = {"adamw_torch_fused": 8, "adamw_torch": 8, "adafactor": 0.02, "sgd": 0}
 STATE |= dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2 + 2 * 4 / 256)
-OF_STEP = "model_name trust_remote_code use_lora lora_r lora_target_modules lora_dropout use_dora use_4bit use_8bit"
-OF_STEP += " gradient_checkpointing use_flash_attention"  # the options that change what a step holds
+OF_STEP = (
+    "model_name trust_remote_code use_lora lora_r lora_target_modules lora_target_parameters lora_dropout use_dora"
+)
+OF_STEP += " use_4bit use_8bit gradient_checkpointing use_flash_attention"  # the options that change what a step holds
 
 
 class CantCount(UserError):
