@@ -100,9 +100,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False):
     with guarded(name, path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
-        raise UserError(
-            f"model {name}: its tokenizer doesn't know where in the text a token lies, so no mask can be made."
-        )
+        why = "its tokenizer doesn't know where in the text a token lies, so no mask can be made"
+        raise UserError(f"model {name}: {why}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -273,7 +272,7 @@ def lora_config(config: TrainConfig):
     if targets == "auto":
         targets = list(known.lora_targets) if known else "all-linear"
     elif targets != "all-linear":
-        targets = [part.strip() for part in targets.split(",") if part.strip()]
+        targets = split_names(targets)
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -330,9 +329,8 @@ def report_experts(model, lora) -> None:
     if experts:
         share = sum(experts.values()) / model.num_parameters()
         reach = f"--lora-target-parameters {','.join(experts)} --lora-dropout 0"
-        print(
-            f"experts: {share:.0%} of the parameters are in {', '.join(experts)}, and get no adapters; {reach} reaches them"
-        )
+        place = f"{share:.0%} of the parameters are in {', '.join(experts)}"
+        print(f"experts: {place}, and get no adapters; {reach} reaches them")
 
 
 def fit_vocabulary(model, tokenizer) -> None:

@@ -104,9 +104,8 @@ def estimate(
         start = advice.Option(replace(run, max_length=max(8, length)), plan, shared)
         fix = advice.advise(start, room + libraries, may_cut=False)[0]
         if run.check_memory and plan.device == "cpu":
-            raise UserError(
-                f"memory: {line}, so the run would not fit; {fix}. (--no-check-memory tries it all the same.)"
-            )
+            tried = "(--no-check-memory tries it all the same.)"
+            raise UserError(f"memory: {line}, so the run would not fit; {fix}. {tried}")
         line += f". It may not fit; {fix}"
     return own, whole.parts, line
 

@@ -205,9 +205,7 @@ def adopt_adapter(config: TrainConfig) -> TrainConfig:
     folder = Path(config.init_adapter)
     settings = files.read_json(folder / "adapter_config.json")
     if not settings:
-        raise UserError(
-            f"init_adapter: {folder} holds no adapter. Name a run trained with --use-lora, or an export of one."
-        )
+        raise UserError(f"init_adapter: {folder} holds no adapter. Name a run trained with --use-lora, or its export.")
     base = settings["base_model_name_or_path"]
     if (folder / "run.json").is_file():
         base = open_run(folder, config.trust_remote_code).config.model_name
