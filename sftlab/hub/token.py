@@ -18,6 +18,7 @@ from huggingface_hub import constants, errors, get_token
 
 from sftlab.errors import TOKEN, UserError
 from sftlab.hub import client as hub_client
+from sftlab.hub.client import TOKENS
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # as huggingface_hub reads them, in this order
 
@@ -67,9 +68,7 @@ def check_form(text: str) -> str:
     if len(value.split()) > 1:
         raise UserError("token: there are spaces or line breaks in it. Copy the token alone.")
     if not value.startswith("hf_"):
-        raise UserError(
-            f"token: it doesn't begin with hf_. Copy the whole of it, or make one of your own at {hub_client.TOKENS}"
-        )
+        raise UserError(f"token: it doesn't begin with hf_. Copy the whole of it, or make one of your own at {TOKENS}")
     if not TOKEN.fullmatch(value):
         odd = sum(not (letter.isascii() and letter.isalnum()) for letter in value[3:])
         found = f"{len(value) - 3} characters, of which {odd} are neither"
@@ -116,11 +115,7 @@ def describe_rights(token: dict) -> str:
     role = token.get("role", "read")
     if role == "fineGrained":
         gated = (token.get("fineGrained") or {}).get("canReadGatedRepos")
-        may = (
-            "may read gated repositories"
-            if gated
-            else f"may not read gated repositories, tick that at {hub_client.TOKENS}"
-        )
+        may = "may read gated repositories" if gated else f"may not read gated repositories, tick that at {TOKENS}"
         return f"fine-grained: {may}"
     if role == "read":
         return "read: enough for everything in this course"
