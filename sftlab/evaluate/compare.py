@@ -55,10 +55,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
 
 
 def choose_rows(run: Run, config: EvaluateConfig) -> tuple[list[dict], int]:
-    """The held-out rows that are asked, cut to the run's max_length, or a sample of them; and how long an answer may be.
-
-    A row must have a last answer left, and the model must have positions for an answer to its prompt.
-    """
+    """The held-out rows with an answer within max_length and the model's positions, or a sample; how long answers may be."""
     split, limit = run.splits["test"], run.config.max_length
     positions = getattr(read_settings(run).get_text_config(), "max_position_embeddings", None) or sys.maxsize
     labels = split["labels"]

@@ -49,10 +49,7 @@ def measure_probe(model, tokenizer, texts, facts, batch_size: int, bf16: bool, m
 
 
 def compare_probe(name: str, texts: list[str], base: dict, tuned: dict, **how) -> dict:
-    """The probe's losses (nats per token) of both models, the changes with their intervals, and the verdict on them.
-
-    how: level, resamples and seed of `statistics.compare_rows`.
-    """
+    """The probe's losses (nats per token) of both models, the changes with their intervals (as `how` says), and the verdict."""
 
     def compare_texts(kept) -> dict:
         return statistics.compare_means(base["sums"][kept], tuned["sums"][kept], base["counts"][kept], **how)

@@ -42,12 +42,8 @@ def judge(measure: str, exact: dict | None, loss: dict | None, rows: int, config
     else:
         outcome, words, smallest = judge_loss(loss, rows, config)
     beginning = "Too few questions to say" if outcome == TOO_FEW else outcome.capitalize()
-    return {
-        "verdict": f"{beginning}: {words}",
-        "outcome": outcome,
-        "judged_by": measure,
-        "smallest_difference": smallest,
-    }
+    words = f"{beginning}: {words}"
+    return {"verdict": words, "outcome": outcome, "judged_by": measure, "smallest_difference": smallest}
 
 
 def judge_exact(exact: dict, loss: dict, rows: int, config: EvaluateConfig) -> tuple[str, str, float]:

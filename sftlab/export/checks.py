@@ -31,10 +31,9 @@ ROWS, LONGEST, NEW_TOKENS = 8, 96, 12
 
 @dataclass
 class Reading:
-    """A model's logits at each position of the sequences, (positions, vocabulary), and its greedy answers to the prompts.
+    """A model's logits (positions, vocabulary), the token ids of its greedy `answers`, and the logits of their `steps`.
 
-    `answers` are token ids, `steps` the logits that each was chosen from; both empty where no answers were asked for. All
-    in float32, on the CPU.
+    All in float32, on the CPU; the last two are empty where no answers were asked for.
     """
 
     logits: object
@@ -43,10 +42,7 @@ class Reading:
 
 
 def gather_probe(tokenizer, dataset_path: str) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids that every version of the model is read on: whole conversations, and prompts to answer.
-
-    They are the first held-out ones of the run's data set, where it is still there, and some of our own.
-    """
+    """Token ids of conversations, and of prompts to answer: the run's first held-out ones, if still there, and our own."""
     chats = list(CHATS)
     if (Path(dataset_path) / "dataset_dict.json").is_file():
         from datasets import load_from_disk
@@ -90,8 +86,7 @@ def compare(trained: Reading, other: Reading) -> dict:
     """How far `other` is from `trained`: numbers of one position are averaged over all positions.
 
     `relative`: root mean square of the difference of the logits, as a share of their standard deviation; `largest`
-    difference of a logit; `top_token_differs`: share of positions; `kl`: nats; `answers_differ` of `answers`, where both
-    answered.
+    difference of a logit; `top_token_differs`: share of positions; `kl`: nats; `answers_differ` of so many `answers`.
     """
     difference = other.logits - trained.logits
     ours, theirs = trained.logits.log_softmax(-1), other.logits.log_softmax(-1)
@@ -128,9 +123,7 @@ def require_close(name: str, trained: Reading, other: Reading, limit: float) -> 
     if not found["relative"] <= limit:  # NaN is no pass
         wrong = f"the logits are off by {found['relative']:.2g} of their spread, and rounding explains no more than {limit:.2g}"
     elif (gap := find_gap(trained, other)) > 10 * limit:
-        wrong = (
-            f"an answer differs where the trained model had no doubt (its logits are {gap:.1%} of their spread apart)"
-        )
+        wrong = f"an answer differs where the trained model had no doubt (its logits lie {gap:.1%} of the spread apart)"
     else:
         return found
     raise UserError(f"export: {what}: {wrong}. Nothing was put in place. {fix}")

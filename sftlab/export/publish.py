@@ -111,7 +111,7 @@ def check_push(config: ExportConfig) -> None:
     used = [file.rfilename for file in found.siblings or () if file.rfilename != ".gitattributes"]
     if used and not config.overwrite:
         raise UserError(
-            f"push: {config.push} holds {len(used)} files. Add --overwrite to replace those of the same names."
+            f"push: {config.push} holds {len(used)} files. Add --overwrite to replace those of the same name."
         )
 
 
