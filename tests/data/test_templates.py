@@ -3,26 +3,13 @@
 import itertools
 
 import pytest
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
-from trl.chat_template_utils import get_training_chat_template
 
 from sftlab.data import examples, formats, masking, templates
 from sftlab.data.readers import BadRow
 from tests import families
 
-SYSTEM = {"role": "system", "content": "簡潔に。"}
-QUESTIONS = [{"role": "user", "content": text} for text in ("Two and 2?", "富士山は？")]
-ANSWERS = [{"role": "assistant", "content": text} for text in ("It is 4.", "日本の山です。")]
-THOUGHTS = [turn | {"reasoning_content": f"Thought{number}."} for number, turn in enumerate(ANSWERS)]
-CHATS = {
-    "plain": [QUESTIONS[0], ANSWERS[0]],
-    "many turns": [QUESTIONS[0], ANSWERS[0], QUESTIONS[1], ANSWERS[1]],
-    "system": [SYSTEM, QUESTIONS[1], ANSWERS[1]],
-    "thought": [QUESTIONS[0], THOUGHTS[0]],
-    "thoughts": [QUESTIONS[0], THOUGHTS[0], QUESTIONS[1], THOUGHTS[1]],
-    "call": [QUESTIONS[0], templates.CALL, templates.RESPONSE, ANSWERS[0]],
-}
+QUESTIONS, CHATS = families.QUESTIONS, families.CHATS
 PAIRS = list(itertools.product(families.NAMES, CHATS))
 
 
@@ -30,10 +17,6 @@ def set_up(name: str, eos: str | None = None):
     tokenizer = families.make_tokenizer(name, eos)
     formats.set_format(tokenizer, "model")
     return tokenizer
-
-
-def write(tokenizer, kind: str) -> list[examples.Example]:
-    return examples.write_examples(tokenizer, CHATS[kind], [templates.TOOL] if kind == "call" else None)
 
 
 def get_trained(example: examples.Example) -> str:
@@ -45,7 +28,7 @@ def test_each_answer_is_trained_in_the_context_of_its_use_with_its_end(name, kin
     tokenizer = set_up(name)
     traits = templates.find_traits(tokenizer)
     try:
-        written = write(tokenizer, kind)
+        written = families.write_rows(tokenizer, kind)
     except BadRow as fault:
         assert kind in ("system", "call") and ("refuses" in str(fault) or not traits.calls)
         return
@@ -64,41 +47,26 @@ def test_each_answer_is_trained_in_the_context_of_its_use_with_its_end(name, kin
         thinks = traits.thoughts and "reasoning_content" in example.messages[last]
         surplus = traits.surplus_of_thoughts if thinks else traits.surplus
         assert example.text.startswith(prompt.removesuffix(surplus))
-        row = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
+        row = families.encode(tokenizer, example)
         asked = tokenizer(prompt.removesuffix(surplus), add_special_tokens=False).input_ids
-        assert row["input_ids"][0][: len(asked)].tolist() == asked or len(answers) > 1 and traits.joins
-        verdicts = masking.check_row(tokenizer, row["input_ids"][0].tolist(), row["labels"][0].tolist())
+        assert row["input_ids"][: len(asked)] == asked or len(answers) > 1 and traits.joins
+        verdicts = masking.check_row(tokenizer, row["input_ids"], row["labels"])
         assert verdicts["each answer ends in EOS"] and verdicts["some tokens are trained"]
 
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_labels_are_those_of_the_training_template_of_trl_wherever_both_write_the_same_text(name, kind):
-    tokenizer = families.make_tokenizer(name)
-    try:
-        training = get_training_chat_template(tokenizer)
-    except ValueError:
-        return  # TRL has none for this template
-    formats.set_format(tokenizer, "model")
-    traits = templates.find_traits(tokenizer)
-    messages = templates.shape_messages(CHATS[kind], traits)
-    try:
-        [example] = write(tokenizer, kind)
-        theirs = tokenizer.apply_chat_template(
-            messages,
-            tools=[templates.TOOL] if kind == "call" else None,
-            chat_template=training,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-    except (BadRow, TemplateError, ValueError):
-        return  # refused, or several rows, where TRL trains answers in another context than that of their use
-    ours = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
-    if tokenizer.decode(theirs["input_ids"]) == example.text and not traits.joins:
-        assert ours["input_ids"][0].tolist() == theirs["input_ids"]
-        pairs = list(zip(ours["labels"][0].tolist(), theirs["assistant_masks"], strict=True))
-        assert all(label != masking.IGNORED for label, mask in pairs if mask)
-        more = {label for label, mask in pairs if label != masking.IGNORED and not mask}
-        assert more == set() or name == "diffusion_gemma" and more < set(traits.ends)  # it leaves out a call's end
+@pytest.mark.parametrize("name", families.NAMES)
+def test_labels_are_those_of_the_training_template_of_trl_wherever_both_write_the_same_text(name):
+    training = families.find_training_template(name)
+    tokenizer = set_up(name)
+    found = {kind: families.compare_labels(tokenizer, training, kind) for kind in CHATS}
+    allowed = {"", None} | ({"apart"} if templates.find_traits(tokenizer).joins else set())
+    if name == "diffusion_gemma":
+        allowed.add("+ end")  # TRL leaves the end of a call out of the loss
+    assert set(found.values()) <= allowed
+
+
+def test_the_table_in_the_docs_is_what_is_so():
+    assert families.DOCS.read_text(encoding="utf-8") == families.make_table()
 
 
 @pytest.mark.parametrize("name", families.NAMES)
@@ -112,7 +80,7 @@ def test_the_answer_is_read_without_what_the_template_writes_around_it(name, tmp
     traits = templates.find_traits(again)
     assert traits == templates.find_traits(tokenizer) and not traits.surplus
     for kind in ("plain", "thought"):
-        [example] = write(again, kind)
+        [example] = families.write_rows(again, kind)
         prompt = templates.render_prompt(again, CHATS[kind])
         written = example.text.removeprefix(prompt) if example.text.startswith(prompt) else None
         if written is None:
