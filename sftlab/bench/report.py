@@ -58,8 +58,7 @@ UNITS = {
 ON_POINTS = "Steps are the timed ones, as many for any number of samples in the set; of these only the distinct ones are there once."
 ON_MEASURED = (
     "Speed-up over the fewest devices that were measured: the geometric mean of the rounds' ratios, with Student's interval of 95 %. "
-    "Efficiency is speed-up over the ideal one, which on CPUs counts cores, not processes. The processes of one machine share its "
-    "memory and caches, which costs speed that no network explains."
+    "Efficiency is speed-up over the ideal one, which on CPUs counts cores. The processes of one machine share memory and caches."
 )
 ON_MODELLED = (
     "Not run. The measured step is scaled to the work of a device, and the exchange between nodes takes its bytes over {:g} GB/s "

@@ -109,18 +109,16 @@ class Run:
 class Result:
     """A point with its repeats, in the order in which they were made.
 
-    machine: what `machine.merge_devices` returns, machines (on how many the processes ran), node_is (what a node was, in words),
-    threads (of each process), oversubscribed (more processes than cores). data: source, rows, distinct_rows (fewer where the
-    source has no more), fingerprint. Raises pydantic's ValidationError for values of other types, as in a file that was edited.
+    Raises pydantic's ValidationError for values of other types, as in a file that was edited.
     """
 
     point: Point
     config: dict  # of TrainConfig
     repeats: int  # as configured
-    machine: dict
+    machine: dict  # of `machine.merge_devices`, machines (on how many the processes ran), and of `plan.describe_node`
     versions: dict
     choices: dict  # what the trainer chose and why
-    data: dict
+    data: dict  # source, rows, distinct_rows (fewer where the source has no more), fingerprint
     runs: Annotated[list[Run], SOME]
 
 

@@ -18,7 +18,6 @@ from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 from sftlab.memory import dry_run
 
-LEVEL = 0.95
 # What differs from point to point of a series, or doesn't change its speed.
 VARIES = ("batch_size", "gradient_accumulation_steps", "max_steps", "output_dir", "dataset_path", "seed")
 METHODS = ("ddp", "zero1", "zero2", "zero3")
@@ -88,7 +87,7 @@ def compare(base: Speed, speed: Speed) -> Gain:
     if len({*ratios}) > 1:  # else there is no interval, as of the base itself
         from scipy.stats import ttest_1samp
 
-        ends = ttest_1samp(ratios, 0).confidence_interval(LEVEL)
+        ends = ttest_1samp(ratios, 0).confidence_interval(0.95)
     return Gain(*about, math.exp(mean(ratios)), *map(math.exp, ends))
 
 
@@ -131,10 +130,7 @@ def read_speed(result: Result) -> Speed:
 
 
 def list_series(found: list[Result]) -> list[Series]:
-    """Group the results as series, of those that have the same model, rows, batch, precision, options, machine and versions.
-
-    The batch of a strong series is that of a step, of a weak one that of a device.
-    """
+    """Group the results as series, of those that have the same model, rows, batch, precision, options, machine and versions."""
     groups = {}
     for result in found:
         options = {name: value for name, value in result.config.items() if name not in VARIES}
@@ -186,11 +182,7 @@ def count_sent(job: Job, devices: int, nodes: int = 1, micro_batches: int = 1) -
     the gradients (Rajbhandari et al. 2020, arXiv:1910.02054, section 7). Of several micro-batches of gradient accumulation,
     DDP and ZeRO-1 send after the last one; ZeRO-2 and 3 reduce after each, and ZeRO-3 gathers in each
     (deepspeed/runtime/zero/stage_1_and_2.py, stage3.py).
-
-    Raises ValueError where the nodes have not all as many devices.
     """
-    if devices < 1 or nodes < 1 or devices % nodes:
-        raise ValueError(f"{devices} devices on {nodes} nodes: not as many on each")
     passes = {
         "ddp": 2 * job.gradients,
         "zero1": 2 * job.gradients,
@@ -205,8 +197,8 @@ def project(base: Speed, job: Job, bandwidth: float, nodes: int, devices_per_nod
     """Return two modelled speeds, of no overlap and of full overlap, on `nodes` x `devices_per_node`.
 
     base: measured. bandwidth: bytes per second that a device sends to other nodes; what is sent inside a node is a part of the
-    base's step. strong: of the base's step; weak: of its work per device. Empty where a strong step's rows can't be divided
-    among so many devices. Raises UserError where the base's own exchange would take longer than its whole step did.
+    base's step. Empty where a strong step's rows can't be divided among so many devices. Raises UserError where the base's own
+    exchange would take longer than its whole step did.
     """
     devices = nodes * devices_per_node
     strong, grown = scaling == "strong", devices / base.devices
