@@ -93,22 +93,17 @@ def check_room(wanted: Download) -> None:
     free = shutil.disk_usage(files.find_existing(wanted.cache)).free
     need = round(1.05 * wanted.missing)  # some shall stay free, for the cache's own files and for others
     if need > free:
+        size, left, more = (tqdm.format_sizeof(count, "B") for count in (wanted.missing, free, need - free))
         raise UserError(
-            f"model {wanted.hub_id}: {format_bytes(wanted.missing)} are to be fetched into {wanted.cache}, whose disk has "
-            f"{format_bytes(free)} free: {format_bytes(need - free)} more are needed. Make room there, or set HF_HOME to a "
-            "folder on a larger disk."
+            f"model {wanted.hub_id}: {size} are to be fetched into {wanted.cache}, whose disk has {left} free: {more} more are "
+            "needed. Make room there, or set HF_HOME to a folder on a larger disk."
         )
-
-
-def format_bytes(size: int) -> str:
-    """Bytes as text: 13.48 GB, 8.2 MB."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def format_plan(wanted: Download) -> str:
     """What would be fetched and whereto, as one line."""
     size, count = sum(file.file_size or 0 for file in wanted.files), sum(file.will_download for file in wanted.files)
-    sizes = f"{format_bytes(wanted.missing)} of {format_bytes(size)}"
+    sizes = f"{tqdm.format_sizeof(wanted.missing, 'B')} of {tqdm.format_sizeof(size, 'B')}"
     return f"{wanted.hub_id}: {sizes} to fetch, {count} of {len(wanted.files)} files, into {wanted.cache}"
 
 

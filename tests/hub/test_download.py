@@ -39,7 +39,7 @@ def test_what_broke_off_for_good_is_named_and_whole_files_are_kept(hub_address, 
 def test_a_model_is_fetched_once_announced_and_then_loaded_offline(hub_address, tmp_path, capsys):
     with stand_in.visiting(hub_address, tmp_path):
         load.locate("lab/public", weights=True)
-        assert "lab/public: 8.2 MB of 8.2 MB to fetch, 6 of 7 files, into" in capsys.readouterr().err
+        assert "lab/public: 8.24MB of 8.24MB to fetch, 6 of 7 files, into" in capsys.readouterr().err
         load.locate("lab/public", weights=True)
         assert "to fetch" not in capsys.readouterr().err
         snapshot = download.find_snapshot("lab/public")
@@ -53,7 +53,7 @@ def test_a_model_is_fetched_once_announced_and_then_loaded_offline(hub_address, 
 
 def test_a_full_disk_is_named_before_anything_is_fetched(hub_address, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-    message = r"8\.2 MB are to be fetched .* 1\.0 MB free: 7\.7 MB more are needed.* HF_HOME"
+    message = r"8\.24MB are to be fetched .* 1\.00MB free: 7\.6\dMB more are needed.* HF_HOME"
     with stand_in.visiting(hub_address, tmp_path):
         with pytest.raises(UserError, match=message):
             load.load_model("lab/public")
@@ -87,4 +87,4 @@ def test_the_command_prints_what_comes_and_names_what_stands_in_the_way(hub_addr
         assert "your request waits" in error and len(error.strip().splitlines()) == 1
         assert cli.main(["download", "tiny-base"]) == 0 and "nothing to fetch" in capsys.readouterr().out
         assert cli.main(["download", "lab/public"]) == 0
-        assert "whole: " in (said := capsys.readouterr()).out and "8.2 MB of 8.2 MB to fetch" in said.err
+        assert "whole: " in (said := capsys.readouterr()).out and "8.24MB of 8.24MB to fetch" in said.err

@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
 
 from sftlab.config.configs import TrainConfig
 from sftlab.memory import duration
@@ -31,13 +30,6 @@ def test_a_tiny_step_is_expected_to_take_its_calls_and_a_shared_beginning_is_com
     assert again["expected_seconds"] > 1.5 * calls["expected_seconds"]
     once, _ = duration.expect(config, model, [16] * 64, [16], False, rate=fast, shared=8)
     assert once["flops"] == pytest.approx(calls["flops"] * 10 / 16, rel=0.02)  # (8 + 4 · 8) / (4 · 16)
-
-
-def test_measuring_draws_no_random_numbers_from_a_run():
-    duration.measure_call.cache_clear()
-    before = torch.get_rng_state()
-    duration.measure_call()
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_that_stopped_early_is_compared_with_its_share():
