@@ -77,6 +77,7 @@ lint: .venv/installed  ## check style, formatting, and which module imports whic
 
 docs: .venv/installed  ## write docs/reference.md again, from the options of the commands
 	$(IN_VENV) python docs/make_reference.py
+	$(IN_VENV) python -m tests.families
 
 # Cells marked NBVAL_CHECK_OUTPUT keep what they printed: nbval compares it.
 define STRIP_NOTEBOOKS
