@@ -6,7 +6,6 @@ python benchmarks/train.py --cases tiny-base
 import functools
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 
 
 class FastDropout(torch.nn.Dropout):
@@ -31,6 +30,8 @@ def prepare(model, bf16: bool, cpu: bool) -> None:
     the same without it. Outside autocast, where a model is asked after a run, the cast is needed, and made; so it is with
     DoRA, which computes the lengths of its weights in the precision of the input.
     """
+    from peft.tuners.lora.layer import LoraLayer
+
     for part in model.modules():
         if not isinstance(part, LoraLayer) or part.lora_variant:
             continue
