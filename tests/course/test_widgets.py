@@ -215,6 +215,8 @@ def test_a_process_ends_in_the_midst_of_an_estimate():
     code = """import time
 from sftlab import config
 from sftlab.course import widgets
+from sftlab.models import load
+load.quiet_libraries()  # as the form does
 estimate = widgets.Estimate(lambda *_: print('shown', flush=True))
 estimate.ask(config.TrainConfig(model_name='random:Llama-2-70b-hf', batch_size=4096))
 time.sleep(1.5)"""
