@@ -59,7 +59,8 @@ FIXABLE = (UserError, FileExistsError, NotADirectoryError, PermissionError)  # w
 
 
 def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
-    """Run a command and return its exit code: 0 done, 2 something the user can fix, said in one line, 130 interrupted."""
+    """Run a command and return its exit code: 0 done, 2 something the user can fix, said in one line, 130 interrupted,
+    141 nobody reads on."""
     for stream in (sys.stdout, sys.stderr):  # a log file in a narrow encoding must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -69,6 +70,9 @@ def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
         return run()
     except UserError as error:
         message = str(error)
+    except BrokenPipeError:  # whoever read this has enough, as `head` has
+        sys.stdout = open(os.devnull, "w")  # or Python would complain at its end
+        return 141
     except FIXABLE as error:
         message = f"{error.filename}: {error.strerror}. Name another file or folder."
     except KeyboardInterrupt:

@@ -247,9 +247,8 @@ def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, lis
     print("\n".join([f"would make {counts} from {facts['source']}", *data_report.list_notes(facts)]))
     for example in written["train"][:DRY_ROWS]:
         row = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
-        print(
-            masking.view_mask({name: column[0].tolist() for name, column in row.items()}, tokenizer, config.max_length)
-        )
+        row = {name: column[0].tolist() for name, column in row.items()}
+        print(masking.view_mask(row, tokenizer, config.max_length).to_text(sys.stdout.isatty()))
     print("nothing was written (--dry-run)")
 
 
