@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import tempfile
+from collections import Counter
 from glob import escape
 from pathlib import Path
 
@@ -128,6 +129,7 @@ def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], 
     report = {
         "source": name,
         "rows_read": len(found),
+        "rows_by_file": dict(Counter(place.rpartition(": ")[0] or name for place, _ in found)),
         "dropped": dropped | repeated | leaked,
         "dropped_test": dropped_test,
         **vars(notes),
