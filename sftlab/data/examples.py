@@ -3,7 +3,6 @@
 python -c "from sftlab.data import examples; help(examples.write_examples)"
 """
 
-import os.path
 from dataclasses import dataclass
 
 from sftlab.config.configs import DataConfig
@@ -43,7 +42,7 @@ def write_examples(
     if not trained:
         raise BadRow("none of its answers is in the loss")
     check_traits(traits, messages)
-    plain = not any(key in message for message in messages for key in ("reasoning_content", "tool_calls"))
+    plain = not tools and not any(key in turn for turn in messages for key in ("reasoning_content", "tool_calls"))
     if trained == answers and (len(answers) == 1 or traits.stable and plain) and not traits.joins:
         text, spans = templates.write_text(tokenizer, traits, messages[: trained[-1] + 1], tools)
         if spans:
@@ -53,7 +52,7 @@ def write_examples(
         part = messages[: at + 1]
         text, spans = templates.write_text(tokenizer, traits, part, tools)
         prompt = templates.write_text(tokenizer, traits, messages[:at], tools, prompt=True)[0]
-        start = len(os.path.commonprefix([text, prompt]))
+        start = templates.find_start(text, prompt, traits)
         end = len(text.rstrip("\n"))
         if start >= end:
             raise BadRow(f"turn {at + 1}: the chat template writes nothing of this answer")
@@ -65,9 +64,7 @@ def write_examples(
         ranges.append((start, templates.find_core_end(tokenizer, text, start, traits.ends)))
         if spans:
             chosen = [(s, e) for s, e in spans if any(e > first and s < last for first, last in ranges)]
-            chosen += [
-                (s, e) for s, e in spans if s >= ranges[-1][1] and (s, e) not in chosen
-            ]  # EOS behind the last end
+            chosen += [span for span in spans if span[0] >= ranges[-1][1] and span not in chosen]  # a second end
         else:
             chosen = [*ranges[:-1], (start, end)]
         cuts = tuple(start for start, _ in ranges) if traits.joins else ()

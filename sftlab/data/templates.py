@@ -51,8 +51,9 @@ class Traits:
     parts: it wants content as a list of parts. text_arguments: it wants the arguments of a call as JSON text. thoughts, calls:
     it writes them. ends: ids of the tokens that may end an answer, that of a plain one first. added_end: the EOS token where
     the template itself writes no end. lead: what stands between the prompt and a plain answer. around: what stands before a
-    thought, and between it and the answer. surplus: the end of its prompt that no training row has. stable: a first exchange
-    is written alike with a second one after it.
+    thought, and between it and the answer. surplus: the end of its prompt that rows don't have; surplus_of_thoughts: those
+    with a thought. joins: the tokenizer makes other tokens of the prompt's end where an answer follows. stable: a first
+    exchange is written alike with a second one after it.
     """
 
     parts: bool = False
@@ -96,7 +97,8 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
     """Fix what the tokenizer's own template leaves open.
 
     options: variables of the template, such as enable_thinking, which keep these values wherever it is used; a date that it
-    would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it. Raises UserError for a tokenizer without a template, and for an unknown variable.
+    would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it.
+    Raises UserError for a tokenizer without a template, and for an unknown variable.
     """
     from jinja2 import TemplateError
     from trl.chat_template_utils import get_training_chat_template
@@ -137,7 +139,7 @@ def set_training_template(tokenizer, template: str | None) -> None:
 
 
 def to_jinja(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool | int | float | str) else "none"
+    return "none" if value is None else json.dumps(value)
 
 
 def remove_surplus(chat_template: str, surplus: str) -> str:
@@ -154,9 +156,8 @@ def adds_bos(tokenizer) -> bool:
 
 def find_traits(tokenizer) -> Traits:
     """Find out what the tokenizer's chat template is like; without one, all that is known is its EOS token."""
-    return probe(
-        tokenizer, tokenizer.chat_template, tokenizer.init_kwargs.get(TRAINING), tokenizer.eos_token_id, len(tokenizer)
-    )
+    training = tokenizer.init_kwargs.get(TRAINING)
+    return probe(tokenizer, tokenizer.chat_template, training, tokenizer.eos_token_id, len(tokenizer))
 
 
 @functools.lru_cache(maxsize=32)
@@ -233,9 +234,8 @@ def find_end(tokenizer, tail: str, first: bool) -> int | None:
 
 def find_core_end(tokenizer, text: str, start: int, ends: tuple[int, ...]) -> int:
     """Where the answer that begins at `start` is over: after the first token that may end it, else the end of the text."""
-    places = [
-        (at + len(end)) for end in tokenizer.convert_ids_to_tokens(list(ends)) if (at := text.find(end, start)) >= 0
-    ]
+    tokens = tokenizer.convert_ids_to_tokens(list(ends))
+    places = [at + len(token) for token in tokens if (at := text.find(token, start)) >= 0]
     return min(places, default=len(text.rstrip("\n")))
 
 
@@ -249,14 +249,10 @@ def shape_messages(messages: list[dict], traits: Traits) -> list[dict]:
         if "reasoning_content" in message:
             message["thinking"] = message["reasoning_content"]
         if traits.text_arguments and "tool_calls" in message:
-            message["tool_calls"] = [
-                call
-                | {
-                    "function": call["function"]
-                    | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}
-                }
-                for call in message["tool_calls"]
-            ]
+            functions = [call["function"] for call in message["tool_calls"]]
+            texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+            pairs = zip(message["tool_calls"], functions, texts, strict=True)
+            message["tool_calls"] = [call | {"function": one | {"arguments": text}} for call, one, text in pairs]
         shaped.append(message)
     return shaped
 
@@ -301,10 +297,17 @@ def run_template(
             **tokenizer.special_tokens_map,
         )
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BadRow(
-            f"the chat template refuses it: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+        sentence = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadRow(f"the chat template refuses it: {sentence}") from None
     return texts[0], [(start, end) for start, end in spans[0] if end > start] if marked else []
+
+
+def find_start(text: str, prompt: str, traits: Traits) -> int:
+    """Where the answer begins in a text: behind its prompt, or what of the prompt the text has."""
+    for surplus in ("", traits.surplus, traits.surplus_of_thoughts):
+        if prompt.endswith(surplus) and text.startswith(head := prompt[: len(prompt) - len(surplus)]):
+            return len(head)
+    return len(os.path.commonprefix([text, prompt]))
 
 
 def render_prompt(tokenizer, messages: list[dict], tools: list[dict] | None = None) -> str:
@@ -323,8 +326,8 @@ def write_answer(tokenizer, messages: list[dict], tools: list[dict] | None = Non
     if "tool_calls" not in messages[-1]:
         return messages[-1]["content"]
     text = render_chat(tokenizer, messages, tools)
-    head = os.path.commonprefix([text, render_prompt(tokenizer, messages, tools)])
-    return parse_answer(tokenizer, tokenizer(text[len(head) :], add_special_tokens=False).input_ids)[1]
+    start = find_start(text, render_prompt(tokenizer, messages, tools), find_traits(tokenizer))
+    return parse_answer(tokenizer, tokenizer(text[start:], add_special_tokens=False).input_ids)[1]
 
 
 def parse_answer(tokenizer, ids: list[int], partial: bool = False) -> tuple[str, str, bool]:
