@@ -50,17 +50,18 @@ def test_a_process_and_its_children_are_counted_in_full_though_they_end_between_
         first = last = monitor.take_sample(shell.pid)
         shell.stdin.write(b"go\n")
         shell.stdin.flush()
-        seconds, most = 0.0, 0
+        seconds, most, busiest = 0.0, 0, 0.0
         while seconds < 1.1 and time.time() - first["time"] < 60:
             time.sleep(0.25)
             last = monitor.take_sample(shell.pid, last)
             seconds += last["since"] * last["process"]["cpu_percent"] / 100
             most = max(most, last["process"]["processes"])
+            busiest = max(busiest, last["machine"]["cpu_percent"])
         time.sleep(0.2)
         last = monitor.take_sample(shell.pid, last)
         shell.communicate(b"\n")
     assert 1.1 <= seconds < 1.5 and most == 2  # counted in hundredths
-    assert last["machine"]["cpu_percent"] > 0 and last["process"]["memory_bytes"] > 500_000
+    assert busiest > 0 and last["process"]["memory_bytes"] > 500_000
     nothing = {"cpu_percent": None, "memory_bytes": None, "processes": 0}
     assert monitor.take_sample(os.getpid())["process"] == nothing  # the sampler itself is left out
 

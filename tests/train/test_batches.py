@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftlab.config.configs import TrainConfig
-from sftlab.data import dataset as data_sets
-from sftlab.data.dataset import count_shared, cut_rows
+from sftlab.data import prepared
+from sftlab.data.prepared import count_shared, cut_rows
 from sftlab.train import run
 from sftlab.train.trainer import LikeLengths
 
@@ -83,7 +83,7 @@ def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(b
         places = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])["input_ids"].numel()
         trainer.train()
         logs.append((places, [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]))
-        monkeypatch.setattr(data_sets, "LEAST", 10**6)
+        monkeypatch.setattr(prepared, "LEAST", 10**6)
     (fewer, ours), (places, theirs) = logs
     assert fewer < 0.7 * places
     for one, other in zip(ours, theirs, strict=True):
