@@ -140,7 +140,7 @@ def read_csv(path: Path) -> list:
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
-        header = [name.strip() for name in next(lines, [])]
+        header = [name.strip() or f"column {number}" for number, name in enumerate(next(lines, []), 1)]
         for name in header:
             if header.count(name) > 1:
                 raise UserError(f"{path}: header: column {name!r} stands there twice; rename one of them.")
@@ -159,7 +159,7 @@ def read_csv(path: Path) -> list:
 
 def find_delimiter(path: Path, text: str) -> tuple[str, str]:
     """What separates the cells, and the text without Excel's line that says so; reported where it isn't a comma."""
-    first, _, rest = text.partition("\n")
+    first, _, rest = text.lstrip("\r\n").replace("\r\n", "\n").replace("\r", "\n").partition("\n")
     if named := re.fullmatch(r"sep=(.)", first.strip(" \r"), re.IGNORECASE):
         delimiter, text = named[1], rest
     else:

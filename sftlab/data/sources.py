@@ -3,11 +3,11 @@
 python -c "from sftlab.data import sources; print(len(sources.load_sample('dolly')))"
 """
 
+import contextlib
 import random
 from pathlib import Path
 
 from sftlab.config.configs import FILE_SOURCES, DataConfig
-from sftlab.config.options import coerce
 from sftlab.data import readers
 from sftlab.errors import UserError
 from sftlab.files import ROOT
@@ -66,10 +66,12 @@ def split_weight(text: str) -> tuple[str, float]:
     path, _, weight = text.rpartition("*")
     if not path or Path(text).exists():
         return text, 1.0
-    share = coerce("source_path", weight, float)
+    share = 0.0
+    with contextlib.suppress(ValueError):
+        share = float(weight)
     if not 0 < share <= 1:
         raise UserError(
-            f"source_path: {text}: behind * stands the share of its rows, above 0 and up to 1, as a.json*0.3."
+            f"source_path: {text}: no such file; or, behind *, no share of its rows, above 0 and up to 1, as a.json*0.3."
         )
     return path, share
 

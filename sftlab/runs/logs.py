@@ -109,4 +109,6 @@ def find_failed(folder: Path) -> FailedProcess:
                 rank = here[int(local)] if local and int(local) < len(here) else None
                 rank = rank if rank in own else None  # by ssh one log is of several nodes
                 return FailedProcess(rank, ranks.get(rank, log), code=128 + number)
+    if len(own) == 1 < len(ranks):  # it left no word, and all others say that they lost it
+        return FailedProcess(rank := own.pop(), ranks[rank], code=128 + signal.SIGKILL)
     return FailedProcess(None, next((log for log in launchers if log.stat().st_size), folder))
