@@ -333,8 +333,7 @@ def write_dropped(path: Path, found: sources.Found, dropped: dict[str, str]) -> 
     """The rows that were dropped, as they were read, each with its place and the reason, as JSON Lines."""
     gone = [(place, getattr(row, "cells", row)) for place, row in found if place in dropped]
     lines = [{"row": place, "why": dropped[place], "content": content} for place, content in gone]
-    text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-    files.write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a character becomes its escape
+    files.write_text(path, "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
 
 
 def put_in_place(new: Path, folder: Path, old: Path, replace: bool) -> None:

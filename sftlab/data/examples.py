@@ -89,6 +89,8 @@ def write_plain(tokenizer, messages: list[dict]) -> Example:
 
 def check_traits(traits: templates.Traits, messages: list[dict]) -> None:
     """Raises BadRow for a conversation with calls of tools, where the template doesn't write them."""
+    if templates.QUESTION in traits.surplus:
+        raise BadRow("this chat template writes a question in another way once it is answered: choose another --format")
     if not traits.calls and any("tool_calls" in message or message["role"] == "tool" for message in messages):
         raise BadRow("it has calls of tools, which this chat template doesn't write")
 

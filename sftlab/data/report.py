@@ -16,6 +16,7 @@ from sftlab.pages import Chart, Html, Section, Table, preformatted, write_page
 MARKS = (50, 95, 99)  # percentiles of the lengths
 NEAR_LIMIT = 20_000  # rows: beyond it the search for near duplicates, about 10 seconds here, is only made if asked for
 SHOWN = 5  # rows of each kind that the text names
+NOTED = 20  # keys
 LISTED = 100  # and that the page lists, cut to so many letters:
 CUT = 400
 
@@ -133,8 +134,11 @@ def list_notes(report: dict) -> list[str]:
             lines.append(f"{label} rows dropped: {len(report[key])}")
             lines += [f"  {reason}" for reason in group_reasons(report[key])[:SHOWN]]
     for key, label in (("unused", "not used"), ("changed", "changed")):
-        for name, (count, example) in report.get(key, {}).items():
+        notes = list(report.get(key, {}).items())
+        for name, (count, example) in notes[:NOTED]:
             lines.append(f"{label}: {name}: {count} row{'s' * (count != 1)}, as {example}")
+        if len(notes) > NOTED:
+            lines.append(f"{label}: {len(notes) - NOTED} more, which sftlab.json lists")
     return lines
 
 

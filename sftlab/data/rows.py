@@ -6,6 +6,7 @@ drops that row, with the reason. Each key of a row is used, or counted as unused
 python -c "from sftlab.data import rows; print(rows.check_rows([('row 1', {'question': 'Hi', 'answer': 'Hello'})], 'x'))"
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -53,7 +54,8 @@ REFUSED = {
     "train": "it is read of single turns",
 }
 LONGEST = 200_000  # characters in one text: more is most often a quote that was never closed
-THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+THOUGHT = re.compile(r"\s*(?:<think>)?((?:(?!<think>).)*?)</think>\s*", re.DOTALL)  # a prompt may have opened it
+HALF = re.compile("[\ud800-\udfff]")  # lone surrogates
 ADVICE = {
     r"user after user|assistant after assistant": "--merge-turns joins such turns",
     r"without an answer": "a conversation needs an answer to learn",
@@ -156,6 +158,8 @@ class RowReader:
                 raise BadRow(f"it has {key} ({shorten(row[key])}), and {why}")
         used = {key for key in REFUSED if key in row}
         found = self.read_shape(row, used)
+        if half := next(filter(HALF.search, get_texts(found)), None):
+            raise BadRow(f"{shorten(half)} holds half a character (a lone surrogate)")
         for key, value in row.items():
             if key not in used and value not in (None, "", [], {}):
                 self.notes.count(self.notes.unused, str(key), f"{self.place}: {shorten(value)}")
@@ -182,6 +186,9 @@ class RowReader:
             check_text(as_text(text, "text"), "text")
             return {"text": text}
         texts = {ours: take(ours, COLUMNS[ours]) for ours in TEXTS}
+        if row.keys().isdisjoint((*COLUMNS["instruction"], *COLUMNS["output"], *self.columns.values())):
+            if empty := next((column for column in (*CHAT_COLUMNS, "text") if column in row), None):
+                raise BadRow(f"{empty} is null")
         return self.read_exchange(row, texts, take("system", COLUMNS["system"]), take("history", COLUMNS["history"]))
 
     def read_exchange(self, row: dict, texts: dict, system: object, history: object) -> dict:
@@ -189,7 +196,7 @@ class RowReader:
         for ours in ("instruction", "output"):
             names = {self.columns.get(ours), *COLUMNS[ours]}
             if names.isdisjoint(row):
-                there = ", ".join(map(str, row))
+                there = ", ".join(map(str, row))[:400]
                 fix = f"add it, or name the one that stands for it with --columns {ours}=NAME"
                 raise UserError(f"{self.name}: {self.place}: field {ours!r} is missing (it has: {there}); {fix}.")
         texts["input"] = texts["input"] if texts["input"] is not None else ""
@@ -275,18 +282,26 @@ class RowReader:
             for ours, keys in TURN_KEYS.items()
         }
         said = found["role"]
-        role = next((ours for ours, theirs in ROLES.items() if said in theirs), None)
+        role = next((ours for ours, theirs in ROLES.items() if str(said).lower() in theirs), None)
         if role is None:
             raise BadRow(f"{place}: unknown role {shorten(said)}")
         calls = self.read_calls(found["content"] if said == "function_call" else found["tool_calls"], place)
         text = "" if said == "function_call" or calls and found["content"] is None else found["content"]
-        if isinstance(text, list):
+        if role == "tool" and text is not None and not isinstance(text, str):  # a result, as the tool gave it
+            with contextlib.suppress(BadRow):
+                text = join_parts(text if isinstance(text, list) else [text], place)
+            if not isinstance(text, str):
+                text = json.dumps(text, ensure_ascii=False)
+                self.notes.count(self.notes.changed, "results of tools written as JSON", f"{self.place}: {text[:40]}")
+        elif isinstance(text, list):
             text = join_parts(text, place)
         if text is not None and not isinstance(text, str):
             raise BadRow(f"{place}: its text is {shorten(text)}, not text")
         if role == "system" and not (text or "").strip():
             return {}
         check_text(text, f"{place} ({role})", needed=not calls and role != "tool")
+        if role == "assistant" and not calls and not THOUGHT.sub("", text, count=1):
+            raise BadRow(f"{place} (assistant) holds a thought and no answer")
         message = {"role": role, "content": text}
         if thought := found["reasoning_content"]:
             check_text(as_text(thought, f"{place}: reasoning_content"), f"{place}: reasoning_content", needed=False)
@@ -373,7 +388,7 @@ def check_text(text: str | None, name: str, needed: bool = True) -> None:
         raise BadRow(f"{name} is empty")
     if len(text) > LONGEST:
         raise BadRow(f"{name} holds {len(text):,} characters, most often a quote that was never closed")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if HALF.search(text):
         raise BadRow(f"{name} holds half a character (a lone surrogate)")
 
 
@@ -408,16 +423,18 @@ def split_thoughts(messages: list[dict]) -> list[dict]:
 
 
 def map_texts(row: dict, change) -> dict:
-    """The row with each of its texts changed."""
+    """The row with each of its texts changed: names of arguments and descriptions of tools, too."""
 
     def change_all(value):
         if isinstance(value, str):
             return change(value)
         if isinstance(value, dict):
-            return {key: one if key in ("role", "type", "id") else change_all(one) for key, one in value.items()}
+            return {
+                change(key): one if key in ("role", "type", "id") else change_all(one) for key, one in value.items()
+            }
         return [change_all(one) for one in value] if isinstance(value, list) else value
 
-    return {key: value if key in ("place", "tools") else change_all(value) for key, value in row.items()}
+    return {key: value if key == "place" else change_all(value) for key, value in row.items()}
 
 
 def get_texts(row: dict) -> list[str]:

@@ -41,7 +41,8 @@ TOOL = {
     },
 }
 TRAINING = "training_template"  # its key in tokenizer_config.json
-DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+DATE = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")  # to a template, with each conversation
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,13 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
     if isinstance(template, dict):
         template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
     for name in options:
-        if not re.search(rf"\b{re.escape(name)}\b", template):
+        if name in GIVEN or not re.search(rf"\b{re.escape(name)}\b", template):
             raise UserError(f"chat_template_kwargs: this model's template has no variable {name!r}. Leave it out.")
+    if re.search(r"strftime_now\s*\(", DATE.sub("", template)):
+        raise UserError(
+            "format: this model's template writes the time in a form that isn't in it, so no date can be frozen. "
+            "Choose alpaca, chatml or llama2."
+        )
     training = None
     with contextlib.suppress(ValueError, TemplateError):  # TRL doesn't know it: answers are told apart by their prompts
         training = get_training_chat_template(tokenizer)

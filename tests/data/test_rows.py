@@ -162,3 +162,34 @@ def test_rows_that_differ_in_their_system_message_alone_are_neither_repeats_nor_
     made, _ = check(*(GOOD | {"system": system, "output": output} for system in "ab" for output in ("東京", system)))
     same, other = made[::2], made[1::2]
     assert not cleaning.find_exact(made) and not cleaning.find_conflicts(other) and not cleaning.find_near(same, 0.5)
+
+
+CALL = {"name": "f", "arguments": {"key": "value"}}
+
+
+@pytest.mark.parametrize(
+    "turns, why",
+    [
+        ([{"role": "tool", "content": "a"}], "tool after a user"),
+        ([{"role": "assistant", "content": "<think>hm</think>"}], "a thought and no answer"),
+        ([{"role": "assistant", "content": "</think>\n"}], "a thought and no answer"),
+        (
+            [{"role": "assistant", "content": "", "tool_calls": [CALL | {"arguments": {"\ud83d": "a"}}]}],
+            "half a character",
+        ),
+    ],
+)
+def test_odd_answers_drop_their_row(turns, why):
+    odd = {"messages": [{"role": "user", "content": "q"}, *turns]}
+    good = {"messages": [{"role": "User", "content": "q"}, {"role": "Assistant", "content": "a"}]}
+    kept, dropped = rows.check_rows([("row 1", odd), ("row 2", good), ("row 3", {"messages": None})], "x")
+    assert [row["place"] for row in kept] == ["row 2"] and dropped["row 3"] == "messages is null"
+    assert why.replace("a user", "user") in dropped["row 1"]
+
+
+def test_a_result_that_is_an_object_becomes_json():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    turns += [{"role": "tool", "content": {"temp": 20}}, {"role": "assistant", "content": "20"}]
+    notes = rows.Notes()
+    kept, _ = rows.check_rows([("row 1", {"messages": turns})], "x", notes=notes)
+    assert kept[0]["messages"][2]["content"] == '{"temp": 20}' and "results of tools written as JSON" in notes.changed
