@@ -159,9 +159,10 @@ def read_csv(path: Path) -> list:
 
 def find_delimiter(path: Path, text: str) -> tuple[str, str]:
     """What separates the cells, and the text without Excel's line that says so; reported where it isn't a comma."""
-    first, _, rest = text.lstrip("\r\n").replace("\r\n", "\n").replace("\r", "\n").partition("\n")
-    if named := re.fullmatch(r"sep=(.)", first.strip(" \r"), re.IGNORECASE):
-        delimiter, text = named[1], rest
+    text = text.lstrip("\r\n")
+    first = re.match(r"[^\r\n]*", text)[0]
+    if named := re.fullmatch(r"""(["']?)sep=(.)\1""", first.strip(" "), re.IGNORECASE):
+        delimiter, text = named[2], text[len(first) :].lstrip("\r\n")
     else:
         counts = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in ",;\t"}
         delimiter = max(counts, key=counts.get)
