@@ -61,6 +61,8 @@ def choose_rows(run: Run, config: EvaluateConfig) -> tuple[list[dict], int]:
     labels = split["labels"]
     starts = [find_last_answer(row) for row in labels]
     answered = [number for number, start in enumerate(starts) if start < limit]
+    if answered and split[answered[0]]["messages"][-1]["role"] == "text":
+        raise UserError("dataset_path: its rows are plain text, without a question to ask. Go by the validation loss.")
     if not answered:
         raise UserError(
             f"dataset_path: within {limit} tokens no held-out row of {run.config.dataset_path} has an answer."

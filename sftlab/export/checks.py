@@ -48,7 +48,8 @@ def gather_probe(tokenizer, dataset_path: str) -> tuple[list[list[int]], list[li
         from datasets import load_from_disk
 
         held_out = load_from_disk(dataset_path)["test"]
-        chats = held_out.select(range(min(ROWS, len(held_out))))["messages"][:] + chats
+        rows = held_out.select(range(min(ROWS, len(held_out))))["messages"][:]
+        chats = [chat for chat in rows if chat[-1]["role"] == "assistant"] + chats  # not plain text
     whole = [formats.render_chat(tokenizer, chat) for chat in chats]
     sequences = tokenizer(whole, add_special_tokens=False).input_ids + tokenizer(list(TEXTS)).input_ids
     prompts = [formats.render_prompt(tokenizer, chat) for chat in chats]

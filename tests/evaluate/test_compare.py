@@ -153,3 +153,18 @@ def test_the_last_answer_is_what_is_asked_for():
 def test_a_data_set_that_is_gone_is_named(learned):
     with pytest.raises(UserError, match="gone is not a data set"):
         saved.read_run(learned, "gone")
+
+
+def test_plain_text_is_trained_and_exported_and_has_no_question_to_ask(tmp_path, sftlab_command):
+    lines = [json.dumps({"text": f"The town number {number} lies at the river."}) + "\n" for number in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    code, *_ = sftlab_command(
+        "prepare", "--source", "jsonl", "--source-path", tmp_path / "a.jsonl", "--output-dir", tmp_path / "sets"
+    )
+    [made] = (tmp_path / "sets").iterdir()
+    run = tmp_path / "run"
+    assert code == 0
+    assert sftlab_command("train", "--dataset-path", made, "--output-dir", run, "--use-lora", "--max-steps", 1)[0] == 0
+    code, _, said = sftlab_command("evaluate", run)
+    assert code == 2 and "plain text, without a question" in said
+    assert sftlab_command("export", run, "--output-dir", tmp_path / "export", "--kind", "adapter")[0] == 0
