@@ -80,6 +80,24 @@ def fix_layers(model, name: str):
     return model
 
 
+def dequantize(model):
+    """Turn the 8 or 4 bits of a model into float32, in layers of the kind that they were made from.
+
+    transformers 5.23 makes a Linear of each; GPT-2's were Conv1D, which stores its weight transposed.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    stored = [name for name, part in model.named_modules() if getattr(part, "source_cls", None) is Conv1D]
+    model = model.dequantize(torch.float32)
+    for name in stored:
+        linear = model.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = torch.nn.Parameter(linear.weight.T.contiguous()), linear.bias
+        model.set_submodule(name, layer)
+    return model
+
+
 def prepare_quantised(model, config: TrainConfig) -> None:
     """Prepare a quantised base with PEFT: all of it frozen, what is not quantised (norms, embeddings) in float32."""
     from peft import prepare_model_for_kbit_training

@@ -114,7 +114,7 @@ def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = T
         compute_exactly(model)
     if dequantize:
         logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)  # says what was asked for
-        model = model.dequantize(torch.float32)
+        model = quantise.dequantize(model)
     if (folder / "generation_config.json").is_file():  # an export's: the base's own settings may end answers elsewhere
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return keep_head_bias(PeftModel.from_pretrained(model, str(folder))).eval()

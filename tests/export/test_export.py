@@ -101,9 +101,11 @@ def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, s
             export(run, tmp_path / "adapter", kind="adapter")
 
 
-@pytest.mark.parametrize(("bits", "bf16"), [(4, True), (8, False)])
-def test_a_quantised_base_is_merged_both_ways_measured(bits, bf16, save_base, make_run, dataset, tmp_path):
-    run = make_run(save_base("random-tiny:Mistral-7B-v0.1"), bf16=bf16, **{f"use_{bits}bit": True})
+@pytest.mark.parametrize(
+    ("name", "bits", "bf16"), [("Mistral-7B-v0.1", 4, True), ("Mistral-7B-v0.1", 8, False), ("gpt2", 4, False)]
+)
+def test_a_quantised_base_is_merged_both_ways_measured(name, bits, bf16, save_base, make_run, dataset, tmp_path):
+    run = make_run(save_base(f"random-tiny:{name}"), bf16=bf16, **{f"use_{bits}bit": True})
     facts = export(run, tmp_path / "export", dtype="float32")
     ways = facts["checks"]["ways"]
     assert ways["dequantised"]["relative"] <= ways["published"]["relative"]
