@@ -305,8 +305,13 @@ def fingerprint(config: DataConfig) -> str:
     samples = [sources.SAMPLE_FILES.get(config.source), "facts_test.json" if config.source == "facts" else None]
     tokenizer = load.TINY_BASE if config.model == "tiny-base" else Path(config.model)
     read = [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    given = [sources.split_weight(text)[0] for text in config.source_path or []]
-    read += [*given, config.test_path, *(sources.SAMPLES / name for name in samples if name)]
+    given = [sources.split_weight(text)[0] for text in sources.list_paths(config)]
+    read += [
+        *given,
+        *(config.source_path or []),
+        config.test_path,
+        *(sources.SAMPLES / name for name in samples if name),
+    ]
     digest.update(__version__.encode())
     for path in map(Path, filter(None, read)):
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:

@@ -105,7 +105,6 @@ def load_run(run: Run, base: str = "trained", exactly: bool = True):
 
 def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = True, dequantize: bool = False):
     """Load the adapter in a folder, not merged, on the base that a configuration names."""
-    import torch
     from peft import PeftModel
     from transformers import GenerationConfig
 

@@ -124,9 +124,15 @@ def test_a_mixture_takes_a_share_of_each_file_and_counts_it(tmp_path, tokenizer)
     report = dataset.gather_rows(config, tokenizer)[2]
     assert report["rows_by_file"] == {paths[0]: 10, paths[1]: 20}
     assert len({place for place, _ in sources.load_source(config)[0]}) == 30
+    (tmp_path / "mix.yaml").write_text(f"- {paths[0]}: 0.25\n- {paths[1]}\n", encoding="utf-8")
+    listed = DataConfig(source="jsonl", source_path=[str(tmp_path / "mix.yaml")])
+    assert sources.load_source(listed) == sources.load_source(config)
     before = dataset.fingerprint(config)
     (tmp_path / "a.jsonl").write_text('{"question": "x", "answer": "y"}\n' * 9, encoding="utf-8")
     assert dataset.fingerprint(config) != before
     for share in ("0", "2", "x"):
         with pytest.raises(UserError, match="source_path"):
             sources.split_weight(f"{paths[0]}*{share}")
+    (tmp_path / "mix.yaml").write_text("a: [1", encoding="utf-8")
+    with pytest.raises(UserError, match="mix.yaml: can't be read as YAML"):
+        sources.load_source(listed)
