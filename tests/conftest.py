@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CUT), os.environ.ge
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("SFTLAB_TEST_GPU") != "1":  # the tests' numbers are those of a CPU; tests/test_gpu.py is for a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell's job in the background; tests interrupt themselves and others
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if socket.getaddrinfo.__name__ != "guarded_lookup":  # this process was started before PYTHONPATH was set
     spec = importlib.util.spec_from_file_location("no_network", CUT / "sitecustomize.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
