@@ -105,7 +105,9 @@ def write(config: TrainConfig, everything: bool = False) -> str:
 def to_yaml(values: dict, flow: bool = False) -> str:
     import yaml
 
-    form = {"default_flow_style": flow, "sort_keys": False, "allow_unicode": True, "width": math.inf}
+    breaks = "\x85\u2028\u2029"  # PyYAML would read them as spaces, unless they are escaped
+    plain = not any(mark in str(value) for value in values.values() for mark in breaks)
+    form = {"default_flow_style": flow, "sort_keys": False, "allow_unicode": plain, "width": math.inf}
     return yaml.safe_dump(values, **form)
 
 
