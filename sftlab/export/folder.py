@@ -11,7 +11,7 @@ from sftlab import files, machine
 from sftlab.config.configs import ExportConfig
 from sftlab.data import templates
 from sftlab.data.dataset import put_in_place
-from sftlab.errors import UserError, is_full, place_error
+from sftlab.errors import UserError, place_error
 from sftlab.export import checks as export_checks
 from sftlab.export import publish
 from sftlab.export.checks import compare, read_model, require_close, tolerate
@@ -38,12 +38,7 @@ def export(config: ExportConfig) -> dict:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         new = Path(aside) / "new"
         new.mkdir(mode=0o755)
-        try:
-            facts = fill_folder(run, config, new)
-        except Exception as error:
-            if is_full(error):
-                raise place_error(folder.parent, "has no room for the model", "Make room") from error
-            raise
+        facts = fill_folder(run, config, new)
         files.write_json(new / FACTS, facts)
         files.write_text(new / "README.md", publish.write_card(run, facts, folder.name, config.push or folder.name))
         for path in new.iterdir():

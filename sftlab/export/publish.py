@@ -104,8 +104,6 @@ def check_push(config: ExportConfig) -> None:
     except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError) as error:
         token = f"Make a token with the role `write` at {hub_client.TOKENS}, and store it with `sftlab token`."
         raise UserError(f"push: {' '.join(str(error).split())[:200]} {token}") from error
-    if found.private and config.public:
-        raise UserError(f"push: {config.push} exists and is private. Name another, or leave --public out.")
     if not found.private and not config.public:
         raise UserError(f"push: {config.push} exists and is public. Name another, or add --public if that is meant.")
     used = [file.rfilename for file in found.siblings or () if file.rfilename != ".gitattributes"]

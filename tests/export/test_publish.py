@@ -139,34 +139,28 @@ def test_a_push_is_public_when_asked_for_and_where_it_fails_prints_how_to_try_ag
     assert (tmp_path / "README.md").is_file()
 
 
-@pytest.mark.parametrize(
-    ("repo", "options", "message"),
-    [
-        ("me/used", {}, "me/used holds 1 files.*--overwrite"),
-        ("me/open", {}, "me/open exists and is public"),
-        ("me/used", {"overwrite": True, "public": True}, "me/used exists and is private"),
-    ],
-)
-def test_a_repository_in_use_is_refused(repo, options, message, hub):
+def test_a_repository_in_use_or_open_to_all_is_refused(hub):
     used = [{"rfilename": "model.safetensors"}]
     hub.repos |= {"me/used": {"private": True, "siblings": used}, "me/open": {"private": False, "siblings": []}}
     publish.check_push(ExportConfig(push="me/used", overwrite=True))
-    with pytest.raises(UserError, match=message):
-        publish.check_push(ExportConfig(push=repo, **options))
+    for repo, message in (("me/used", "me/used holds 1 files.*--overwrite"), ("me/open", "exists and is public")):
+        with pytest.raises(UserError, match=message):
+            publish.check_push(ExportConfig(push=repo))
 
 
 @pytest.mark.parametrize(
-    ("token", "message"), [(None, "no token found.*`sftlab token`"), ("unknown", "Invalid user token.*role `write`")]
+    ("token", "message"),
+    [
+        (None, "no token found.*`sftlab token`"),
+        ("unknown", "Invalid user token.*role `write`"),
+        ("read", "the Hub can't be reached"),
+    ],
 )
-def test_a_token_that_the_hub_does_not_take_is_named_before_the_work(
+def test_a_token_or_a_hub_that_is_not_there_is_named_before_the_work(
     token, message, hub_address, tuned_run, tmp_path, capsys
 ):
-    with stand_in.visiting(hub_address, tmp_path / "home", token and stand_in.TOKENS[token]):
+    address = "http://127.0.0.1:9" if token == "read" else hub_address
+    with stand_in.visiting(address, tmp_path / "home", token and stand_in.TOKENS[token]):
         assert cli.main(["export", str(tuned_run), "--output-dir", str(tmp_path / "out"), "--push", "me/x"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
-
-
-def test_without_a_network_nothing_is_pushed(tmp_path):
-    with stand_in.visiting("http://127.0.0.1:9", tmp_path), pytest.raises(UserError, match="the Hub can't be reached"):
-        publish.check_push(ExportConfig(push="me/x"))
