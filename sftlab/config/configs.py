@@ -138,14 +138,13 @@ class EvaluateConfig(Options):
     num_questions: int = option(200, "a seeded random sample of so many held-out rows; 0: all of them", low=0)
     max_new_tokens: int | None = option(None, "longest answer in tokens; default: by the longest expected", low=1)
     batch_size: int = option(32, "rows answered at once", low=1)
-    temperature: float = option(0.0, "0: the likeliest token each time; above: drawn, with one seed for both", low=0)
     smallest_gain: float = option(0.1, "the smallest gain in exact match that matters", low=0.001, high=1)
     level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
     resamples: int = option(10_000, "resamples of the bootstrap", low=100)
     prose: str | None = option(None, "text to look for forgetting in: a file of paragraphs")
     num_texts: int = option(200, "only the first so many of these texts; 0: all of them", low=0)
     trust_remote_code: bool = option(False, TRUST)
-    seed: int = option(42, "seed of the sample, of drawn answers and of the bootstrap", low=0, high=2**32 - 1)
+    seed: int = option(42, "seed of the sample and of the bootstrap", low=0, high=2**32 - 1)
 
 
 @dataclass

@@ -91,8 +91,7 @@ def find_last_answer(labels: list[int]) -> int:
 
 def measure_model(model, run: Run, rows: list[dict], config: EvaluateConfig) -> pandas.DataFrame:
     """What one model makes of each row: its answer, whether that is right and ended by itself, the summed loss, its tokens."""
-    options = (config.max_new_tokens, config.batch_size, config.temperature, config.seed)
-    score = scores.ask(model, run.tokenizer, rows, run.data["format"], *options)
+    score = scores.ask(model, run.tokenizer, rows, run.data["format"], config.max_new_tokens, config.batch_size)
     sums, counts = scores.measure_rows(model, rows, run.tokenizer.pad_token_id, config.batch_size, run.config.bf16)
     return pandas.DataFrame(vars(score) | {"right": score.correct, "loss": sums, "tokens": counts})
 

@@ -48,56 +48,48 @@ class Score:
         )
 
 
-def ask(
-    model, tokenizer, rows, format: str = "alpaca", max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed=0
-) -> Score:
+def ask(model, tokenizer, rows, format: str = "alpaca", max_new_tokens=24, batch_size=64) -> Score:
     """Ask every row's instruction in the tokenizer's chat template and keep the answers beside the expected ones.
 
     rows: dicts with `instruction`, `output`, and perhaps `input`; or with `messages`, whose last answer is asked for.
     """
     asked = [(formats.to_messages(row, format), row.get("tools")) for row in rows]
     prompts = [formats.render_prompt(tokenizer, chat, tools) for chat, tools in asked]
-    outcomes = generate(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, seed)
+    outcomes = generate(model, tokenizer, prompts, max_new_tokens, batch_size)
     expected = [templates.write_answer(tokenizer, chat, tools) for chat, tools in asked]
     questions = [chat[-2]["content"] for chat, _ in asked]
     return Score(questions, expected, [text for text, _ in outcomes], [ended for _, ended in outcomes])
 
 
-def generate(
-    model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size=64, temperature: float = 0.0, seed: int = 0
-) -> list[tuple[str, bool]]:
-    """Continuation of each prompt: (the answer in it, whether it ended by itself). The model is left in eval mode.
+def generate(model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size=64) -> list[tuple[str, bool]]:
+    """Likeliest continuation of each prompt, which holds its special tokens already: (its answer, whether it ended by itself).
 
-    Prompts hold their special tokens already. A temperature above 0 draws from all tokens, by prompts, batch size and seed.
+    The model is left in eval mode.
     """
     import torch
 
-    ends, draws = list(templates.find_traits(tokenizer).ends), temperature > 0
-    options = {"max_new_tokens": max_new_tokens, "num_beams": 1, "do_sample": draws}
-    options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if draws else {}
+    ends = list(templates.find_traits(tokenizer).ends)
+    options = {"max_new_tokens": max_new_tokens, "num_beams": 1, "do_sample": False}
     form = {"add_special_tokens": False, "padding": True, "padding_side": "left", "return_tensors": "pt"}
     outcomes = [("", False)] * len(prompts)
     model.eval()
     with torch.inference_mode():
-        for start, chosen in iterate_batches("answering", [len(prompt) for prompt in prompts], batch_size):
+        for chosen in iterate_batches("answering", [len(prompt) for prompt in prompts], batch_size):
             batch = tokenizer([prompts[row] for row in chosen], return_token_type_ids=False, **form).to(model.device)
-            with torch.random.fork_rng(enabled=draws):
-                if draws:
-                    torch.manual_seed(seed + start)
-                done = model.generate(**batch, **options, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+            done = model.generate(**batch, **options, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
             for row, new in zip(chosen, done[:, batch.input_ids.shape[1] :].tolist(), strict=True):
                 outcomes[row] = templates.parse_answer(tokenizer, new)[1:]
     return outcomes
 
 
 def iterate_batches(title: str, lengths: list[int], size: int):
-    """(number of the first, row numbers) of batches of rows of like length, which hold little padding; with a bar."""
+    """Row numbers of batches of rows of like length, which hold little padding; with a bar."""
     from tqdm.auto import tqdm
 
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     quiet = len(order) <= size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
     for start in tqdm(range(0, len(order), size), desc=title, leave=False, disable=quiet):
-        yield start, order[start : start + size]
+        yield order[start : start + size]
 
 
 def complete(model, tokenizer, rows, batch_size: int = 64) -> list[bool]:
@@ -127,7 +119,7 @@ def measure_rows(model, rows: list[dict], pad_token_id: int, batch_size: int = 3
     sums, counts = numpy.zeros(len(rows)), numpy.zeros(len(rows))
     model.eval()
     with torch.inference_mode():
-        for _, chosen in iterate_batches("loss", [len(row["input_ids"]) for row in rows], batch_size):
+        for chosen in iterate_batches("loss", [len(row["input_ids"]) for row in rows], batch_size):
             batch = {name: tensor.to(device) for name, tensor in collate([rows[row] for row in chosen]).items()}
             labels = batch.pop("labels")
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -126,12 +125,10 @@ def spoil(value):
 
 def test_the_page_shows_text_of_others_as_text_and_stands_alone(learned, leaky, tmp_path):
     files.write_json(tmp_path / "result.json", spoil(files.read_json(learned / "result.json") | {"evaluation": leaky}))
-    assert "The training" in report.write_report(tmp_path).read_text(encoding="utf-8")  # without a loss curve
-    shutil.copy(learned / "trainer_state.json", tmp_path)
     page = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page
-    assert not re.search(r"""(src|href)="(?!data:)""", page) and page.count("data:image/png;base64,") == 2
-    for words in ("Is it better?", "What did it forget?", "Did it see the questions?", "✓ right", "✗ not"):
+    assert not re.search(r"""(src|href)="(?!data:)""", page)
+    for words in ("Is it better?", "What did it forget?", "(given away by training row", "✓ right", "✗ not"):
         assert words in page, words
 
 
