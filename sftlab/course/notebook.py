@@ -3,9 +3,12 @@
 python -c "from sftlab import course; print(course.start('trial'))"
 """
 
+import contextlib
+import io
 import numbers
 import os
 import re
+import sys
 from pathlib import Path
 
 from sftlab import files, pages
@@ -38,6 +41,17 @@ def resolve_profile(profile: str = "") -> str:
     if chosen not in PROFILES:
         raise UserError(f"profile: {chosen!r} is not one of {', '.join(PROFILES)}.{near_match(chosen, PROFILES)}")
     return chosen
+
+
+@contextlib.contextmanager
+def quiet():
+    """Hide what is printed inside, such as a report that was read once before; an error shows all of it."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            yield
+        except BaseException:
+            sys.stderr.write(printed.getvalue())
+            raise
 
 
 def record(name: str, **facts) -> None:

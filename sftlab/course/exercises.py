@@ -1,0 +1,173 @@
+"""Exercises that check themselves: their texts lie in notebooks/exercises/NN.yaml, their cells and solutions in the notebooks.
+
+A cell begins with `# Your turn 03.1`, leaves `...` for the reader to replace, and ends in `course.check("03.1", answer)`.
+While the dots stand there the notebook goes on. `right` and `when` in the YAML file are Python expressions of `answer`
+and of the notebook's own names; `like` is a wrong answer of that kind. With SFTLAB_SOLUTIONS=1, as in the tests,
+each open exercise is solved by the solution that is folded away below it, and all its wrong answers are tried.
+
+    python -c "from sftlab.course import exercises; exercises.hint('00.1')"
+"""
+
+import os
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from sftlab import files
+from sftlab.course import notebook
+from sftlab.errors import UserError, near_match
+
+FOLDER = files.ROOT / "notebooks"
+SOLUTION = r"<summary>Solution {}</summary>\s*```python\n(.*?)```"
+
+
+def list_exercises() -> dict[str, dict]:
+    """All exercises and predictions of the course by number, such as 03.1: title, level, minutes, form, right, wrong, hints."""
+    import yaml
+
+    found = {}
+    for path in sorted((FOLDER / "exercises").glob("*.yaml")):
+        found |= yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def find_exercise(number: str) -> dict:
+    """One of `list_exercises`; raises UserError for a number that isn't there."""
+    known = list_exercises()
+    if number not in known:
+        raise UserError(f"exercise: there is no {number!r}.{near_match(number, known)}")
+    return known[number]
+
+
+def exercise(number: str) -> None:
+    """Print what an exercise is about, how hard it is, how long it takes, and what an answer looks like."""
+    facts = find_exercise(number)
+    level = "●" * facts["level"] + "○" * (3 - facts["level"])
+    print(f"{number} · {facts['title']} · {level} · about {facts['minutes']} min · hint: course.hint({number!r})")
+    print(f"Your answer: {facts['form']}.")
+
+
+def check(number: str, answer) -> None:
+    """Print whether the answer is right, or what is wrong with it and why; `...` in it leaves the exercise open."""
+    names = _read_names()
+    if _is_open(answer):
+        print(f"{number} is still open: replace the dots. Nothing below depends on it.")
+        if os.environ.get("SFTLAB_SOLUTIONS"):
+            prove(number, names)
+        return
+    right, words = judge(number, answer, names)
+    print(f"{number}: {'right' if right else 'not yet'}. {words}".rstrip())
+    before = _read_progress().get(number, {})
+    facts = {"attempts": before.get("attempts", 0) + 1}
+    if right:
+        facts["done"] = before.get("done") or time.strftime("%Y-%m-%d %H:%M")
+    _note(number, facts)
+
+
+def judge(number: str, answer, names: dict) -> tuple[bool, str]:
+    """Whether an answer is right, and the words for it. names: what the expressions of the exercise may use."""
+    facts, known = find_exercise(number), names | {"answer": answer}
+
+    def holds(expression: str) -> bool:
+        try:
+            return bool(eval(expression, dict(known)))
+        except Exception:  # an answer of another kind: a text for a number, a function that raises
+            return False
+
+    if holds(facts["right"]):
+        return True, facts.get("then", "")
+    said = [case["say"] for case in facts["wrong"] if holds(case["when"])]
+    return False, said[0] if said else f"Expected: {facts['form']}. Try course.hint({number!r})."
+
+
+def hint(number: str) -> None:
+    """Print the next hint of an exercise, from a nudge to nearly the answer."""
+    hints, before = find_exercise(number).get("hints", []), _read_progress().get(number, {})
+    given = before.get("hints", 0)
+    if given == len(hints):
+        print(f"{number}: no more hints; the solution is folded away below the exercise. All hints again:")
+        print("\n".join(f"  {text}" for text in hints))
+        return
+    print(f"{number}, hint {given + 1} of {len(hints)}: {hints[given]}")
+    _note(number, {"hints": given + 1})
+
+
+def predict(number: str, guess) -> None:
+    """Write down what the reader expects, before the output is there; `...` is no guess."""
+    if _is_open(guess):
+        print(f"{number}: write down your guess in place of the dots, then go on.")
+        return
+    _note(number, {"guess": guess})
+    print(f"{number}: noted. You expect {guess}.")
+
+
+def compare(number: str, actual) -> None:
+    """Put the reader's guess beside what came out."""
+    guess = _read_progress().get(number, {}).get("guess")
+    shown = f"{actual:.4g}" if isinstance(actual, float) else actual
+    print(f"{find_exercise(number)['title']}: {shown}. " + (f"You expected {guess}." if guess is not None else ""))
+
+
+def progress():
+    """A table of the course: exercises done, tried and open, and predictions made, for each notebook."""
+    known, done = list_exercises(), _read_progress()
+    rows = []
+    for chapter in sorted({number.partition(".")[0] for number in known}):
+        own = {number: facts for number, facts in known.items() if number.startswith(f"{chapter}.")}
+        marks = []
+        for number, facts in own.items():
+            state = done.get(number, {})
+            finished = state.get("done") or "guess" in state
+            marks.append(f"{'✓' if finished else '…' if state else '○'} {number} {facts['title']}")
+        rows.append((chapter, "\n".join(marks)))
+    return notebook.show_table(("Notebook", "✓ done, … begun, ○ open"), rows)
+
+
+def find_solution(number: str) -> str:
+    """The code that is folded away below an exercise. Raises LookupError if the notebook has none."""
+    for path in FOLDER.glob(f"{number.partition('.')[0]}_*.ipynb"):
+        for cell in files.read_json(path)["cells"]:
+            if found := re.search(SOLUTION.format(re.escape(number)), "".join(cell["source"]), re.DOTALL):
+                return found[1]
+    raise LookupError(f"{number}: no folded solution in the notebook")
+
+
+def prove(number: str, names: dict) -> None:
+    """Raise AssertionError unless the folded solution is right and every wrong answer gets the words meant for it."""
+    answers = []
+    quiet = SimpleNamespace(**vars(names["course"]) | {"check": lambda *given: answers.append(given)})
+    own = dict(names) | {"course": quiet}
+    exec(find_solution(number), own)
+    assert [given[0] for given in answers] == [number], f"{number}: the solution must end in course.check"
+    right, words = judge(number, answers[0][1], own)
+    assert right, f"{number}: the folded solution isn't right: {words}"
+    for case in find_exercise(number)["wrong"]:
+        found = judge(number, eval(case["like"], dict(own)), own)
+        assert found == (False, case["say"]), f"{number}: {case['like']} is answered by {found}"
+
+
+def _is_open(answer) -> bool:
+    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list | tuple) else ()
+    return answer is ... or any(part is ... for part in parts)
+
+
+def _read_names() -> dict:
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return dict(shell.user_ns) if shell else {}
+
+
+def _find_progress() -> Path:
+    return notebook.work_folder("") / "progress.json"
+
+
+def _read_progress() -> dict:
+    return files.read_json(_find_progress())
+
+
+def _note(number: str, facts: dict) -> None:
+    content = _read_progress()
+    content[number] = content.get(number, {}) | facts
+    files.write_json(_find_progress(), content)
