@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help first run lab test test-precision test-all browser lint docs notebooks-clean constraints
+.PHONY: help first run lab test test-precision test-all browser lint docs render constraints
 
 # Python 3.11 is tried before its followers because the versions in constraints.txt were tested on it.
 CHECK_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -45,8 +45,9 @@ test: lint  ## lint, unit tests, and every notebook at its smallest size
 	$(RUN_NOTEBOOKS)
 
 # Float32 in `test`, bfloat16 in `test-precision`, so that both run on any CPU. A CPU without instructions for bfloat16
-# emulates it, which takes longer. The unit tests name the precision that they are about, and run in both.
-RUN_NOTEBOOKS = $(IN_VENV) SFTLAB_BF16=$(BF16) SFTLAB_PROFILE=smoke PYTHONPATH="$(CURDIR)/tests/no_network" \
+# emulates it, which takes longer. The unit tests name the precision that they are about, and run in both. Each open
+# exercise is solved by its folded solution, and its wrong answers are tried.
+RUN_NOTEBOOKS = $(IN_VENV) SFTLAB_BF16=$(BF16) SFTLAB_PROFILE=smoke SFTLAB_SOLUTIONS=1 PYTHONPATH="$(CURDIR)/tests/no_network" \
 	pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/
 test: BF16 = 0
 test-precision: BF16 = 1
@@ -79,26 +80,8 @@ docs: .venv/installed  ## write docs/reference.md again, from the options of the
 	$(IN_VENV) python docs/make_reference.py
 	$(IN_VENV) python -m tests.families
 
-# Cells marked NBVAL_CHECK_OUTPUT keep what they printed: nbval compares it.
-define STRIP_NOTEBOOKS
-import copy, pathlib, nbformat
-for path in sorted(pathlib.Path("notebooks").glob("*.ipynb")):
-    notebook = nbformat.read(path, as_version=4)
-    before = copy.deepcopy(notebook)
-    kept = {key: value for key, value in notebook.metadata.items() if key == "kernelspec"}
-    notebook.metadata = nbformat.from_dict(kept | {"language_info": {"name": "python"}})
-    for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags"})
-        if cell.cell_type == "code" and "NBVAL_CHECK_OUTPUT" not in cell.source:
-            cell.outputs, cell.execution_count = [], None
-    if notebook != before:
-        nbformat.write(notebook, path)
-        print("stripped", path)
-endef
-export STRIP_NOTEBOOKS
-
-notebooks-clean: .venv/installed  ## strip outputs, counts and widget state from the notebooks
-	@.venv/bin/python -c "$$STRIP_NOTEBOOKS"
+render: .venv/installed  ## run the notebooks whose stored outputs are stale, and store what they put out
+	$(IN_VENV) python -m sftlab.course.stored
 
 # The pins come from a real install in an empty environment. torch is named by version because a bare `torch` takes
 # the newest release; its CUDA packages (not nvidia-ml-py, which is the lab's) are left out because torch pins them

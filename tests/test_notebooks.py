@@ -1,4 +1,4 @@
-"""Static checks of the notebooks: stored clean, in the fixed order, parameters that agree with the configuration."""
+"""Static checks of the notebooks: their stored outputs, the fixed order, exercises, parameters that agree with the configuration."""
 
 import ast
 import json
@@ -9,12 +9,35 @@ import pytest
 
 from sftlab.config.configs import FIELDS
 from sftlab.config.options import check_value
+from sftlab.course import exercises, stored
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Knobs of a lesson that are no option of the lab; profile is the same everywhere.
 OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds",
              "wanted_model", "rounds", "options"}  # fmt: skip
+# Not reworked yet: without stored outputs, exercises and their last section.
+PENDING = {
+    "01_models_and_tokens",
+    "02_datasets",
+    "03_formats_and_masks",
+    "04_first_sft",
+    "05_lora",
+    "06_qlora",
+    "07_memory_and_speed",
+    "08_hyperparameters",
+    "09_distributed",
+    "10_benchmark",
+    "11_evaluate",
+    "12_export",
+    "13_troubleshooting",
+}
+DONE = [path for path in NOTEBOOKS if path.stem not in PENDING]
+# A number of a run stands in a computed sentence, never in the prose.
+OF_A_RUN = re.compile(
+    r"\b(?:our machine|here it|took|fell|rose|scored|printed|measured|reached|came out)\b[^.|?]{0,40}?\d"
+    r"|\d[^.|?]{0,30}\b(?:our machine|took|fell|scored|printed)\b"
+)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -30,11 +53,33 @@ def test_the_course_is_there():
     assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [f"{number:02}" for number in range(14)]
 
 
-def test_stored_without_outputs_widget_state_or_a_foreign_kernel(notebook):
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in notebook["metadata"]
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            assert not cell["outputs"] and cell["execution_count"] is None
+@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+def test_stored_with_the_outputs_of_its_sources(path):
+    assert stored.find_faults(path) == []
+
+
+@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+def test_short_and_without_numbers_of_a_run(path):
+    prose = sources(json.loads(path.read_text(encoding="utf-8")), "markdown")
+    assert sum(len(text.split()) for text in prose) <= 3000 and len(prose) <= 60
+    for text in prose:
+        text = re.sub(r"<details>.*?</details>|```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+        assert not OF_A_RUN.search(text), OF_A_RUN.search(text)[0]
+
+
+@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+def test_exercises_have_a_cell_a_solution_and_wrong_answers(path):
+    chapter, notebook = path.stem.partition("_")[0], json.loads(path.read_text(encoding="utf-8"))
+    own = {number: facts for number, facts in exercises.list_exercises().items() if number.startswith(f"{chapter}.")}
+    code = "\n".join(sources(notebook, "code"))
+    asked = {number: facts for number, facts in own.items() if "right" in facts}
+    assert len(asked) >= 2 and len(own) > len(asked)
+    for number, facts in own.items():
+        calls = ("exercise", "check") if number in asked else ("predict", "compare")
+        assert all(code.count(f'course.{call}("{number}"') == 1 for call in calls), number
+        if number in asked:
+            assert f"# Your turn {number}\n" in code and exercises.find_solution(number)
+            assert len(facts["wrong"]) >= 2 and len(facts["hints"]) >= 2 and facts["level"] in (1, 2, 3)
 
 
 def test_prose_carries_the_code(notebook):
@@ -46,6 +91,8 @@ def test_prose_carries_the_code(notebook):
 def test_the_fixed_order(notebook):
     text = "\n".join(sources(notebook, "markdown"))
     order = ["# ", "**You will be able to**", "**Needs**", "## Check yourself", "## Exercises", "## Summary"]
+    if notebook["stem"] not in PENDING:
+        order = [*order[:3], "## Your turn", *order[3:], "## On a real model"]
     places = [text.find(mark) for mark in order]
     assert places[0] == 0 and -1 not in places and places == sorted(places)
     assert sources(notebook, "markdown")[0].startswith(f"# {notebook['stem'][:2]} · ")

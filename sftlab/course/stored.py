@@ -1,6 +1,6 @@
 """The outputs that the notebooks are stored with: those of a run in the `cpu` profile, kept until a code cell changes.
 
-    python -m sftlab.course.stored notebooks    # runs what is stale and stores its outputs: `make render`
+python -m sftlab.course.stored notebooks    # runs what is stale and stores its outputs: `make render`
 """
 
 import hashlib
@@ -57,7 +57,13 @@ def store_outputs(source: Path, executed: Path) -> None:
     notebook, copy = nbformat.read(source, as_version=4), nbformat.read(executed, as_version=4)
     ran = [cell for cell in copy.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     work = executed.parent / "work"
-    places = {str(work): "runs/lab", f"{files.ROOT}/": "", str(files.ROOT): ".", sys.prefix: ".venv", str(Path.home()): "~"}
+    places = {
+        str(work): "runs/lab",
+        f"{files.ROOT}/": "",
+        str(files.ROOT): ".",
+        sys.prefix: ".venv",
+        str(Path.home()): "~",
+    }
     counts = itertools.count(1)
     for cell, done in zip(notebook.cells, ran, strict=True):
         tags = cell.metadata.get("tags")

@@ -9,7 +9,12 @@ from pathlib import Path
 import yaml
 
 RANDOM = ("random:", "random-tiny:")  # before a name: its shape with random weights, whole or shrunk
-WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
+WIDTHS = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "mxfp4": 0.66,
+}  # bytes of a number; mxfp4: only the experts' are in 4 bits
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Model:
 
     stored: the type of the numbers in its files. lora_targets: the linear layers that LoRA adapts. memory: MB (10^6 bytes)
     of a run with LoRA and with QLoRA, on a GPU and on a CPU. shape: the arguments of its transformers
-    configuration that differ from the class. formats: the prompt formats that suit it.
+    configuration that differ from the class. formats: the prompt formats that suit it; `model` for an instruct model, which
+    brings its own template. ends: the tokens that end its answers there.
     """
 
     hub_id: str
@@ -31,6 +37,7 @@ class Model:
     gated: bool = False
     shape: dict = field(default_factory=dict)
     formats: list[str] = field(default_factory=lambda: ["alpaca"])
+    ends: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -43,7 +50,7 @@ class Model:
     @property
     def download_bytes(self) -> int:
         """About what its weights take on the Hub: parameters times bytes of a number. The bundled one takes nothing."""
-        return 0 if self.access == "bundled" else self.parameters * WIDTHS[self.stored]
+        return 0 if self.access == "bundled" else round(self.parameters * WIDTHS[self.stored])
 
 
 MODELS = [

@@ -15,8 +15,8 @@ HEADS = ("model", "parameters", "GB to fetch", "access", "licence", "format", *M
 NOTES = (
     "Memory in GB (10^9 bytes) of a run with LoRA (rank 16) and with LoRA on 4 bits (QLoRA): batches of 4 x 1024 tokens, "
     "gradient checkpointing, one device. `sftlab memory` counts any other run.",
-    "None of them is a chat model: no template of their own, so a format is chosen (`--format`). Any other Hub id or folder "
-    "works, too. `sftlab access` asks the Hub how they stand for you.",
+    "Format `model`: an instruct model, which brings its own chat template; the others have none, so a format is chosen "
+    "(`--format`). Any other Hub id or folder works, too. `sftlab access` asks the Hub how they stand for you.",
 )
 
 
@@ -31,7 +31,8 @@ def describe_fit(megabytes: dict[str, list[int]], devices: list[tuple[str, str, 
     found = {}
     for kind, name, room in devices:
         sizes = zip(METHODS, megabytes[kind], strict=True)
-        found[f"{name}, {room / 1e9:.0f} GB"] = next((method for method, size in sizes if size * 1e6 <= room), "no")
+        fitting = (method for method, size in sizes if size and size * 1e6 <= room)
+        found[f"{name}, {room / 1e9:.0f} GB"] = next(fitting, "no")
     return found
 
 
@@ -46,7 +47,7 @@ def format_models() -> str:
     rows = [(*HEADS, *(f"fits in {name}, {room / 1e9:.0f} GB" for _, name, room in devices))]
     for model in catalog.MODELS:
         fetch, formats = f"{model.download_bytes / 1e9:.1f}", ", ".join(model.formats)
-        memory = [f"{size / 1e3:.1f}" for size in model.memory[kind]]
+        memory = [f"{size / 1e3:.1f}" if size else "not counted" for size in model.memory[kind]]
         facts = [model.hub_id, format_size(model.parameters), fetch, model.access, model.licence, formats, *memory]
         rows.append((*facts, *describe_fit(model.memory, devices).values()))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -95,4 +95,4 @@ def test_the_command_returns_an_exit_code(hub_address, tmp_path, capsys):
         assert "1 of 2 can be used" in capsys.readouterr().out
         assert cli.main(["access"]) == 1
         out = capsys.readouterr().out
-        assert "meta-llama/Llama-2-70b-hf" in out and "1 of 10 can be used" in out
+        assert "meta-llama/Llama-2-70b-hf" in out and "1 of 25 can be used" in out

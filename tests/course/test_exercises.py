@@ -1,0 +1,63 @@
+"""Exercises: what is said to an open, a right and a wrong answer, hints in steps, and what is kept of it."""
+
+import pytest
+
+from sftlab import files
+from sftlab.course import exercises
+from sftlab.errors import UserError
+
+SUM = {"title": "A sum", "level": 1, "minutes": 2, "form": "a number", "right": "answer == a + 2", "then": "Well done.",
+       "wrong": [{"when": "answer == 22", "like": "22", "say": "Add, don't join."}], "hints": ["Count.", "Four."]}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def course(monkeypatch, tmp_path):
+    monkeypatch.setenv("SFTLAB_RUN_DIR", str(tmp_path))
+    monkeypatch.delenv("SFTLAB_SOLUTIONS", raising=False)
+    monkeypatch.setattr(exercises, "list_exercises", lambda: {"00.0": {"title": "Guess"}, "00.1": SUM})
+    monkeypatch.setattr(exercises, "_read_names", lambda: {"a": 2})
+    return tmp_path / "work" / "progress.json"
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (4, "right. Well done."),
+        (22, "Add, don't join."),
+        (5, "Expected: a number."),
+        (None, "Expected: a number."),
+        (lambda: 1 / 0, "Expected: a number."),
+    ],
+)
+def test_an_answer_is_right_or_told_why_not(answer, said, course, capsys):
+    exercises.check("00.1", answer)
+    assert said in capsys.readouterr().out
+    assert ("done" in files.read_json(course)["00.1"]) == (answer == 4)
+
+
+@pytest.mark.parametrize("answer", [..., [1, ...], {"x": ...}])
+def test_an_open_exercise_is_no_attempt(answer, course, capsys):
+    exercises.check("00.1", answer)
+    assert "still open" in capsys.readouterr().out and not course.exists()
+
+
+def test_hints_come_in_steps(capsys):
+    for said in ("hint 1 of 2: Count.", "hint 2 of 2: Four.", "no more hints"):
+        exercises.hint("00.1")
+        assert said in capsys.readouterr().out
+
+
+def test_a_guess_is_kept_and_compared_and_a_solved_exercise_stays_solved(course, capsys):
+    exercises.predict("00.0", 40)
+    exercises.compare("00.0", 12.34567)
+    assert "12.35. You expected 40." in capsys.readouterr().out
+    for answer in (4, 5):
+        exercises.check("00.1", answer)
+    assert files.read_json(course)["00.1"]["attempts"] == 2
+    shown = exercises.progress().data
+    assert "✓ 00.0 Guess" in shown and "✓ 00.1 A sum" in shown
+
+
+def test_an_unknown_number_is_refused():
+    with pytest.raises(UserError, match="00.1"):
+        exercises.check("00.11", 1)

@@ -1,0 +1,50 @@
+"""The code to copy in "On a real model" of each notebook runs as it stands, on the same architecture made tiny."""
+
+import functools
+import json
+import re
+
+import pytest
+import trl
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from tests import families
+from tests.test_notebooks import FOLDER
+
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+CHATS = [("What is the capital of Japan?", "Tokyo."), ("富士山の高さは？", "3,776メートルです。")]
+
+
+def find_code(path) -> str:
+    """The Python code of a notebook's section "On a real model"; its blocks are one program."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return "\n".join(CODE.findall(text.partition("\n## On a real model\n")[2]))
+
+
+@pytest.fixture
+def real_model(tmp_path, monkeypatch):
+    """A folder that holds Qwen/Qwen3-8B, as transformers finds it there, with random weights, and twenty chats."""
+    tokenizer = families.make_tokenizer("qwen3", eos="<|im_end|>")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    for part in (tokenizer, AutoModelForCausalLM.from_config(Qwen3Config(**shape))):
+        part.save_pretrained(tmp_path / "Qwen" / "Qwen3-8B")
+    rows = [[{"role": "user", "content": asked}, {"role": "assistant", "content": told}] for asked, told in CHATS * 10]
+    lines = [json.dumps({"messages": row}, ensure_ascii=False) for row in rows]
+    (tmp_path / "my_chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, use_cpu=True))  # bf16 is refused without it
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(FOLDER.glob("*.ipynb")) if find_code(path)], ids=lambda p: p.stem
+)
+def test_the_code_to_copy_runs(path, real_model):
+    exec(compile(find_code(path), path.stem, "exec"), {"__name__": "__main__"})
