@@ -11,7 +11,6 @@ import functools
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, errors, snapshot_download, try_to_load_from_cache
@@ -24,20 +23,6 @@ from sftlab.hub import client as hub_client
 # Files beside the weights that transformers reads: settings, tokenizer, template. Only those in the first folder.
 SETTINGS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 NOT_SETTINGS = ("index.json", "requirements.txt", "license.txt", "tf_model", "flax_model", "onnx")
-
-
-@dataclass(frozen=True)
-class Download:
-    """What a model takes: its files that are used (huggingface_hub's `DryRunFileInfo`), and the cache that they go to."""
-
-    hub_id: str
-    commit: str
-    files: tuple
-    cache: Path
-
-    @property
-    def missing(self) -> int:
-        return sum(file.file_size or 0 for file in self.files if file.will_download)
 
 
 def find_snapshot(hub_id: str) -> Path | None:
@@ -71,8 +56,8 @@ def choose_files(names: list[str]) -> list[str]:
     return sorted(used + (whole or [*parts, "model.safetensors.index.json"]))
 
 
-def plan(hub_id: str, revision: str | None = None) -> Download:
-    """What fetching a model would take, by the Hub's own figures. revision: a commit, else the newest.
+def plan(hub_id: str, revision: str | None = None) -> list:
+    """The files of a model that are used, as huggingface_hub's `DryRunFileInfo`. revision: a commit, else the newest.
 
     Raises UserError where it can't be had.
     """
@@ -80,53 +65,44 @@ def plan(hub_id: str, revision: str | None = None) -> Download:
     try:
         page = HfApi().model_info(hub_id, revision=revision, timeout=15)
         names = choose_files([file.rfilename for file in page.siblings or ()])
-        found = snapshot_download(hub_id, revision=page.sha, allow_patterns=names, tqdm_class=silent, dry_run=True)
+        return snapshot_download(hub_id, revision=page.sha, allow_patterns=names, tqdm_class=silent, dry_run=True)
     except UserError as error:
         raise UserError(f"model {hub_id}: {error}") from error
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         raise hub_client.explain(hub_id, "model", error) from error
-    return Download(hub_id, page.sha, tuple(found), Path(constants.HF_HUB_CACHE))
 
 
-def check_room(wanted: Download) -> None:
-    """Raises UserError, with what is missing, if the disk of the cache has no room for it."""
-    free = shutil.disk_usage(files.find_existing(wanted.cache)).free
-    need = round(1.05 * wanted.missing)  # some shall stay free, for the cache's own files and for others
+def check_room(hub_id: str, size: int) -> None:
+    """Raises UserError, with what is missing, if the disk of the cache has no room for so many bytes."""
+    free = shutil.disk_usage(files.find_existing(Path(constants.HF_HUB_CACHE))).free
+    need = round(1.05 * size)  # some shall stay free, for the cache's own files and for others
     if need > free:
-        size, left, more = (tqdm.format_sizeof(count, "B") for count in (wanted.missing, free, need - free))
+        sizes, left, more = (tqdm.format_sizeof(count, "B") for count in (size, free, need - free))
         raise UserError(
-            f"model {wanted.hub_id}: {size} are to be fetched into {wanted.cache}, whose disk has {left} free: {more} more are "
-            "needed. Make room there, or set HF_HOME to a folder on a larger disk."
+            f"model {hub_id}: {sizes} are to be fetched into {constants.HF_HUB_CACHE}, whose disk has {left} free: {more} more "
+            "are needed. Make room there, or set HF_HOME to a folder on a larger disk."
         )
-
-
-def format_plan(wanted: Download) -> str:
-    """What would be fetched and whereto, as one line."""
-    size, count = sum(file.file_size or 0 for file in wanted.files), sum(file.will_download for file in wanted.files)
-    sizes = f"{tqdm.format_sizeof(wanted.missing, 'B')} of {tqdm.format_sizeof(size, 'B')}"
-    return f"{wanted.hub_id}: {sizes} to fetch, {count} of {len(wanted.files)} files, into {wanted.cache}"
-
-
-def fetch(wanted: Download) -> Path:
-    """Fetch what is missing, with a progress bar; the folder with the files. Raises UserError where it breaks off."""
-    names = [file.filename for file in wanted.files]
-    try:
-        folder = Path(snapshot_download(wanted.hub_id, revision=wanted.commit, allow_patterns=names))
-        if not is_whole(folder):  # without a network it returns what is there, with a warning alone
-            raise ConnectionError("the Hub can't be reached any more")
-        return folder
-    except errors.HfHubHTTPError as error:
-        raise hub_client.explain(wanted.hub_id, "model", error) from error
-    except (errors.HTTPError, OSError) as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        words = "Files that came whole are kept. Start the same command again."
-        raise UserError(f"model {wanted.hub_id}: the download broke off ({why}). {words}") from error
 
 
 def fetch_model(hub_id: str, revision: str | None = None) -> Path:
     """Print what a model takes and whereto, look for room, fetch what is missing; the folder. Raises UserError where it can't."""
-    wanted = plan(hub_id, revision)
-    check_room(wanted)
+    used = plan(hub_id, revision)
+    missing = [file for file in used if file.will_download]
+    size, whole = (sum(file.file_size or 0 for file in part) for part in (missing, used))
+    check_room(hub_id, size)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a node have one cache, and wait for each other
-        print(format_plan(wanted), file=sys.stderr)
-    return fetch(wanted)
+        sizes = f"{tqdm.format_sizeof(size, 'B')} of {tqdm.format_sizeof(whole, 'B')} to fetch"
+        count = f"{len(missing)} of {len(used)} files"
+        print(f"{hub_id}: {sizes}, {count}, into {constants.HF_HUB_CACHE}", file=sys.stderr)
+    names = [file.filename for file in used]
+    try:
+        folder = Path(snapshot_download(hub_id, revision=used[0].commit_hash, allow_patterns=names))
+        if not is_whole(folder):  # without a network it returns what is there, with a warning alone
+            raise ConnectionError("the Hub can't be reached any more")
+        return folder
+    except errors.HfHubHTTPError as error:
+        raise hub_client.explain(hub_id, "model", error) from error
+    except (errors.HTTPError, OSError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        words = "Files that came whole are kept. Start the same command again."
+        raise UserError(f"model {hub_id}: the download broke off ({why}). {words}") from error

@@ -36,19 +36,9 @@ class Token:
 
 
 def find_token() -> Token | None:
-    """The token that huggingface_hub's client would send, or None. Raises UserError for a file that can't be read as text."""
-    variables, path = list_variables(), find_file()
-    try:
-        value = get_token()
-    except UnicodeDecodeError:
-        raise UserError(f"token: {path} is not UTF-8 text. Delete it, and give the token to `sftlab token`.") from None
-    except OSError as error:
-        raise UserError(f"token: {path}: {error.strerror}. Make it readable for you, or remove it.") from error
-    return Token(value, variables[0] if variables else str(path)) if value else None
-
-
-def find_file() -> Path:
-    return Path(constants.HF_TOKEN_PATH)
+    """The token that huggingface_hub's client would send, or None."""
+    value = get_token()
+    return Token(value, [*list_variables(), constants.HF_TOKEN_PATH][0]) if value else None
 
 
 def list_variables() -> list[str]:
@@ -65,14 +55,12 @@ def check_form(text: str) -> str:
     value = text.strip()
     if not value:
         raise UserError("token: nothing was given. Copy the token as it is shown once, and paste it.")
-    if len(value.split()) > 1:
-        raise UserError("token: there are spaces or line breaks in it. Copy the token alone.")
     if not value.startswith("hf_"):
         raise UserError(f"token: it doesn't begin with hf_. Copy the whole of it, or make one of your own at {TOKENS}")
     if not TOKEN.fullmatch(value):
         odd = sum(not (letter.isascii() and letter.isalnum()) for letter in value[3:])
         found = f"{len(value) - 3} characters, of which {odd} are neither"
-        raise UserError(f"token: hf_ is followed by 34 letters and digits, and here by {found}. Copy the token again.")
+        raise UserError(f"token: hf_ is followed by 34 letters and digits, and here by {found}. Copy the token alone.")
     return value
 
 
@@ -128,7 +116,7 @@ def save_token() -> list[str]:
     state, lines = ask_account(value)
     if state in hub_client.TOKEN_FAULTS:
         raise UserError(f"token: it is not stored: {lines[0]}")
-    path = find_file()
+    path = Path(constants.HF_TOKEN_PATH)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # its mode may be another
     path.touch(mode=0o600)
@@ -139,7 +127,7 @@ def save_token() -> list[str]:
 
 def describe_status() -> tuple[list[str], bool]:
     """(the token, its source, file, account and rights, as lines; whether there is one that the Hub doesn't refuse)."""
-    token, path = find_token(), find_file()
+    token, path = find_token(), Path(constants.HF_TOKEN_PATH)
     if token is None:
         return [f"no token: neither HF_TOKEN nor {path}. Only gated models need one: `sftlab token`"], False
     lines = [f"token: {token.shown}, from {token.source}"]

@@ -24,15 +24,12 @@ class Breaking(stand_in.StandIn):
 def test_what_broke_off_for_good_is_named_and_whole_files_are_kept(hub_address, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # before the client tries again
     with stand_in.serving(Breaking) as breaking, stand_in.visiting(breaking, tmp_path):
-        wanted = download.plan("lab/public")
         with pytest.raises(UserError, match="the download broke off .* whole are kept. Start the same command again"):
-            download.fetch(wanted)
+            download.fetch_model("lab/public")
         assert download.find_snapshot("lab/public") is None and not list(tmp_path.rglob("*.incomplete"))
-        assert [file.filename for file in download.plan("lab/public").files if file.will_download] == [WEIGHTS.name]
-    with stand_in.visiting(NOWHERE, tmp_path), pytest.raises(UserError, match="the download broke off"):
-        download.fetch(wanted)
+        assert [file.filename for file in download.plan("lab/public") if file.will_download] == [WEIGHTS.name]
     with stand_in.visiting(hub_address, tmp_path):
-        download.fetch(wanted)
+        download.fetch_model("lab/public")
     assert next(tmp_path.rglob("model.safetensors")).read_bytes() == WEIGHTS.read_bytes()
 
 
@@ -44,8 +41,7 @@ def test_a_model_is_fetched_once_announced_and_then_loaded_offline(hub_address, 
         assert "to fetch" not in capsys.readouterr().err
         snapshot = download.find_snapshot("lab/public")
         snapshot.rename(snapshot.with_name("0" * 39 + "1"))  # the page has a newer commit, with the same weights
-        wanted = download.plan("lab/public")
-        assert [file.filename for file in wanted.files if file.will_download and file.file_size > 1e6] == []
+        assert not any(file.will_download and file.file_size > 1e6 for file in download.plan("lab/public"))
         snapshot.with_name("0" * 39 + "1").rename(snapshot)
     with stand_in.visiting(NOWHERE, tmp_path):
         assert load.load_model("lab/public").num_parameters() > 1e6
@@ -71,13 +67,6 @@ def test_only_safe_files_that_are_used_are_chosen():
     for name, message in (("pytorch_model.bin", r"are pickles \(pytorch_model\.bin\)"), ("x.onnx", "holds no weights")):
         with pytest.raises(UserError, match=f"{message}.*safetensors/convert"):
             download.choose_files(["config.json", name])
-
-
-def test_a_model_is_whole_when_each_part_of_its_index_is_there(tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a", "y": "b"}}')
-    for name, whole in (("a", False), ("b", True)):
-        (tmp_path / name).write_bytes(b"")
-        assert download.is_whole(tmp_path) == whole
 
 
 def test_the_command_prints_what_comes_and_names_what_stands_in_the_way(hub_address, tmp_path, capsys):
