@@ -15,7 +15,7 @@ from sftlab.config import configs
 from sftlab.config.configs import TrainConfig
 from sftlab.config.text import add_options, build_options
 from sftlab.course import headless
-from sftlab.errors import UserError, name_doctor, run_guarded
+from sftlab.errors import UserError, run_guarded
 
 GROUPS = ("data", "train", "look", "scale", "set up")  # in the order of --help
 
@@ -249,7 +249,7 @@ def launch(args, config):
     quiet_libraries()
     code = launcher.launch(config, args.training[1:], training)
     if code not in (0, 2, 130):  # 2: a process has said in a line what to do
-        print(name_doctor(training.output_dir), file=sys.stderr)
+        print(f"sftlab doctor {training.output_dir} says more", file=sys.stderr)
     return code
 
 
@@ -263,7 +263,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     "scale",
     "sftlab benchmark tiny-base 2 --sizes 1000 --use-lora",
     (configs.BenchmarkConfig,),
-    places={"model_name": "[MODEL]", "max_nodes": "[NODES]"},
+    places={"model_name": "[MODEL]", "nodes": "[NODES]"},
     add=add_benchmark_arguments,
 )
 def benchmark(args, bench):

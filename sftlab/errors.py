@@ -11,7 +11,6 @@ import re
 import sys
 import typing
 from collections.abc import Callable
-from pathlib import Path
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # a token of the Hugging Face Hub; a whole one has 34 after hf_
 
@@ -85,10 +84,3 @@ def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
     rank = os.environ.get("RANK", "0")
     print(f"sftlab: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     return 2
-
-
-def name_doctor(output_dir: str) -> str:
-    folder = Path(output_dir)
-    if (folder / "result.json").is_file() or folder.with_name(f"{folder.name}-logs").is_dir():
-        return f"sftlab doctor {output_dir} says more"
-    return "sftlab doctor FILE says more, of what stands above, saved in a file"

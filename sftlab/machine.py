@@ -47,7 +47,7 @@ def has_bf16() -> bool:
         return True
     return (
         bool(found.get("bf16")) and torch.backends.mkldnn.is_available()
-    )  # oneDNN has ARM's kernels; not every build has it
+    )  # oneDNN, not in every build, has ARM's kernels
 
 
 def find_glibc() -> ctypes.CDLL | None:

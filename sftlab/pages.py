@@ -14,9 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup as Html  # a block or a cell of ready-made HTML; everything else is escaped
 
 from sftlab import files, plots
-from sftlab.errors import UserError, place_error
 
-MARK = "made by sftlab report"  # what a file must hold to be replaced unasked
 # The browser itself refuses to load anything, whatever a script in the page asks for.
 POLICY = Html("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:")
 POLICY_BESIDE = Html(POLICY.replace("script-src", "script-src 'self' file:"))  # with a script beside the page
@@ -25,21 +23,16 @@ NUMBER = tuple("0123456789+-−±<>≤≥~–—")  # what a cell begins with th
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text, numbers or Html. The first column names the row.
-
-    `words`: numbers of the columns that hold sentences; None: those with a cell that doesn't begin like a number.
-    """
+    """Cells are text, numbers or Html. The first column names the row."""
 
     heads: Sequence
     rows: Sequence
     caption: str = ""
-    words: Sequence | None = None
     modelled: bool = False
 
     @property
     def columns_of_words(self) -> set[int]:
-        if self.words is not None:
-            return set(self.words)
+        """Numbers of the columns that hold sentences: those with a cell that doesn't begin like a number."""
         cells = ((number, str(cell)) for row in self.rows for number, cell in enumerate(row))
         return {number for number, cell in cells if cell and not cell.startswith(NUMBER)}
 
@@ -119,13 +112,10 @@ def render(block) -> str:
     return str(load_template().module.draw(block))
 
 
-def write_page(
-    path: Path, title: str, sections: Sequence[Section], intro: Sequence = (), script: str = "", mark: str = ""
-) -> None:
+def write_page(path: Path, title: str, sections: Sequence[Section], intro: Sequence = (), script: str = "") -> None:
     """Write a page, whole or not at all. `intro`: blocks below the title.
 
-    plotly.js is inside, once, if there is a live chart; or it is loaded from the file `script` beside the page. `mark`: a
-    comment in its head, for `check_place`.
+    plotly.js is inside, once, if there is a live chart; or it is loaded from the file `script` beside the page.
     """
     live = any(isinstance(block, Chart) and block.live for section in sections for block in section.blocks)
     plotly = ""
@@ -133,16 +123,6 @@ def write_page(
         from plotly.offline import get_plotlyjs
 
         plotly = Html(get_plotlyjs())
-    facts = {"title": title, "sections": sections, "intro": intro, "script": script, "plotly": plotly, "mark": mark}
+    facts = {"title": title, "sections": sections, "intro": intro, "script": script, "plotly": plotly}
     page = load_template().render(policy=POLICY_BESIDE if script else POLICY, **facts)
     files.write_text(path, page + "\n")
-
-
-def check_place(path: Path, overwrite: bool) -> None:
-    """Raises UserError where a file is in the way that no report is."""
-    if path.is_dir():
-        raise UserError(f"output: {path} is a folder; name a file in it, as {path / 'report.html'}.")
-    if path.exists() and not overwrite:
-        with open(path, "rb") as source:
-            if MARK.encode() not in source.read(10_000):
-                raise place_error(path, "exists and is no report", "Add --overwrite", option="output")

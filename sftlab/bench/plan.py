@@ -1,6 +1,6 @@
 """The grid of a benchmark: its points, what each of them trains on, whether this machine can, and what was measured before.
 
-python -c "from sftlab.bench import plan; from sftlab.config import configs; print(plan.list_points(configs.BenchmarkConfig(max_nodes=2), configs.TrainConfig()))"
+python -c "from sftlab.bench import plan; from sftlab.config import configs; print(plan.list_points(configs.BenchmarkConfig(nodes=[2]), configs.TrainConfig()))"
 """
 
 import contextlib

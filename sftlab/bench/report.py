@@ -70,8 +70,6 @@ ON_MODELLED = (
 def write_report(config: ReportConfig) -> Path:
     """Write the report of one or more folders and return its path. Raises UserError where there is nothing to report."""
     folders = [Path(folder) for folder in config.folders]
-    page = Path(config.output) if config.output else folders[0] / "report.html"
-    pages.check_place(page, config.overwrite)
     by_folder, problems = read_folders(folders)
     found = {}  # by name, as the tables have them
     for folder, part in by_folder.items():
@@ -94,7 +92,8 @@ def write_report(config: ReportConfig) -> Path:
             *(Section(title, [make_table(found, *table), words]) for title, (*table, words) in TABLES.items()),
         ]
     sections += [make_watched(path, samples) for path, samples in watched.items()]
-    pages.write_page(page, f"Benchmark: {names}", [Section("In short", top), *sections], mark=pages.MARK)
+    page = folders[0] / "report.html"
+    pages.write_page(page, f"Benchmark: {names}", [Section("In short", top), *sections])
     return page
 
 

@@ -213,8 +213,7 @@ SCALING = ("strong", "weak", "both")
 class BenchmarkConfig(Options):
     """What `sftlab benchmark` measures: data sets of some sizes, on more and more nodes, how often and how long."""
 
-    max_nodes: int = option(1, "measure on 1, 2, 4, … up to so many nodes", low=1)
-    nodes: list | None = option(None, "measure on these numbers of nodes instead, as 1,2,4,8")
+    nodes: list | None = option(None, "a number, for 1, 2, 4, … nodes up to it (default: 1), or several, as 2,4,8")
     devices_per_node: int = option(1, "GPUs of a node; where there is none, processes", low=1)
     sizes: list | None = option(None, "training rows of the data sets (default: 1000,5000,10000)")
     scaling: str = option("strong", "one global batch for all devices (strong), or for each (weak)", choices=SCALING)
@@ -229,13 +228,10 @@ class BenchmarkConfig(Options):
 
     def check(self) -> None:
         self.sizes = parse_counts("sizes", self.sizes or [1000, 5000, 10000])
-        powers = [2**n for n in range(self.max_nodes.bit_length()) if 2**n < self.max_nodes]
-        up_to = [*powers, self.max_nodes]
-        self.nodes = parse_counts("nodes", self.nodes or up_to)
-        if self.max_nodes > 1 and self.nodes != up_to:
-            raise UserError(
-                "nodes: either the largest number, for 1, 2, 4, … up to it, or --nodes with all; leave one out."
-            )
+        self.nodes = parse_counts("nodes", self.nodes or [1])
+        if len(self.nodes) == 1:
+            [most] = self.nodes
+            self.nodes = [*(2**n for n in range(most.bit_length()) if 2**n < most), most]
         if self.hostfile and not Path(self.hostfile).is_file():
             raise UserError(f"hostfile: no file {self.hostfile}. Write a line for each node: `host slots=8`.")
 
@@ -296,17 +292,13 @@ class ReportConfig(Options):
     """What `sftlab report` makes of folders with results."""
 
     folders: list | None = option(None, "folders with results (default: results)", paths=True)
-    output: str | None = option(None, "the page that is made (default: report.html in the first folder)")
     bandwidth: float | None = option(None, "GB/s between nodes, for two modelled bounds of the speed", low=0.001)
-    overwrite: bool = option(False, "replace a file at --output that is no report")
 
     def check(self) -> None:
         self.folders = self.folders or ["results"]
         places = [Path(folder).resolve() for folder in self.folders]
         if len(set(places)) < len(places):
             raise UserError("folders: one is named twice; leave one out.")
-        if self.output and Path(self.output).suffix != ".html":
-            raise UserError(f"output: {self.output} is no name of a page; write it like report.html.")
 
 
 @dataclass

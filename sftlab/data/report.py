@@ -198,6 +198,6 @@ def write_report(
     for title, heads, rows in listed:
         more = [f"{len(rows) - LISTED} more"] if len(rows) > LISTED else []
         if rows:
-            sections.append(Section(title, [Table(heads, rows[:LISTED], words=range(1, len(heads))), *more]))
+            sections.append(Section(title, [Table(heads, rows[:LISTED]), *more]))
     sections.append(Section("The first rows, as the model sees them", [Html(view._repr_html_()) for view in views]))
     write_page(path, f"Data set {report['name']}", sections)

@@ -37,7 +37,7 @@ ADVICE = (
 
 
 class Text(NamedTuple):
-    """A text that may hold an error, its file, and how many lines of the file are before it; None: it is in no line."""
+    """A text that may hold an error, its file, and how many lines of the file are before it; None: that isn't known."""
 
     file: Path | str
     text: str
@@ -136,10 +136,6 @@ def read(target: str | Path, slow: bool) -> list[Diagnosis]:
         return [read_run(path, slow)]
     if notebooks := [one for facts in sorted(path.glob("*.json")) if (one := read_notebook(facts))]:
         return notebooks
-    if history := run_folder.read_log(path) or run_folder.read_log(run_folder.find_last(path) or path):
-        summary = f"a Trainer's folder, at step {max(entry.get('step', 0) for entry in history)}"
-        texts = [Text(path, line) for line in slowness.find_faults(history)]
-        return [Diagnosis(path.name, "log", summary, texts)]
     raise UserError(
         f"{target}: no run folder, no results of `sftlab run`, and no log. If a run failed before it made its folder, start "
         "it once more with `2> error.log` at the end, then `sftlab doctor error.log`."
@@ -147,11 +143,8 @@ def read(target: str | Path, slow: bool) -> list[Diagnosis]:
 
 
 def read_log(path: Path) -> Text:
-    """The end of a log, with the number of lines before it."""
-    with path.open("rb") as log:
-        lines = sum(block.count(b"\n") for block in iter(lambda: log.read(2**20), b""))
-    text = logs.read_end(path, LAST_BYTES)
-    return Text(path, text, max(0, lines - text.count("\n")))
+    """The end of a log; its lines are numbered only where that is all of it."""
+    return Text(path, logs.read_end(path, LAST_BYTES), 0 if path.stat().st_size <= LAST_BYTES else None)
 
 
 def read_notebook(path: Path) -> Diagnosis | None:

@@ -12,7 +12,7 @@ import math
 import statistics
 
 from sftlab import files, machine
-from sftlab.config.configs import MemoryConfig, TrainConfig
+from sftlab.config.configs import MemoryConfig
 from sftlab.errors import UserError
 from sftlab.runs import logs
 from sftlab.runs.state import Run
@@ -56,8 +56,6 @@ def find_slow(run: Run) -> list[str]:
     if not run.config:
         return []
     result, found = files.read_json(run.folder / "result.json"), []
-    if (share := measure_padding(run, result)) > 0.15:
-        found.append(f"padding: {share:.0%} of the tokens in its batches were padding")
     if (share := measure_checkpointing(run, result)) < 0.5:
         found.append(f"checkpointing: without it the run needs {share:.0%} of this machine's memory")
     if (share := measure_evaluation(run, result)) > 0.15:
@@ -70,26 +68,6 @@ def find_slow(run: Run) -> list[str]:
     if share < 0.6:
         found.append(f"idle GPU: a GPU was at {share:.0%} on average")
     return [f"slow: {line}" for line in found]
-
-
-def measure_padding(run: Run, result: dict) -> float:
-    """The share of padding in the first epoch's batches."""
-    from datasets import load_from_disk
-
-    if "padded" in result.get("choices", {}).get("batches", ""):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            rows = load_from_disk(run.config.dataset_path)["train"].select_columns("input_ids").with_format("arrow")
-            return count_padding([min(len(ids), run.config.max_length) for ids in rows[:]["input_ids"]], run.config)
-    return 0
-
-
-def count_padding(lengths: list[int], config: TrainConfig) -> float:
-    """The share of padding in batches of rows of similar length, in the order of the first epoch. lengths: tokens by row."""
-    from sftlab.train.trainer import LikeLengths
-
-    order, size = list(LikeLengths(lengths, config.batch_size, config.seed)), config.batch_size
-    batches = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
-    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
 
 
 def measure_checkpointing(run: Run, result: dict) -> float:

@@ -83,7 +83,7 @@ def list_answers(found: dict) -> list:
             question += f" (given away by training row {leak['training_row']}: {leak['why']})"
         rows.append((question, shorten(one["expected"]), *(mark(one, which) for which in BOTH)))
     more = len(found["answers"]) - len(rows)
-    table = Table(("question", "expected", *BOTH), rows, words=range(4))
+    table = Table(("question", "expected", *BOTH), rows)
     return [table, f"{more} more stand in result.json."] if more else [table]
 
 

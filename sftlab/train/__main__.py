@@ -10,7 +10,7 @@ import traceback
 
 from sftlab.config.configs import TrainConfig
 from sftlab.config.text import add_options, build_options
-from sftlab.errors import FIXABLE, name_doctor, run_guarded
+from sftlab.errors import FIXABLE, run_guarded
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def run_training(config: TrainConfig) -> int:
         raise
     except Exception:  # that nobody foresaw
         traceback.print_exc()
-        print(name_doctor(config.output_dir), file=sys.stderr)
+        print(f"sftlab doctor {config.output_dir} says more", file=sys.stderr)
         return 1
     interrupted = result["status"] == "interrupted"
     if distributed.read_world().rank == 0:

@@ -2,15 +2,14 @@
 
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 from importlib import metadata
 
 from sftlab import machine
 from sftlab.cli import main
-from sftlab.config.configs import DoctorConfig
 from sftlab.doctor import checks
 from sftlab.doctor.checks import FAILS, NOTE, OK
 
@@ -19,34 +18,25 @@ def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, capsys):
     token = "hf_" + "Y" * 34
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setenv("HOME", str(tmp_path))
-    lines = {line.name: line for line in checks.examine()}
-    monkeypatch.setattr(checks, "examine", lambda: list(lines.values()))
     code, printed = main(["doctor"]), capsys.readouterr()
-    assert code == 0 and "nothing fails" in printed.out and len(lines) == len(checks.CHECKS) == 16
-    assert lines["token"].found == "one is set, by HF_TOKEN" and token not in printed.out + printed.err
-    assert lines["device"].state == NOTE and "the course runs on this CPU" in lines["device"].found
-    assert lines["network"].state == NOTE and "4 bits off by 0.0" in lines["quantization"].found
-    assert str(tmp_path) not in printed.out
+    assert code == 0 and "nothing fails" in printed.out and len(checks.CHECKS) == 13
+    assert "one is set, by HF_TOKEN" in printed.out and token not in printed.out + printed.err
+    assert (
+        re.search("note +device .*the course runs\\s+on this CPU", printed.out) and "4 bits off by 0.0" in printed.out
+    )
+    assert re.search("note +network", printed.out) and str(tmp_path) not in printed.out
 
 
-def test_a_check_that_raises_is_a_line_that_fails(monkeypatch, capsys):
-    def check_attention():
-        raise ImportError("/a/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEi")
-
-    monkeypatch.setattr(checks, "CHECKS", (checks.check_python, check_attention, checks.check_ports))
-    assert checks.run(DoctorConfig()) == 1
-    out = capsys.readouterr().out
-    assert "undefined symbol" in out and "-> pip uninstall flash-attn" in out and "1 of 3 fail: attention" in out
-    monkeypatch.setattr(checks, "CHECKS", (checks.check_tiny_base,))
-    assert checks.run(DoctorConfig()) == 0 and "nothing fails" in capsys.readouterr().out
-
-
-def test_a_broken_torch_is_reported(tmp_path):
+def test_a_broken_installation_is_lines_that_fail(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
-    code = "from sftlab.doctor import checks; print(checks.format_report(checks.examine()))"
+    (tmp_path / "flash_attn.py").write_text(
+        "raise ImportError('/a/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9')"
+    )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert "fails  device" in done.stdout and "libcudart" in done.stdout and "ok     python" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "-m", "sftlab", "doctor"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "fails  device" in done.stdout and "libcudart" in done.stdout, done.stderr
+    assert "undefined symbol" in done.stdout and "-> pip uninstall flash-attn" in done.stdout
+    assert "ok     python" in done.stdout and "of 13 fail: device" in done.stdout
 
 
 def test_packages_that_are_missing_outside_or_untested(monkeypatch):
@@ -99,19 +89,10 @@ def test_little_disk_and_little_memory(monkeypatch):
         assert checks.check_memory()[0] == state
 
 
-def test_tools_that_are_missing_and_a_port_in_use(monkeypatch):
+def test_tools_that_are_missing(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda tool, path=None: None if tool == "g++" else tool)
     state, found, step = checks.check_deepspeed()
     assert state == NOTE and "g++ missing" in found and "apt install" in step
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind(("", 29500))
-            taken.listen()
-        except OSError:
-            pass  # another program has it, which is as good
-        state, found, step = checks.check_ports()
-        assert state == NOTE and "in use" in found and step.startswith("--master-port ")
 
 
 def test_the_kernel_of_another_python(monkeypatch, tmp_path):
