@@ -3,7 +3,6 @@
 python -c "from sftlab.memory import advice; help(advice.find_path)"
 """
 
-import bisect
 from dataclasses import asdict, dataclass, replace
 
 from sftlab import machine
@@ -13,9 +12,7 @@ from sftlab.errors import UserError
 from sftlab.memory.dry_run import estimate
 from sftlab.models import load
 
-# Batches that are tried, and sequences in units of 8 tokens: each at most a quarter larger than the one before.
-COUNTS = [1, 2, 3, *(count * 2**n for n in range(13) for count in (4, 5, 6, 7))]
-LARGEST = 4096  # batch
+LARGEST = {"batch_size": 2**12, "max_length": 2**20}  # that are tried
 
 
 @dataclass(frozen=True)
@@ -125,19 +122,18 @@ def advise(start: Option, room: float, may_cut: bool = True) -> list[str]:
 def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[int, int]:
     """Find the largest batch at max_length and the longest sequence at this batch size that fit in `room` bytes, or 0.
 
-    They are of COUNTS, so a fifth too small at most. No sequence is longer than the model has positions for.
+    Both are powers of two. No sequence is longer than the model has positions for.
     """
     settings = load.read_settings(config.model_name, config.trust_remote_code).get_text_config()
-    longest = getattr(settings, "max_position_embeddings", None) or 8 * COUNTS[-1]
+    limits = LARGEST | {"max_length": getattr(settings, "max_position_embeddings", None) or LARGEST["max_length"]}
 
-    def count_bytes(**changes: int) -> int:
-        return estimate(replace(config, **changes), plan).total
+    def find(name: str, count: int) -> int:
+        largest = 0
+        while count <= limits[name] and estimate(replace(config, **{name: count}), plan).total <= room:
+            largest, count = count, 2 * count
+        return largest
 
-    batches = [0, *(count for count in COUNTS if count <= LARGEST)]
-    lengths = [0, *(8 * count for count in COUNTS if 8 * count <= longest)]
-    batch = bisect.bisect_right(batches, room, lo=1, key=lambda count: count_bytes(batch_size=count))
-    length = bisect.bisect_right(lengths, room, lo=1, key=lambda tokens: count_bytes(max_length=tokens))
-    return batches[batch - 1], lengths[length - 1]
+    return find("batch_size", 1), find("max_length", 8)
 
 
 def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:

@@ -16,7 +16,7 @@ import functools
 import logging
 import threading
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -196,14 +196,30 @@ def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Hel
     from sftlab.memory import kernels
 
     batch_size, length, gpu, trained_share, shared = shape
-    model = _build_for_device(config, settings, layers, gpu)
+    as_on_device = kernels.OnGpu if gpu else contextlib.nullcontext
+    model = build(config, settings, layers)
+    if config.gradient_checkpointing:
+        options = {
+            "use_reentrant": False,
+            "preserve_rng_state": False,  # else torch's generator, which is that of all threads, would be set back
+            "context_fn": lambda: (contextlib.nullcontext(), as_on_device()),  # off in a backward pass
+        }
+        model.gradient_checkpointing_enable(options)
+        if config.use_lora:
+            model.enable_input_require_grads()
+    adapters.prepare(model, config.bf16, cpu=not gpu)
     causal = model.get_base_model() if config.use_lora else model
-    shared = min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0  # as `run.make_trainer` shares
-    inputs = _make_inputs(config, model, batch_size, length, gpu, shared)
+    inputs = {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
+    if not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN:
+        attention.set_attention(model, None)  # rows without padding, in one
+        shared = (
+            min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0
+        )  # as `run.make_trainer` shares
+        inputs = attention.packed_inputs([[0] * length] * batch_size, shared=shared)
     weights, block = count(model), count_block(causal)
     with FakeTensorMode(allow_non_fake_inputs=True):
         kernels.make_fake(model, config)
-        with kernels.OnGpu() if gpu else contextlib.nullcontext(), LiveBytes(model) as counter:
+        with as_on_device(), LiveBytes(model) as counter:
             for _ in range(config.gradient_accumulation_steps):
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                     hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state
@@ -216,39 +232,10 @@ def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Hel
     return Held(weights, trained, counter.gradients, counter.early, counter.late, block)
 
 
-def _build_for_device(config: TrainConfig, settings, layers: int, gpu: bool):
-    """`build`, with checkpointing and adapters as they are on the device."""
-    from sftlab.memory import kernels
-
-    model = build(config, settings, layers)
-    if config.gradient_checkpointing:
-        as_on_gpu = kernels.OnGpu if gpu else contextlib.nullcontext
-        options = {
-            "use_reentrant": False,
-            "preserve_rng_state": False,  # else torch's generator, which is that of all threads, would be set back
-            "context_fn": lambda: (contextlib.nullcontext(), as_on_gpu()),  # off in a backward pass
-        }
-        model.gradient_checkpointing_enable(options)
-        if config.use_lora:
-            model.enable_input_require_grads()
-    adapters.prepare(model, config.bf16, cpu=not gpu)
-    return model
-
-
-def _make_inputs(config: TrainConfig, model, batch_size: int, length: int, gpu: bool, shared: int) -> dict:
-    """A batch of equally long rows, without padding in one row where a CPU's attention takes that."""
-    if gpu or attention.choose(model, config.use_flash_attention, config.bf16)[0] != attention.VARLEN:
-        return {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
-    attention.set_attention(model, None)
-    return attention.packed_inputs([[0] * length] * batch_size, shared=shared)
-
-
 def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
     """Whether the model's attention would let samples lie in one row without padding, asked of an empty copy."""
-    of_lora = {"use_dora": False, "use_rslora": False, "lora_target_parameters": None, "init_adapter": None}
-    plain = replace(config, use_lora=False, use_4bit=False, use_8bit=False, **of_lora)
     with counting(config):
-        model = build(plain, read_settings(config.model_name, config.trust_remote_code), 1)
+        model = build(config, read_settings(config.model_name, config.trust_remote_code), 1)
     return attention.takes_rows(attention.choose(model, config.use_flash_attention, bf16)[0])
 
 

@@ -123,10 +123,9 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     config, plan = TrainConfig(model_name=SMALL, bf16=False, batch_size=1, max_length=16), MemoryConfig()
     room = estimate(config, plan).total + 5e6  # gradients and state are the peak at first, whatever the batch
     batch, length = advice.find_largest(config, plan, room)
-    more = advice.COUNTS[advice.COUNTS.index(batch) + 1]
-    totals = [estimate(replace(config, batch_size=count), plan).total for count in (batch, more)]
-    assert batch > 1 and totals[0] <= room < totals[1] and more <= 1 + 1.25 * batch
-    assert length % 8 == 0 and estimate(config, plan, length).total <= room
+    totals = [estimate(replace(config, batch_size=count), plan).total for count in (batch, 2 * batch)]
+    assert batch > 1 and totals[0] <= room < totals[1]
+    assert length >= 16 and estimate(config, plan, length).total <= room
 
 
 def test_free_memory_is_known_without_linuxs_files(monkeypatch):
