@@ -4,7 +4,6 @@ python -c "from sftlab.pages import *; write_page(Path('a.html'), 'A page', [Sec
 """
 
 import functools
-import json
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,6 @@ from markupsafe import Markup as Html  # a block or a cell of ready-made HTML; e
 
 from sftlab import files, plots
 
-# The browser itself refuses to load anything, whatever a script in the page asks for.
-POLICY = Html("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:")
-POLICY_BESIDE = Html(POLICY.replace("script-src", "script-src 'self' file:"))  # with a script beside the page
 NUMBER = tuple("0123456789+-−±<>≤≥~–—")  # what a cell begins with that holds a number, or none
 
 
@@ -39,35 +35,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plotly figure and a sentence about it: a picture on paper and without JavaScript, else interactive if it is `live`."""
+    """A plotly figure as a picture, its numbers in words, and a sentence about it."""
 
     fig: object
     caption: str = ""
-    live: bool = True
-
-    @property
-    def words(self) -> str:
-        """The caption, after the title of a live chart, which plotly would cut on a phone."""
-        return ". ".join(filter(None, (self.fig.layout.title.text if self.live else "", self.caption)))
 
     @property
     def summary(self) -> str:
-        """The chart's numbers in a sentence."""
         return plots.summarise(self.fig)
 
     @property
     def png(self) -> str:
         return b64encode(plots.draw_static(self.fig)).decode()
-
-    @property
-    def spec(self) -> Html:
-        """The figure as JSON, its legend below it."""
-        spec = json.loads(self.fig.to_json())
-        rows = -(-len(spec["data"]) // 2)  # of the legend; on a phone it may take more
-        spec["layout"].pop("title", None)
-        spec["layout"] |= {"height": 380 + 24 * rows, "margin": {"l": 60, "r": 20, "t": 20, "b": 80 + 24 * rows}}
-        spec["layout"]["legend"] = {"orientation": "h", "x": 0, "y": -60 / 280, "yanchor": "top"}
-        return Html(json.dumps(spec).replace("<", "\\u003c"))  # no text in it can end the script
 
 
 @dataclass(frozen=True)
@@ -112,17 +91,7 @@ def render(block) -> str:
     return str(load_template().module.draw(block))
 
 
-def write_page(path: Path, title: str, sections: Sequence[Section], intro: Sequence = (), script: str = "") -> None:
-    """Write a page, whole or not at all. `intro`: blocks below the title.
-
-    plotly.js is inside, once, if there is a live chart; or it is loaded from the file `script` beside the page.
-    """
-    live = any(isinstance(block, Chart) and block.live for section in sections for block in section.blocks)
-    plotly = ""
-    if live and not script:
-        from plotly.offline import get_plotlyjs
-
-        plotly = Html(get_plotlyjs())
-    facts = {"title": title, "sections": sections, "intro": intro, "script": script, "plotly": plotly}
-    page = load_template().render(policy=POLICY_BESIDE if script else POLICY, **facts)
+def write_page(path: Path, title: str, sections: Sequence[Section], intro: Sequence = ()) -> None:
+    """Write a page, whole or not at all. `intro`: blocks below the title."""
+    page = load_template().render(title=title, sections=sections, intro=intro)
     files.write_text(path, page + "\n")

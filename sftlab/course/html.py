@@ -17,7 +17,8 @@ from sftlab.machine import describe_machine
 PLOTLY = "plotly.min.js"
 # nbconvert's page without what it loads from the network: require.js, MathJax and mermaid.
 TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}<meta http-equiv="Content-Security-Policy" content="POLICY"><script src="PLOTLY"></script>{%- endblock -%}
+{%- block html_head_js -%}<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
+script-src 'unsafe-inline' 'self' file:; img-src data: blob:"><script src="PLOTLY"></script>{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}"""
 SHOWN_TYPES = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
@@ -30,6 +31,7 @@ def export_html(ipynb: Path, page: Path, plotly: str = PLOTLY) -> None:
     """
     import nbformat
     from nbconvert import HTMLExporter
+    from plotly.offline import get_plotlyjs
     from traitlets.config import Config
 
     notebook = nbformat.read(ipynb, as_version=4)
@@ -42,11 +44,13 @@ def export_html(ipynb: Path, page: Path, plotly: str = PLOTLY) -> None:
     source = Path(notebook.metadata.get("papermill", {}).get("input_path", ipynb))
     exporter = HTMLExporter(
         config=Config({"NbConvertBase": {"display_data_priority": SHOWN_TYPES}}),
-        raw_template=TEMPLATE.replace("PLOTLY", plotly).replace("POLICY", pages.POLICY_BESIDE),
+        raw_template=TEMPLATE.replace("PLOTLY", plotly),
         filters={"markdown2html": make_markdown_filter(source.parent)},
     )
     content, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": Path(ipynb).stem}})
-    write_plotly((Path(page).parent / plotly).parent)
+    script = Path(page).parent / plotly
+    if not script.exists():
+        files.write_text(script, get_plotlyjs())
     files.write_text(Path(page), content)
 
 
@@ -87,14 +91,6 @@ def make_markdown_filter(folder: Path):
     return convert_markdown
 
 
-def write_plotly(folder: Path) -> None:
-    """plotly.js into a folder of pages, once."""
-    from plotly.offline import get_plotlyjs
-
-    if not (folder / PLOTLY).exists():
-        files.write_text(folder / PLOTLY, get_plotlyjs())
-
-
 def write_index(output_dir: Path) -> Path:
     """Write `output_dir/index.html` from the status files and the notebooks' records, and return its path."""
     output_dir = Path(output_dir)
@@ -109,9 +105,8 @@ def write_index(output_dir: Path) -> Path:
         pages.Section("Machine", [describe_machine()]),
     ]
     about = f"{done} of {len(statuses)} notebooks completed. {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-    write_plotly(output_dir)
     title = f"SFT Lab run {output_dir.resolve().name}"
-    pages.write_page(output_dir / "index.html", title, sections, [about], PLOTLY)
+    pages.write_page(output_dir / "index.html", title, sections, [about])
     return output_dir / "index.html"
 
 

@@ -25,7 +25,6 @@ from scipy.stats import t
 
 from sftlab import files, machine, pages, plots
 from sftlab.config.configs import SweepConfig
-from sftlab.course import html
 from sftlab.errors import UserError
 
 LEVEL = 0.95
@@ -257,7 +256,7 @@ def format_settings(found: Summary) -> pandas.DataFrame:
 
 
 def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Summary) -> None:
-    """Write index.html: verdict, charts, tables, how it was judged. It shares plotly.js with the points' pages."""
+    """Write index.html: verdict, charts, tables, how it was judged."""
     job, fixed = points[0].job, name_values(dict(config.parameters or []))
     done, when = sum(point.status == "completed" for point in points), time.strftime("%Y-%m-%d %H:%M:%S %z")
     about = f"{done} of {len(points)} points completed, profile {job['profile']}. {when}"
@@ -286,8 +285,7 @@ def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Su
     ]
     verdict = pages.Html('<p class="verdict">{}</p>').format(found.verdict)
     intro = [about, f"The same in all: {fixed or 'the notebook’s own values'}.", verdict, found.warnings]
-    html.write_plotly(folder)
-    pages.write_page(folder / "index.html", f"Sweep of {job['notebook']}", sections, intro, html.PLOTLY)
+    pages.write_page(folder / "index.html", f"Sweep of {job['notebook']}", sections, intro)
 
 
 def plot_against(found: Summary, name: str):

@@ -179,7 +179,7 @@ def write_report(
     short = [
         f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}",
         preformatted("\n".join(list_lines(report))),
-        Chart(histogram, live=False),
+        Chart(histogram),
     ]
     found = report["found"]
     near = found["near_duplicates"] or []
