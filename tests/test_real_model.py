@@ -24,12 +24,12 @@ def find_code(path) -> str:
 
 @pytest.fixture
 def real_model(tmp_path, monkeypatch):
-    """A folder that holds Qwen/Qwen3-8B, as transformers finds it there, with random weights, and twenty chats."""
+    """A folder that holds Qwen/Qwen3-8B, as transformers finds it there, with random weights, and twenty chats; 4 bits take blocks of 64."""
     tokenizer = families.make_tokenizer("qwen3", eos="<|im_end|>")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {
         "num_key_value_heads": 2,
-        "head_dim": 8,
+        "head_dim": 16,
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
     }

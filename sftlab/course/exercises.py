@@ -2,8 +2,9 @@
 
 A cell begins with `# Your turn 03.1`, leaves `...` for the reader to replace, and ends in `course.check("03.1", answer)`.
 While the dots stand there the notebook goes on. `right` and `when` in the YAML file are Python expressions of `answer`
-and of the notebook's own names; `like` is a wrong answer of that kind. With SFTLAB_SOLUTIONS=1, as in the tests,
-each open exercise is solved by the solution that is folded away below it, and all its wrong answers are tried.
+and of the notebook's own names; `like` is a wrong answer of that kind, or `...` where this run has none. With
+SFTLAB_SOLUTIONS=1, as in the tests, each open exercise is solved by the solution that is folded away below it, and all
+its wrong answers are tried.
 
     python -c "from sftlab.course import exercises; exercises.hint('00.1')"
 """
@@ -52,7 +53,7 @@ def check(number: str, answer) -> None:
     """Print whether the answer is right, or what is wrong with it and why; `...` in it leaves the exercise open."""
     names = _read_names()
     if _is_open(answer):
-        print(f"{number} is still open: replace the dots. Nothing below depends on it.")
+        print(f"{number} is still open: replace the dots. The notebook goes on without.")
         if os.environ.get("SFTLAB_SOLUTIONS"):
             prove(number, names)
         return
@@ -110,18 +111,18 @@ def compare(number: str, actual) -> None:
 
 
 def progress():
-    """A table of the course: exercises done, tried and open, and predictions made, for each notebook."""
-    known, done = list_exercises(), _read_progress()
+    """A table of the course: which exercises and predictions of each notebook are done, begun and open."""
+    known, noted = list_exercises(), _read_progress()
     rows = []
     for chapter in sorted({number.partition(".")[0] for number in known}):
-        own = {number: facts for number, facts in known.items() if number.startswith(f"{chapter}.")}
-        marks = []
-        for number, facts in own.items():
-            state = done.get(number, {})
-            finished = state.get("done") or "guess" in state
-            marks.append(f"{'✓' if finished else '…' if state else '○'} {number} {facts['title']}")
-        rows.append((chapter, "\n".join(marks)))
-    return notebook.show_table(("Notebook", "✓ done, … begun, ○ open"), rows)
+        states = {"done": [], "begun": [], "open": []}
+        for number in known:
+            if number.startswith(f"{chapter}."):
+                facts = noted.get(number, {})
+                finished = facts.get("done") or "guess" in facts
+                states["done" if finished else "begun" if facts else "open"].append(number)
+        rows.append((chapter, *map(", ".join, states.values())))
+    return notebook.show_table(("Notebook", "Done", "Begun", "Open"), rows)
 
 
 def find_solution(number: str) -> str:
@@ -143,8 +144,9 @@ def prove(number: str, names: dict) -> None:
     right, words = judge(number, answers[0][1], own)
     assert right, f"{number}: the folded solution isn't right: {words}"
     for case in find_exercise(number)["wrong"]:
-        found = judge(number, eval(case["like"], dict(own)), own)
-        assert found == (False, case["say"]), f"{number}: {case['like']} is answered by {found}"
+        answer = eval(case["like"], dict(own))
+        found = judge(number, answer, own)
+        assert answer is ... or found == (False, case["say"]), f"{number}: {case['like']} is answered by {found}"
 
 
 def _is_open(answer) -> bool:

@@ -25,8 +25,8 @@ FACTS = "export.json"
 def export(config: ExportConfig) -> dict:
     """Make the folder of an export, check it, put it in place, push it if asked to; what its export.json holds.
 
-    Beside the model and the tokenizer with its template stand README.md (the model card) and export.json (what was
-    checked, with the numbers). Nothing is left behind if a check fails. Raises UserError for a run that can't be
+    Beside the model and the tokenizer with its template stand README.md (the model card), export.json (what was checked, with
+    the numbers), and for a merged model the Modelfile of Ollama. Nothing is left behind if a check fails. Raises UserError for a run that can't be
     exported, and for a difference that rounding doesn't explain.
     """
     run = saved.open_run(config.run_dir, config.trust_remote_code)
@@ -45,7 +45,7 @@ def export(config: ExportConfig) -> dict:
             path.chmod(0o644)  # safetensors writes for the owner alone
         put_in_place(new, folder, Path(aside) / "old", config.overwrite)
     print("\n".join(export_checks.format_checks(facts)))
-    print(f"saved {folder}")
+    print(f"saved {folder}; its README.md says how transformers, vLLM, Ollama and llama.cpp take it")
     if config.push:
         facts["pushed_to"] = publish.push_folder(folder, config)
     return facts
@@ -100,6 +100,8 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     else:
         facts |= {"dtype": config.dtype, "merged_into": config.merge_into if run.quantised else None}
         checks |= save_merged(run, probe, config, new)
+        modelfile = publish.write_modelfile(again, again.convert_ids_to_tokens(list(ends)))
+        files.write_text(new / "Modelfile", modelfile)
     facts |= {"ends": ends, "run": run.folder.resolve().name, "config_hash": run.result["config_hash"]}
     return facts | {"versions": machine.list_versions()}
 

@@ -1,15 +1,18 @@
-"""The model card of an export (its template: `card.md`), and the upload to the Hub.
+"""The model card of an export (its template: `card.md`), its Modelfile for Ollama, and the upload to the Hub.
 
 Nothing is uploaded unless `--push OWNER/NAME` asks for it. A repository that is made is private unless `--public`.
 
     sftlab export runs/first --push OWNER/NAME
 """
 
+import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 from sftlab.config.configs import ExportConfig
-from sftlab.data import sources
+from sftlab.data import sources, templates
+from sftlab.data.readers import BadRow
 from sftlab.errors import UserError
 from sftlab.evaluate import report
 from sftlab.export import checks
@@ -88,6 +91,62 @@ def list_evaluation(result: dict) -> list[tuple]:
         return []
     losses = report.row_of_losses("loss on the answers, nats per token", found["held_out_loss"])
     return [report.row_of_shares("exact match", found["exact_match"]), losses]
+
+
+def write_modelfile(tokenizer, ends: list[str]) -> str:
+    """What `ollama create` reads: the folder, the prompt's template in Go's language, and the tokens that end an answer.
+
+    The template is put together from the pieces that the tokenizer's own one writes around made-up turns, and left out, with
+    a comment, where these don't make the same prompts for other conversations.
+    """
+    lines = ["# ollama create NAME -f Modelfile", "FROM ."]
+    pieces = find_pieces(tokenizer)
+    if pieces is None:
+        lines.append(
+            "# No TEMPLATE: this model's chat template can't be written in Go's language. llama.cpp and vLLM read it."
+        )
+    else:
+        system, after_system, first, before_answer, after_answer, prompt = pieces
+        body = f'{{{{ if eq $m.Role "user" }}}}{{{{ if eq $i 0 }}}}{first}{{{{ end }}}}{{{{ $m.Content }}}}'
+        body += f'{{{{ else if eq $m.Role "assistant" }}}}{before_answer}{{{{ $m.Content }}}}{after_answer}'
+        if system is not None:
+            body += f"{{{{ else }}}}{system}{{{{ $m.Content }}}}{after_system}"
+        lines.append(f'TEMPLATE """{{{{ range $i, $m := .Messages }}}}{body}{{{{ end }}}}{{{{ end }}}}{prompt}"""')
+    return "\n".join([*lines, *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends)]) + "\n"
+
+
+def find_pieces(tokenizer) -> tuple[str | None, str | None, str, str, str, str] | None:
+    """What a template writes before and after a system message, before a first question, around an answer, and as prompt for one.
+
+    The first two are None where it refuses a system message; all of it is None where its prompts are no such pieces. BOS is
+    left out where the tokenizer puts it in front by itself, as Ollama does.
+    """
+    ids = tokenizer("x")["input_ids"]
+    bos = tokenizer.bos_token if ids and ids[0] == tokenizer.bos_token_id else ""
+
+    def render(*texts: str) -> str:
+        roles = ["system"] * (len(texts) % 2 == 0) + ["user", "assistant"] * 2
+        chat = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        return templates.render_prompt(tokenizer, chat).removeprefix(bos)
+
+    def compose(*texts: str) -> str:
+        told, (question, *more) = texts[: 1 - len(texts) % 2], texts[1 - len(texts) % 2 :]
+        start = "".join(f"{system}{text}{after_system}" for text in told) or first
+        pairs = zip(more[::2], more[1::2], strict=True)
+        return start + question + "".join(f"{before}{one}{after}{asked}" for one, asked in pairs) + prompt
+
+    system = after_system = None
+    try:
+        first, prompt = render("Qq1").split("Qq1")
+        before, after = render("Qq1", "Aa1", "Qq2").removeprefix(f"{first}Qq1").split("Qq2")[0].split("Aa1")
+        with contextlib.suppress(BadRow):
+            system, after_system = render("Ss1", "Qq1").removesuffix(f"Qq1{prompt}").split("Ss1")
+        tries = [("Why?",), ("Why?", "So.", "How?"), ("Be brief.", "なぜ？"), ("Be brief.", "Why?", "So.", "なぜ？")]
+        whole = all(compose(*texts) == render(*texts) for texts in tries[: 2 if system is None else 4])
+    except (BadRow, IndexError, ValueError):
+        return None
+    pieces = (system, after_system, first, before, after, prompt)
+    return pieces if whole and not any("{{" in piece or '"""' in piece for piece in pieces if piece) else None
 
 
 def check_push(config: ExportConfig) -> None:

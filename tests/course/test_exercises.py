@@ -55,7 +55,7 @@ def test_a_guess_is_kept_and_compared_and_a_solved_exercise_stays_solved(course,
         exercises.check("00.1", answer)
     assert files.read_json(course)["00.1"]["attempts"] == 2
     shown = exercises.progress().data
-    assert "✓ 00.0 Guess" in shown and "✓ 00.1 A sum" in shown
+    assert "00.0, 00.1" in shown
 
 
 def test_an_unknown_number_is_refused():

@@ -36,6 +36,7 @@ def test_the_card_is_true_and_its_code_runs_and_names_no_path_of_this_machine(
     card = ModelCard.load(place / "README.md")
     assert card.data.license == "mit"
     assert (card.data.pipeline_tag, card.data.library_name) == ("text-generation", library)
+    assert (place / "Modelfile").exists() == (kind == "merged") and "vllm serve" in card.text
     assert "128 rows were trained on, 64 held out" in card.text and "| held-out loss" in card.text
     assert not re.search(r"\n{3,}", card.text) and "| lora_r | 16 |" in card.text
     ours = [str(path.parent).encode() for path in (place, tuned_run, load.TINY_BASE)]
