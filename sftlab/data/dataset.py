@@ -213,8 +213,7 @@ def prepare(config: DataConfig) -> Path:
 def find_positions(config: DataConfig) -> int | None:
     """The positions of the model, where its configuration can be had."""
     with contextlib.suppress(UserError, OSError, ValueError):
-        settings = load.read_settings(config.model, config.trust_remote_code).get_text_config()
-        return getattr(settings, "max_position_embeddings", None)
+        return load.find_positions(load.read_settings(config.model, config.trust_remote_code))
     return None
 
 

@@ -36,11 +36,11 @@ def check_tokens(train_split, tokenizer, facts: dict, config: TrainConfig) -> No
         )
 
 
-def check_lengths(config: TrainConfig, split, tokenizer, positions: int | None) -> None:
+def check_lengths(config: TrainConfig, split, tokenizer, positions: int) -> None:
     """Say which training rows a run cuts. Raises UserError where nothing, or no end, would be learned, or rows exceed the model's positions."""
     _, _, _, lengths = masking.read_labels(split)
     longest = min(int(lengths.max()), config.max_length)
-    if positions and longest > positions:
+    if longest > positions:
         beyond = f"{(lengths > positions).sum()} rows are longer than the {positions} positions of {config.model_name}"
         raise UserError(f"max_length: {beyond}. Add --max-length {positions} to cut them there, or take them out.")
     if lengths.max() > config.max_length:

@@ -9,7 +9,6 @@ sftlab evaluate runs/first
 import dataclasses
 import math
 import random
-import sys
 import time
 
 import pandas
@@ -20,7 +19,7 @@ from sftlab.data import cleaning
 from sftlab.data.rows import get_prompt
 from sftlab.errors import UserError
 from sftlab.evaluate import forgetting, report, scores, statistics, verdict
-from sftlab.models.load import IGNORED
+from sftlab.models.load import IGNORED, find_positions
 from sftlab.train.saved import Run, load_models, read_run, read_settings
 
 ROOM = 1.5  # answers may be so many times as long as the longest expected one before they are cut off
@@ -57,7 +56,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
 def choose_rows(run: Run, config: EvaluateConfig) -> tuple[list[dict], int]:
     """The held-out rows with an answer within max_length and the model's positions, or a sample; how long answers may be."""
     split, limit = run.splits["test"], run.config.max_length
-    positions = getattr(read_settings(run).get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    positions = find_positions(read_settings(run))
     labels = split["labels"]
     starts = [find_last_answer(row) for row in labels]
     answered = [number for number, start in enumerate(starts) if start < limit]

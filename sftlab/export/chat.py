@@ -11,6 +11,7 @@ from sftlab.config.configs import ChatConfig
 from sftlab.data import formats, templates
 from sftlab.data.readers import BadRow
 from sftlab.errors import UserError
+from sftlab.models.load import find_positions
 from sftlab.train import saved
 
 HELP = "/reset forgets the conversation, /exit ends; Ctrl-C stops an answer, Ctrl-D ends"
@@ -52,7 +53,7 @@ def answer(
     """
     import torch
 
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
+    room = find_positions(model.config)
     inputs = encode(tokenizer, messages, room - max_new_tokens).to(model.device)
     sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     ends = model.generation_config.eos_token_id

@@ -124,8 +124,8 @@ def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[
 
     Both are powers of two. No sequence is longer than the model has positions for.
     """
-    settings = load.read_settings(config.model_name, config.trust_remote_code).get_text_config()
-    limits = LARGEST | {"max_length": getattr(settings, "max_position_embeddings", None) or LARGEST["max_length"]}
+    positions = load.find_positions(load.read_settings(config.model_name, config.trust_remote_code))
+    limits = LARGEST | {"max_length": min(positions, LARGEST["max_length"])}
 
     def find(name: str, count: int) -> int:
         largest = 0

@@ -135,6 +135,11 @@ def read_settings(name: str, trust_remote_code: bool = False):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
+def find_positions(settings) -> int:
+    """Find how many positions a model has for tokens, by transformers' configuration; sys.maxsize where it names none."""
+    return getattr(settings.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
 def build_small(name: str, trust_remote_code: bool = False):
     """Build a model of two small layers with random weights, of the architecture of any model, to try things out on."""
     import torch

@@ -161,8 +161,7 @@ def read_rows(config: TrainConfig) -> Rows:
     new_tokens = formats.set_format(tokenizer, report["format"])
     tokenizer.chat_template = report["chat_template"]
     prepared.check_tokens(splits["train"], tokenizer, report, config)
-    settings = load.read_settings(config.model_name, config.trust_remote_code).get_text_config()
-    positions = getattr(settings, "max_position_embeddings", None)
+    positions = load.find_positions(load.read_settings(config.model_name, config.trust_remote_code))
     prepared.check_lengths(config, splits["train"], tokenizer, positions)
     train_split, lengths, held_out, held_out_lengths = prepared.cut_splits(config, splits)
     shared = prepared.find_shared(config, train_split, held_out)
