@@ -10,7 +10,6 @@ import time
 import pytest
 
 from sftlab import cli
-from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 from sftlab.hub import stand_in
 from sftlab.hub import token as hub_token
@@ -109,12 +108,6 @@ def test_the_variable_wins_and_this_is_printed(command, tmp_path):
 def test_a_token_as_an_argument_is_refused_and_not_repeated(arguments, command):
     code, text = command(*arguments)
     assert code == 2 and "looks like a token" in text and PLANTED[3:-4] not in text
-
-
-def test_a_token_is_the_value_of_no_option():
-    with pytest.raises(UserError, match="model_name: this looks like a token") as caught:
-        TrainConfig(model_name=PLANTED)
-    assert PLANTED not in str(caught.value)
 
 
 def test_what_is_typed_stays_invisible(hub_address, tmp_path):
