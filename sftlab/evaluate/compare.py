@@ -116,15 +116,8 @@ def compare_models(run: Run, rows: list[dict], base, tuned, config: EvaluateConf
             "rows": len(leaks),
             "without": clean,
             "found": [
-                {
-                    "row": rows[number]["row"],
-                    "question": base["questions"][number],
-                    "why": leak["why"],
-                    "similar": leak["similar"],
-                    "training_row": leak["train"],
-                    "training_prompt": get_prompt(train[leak["train"]]),
-                }
-                for number, leak in leaks.items()
+                leak | {"row": row["row"], "question": question, "training_prompt": get_prompt(train[leak["train"]])}
+                for row, question, leak in ((rows[at], base["questions"][at], leak) for at, leak in leaks.items())
             ],
         },
         "answers": answers.to_dict("records"),

@@ -80,7 +80,7 @@ def list_answers(found: dict) -> list:
     for one in sorted(found["answers"], key=lambda one: one["base_right"] == one["tuned_right"])[:SHOWN]:
         question = shorten(one["question"])
         if leak := leaked.get(one["question"]):
-            question += f" (given away by training row {leak['training_row']}: {leak['why']})"
+            question += f" (given away by training row {leak['train']}: {leak['why']})"
         rows.append((question, shorten(one["expected"]), *(mark(one, which) for which in BOTH)))
     more = len(found["answers"]) - len(rows)
     table = Table(("question", "expected", *BOTH), rows)
