@@ -19,9 +19,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CUT), os.environ.ge
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("SFTLAB_TEST_GPU") != "1":  # the tests' numbers are those of a CPU; tests/test_gpu.py is for a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # a shell's job in the background; tests interrupt themselves and others
+# a shell's job in the background ignores it; tests interrupt themselves and others
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if socket.getaddrinfo.__name__ != "guarded_lookup":  # this process was started before PYTHONPATH was set
     spec = importlib.util.spec_from_file_location("no_network", CUT / "sitecustomize.py")
@@ -120,12 +119,3 @@ def sftlab_command(capfd):
 def pytest_collection_modifyitems(items):
     """The file that takes longest begins first, so that no process waits for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_browser.py")
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Tests in a browser that had none are not passed over in silence."""
-    left_out = [one for one in terminalreporter.stats.get("skipped", []) if "test_browser.py" in one.nodeid]
-    if left_out:
-        terminalreporter.section(
-            f"{len(left_out)} TESTS IN A BROWSER NOT RUN: no Chromium; `make browser` installs one", bold=True
-        )

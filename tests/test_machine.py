@@ -1,5 +1,10 @@
-"""The precision that suits a machine, whatever machine that is; and FLOPs are those of the formula."""
+"""What suits a machine, whatever machine that is: precision, threads; and FLOPs are those of the formula."""
 
+import contextlib
+import gc
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,12 +18,6 @@ from sftlab.models import load
 from sftlab.train import run
 
 
-@pytest.fixture
-def left_open(monkeypatch):
-    """Nobody forces a precision, whatever these tests run under."""
-    monkeypatch.delenv("SFTLAB_BF16", raising=False)
-
-
 @pytest.mark.parametrize(
     ("found", "onednn", "expected"),
     [
@@ -30,25 +29,22 @@ def left_open(monkeypatch):
         ({"neon": True, "bf16": True}, False, False),
     ],
 )
-def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(found, onednn, expected, left_open, monkeypatch):
+def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(found, onednn, expected, monkeypatch):
+    monkeypatch.delenv("SFTLAB_BF16", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
-    assert machine.has_bf16() is expected
-    chosen, why = machine.choose_precision()
-    assert chosen is expected and why == f"this CPU has {'' if expected else 'no '}instructions for bfloat16"
+    assert machine.choose_precision()[0] is machine.has_bf16() is expected
 
 
-@pytest.mark.parametrize(("supported", "expected"), [(True, True), (False, False)])
-def test_a_gpu_is_asked(supported, expected, left_open, monkeypatch):
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_gpu_is_asked(supported, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert machine.choose_precision()[0] is expected
+    monkeypatch.delenv("SFTLAB_BF16", raising=False)
+    assert machine.choose_precision()[0] is supported
     monkeypatch.setenv("SFTLAB_BF16", "1")
-    if not supported:
-        with pytest.raises(UserError, match="SFTLAB_BF16: this GPU does not compute in bfloat16"):
-            machine.choose_precision()
-    monkeypatch.setenv("SFTLAB_BF16", "0")
-    assert machine.choose_precision()[0] is False
+    with contextlib.nullcontext() if supported else pytest.raises(UserError, match="this GPU does not compute in"):
+        machine.choose_precision()
 
 
 @pytest.mark.parametrize("value", ["0", "1"])
@@ -92,18 +88,37 @@ def test_flops_are_those_that_torch_counts(use_lora, dataset, tmp_path):
         assert duration.count_step(quantized, [64, 9]) == duration.count_step(model, [64, 9])
 
 
-def test_a_data_sheet_is_known_for_the_gpus_that_are_named():
-    assert duration.find_peak("NVIDIA H100 PCIe") == 756e12 and duration.find_peak("NVIDIA H200") == 989e12
-    assert duration.find_peak("GeForce") is None and duration.measure_rate(False, size=256) > 1e8
+def test_what_is_there_is_left_out_of_garbage_collection_only_where_no_model_is():
+    model, before = torch.nn.Linear(2, 2), gc.get_freeze_count()
+    machine.freeze_libraries.__wrapped__(True)
+    assert model.weight.any() and gc.get_freeze_count() == before
 
 
-def test_what_is_there_is_frozen_only_where_no_model_is(monkeypatch):
-    frozen = []
-    monkeypatch.setattr(machine.gc, "freeze", lambda: frozen.append(True))
-    layer, found = torch.nn.Linear(2, 2), [torch.nn.GELU()]
-    monkeypatch.setattr(machine.gc, "get_objects", lambda: [*found, "text"])
-    machine.freeze_libraries.__wrapped__(True)
-    assert frozen == [True]
-    found.append(layer)
-    machine.freeze_libraries.__wrapped__(True)
-    assert frozen == [True]
+@pytest.mark.parametrize(
+    ("before", "running", "expected"),
+    [
+        ({}, 0, machine.QUIET),
+        ({}, 64, machine.BUSY),
+        ({"GOMP_SPINCOUNT": machine.BUSY}, 0, machine.QUIET),  # of a process that started this one
+        ({"GOMP_SPINCOUNT": "7"}, 64, "7"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, 64, None),
+    ],
+)
+def test_threads_spin_less_where_other_programs_run_unless_it_is_set(before, running, expected, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(machine, "count_running", lambda: running)
+    machine.limit_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_spinning_is_limited_before_torch_is_loaded():
+    code = "import os, sys, sftlab; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() in (["False", machine.QUIET], ["False", machine.BUSY])

@@ -36,3 +36,8 @@ def test_a_run_that_stopped_early_is_compared_with_its_share():
     expected = {"expected_seconds": 100.0, "steps": 10, "flops": 1e9, "matrix_rate": 1e9, "device": "cpu"}
     told = duration.measure_run(expected, time.time() - 20, steps=2)
     assert told["error"] == pytest.approx(0, abs=0.02) and told["share"] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_a_data_sheet_is_known_for_the_gpus_that_are_named():
+    assert duration.find_peak("NVIDIA H100 PCIe") == 756e12 and duration.find_peak("NVIDIA H200") == 989e12
+    assert duration.find_peak("GeForce") is None and duration.measure_rate(False, size=256) > 1e8
