@@ -9,15 +9,12 @@ last, NAME.json with its status, the cell that ended it and the error; all toget
 
 import ast
 import contextlib
-import gc
 import hashlib
 import json
 import math
 import os
-import random
 import re
 import signal
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -32,114 +29,29 @@ from sftlab.errors import UserError, near_match, place_error, refuse_token
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 KINDS = {"bool": bool, "int": int, "float": float, "str": str}
 EXIT_CODES = {"completed": 0, "failed": 1, "dead kernel": 3, "timed out": 4, "interrupted": 130}
-PER_NOTEBOOK = "SFTLAB_RUN_DIR"  # of the environment; libraries read the rest of it once, when they are imported
-SECONDS = 60  # for a kernel to forget its last notebook
 
 
-class Kernel:
-    """A kernel for one notebook after the other, of which only the first waits until the libraries are loaded.
-
-    Each notebook finds what a new kernel would have: no names, its folder, its environment, and new seeds. What a notebook
-    changes in the libraries themselves stays for the next.
-    """
-
-    def __init__(self):
-        self.manager, self.environment = None, {}
-
-    def prepare(self, folder: Path, environment: dict[str, str]):
-        """A kernel manager for papermill: that of the last notebook, or a new one if that has ended or read other settings."""
-        from jupyter_client import AsyncKernelManager
-        from jupyter_core.utils import run_sync
-
-        class Manager(AsyncKernelManager):
-            def client(self, **options):
-                self.last_client = super().client(**options)
-                return self.last_client
-
-        shared = {name: value for name, value in environment.items() if name != PER_NOTEBOOK}
-        if self.manager and (shared != self.environment or not self._renew(folder, environment)):
-            self.close()
-        if not self.manager:
-            self.manager, self.environment = Manager(kernel_name="python3"), shared
-            quiet = ["--log-level=50"]  # the kernel's own log would break the progress bar
-            run_sync(self.manager.start_kernel)(cwd=str(folder), env=environment, extra_arguments=quiet)
-        return self.manager
-
-    def release(self) -> None:
-        """Close the connection of the notebook that has ended; nbclient leaves it open where the kernel isn't its own."""
-        if client := getattr(self.manager, "last_client", None):
-            client.stop_channels()
-
-    def close(self) -> None:
-        """End the kernel, if there is one; the next notebook gets a new one."""
-        from jupyter_core.utils import run_sync
-
-        self.release()
-        if self.manager and self.manager.has_kernel:
-            run_sync(self.manager.shutdown_kernel)()
-        self.manager = None
-
-    def _renew(self, folder: Path, environment: dict[str, str]) -> bool:
-        """Have the kernel forget its last notebook; False where it doesn't answer."""
-        from jupyter_client import BlockingKernelClient
-
-        code = f"from sftlab.course import headless; headless.forget_notebook({str(folder)!r}, {environment!r})"
-        client = BlockingKernelClient(**self.manager.get_connection_info(session=True))
-        client.start_channels(stdin=False)
-        try:
-            client.wait_for_ready(SECONDS)
-            return client.execute(code, silent=True, reply=True, timeout=SECONDS)["content"]["status"] == "ok"
-        except (RuntimeError, TimeoutError):  # it has died, or is at work on something that doesn't end
-            return False
-        finally:
-            client.stop_channels()
-
-
-def forget_notebook(folder: str, environment: dict[str, str]) -> None:
-    """In the kernel: forget the last notebook, and begin as a new kernel would in this folder and environment."""
-    from IPython import get_ipython
-
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    get_ipython().reset(new_session=True)
-    gc.collect()  # a model and its trainer refer to each other
-    random.seed()
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-    if "torch" in sys.modules:
-        sys.modules["torch"].seed()
-        sys.modules["torch"].cuda.empty_cache()
-
-
-def run_notebook(
-    path: Path,
-    job: dict,
-    output_dir: Path,
-    kernel: Kernel,
-    timeout: float | None = None,
-    label: str = "",
-    plotly: str = "plotly.min.js",
-) -> dict:
+def run_notebook(path: Path, job: dict, output_dir: Path, timeout: float | None = None, label: str = "") -> dict:
     """Run one notebook, write NAME.ipynb, NAME.html and last NAME.json into the new folder, and return its content.
 
     job: what NAME.json says of the input, as `plan_jobs` has it; timeout: seconds for the whole notebook; label: of the
-    progress bar, which is shown if there is one; plotly: where the page finds plotly.js. What goes wrong in the notebook is a
-    status, not an exception. The kernel is left to the next notebook only if this one completes.
+    progress bar, which is shown if there is one. What goes wrong in the notebook is a status, not an exception.
     """
-    output, start = output_dir / f"{path.stem}.ipynb", time.monotonic()
-    environment = os.environ | {PER_NOTEBOOK: str(output_dir), "SFTLAB_PROFILE": job["profile"]}
-    environment["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
+    output, start, before = output_dir / f"{path.stem}.ipynb", time.monotonic(), dict(os.environ)
+    os.environ |= {"SFTLAB_RUN_DIR": str(output_dir), "SFTLAB_PROFILE": job["profile"]}  # the kernel's, too
+    os.environ["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
     if job["parameters"].get("model_name", "tiny-base") == "tiny-base" and job["profile"] != "gpu":
-        environment["HF_HUB_OFFLINE"] = "1"  # a slow network must not hold up a model that needs none
-    status, error = execute(path, output, job["parameters"], environment, kernel, timeout, label)
-    ended = find_end(output, status, error)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # a slow network must not hold up a model that needs none
+    try:
+        ended = run_cells(path, output, job["parameters"], timeout, label)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     if output.exists():
         try:
-            export_html(output, output.with_suffix(".html"), plotly)
+            export_html(output, output.with_suffix(".html"))
         except Exception as problem:  # any of nbconvert's many parts: a page that is missing must not lose the status
             print(f"{path.stem}: no HTML page: {type(problem).__name__}: {problem}")
-    kernel.release() if ended["status"] == "completed" else kernel.close()
     facts = job | ended | {"seconds": round(time.monotonic() - start, 1)}
     files.write_json(output.with_suffix(".json"), facts)
     if facts["status"] != "completed":
@@ -149,68 +61,54 @@ def run_notebook(
     return facts
 
 
-def escape_braces(path: Path) -> str:
-    """The path as papermill takes it: it would fill in names in braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
+def run_cells(path: Path, output: Path, parameters: dict, timeout: float | None, label: str) -> dict:
+    """Run a notebook by papermill's engine, which writes it after each cell: status, error, cell (from 0) and cell_source.
 
-
-def execute(
-    path: Path, output: Path, parameters: dict, environment: dict, kernel: Kernel, timeout: float | None, label: str
-) -> tuple[str, str]:
-    """Papermill's run as a status and an error's text; `find_end` looks closer."""
+    The cell is the one of the source notebook that ended it; if it was cut short, it gets the error as its output.
+    """
+    import nbformat
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill import PapermillExecutionError, execute_notebook
+    from papermill.engines import papermill_engines
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
 
-    options = {"kernel_name": "python3", "language": "python", "cwd": path.parent, "start_timeout": 120}
+    notebook = load_notebook_node(str(path))
+    own = list(notebook.cells)
+    if parameters:
+        notebook = parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
+    notebook.metadata.papermill["input_path"] = str(path)
+    options = {"kernel_name": "python3", "output_path": str(output), "start_timeout": 120}
+    options |= {"extra_arguments": ["--log-level=50"]}  # the kernel's own log would break the progress bar
     options |= {"store_widget_state": False}  # GitHub refuses stored widget states
-    options["progress_bar"] = {"desc": label} if label else False
+    options |= {"progress_bar": {"desc": label, "disable": False} if label else False}
     if timeout:  # nbclient asks before each cell, so what is left makes a limit for the whole notebook
         end = time.monotonic() + timeout
         options["timeout_func"] = lambda cell: max(1, math.ceil(end - time.monotonic()))
+    status, error = "completed", ""
     try:
-        manager = kernel.prepare(path.parent, environment)
-        execute_notebook(escape_braces(path), escape_braces(output), parameters, km=manager, **options)
-    except PapermillExecutionError as problem:
-        return "failed", "\n".join(problem.traceback) or str(problem)
+        with contextlib.chdir(path.parent):
+            papermill_engines.execute_notebook_with_engine(None, notebook, **options)
     except DeadKernelError:
-        return "dead kernel", "The kernel died; most often the machine ran out of memory."
+        status, error = "dead kernel", "The kernel died; most often the machine ran out of memory."
     except CellTimeoutError:
-        return "timed out", f"The notebook took longer than the {timeout:g} seconds that it was given."
+        status, error = "timed out", f"The notebook took longer than the {timeout:g} seconds that it was given."
     except KeyboardInterrupt:
-        return "interrupted", "Interrupted from outside."
+        status, error = "interrupted", "Interrupted from outside."
     except Exception as problem:  # a full disk, a kernel that doesn't start: the other notebooks shall still run
-        return "failed", f"{type(problem).__name__}: {problem}"
-    return "completed", ""
-
-
-def find_end(output: Path, status: str, error: str) -> dict:
-    """status, error, cell (a number in the source notebook, from 0) and cell_source, as the executed notebook shows them.
-
-    It gets the error of a cell that was cut short.
-    """
-    import nbformat
-    from papermill.execute import ERROR_MARKER_TAG, remove_error_markers
-
-    ended = {"status": status, "cell": None, "cell_source": ""}
-    ended["error"] = "\n".join(ANSI_COLOUR.sub("", error).strip().splitlines()[-15:])
-    try:
-        notebook = nbformat.read(output, as_version=4)
-    except (FileNotFoundError, ValueError):  # papermill was stopped before or while it wrote
-        return ended
-    raised, added = notebook.metadata.papermill.get("exception"), {ERROR_MARKER_TAG, "injected-parameters"}
-    own = [cell for cell in notebook.cells if not added & set(cell.metadata.get("tags", []))]
-    started = [number for number, cell in enumerate(own) if cell.metadata.get("papermill", {}).get("start_time")]
-    marked = len(notebook.cells) > len(remove_error_markers(notebook).cells)
-    if marked and not raised:  # the error was in a cell tagged raises-exception
-        files.write_text(output, nbformat.writes(notebook))
-        return ended | {"status": "completed", "error": ""}
-    if status == "completed" and raised:
-        error = "SystemExit: the cell called sys.exit() or exit(), and the cells below did not run."
-        ended |= {"status": "failed", "error": error}
+        status, error = "failed", f"{type(problem).__name__}: {problem}"
+    raised = status == "completed" and notebook.metadata.papermill.exception
+    started = [number for number, cell in enumerate(own) if cell.metadata.papermill.get("start_time")]
+    ended = {"status": "failed" if raised else status, "error": error, "cell": None, "cell_source": ""}
     if ended["status"] == "completed" or not started:
         return ended
     cell = own[started[-1]]
-    if status not in ("completed", "failed") and cell.cell_type == "code":
+    if raised:
+        found = [one for one in cell.outputs if one.output_type == "error"][-1:]
+        error = "\n".join(line for one in found for line in one.traceback)
+        if not found or found[0].ename == "SystemExit":
+            error = "SystemExit: the cell called sys.exit() or exit(), and the cells below did not run."
+        ended["error"] = "\n".join(ANSI_COLOUR.sub("", error).strip().splitlines()[-15:])
+    elif status != "failed" and cell.cell_type == "code":
         cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text=error + "\n"))
         files.write_text(output, nbformat.writes(notebook))
     return ended | {"cell": started[-1], "cell_source": cell.source}
@@ -229,8 +127,7 @@ def run_notebooks(paths, parameters: dict, output_dir, *, profile="", timeout=No
     output_dir.mkdir(parents=True, exist_ok=True)
     statuses = []
     for number, (path, job) in enumerate(jobs.items(), 1):
-        with contextlib.closing(Kernel()) as kernel:
-            statuses.append(run_notebook(path, job, output_dir, kernel, timeout, f"{number}/{len(jobs)} {path.stem}"))
+        statuses.append(run_notebook(path, job, output_dir, timeout, f"{number}/{len(jobs)} {path.stem}"))
         write_index(output_dir)
         if statuses[-1]["status"] == "interrupted":
             break
@@ -267,28 +164,26 @@ def run_command(args) -> int:
 
 def plan_jobs(paths, parameters: dict, profile: str) -> dict[Path, dict]:
     """What to run: notebook -> its name, parameters as the declared types, profile and hash of its cells' sources."""
-    declared = {path: read_declared(path) for given in paths for path in find_notebooks(Path(given))}
-    stems = [path.stem for path in declared]
+    books = {path: read_notebook(path) for given in paths for path in find_notebooks(Path(given))}
+    stems = [path.stem for path in books]
     for stem in stems:
         if stems.count(stem) > 1 or stem == "index":
             raise UserError(f"{stem}.ipynb: each notebook needs a name of its own, other than index, for its outputs.")
-    known = {name for kinds in declared.values() for name in kinds}
+    known = {name for declared, _ in books.values() for name in declared}
     for name, value in parameters.items():
         refuse_token(value, f"parameter {name}")  # the executed notebook would keep it
         if name not in known:
             there = f"Declared: {', '.join(sorted(known))}." if known else "It declares none."
             raise UserError(f"{', '.join(stems)}: no parameter {name!r}.{near_match(name, known)} {there}")
     jobs = {}
-    for path, kinds in declared.items():
+    for path, (declared, digest) in books.items():
         values = {
-            name: coerce_parameter(name, value, *kinds[name]) for name, value in parameters.items() if name in kinds
+            name: coerce_parameter(name, parameters[name], *declared[name]) for name in parameters if name in declared
         }
         for name in values.keys() & FIELDS.keys():
             check_value(FIELDS[name], values[name])
         own = resolve_profile(values.get("profile", profile))
-        values |= {"profile": own} if "profile" in kinds else {}
-        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in files.read_json(path)["cells"]]
-        digest = hashlib.sha256(json.dumps(cells).encode()).hexdigest()  # not of the outputs, which a look may change
+        values |= {"profile": own} if "profile" in declared else {}
         jobs[path] = {"notebook": path.stem, "parameters": values, "profile": own, "source_sha256": digest}
     return jobs
 
@@ -301,20 +196,22 @@ def find_notebooks(path: Path) -> list[Path]:
     return [notebook.resolve() for notebook in found]
 
 
-def read_declared(path: Path) -> dict[str, tuple[str, str]]:
-    """Name -> (annotation, default) from the cell tagged `parameters`, as papermill reads it."""
+def read_notebook(path: Path) -> tuple[dict[str, tuple[str, str]], str]:
+    """The parameters that a notebook declares, name -> (annotation, default), and a hash of its cells without their outputs."""
     from nbformat import ValidationError
     from papermill import inspect_notebook
     from papermill.exceptions import PapermillException
+    from papermill.iorw import load_notebook_node
 
     try:
-        found = inspect_notebook(escape_braces(path))
-        if "cells" not in files.read_json(path):
-            raise ValueError("its format is older than nbformat 4; open and save it in JupyterLab")
-    except (ValueError, ValidationError, PapermillException) as error:
+        notebook = load_notebook_node(str(path))
+        found = inspect_notebook(notebook)
+    except (AttributeError, ValueError, ValidationError, PapermillException) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: can't be read as a Python notebook: {reason}") from error
-    return {name: (facts["inferred_type_name"], facts["default"]) for name, facts in found.items()}
+    cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    declared = {name: (facts["inferred_type_name"], facts["default"]) for name, facts in found.items()}
+    return declared, hashlib.sha256(json.dumps(cells).encode()).hexdigest()
 
 
 def coerce_parameter(name: str, value: object, annotation: str, default: str) -> object:

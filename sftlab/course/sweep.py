@@ -6,26 +6,25 @@ completed stays, and the same command runs what is left.
     sftlab sweep notebooks/08_hyperparameters.ipynb --grid learning_rate=1e-3,3e-3 --seeds 1,2,3 -p seeds 0
 """
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
 import itertools
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 from sftlab import files
 from sftlab.config.configs import SweepConfig
 from sftlab.course import headless, notebook, sweep_report
-from sftlab.course.headless import EXIT_CODES, Kernel
+from sftlab.course.headless import EXIT_CODES
 from sftlab.course.sweep_report import Point, name_values, write_value
 from sftlab.errors import UserError, near_match, place_error
 from sftlab.memory import duration
 
 LOWER = ("loss", "perplexity", "error", "seconds", "bytes", "memory")
 HIGHER = ("match", "accuracy", "score", "f1", "per_second", "right", "gain")
-COSTS = ("second", "bytes", "memory")  # what a process does first costs more, and what it did before leaves traces
 LONGEST = 150  # bytes of a folder's name; most file systems take 255
 
 
@@ -43,9 +42,6 @@ def run_sweep(config: SweepConfig) -> int:
     done = sum(point.status == "completed" for point in points)
     settings = len({point.title for point in points})
     print(f"{len(points)} points: {settings} settings, {len(points) // settings} seeds; {done} completed before")
-    if config.dry_run:
-        print("\n".join(f"{point.status:10} {point.name}" for point in points))
-        return 0
     run_points(path, points, folder, config)
     found = sweep_report.write_results(folder, config, points)
     sweep_report.write_page(folder, config, points, found)
@@ -54,30 +50,23 @@ def run_sweep(config: SweepConfig) -> int:
 
 def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfig) -> None:
     """Run the points that have not completed, one after the other, until one is interrupted."""
-    isolate = any(word in config.metric for word in COSTS)
-    taken = [point.seconds for point in points if point.status == "completed"]
-    with contextlib.closing(Kernel()) as kernel:
-        for number, point in enumerate(points, 1):
-            if point.status == "completed":
-                continue
-            place = folder / "points" / point.name
-            shutil.rmtree(place, ignore_errors=True)  # what a point left that did not complete
-            place.mkdir(parents=True)
-            print(f"{number}/{len(points)} {point.name} …", flush=True)
-            headless.run_notebook(path, point.job, place, kernel, config.timeout, plotly="../../plotly.min.js")
-            if isolate:
-                kernel.close()
-            read_point(point, place)
-            sweep_report.write_results(folder, config, points)
-            check_metric(points, config.metric)
-            if point.status == "interrupted":
-                break
-            taken.append(point.seconds)
-            left = sum(other.status == "waiting" for other in points) * sum(taken) / len(taken)
-            value = point.metrics.get(config.metric)
-            found = point.status if value is None else f"{config.metric} {value:.4g}"
-            wait = f"; about {duration.format_seconds(left)} left" if left else ""
-            print(f"  {found}, {duration.format_seconds(point.seconds)}{wait}", flush=True)
+    waiting = [point for point in points if point.status != "completed"]
+    for number, point in enumerate(waiting, 1):
+        place = folder / "points" / point.name
+        shutil.rmtree(place, ignore_errors=True)  # what a point left that did not complete
+        place.mkdir(parents=True)
+        print(f"{number}/{len(waiting)} {point.name} …", flush=True)
+        headless.run_notebook(path, point.job, place, config.timeout)
+        read_point(point, place)
+        sweep_report.write_results(folder, config, points)
+        check_metric(points, config.metric)
+        if point.status == "interrupted":
+            break
+        left = (len(waiting) - number) * statistics.mean(one.seconds for one in points if one.seconds)
+        value = point.metrics.get(config.metric)
+        found = point.status if value is None else f"{config.metric} {value:.4g}"
+        wait = f"; about {duration.format_seconds(left)} left" if left else ""
+        print(f"  {found}, {duration.format_seconds(point.seconds)}{wait}", flush=True)
 
 
 def choose_direction(metric: str, direction: str) -> str:
@@ -117,9 +106,7 @@ def read_point(point: Point, folder: Path) -> bool:
         return facts.get("status") != "completed"
     point.status, point.seconds, point.error = facts["status"], facts["seconds"], facts["error"]
     for path in sorted(folder.glob("work/*/record.json")) if point.status == "completed" else ():
-        record = files.read_json(path)
-        point.metrics |= record.get("metrics") or {}
-        point.log_history = record.get("log_history") or point.log_history
+        point.metrics |= files.read_json(path).get("metrics") or {}
     return True
 
 
@@ -151,23 +138,20 @@ def plan_points(config: SweepConfig) -> tuple[Path, list[Point]]:
         if names.count(name) > 1:
             raise UserError(f"{name}: it is given twice; give it once, with -p, or with all its values in one --grid.")
     ((path, base),) = headless.plan_jobs([config.notebook], dict(given), profile).items()
-
-    def check(name: str, values: list) -> list:
+    axes = {}
+    for name, values in [*grid, *([("seed", config.seeds)] if config.seeds else [])]:
         typed = [headless.plan_jobs([path], {name: value}, profile)[path]["parameters"][name] for value in values]
-        written = [write_value(value) for value in typed]
-        for value in written:
-            if written.count(value) > 1:
-                raise UserError(f"{name}: {value} is there twice; each value is tried once.")
-        return typed
-
-    axes = {name: check(name, values) for name, values in grid}
-    points = []
-    for seed in check("seed", config.seeds) if config.seeds else [""]:
-        for values in itertools.product(*axes.values()):
-            setting = dict(zip(axes, values, strict=True))
-            changed = setting if seed == "" else setting | {"seed": seed}
-            job = base | {"parameters": base["parameters"] | changed}
-            points.append(Point(setting, seed, job, name_folder(changed)))
+        axes[name] = {write_value(value): value for value in typed}
+        if len(axes[name]) < len(values):
+            raise UserError(
+                f"{name}: a value is there twice in {', '.join(map(write_value, typed))}; each is tried once."
+            )
+    seeds, points = axes.pop("seed", {"": ""}), []
+    for seed, *values in itertools.product(*(one.values() for one in (seeds, *axes.values()))):
+        setting = dict(zip(axes, values, strict=True))
+        changed = setting if seed == "" else setting | {"seed": seed}
+        job = base | {"parameters": base["parameters"] | changed}
+        points.append(Point(setting, seed, job, name_folder(changed)))
     return path, points
 
 

@@ -40,8 +40,7 @@ class Point:
     """One run of the notebook, and what came of it.
 
     setting: the grid's parameters with their values; seed: empty without --seeds; job: what runs, as `headless.plan_jobs` has
-    it; name: that of its folder; status: waiting, or as `sftlab run` ends; metrics, log_history: what it recorded; error:
-    what ended it.
+    it; name: that of its folder; status: waiting, or as `sftlab run` ends; metrics: what it recorded; error: what ended it.
     """
 
     setting: dict
@@ -51,7 +50,6 @@ class Point:
     status: str = "waiting"
     seconds: float = 0.0
     metrics: dict = field(default_factory=dict)
-    log_history: list = field(default_factory=list)
     error: str = ""
 
     @property
@@ -75,7 +73,7 @@ def name_values(values: dict, between: str = ", ") -> str:
 
 
 def read_points(folder: str | Path) -> list[Point]:
-    """The points of a sweep's folder, from its sweep.json; without their loss curves. Raises UserError where there's none."""
+    """The points of a sweep's folder, from its sweep.json. Raises UserError where there's none."""
     found = files.read_json(Path(folder) / "sweep.json")
     if "points" not in found:
         raise UserError(f"{folder} holds no sweep.json: name the --output-dir of a sweep.")
@@ -86,15 +84,14 @@ def read_points(folder: str | Path) -> list[Point]:
 class Summary:
     """settings: a row for each setting, by its name, those that are compared first, best first. seeds: those in common.
 
-    Columns: setting, points, failed, seconds (the median: a point in a new kernel has also waited for the libraries), mean
-    with its interval low to high, behind (how much worse than the best, as a multiple of it where `relative`) with the
-    interval of the comparison, place. metrics: the mean of each metric over the points that recorded it.
+    Columns: setting, points, failed, time (the median in seconds), mean with its interval low to high, behind (how much worse
+    than the best, as a multiple of it where `relative`) with the interval of the comparison, place; and the mean of each other
+    metric over the points that recorded it.
     """
 
     metric: str
     direction: str
     settings: pandas.DataFrame
-    metrics: pandas.DataFrame
     seeds: list
     relative: bool
     verdict: str = ""
@@ -110,37 +107,37 @@ def summarise(points: list[Point], metric: str, direction: str) -> Summary:
     table = pandas.DataFrame([vars(point) | {"title": point.title} for point in points])
     table["score"] = [point.metrics.get(metric, math.nan) for point in points]
     table["failed"] = table.score.isna() & ~table.status.isin(UNFINISHED)
-    table["seconds"] = table.seconds.where(table.status == "completed")
-    settings = table.groupby("title", sort=False).agg(
-        setting=("setting", "first"),
-        points=("title", "size"),
-        failed=("failed", "sum"),
-        seconds=("seconds", "median"),
-    )
+    table["time"] = table.seconds.where(table.status == "completed")
+    groups = table.groupby("title", sort=False)
+    settings = groups.agg(setting=("setting", "first"), points=("title", "size"), failed=("failed", "sum"))
     scores = table.pivot(index="seed", columns="title", values="score")[settings.index]
     scores = scores.loc[:, settings.failed == 0].dropna(axis="columns", how="all").dropna()
     relative = direction == "min" and bool((scores > 0).all(axis=None))
     bounds = compare(scores, direction, relative)
-    settings = settings.loc[[*bounds.index, *settings.index.difference(bounds.index, sort=False)]].join(bounds)
-    settings["place"] = [name_place(row, rank, len(scores), relative) for rank, row in enumerate(settings.itertuples())]
-    metrics = pandas.DataFrame(list(table.metrics)).groupby(table.title).mean()
-    seeds = [] if scores.empty else list(scores.index)
-    found = Summary(metric, direction, settings, metrics, seeds, relative)
+    metrics = pandas.DataFrame(list(table.metrics)).drop(columns=metric, errors="ignore").groupby(table.title).mean()
+    settings = settings.join(groups.time.median()).join(metrics, rsuffix=" (metric)")
+    settings = bounds.reindex(bounds.index.union(settings.index, sort=False)).join(settings)
+    left_out = settings.failed.map(lambda failed: "out: failed" if failed else "to come")
+    settings["place"] = settings.place.where(settings.place.notna(), left_out)
+    found = Summary(metric, direction, settings, [] if scores.empty else list(scores.index), relative)
     constant = len(scores) > 1 and bool((scores.nunique() == 1).all())
     found.verdict, found.warnings = judge(found, constant), find_warnings(found, points)
     return found
 
 
 def compare(scores: pandas.DataFrame, direction: str, relative: bool) -> pandas.DataFrame:
-    """Means with intervals and distances from the best, by the rules above. scores: a column for each setting, a row for each seed."""
+    """Means with intervals, distances from the best and places, by the rules above. scores: columns are settings, rows seeds."""
     if scores.empty:
-        return pandas.DataFrame(columns=BOUNDS, dtype=float)
+        return pandas.DataFrame(columns=[*BOUNDS, "place"], dtype=float)
     values, sign = numpy.log(scores) if relative else scores, 1 if direction == "min" else -1
     order = (sign * values.mean()).sort_values(kind="stable").index
     behind = sign * values.sub(values[order[0]], axis=0)
     corrected = 1 - (1 - LEVEL) / max(1, len(order) - 1)
     bounds = pandas.concat([find_interval(values, LEVEL), find_interval(behind, corrected)], axis=1)
     bounds = (numpy.exp(bounds) if relative else bounds).set_axis(BOUNDS, axis=1).loc[order]
+    equal = "no measurable difference" if len(scores) > 1 else ""
+    bounds["place"] = numpy.where(bounds.behind_low > relative, "worse", equal)
+    bounds.loc[order[0], "place"] = "best" if len(scores) > 1 else "first"
     bounds.loc[order[0], BOUNDS[3:]] = math.nan
     return bounds
 
@@ -151,40 +148,29 @@ def find_interval(scores: pandas.DataFrame, level: float) -> pandas.DataFrame:
     return pandas.concat([mean, mean - half, mean + half], axis=1)
 
 
-def name_place(row, rank: int, seeds: int, relative: bool) -> str:
-    """The verdict on a setting, in a word or two."""
-    if math.isnan(row.mean):
-        return "out: failed" if row.failed else "to come"
-    if rank == 0:
-        return "best" if seeds > 1 else "first"
-    if seeds < 2:
-        return ""
-    return "no measurable difference" if row.behind_low <= (1 if relative else 0) else "worse"
-
-
 def judge(found: Summary, constant: bool) -> str:
     """The verdict as a sentence. constant: no setting's number changed with the seed."""
-    ranked, metric = found.ranked, found.metric
+    ranked, word = found.ranked, "Lowest" if found.direction == "min" else "Highest"
     if ranked.empty:
         return "No setting can be judged: no seed was completed by all of them."
-    best, word = ranked.iloc[0], "Lowest" if found.direction == "min" else "Highest"
     if constant or len(found.seeds) < 2:
-        second = f"; next is {ranked.index[1]} with {ranked['mean'].iloc[1]:.4g}" if len(ranked) > 1 else ""
+        first = ", then ".join(f"{name} with {mean:.4g}" for name, mean in ranked["mean"].head(2).items())
         why = "another seed may order them in another way. Give --seeds 1,2,3."
         if constant:
             why = "the seeds changed nothing. Does the notebook use `seed`, or is the score at its end?"
-        return f"{word} {metric}: {best.name} with {best['mean']:.4g}{second}. Nothing can be said about chance: {why}"
-    mean = f"{best['mean']:.4g} ({best.low:.4g} to {best.high:.4g})"
-    words = [f"{word} mean {metric} over {len(found.seeds)} seeds: {best.name} with {mean}."]
+        return f"{word} {found.metric}: {first}. Nothing can be said about chance: {why}"
+    mean, low, high = ranked[BOUNDS[:3]].iloc[0]
+    mean = f"{ranked.index[0]} with {mean:.4g} ({low:.4g} to {high:.4g})"
+    words = [f"{word} mean {found.metric} over {len(found.seeds)} seeds: {mean}."]
     alike, worse = (ranked[ranked.place == place] for place in ("no measurable difference", "worse"))
     if len(ranked) == 1:
         words.append("There is no other setting to compare it with.")
     if len(alike):
         words.append(f"No measurable difference between it and {list_names(alike.index)}.")
     if len(worse):
-        near = worse.iloc[0]
-        by = f"{near.behind:.3g} ({near.behind_low:.3g} to {near.behind_high:.3g})"
-        by = f"has {by} times its {metric}" if found.relative else f"is behind by {by}"
+        behind, low, high = worse[BOUNDS[3:]].iloc[0]
+        by = f"{behind:.3g} ({low:.3g} to {high:.3g})"
+        by = f"has {by} times its {found.metric}" if found.relative else f"is behind by {by}"
         words.append(f"Measurably worse: {list_names(worse.index)}; the nearest {by}.")
     return " ".join(words)
 
@@ -202,9 +188,11 @@ def find_warnings(found: Summary, points: list[Point]) -> list[str]:
     for axis, value in ranked.setting.iloc[0].items() if len(ranked) else ():
         tried = [setting[axis] for setting in settings[settings.place != "to come"].setting]  # beyond it all may fail
         if all(map(is_number, tried)) and len(set(tried)) > 2 and value in (min(tried), max(tried)):
-            end, value = "smallest" if value == min(tried) else "largest", write_value(value)
-            warnings.append(f"{axis}={value} is the {end} value that was tried: the best may lie beyond it.")
-    costs = found.metrics.reindex(index=ranked.index, columns=COSTS)
+            end = "smallest" if value == min(tried) else "largest"
+            warnings.append(
+                f"{axis}={write_value(value)} is the {end} value that was tried: the best may lie beyond it."
+            )
+    costs = ranked.reindex(columns=COSTS)
     for name, low, high in zip(COSTS, costs.min(), costs.max(), strict=True):
         if high > UNEQUAL * low:
             span = f"{format_number(low)} to {format_number(high)}"
@@ -216,15 +204,19 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def format_number(value: object) -> str:
+    if not is_number(value):
+        return write_value(value)
+    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def write_results(folder: Path, config: SweepConfig, points: list[Point]) -> Summary:
     """Write sweep.json, and sweep.csv with a line for each point; return what the points show."""
     found = summarise(points, config.metric, config.direction)
     about = points[0].job | {"parameters": dict(config.parameters or []), "metric": config.metric}
-    about |= {"direction": config.direction, "behind": "multiples of the best" if found.relative else "differences"}
-    about |= {"verdict": found.verdict, "warnings": found.warnings, "seeds_compared": found.seeds}
+    about |= {"direction": config.direction, "verdict": found.verdict, "warnings": found.warnings}
     about["settings"] = found.settings.astype(object).where(found.settings.notna(), None).to_dict("records")
-    left_out = ("job", "log_history")
-    about["points"] = [{key: value for key, value in vars(point).items() if key not in left_out} for point in points]
+    about["points"] = [{key: value for key, value in vars(point).items() if key != "job"} for point in points]
     files.write_json(folder / "sweep.json", about)
     table = list_points(points).to_csv(index=False, lineterminator="\n")
     files.write_text(folder / "sweep.csv", "\ufeff" + table)  # the first sign tells a spreadsheet that it's UTF-8
@@ -240,19 +232,9 @@ def list_points(points: list[Point]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, dtype=object)
 
 
-def format_number(value: object) -> str:
-    if not is_number(value):
-        return write_value(value)
-    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
 def format_settings(found: Summary) -> pandas.DataFrame:
     """The table of settings as texts, best first."""
-    settings = found.settings
-    axes = pandas.DataFrame(list(settings.setting), index=settings.index, dtype=object)  # None stays None
-    metrics = found.metrics.loc[settings.index].drop(columns=found.metric, errors="ignore")
-    numbers = pandas.concat([settings[[*BOUNDS, "place", "points", "failed", "seconds"]], metrics], axis=1)
-    return pandas.concat([axes.map(write_value), numbers.map(format_number)], axis=1)
+    return found.settings.drop(columns="setting").map(format_number).reset_index(names="setting")
 
 
 def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Summary) -> None:
@@ -261,20 +243,11 @@ def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Su
     done, when = sum(point.status == "completed" for point in points), time.strftime("%Y-%m-%d %H:%M:%S %z")
     about = f"{done} of {len(points)} points completed, profile {job['profile']}. {when}"
     charts = [plot_against(found, name) for name in points[0].setting] if found.seeds else []
-    logs = {point.name: point.log_history for point in points if any("loss" in entry for entry in point.log_history)}
-    if logs:
-        charts.append(
-            plots.loss_curve(logs, "Loss of every point").update_layout(showlegend=False, hovermode="closest")
-        )
-    listed = list_points(points)
-    names = [
-        point.name
-        if point.status == "waiting"
-        else pages.link(f"points/{point.name}/{job['notebook']}.html", point.name)
-        for point in points
-    ]
-    rows = [(name, *row) for name, row in zip(names, listed.map(format_number).values, strict=True)]
-    table, behind = format_settings(found), "a multiple of the best" if found.relative else "a difference"
+    behind = "a multiple of the best" if found.relative else "a difference"
+    table, listed = format_settings(found), list_points(points).map(format_number)
+    there = [(point.name, f"points/{point.name}/{job['notebook']}.html") for point in points]
+    names = [pages.link(page, name) if (folder / page).exists() else name for name, page in there]
+    rows = [(name, *row) for name, row in zip(names, listed.values, strict=True)]
     caption = f"low to high: 95 % interval of the mean; behind: {behind}, 95 % for all intervals together"
     sections = [
         pages.Section("Charts", [pages.Chart(fig) for fig in charts]),
@@ -291,15 +264,13 @@ def write_page(folder: Path, config: SweepConfig, points: list[Point], found: Su
 def plot_against(found: Summary, name: str):
     """The mean of the metric against the setting `name`, a line for each value of the others, error bars for the intervals.
 
-    Between values that are no numbers there is no line. Raises ValueError where no setting has a mean.
+    Between values that are no numbers there is no line.
     """
     ranked, metric = found.ranked, found.metric
-    if ranked.empty:
-        raise ValueError(f"no setting has a mean {metric}")
     numbers = all(is_number(setting[name]) for setting in ranked.setting)
     x = [setting[name] if numbers else write_value(setting[name]) for setting in ranked.setting]
-    others = [{key: value for key, value in setting.items() if key != name} for setting in ranked.setting]
-    ranked = ranked.assign(x=x, line=[name_values(other) or metric for other in others])
+    others = [name_values({key: setting[key] for key in setting if key != name}) for setting in ranked.setting]
+    ranked = ranked.assign(x=x, line=[other or metric for other in others])
     wide = ranked.pivot(index="x", columns="line", values=["mean", "low", "high"]).astype(object)
     wide, names = wide.where(wide.notna(), None), ranked.line.unique()  # the best line first
     means, lows, highs = (wide[part][names].to_dict("list") for part in ("mean", "low", "high"))

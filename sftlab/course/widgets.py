@@ -10,8 +10,6 @@ The fields come from `TrainConfig`; the browser's part is in `sftlab/course/form
 import dataclasses
 import functools
 import re
-import threading
-import time
 import types
 import typing
 from pathlib import Path
@@ -38,14 +36,6 @@ BROWSER = Path(__file__).resolve().parent / "form"
 AUTO = {"": "auto", "true": "yes", "false": "no"}  # of a bool that may be left to the machine
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 SUGGESTIONS = {"model_name": [model.hub_id for model in catalog.MODELS], "deepspeed": deepspeed_configs.list_names()}
-PAUSE = 0.2  # seconds for which settings must stay as they are before anything is worked out
-TURN = threading.Lock()  # of all forms of a kernel, one is worked out at a time
-OF_LORA = ("use_lora", "lora_r", "lora_dropout", "lora_target_modules", "lora_target_parameters", "use_dora")
-OF_MODEL = (
-    "model_name",
-    "trust_remote_code",
-    *OF_LORA,
-)  # what the number of its parameters depends on, and its conflicts
 measure_rate = functools.cache(duration.measure_rate)  # or the time would seem to depend on options that don't matter
 
 
@@ -59,13 +49,6 @@ class Controls(anywidget.AnyWidget):
     figures = traitlets.Dict({"rows": [], "words": ""}).tag(sync=True)
 
 
-class Unshown(types.SimpleNamespace):
-    """What `hyperparameters` returns where nobody could fill in a form; `config` is the configuration as it was given."""
-
-    def _ipython_display_(self) -> None:
-        """Nothing: the line that was printed is enough."""
-
-
 def hyperparameters(config: TrainConfig, notebook=None, *, saved=None):
     """A form for a configuration, to be shown as the last line of a cell; `.config` is the present one.
 
@@ -75,7 +58,7 @@ def hyperparameters(config: TrainConfig, notebook=None, *, saved=None):
     if panel.has_reader():
         return Form(config, notebook, saved=saved)
     print(f"nobody is here to fill in a form: the configuration is used as it was given ({config.hash()})")
-    return Unshown(config=config)
+    return types.SimpleNamespace(config=config, _ipython_display_=lambda: None)  # the line above is enough
 
 
 class Form(ipywidgets.VBox):
@@ -84,8 +67,7 @@ class Form(ipywidgets.VBox):
     def __init__(self, config: TrainConfig, notebook=None, *, saved=None):
         self.controls, self.area = Controls(fields=list_fields()), ipywidgets.VBox()
         super().__init__([self.controls, self.area])
-        load.quiet_libraries()  # here: two threads that import at once may meet a library that is half there
-        self.estimate = Estimate(self.show_figures)
+        load.quiet_libraries()
         self.given, self.notebook, self.saved = config, notebook, saved and Path(saved)
         self.heading, self.notice = f"# edited in a form that was given {config.hash()}\n", ""
         if saved and self.saved.is_file() and self.saved.read_text(encoding="utf-8").startswith(self.heading):
@@ -96,9 +78,11 @@ class Form(ipywidgets.VBox):
         self.update()
 
     def answer(self, message: dict) -> None:
-        """Do what the browser asks for: set (name to text) or start."""
+        """Do what the browser asks for: set (name to text), start, or estimate, once nothing has been typed for a moment."""
         if "start" in message:
             return self.start()
+        if "estimate" in message:
+            return self.estimate()
         self.texts |= {name: str(text) for name, text in message["set"].items() if name in self.texts}
         self.update()
 
@@ -112,6 +96,16 @@ class Form(ipywidgets.VBox):
             words = str(error)
         self.update(words)
 
+    def estimate(self) -> None:
+        """Show the figures of the present configuration. What is typed meanwhile is read afterwards, and asks again."""
+        if self.controls.figures["rows"] or not self.controls.state["ready"]:
+            return
+        try:
+            self.show_figures(list(find_figures(self.config)))
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.show_figures([make_figure("figures", "not known", reason, bad=True)])
+
     def show_figures(self, rows: list[dict], words: str = "") -> None:
         self.controls.figures = {"rows": rows, "words": words}
 
@@ -119,13 +113,10 @@ class Form(ipywidgets.VBox):
         """Read what is typed, keep it if it's valid, and show all that follows from it."""
         config, problems, changed = read(self.texts)
         if config is None:
-            self.estimate.ask(None)
             self.show_figures([], "known when the marked fields are fixed")
         elif config != self.config or not self.controls.figures["rows"]:
             self.config = config
-            self.estimate.ask(None)  # first, or an answer to an earlier question could still come in between
             self.show_figures([], "working it out …")
-            self.estimate.ask(config)
             if self.saved:
                 files.write_text(self.saved, self.heading + config_text.write(config, everything=True))
         devices = LaunchConfig(gpus_per_node=launcher.count_gpus())
@@ -191,38 +182,6 @@ def read(texts: dict[str, str]) -> tuple[TrainConfig | None, dict[str, str], lis
     return config, problems, changed
 
 
-class Estimate:
-    """Works out the figures of the newest settings in a thread of this process, so that cells can run meanwhile.
-
-    show: called in that thread with the figures, never with those of earlier settings. Other threads see nothing of it: see
-    `dry_run`.
-    """
-
-    def __init__(self, show: typing.Callable[[list[dict]], None]):
-        self.show, self.newest, self.lock = show, None, threading.Lock()
-
-    def ask(self, config: TrainConfig | None) -> None:
-        """Ask for the figures of a configuration, or with None only drop what was asked for before."""
-        with self.lock:
-            self.newest = config
-        if config:
-            threading.Thread(target=self.work, args=[config], daemon=True).start()
-
-    def work(self, config: TrainConfig) -> None:
-        time.sleep(PAUSE)
-        with TURN:
-            if config is not self.newest:
-                return
-            try:
-                figures = list(find_figures(config))
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                figures = [make_figure("figures", "not known", reason, bad=True)]
-            with self.lock:
-                if config is self.newest:
-                    self.show(figures)
-
-
 def make_figure(name: str, value: str, note: object = "", bad: bool = False) -> dict:
     return {"name": name, "value": value, "note": str(note), "bad": bad}
 
@@ -247,7 +206,10 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
         yield make_figure("steps", "not known", error, bad=True)
     try:
         bf16, gpu = load.choose_precision(config)[0], torch.cuda.is_available()
-        model = build_model(**{name: getattr(config, name) for name in OF_MODEL})
+        with dry_run.counting(config):
+            settings = load.read_settings(config.model_name, config.trust_remote_code)
+            plain = dataclasses.replace(config, use_4bit=False, use_8bit=False)
+            model = dry_run.build(plain, settings, settings.get_text_config().num_hidden_layers)
         trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == on) for on in (True, False))
         base = frozen if config.use_lora else trained
         yield make_figure("trained parameters", f"{trained:,}", f"{100 * trained / base:.2g} % of the model's {base:,}")
@@ -267,12 +229,3 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
         yield make_figure("memory", f"{total / 1e9:.2f} GB: {fits}", note, bad=total > room)
     except UserError as error:
         yield make_figure("model", "can't be counted", error, bad=True)
-
-
-@functools.lru_cache(maxsize=8)
-def build_model(**options: object):
-    """The model of a run without bytes, not quantised, with its adapters. Raises UserError for one that can't be had."""
-    config = TrainConfig(**options)
-    with dry_run.counting(config):
-        settings = load.read_settings(config.model_name, config.trust_remote_code)
-        return dry_run.build(config, settings, settings.get_text_config().num_hidden_layers)

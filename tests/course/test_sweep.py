@@ -1,6 +1,5 @@
 """Sweeps: what is refused, what is run and what isn't again, and how far a winner is believed."""
 
-import dataclasses
 import json
 import math
 import re
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import nbformat
 import numpy as np
 import pandas
 import pytest
@@ -29,35 +27,13 @@ COUNT = "open(word, 'a').write('x') if word.startswith('/') else None"
 RECORD = """from sftlab import course
 assert lora_r != 64, "too large"
 loss = abs(learning_rate - 1e-3) * 100 + seed * 0.01 + lora_r * 1e-3 * seed
-history = [{"step": step, "loss": loss + 1 / step} for step in (1, 2, 3)]
-course.record("toy", metrics={"eval_loss": loss, "steps": 3}, log_history=history)"""
-TRACES = """import os, random
-from sftlab import course
-assert "trace" not in globals() and os.environ.get("TRACE") is None and not os.path.exists("moved")
-trace = os.environ["TRACE"] = "left"
-os.makedirs(os.path.join(os.environ["SFTLAB_RUN_DIR"], "moved"))
-os.chdir(os.environ["SFTLAB_RUN_DIR"])
-assert word != "fails"
-course.record("toy", metrics={"loss": random.random(), "pid_seconds": os.getpid()})"""
-TRAINING = """from sftlab import course, train
-from sftlab.config import TrainConfig
-profile, work = course.start("toy")
-config = TrainConfig.build(dataset_path=word, output_dir=str(work / "run"), use_lora=True, max_steps=2, batch_size=4,
-                           lora_r=lora_r, lora_dropout=0.1, seed=seed, max_length=128, eval_samples=8)
-metrics = train.train(config)["metrics"]
-course.record("toy", metrics={name: metrics[name] for name in ("eval_loss", "steps")})"""
+course.record("toy", metrics={"eval_loss": loss, "steps": 3})"""
 
 
 @pytest.fixture
-def make_notebook(tmp_path):
-    """Writes a notebook of these cells below the parameters."""
-    return lambda *sources: str(write_notebook(tmp_path / "toy.ipynb", *sources, parameters=PARAMETERS))
-
-
-@pytest.fixture
-def toy(make_notebook):
+def toy(tmp_path):
     """A notebook whose loss is a formula of its parameters, and which fails for rank 64."""
-    return make_notebook(COUNT, RECORD)
+    return str(write_notebook(tmp_path / "toy.ipynb", COUNT, RECORD, parameters=PARAMETERS))
 
 
 def make_points(table: dict[object, list[float | None]]) -> list[Point]:
@@ -80,7 +56,7 @@ def judge(table: dict[object, list[float | None]], direction: str = "min") -> sw
         ({"grid": ["lora_rr=4"]}, "no parameter 'lora_rr'. Did you mean 'lora_r'?"),
         ({"grid": ["lora_r=4,x"]}, "lora_r: 'x' is no int"),
         ({"grid": ["learning_rate=1e-4,7"]}, "learning_rate: 7 is out of range"),
-        ({"grid": ["learning_rate=1e-4,0.0001"]}, "learning_rate: 0.0001 is there twice"),
+        ({"grid": ["learning_rate=1e-4,0.0001"]}, "learning_rate: a value is there twice in 0.0001, 0.0001"),
         (
             {"grid": ["lora_r=4", "lora_r=8"]},
             "lora_r: it is given twice; give it once, with -p, or with all its values",
@@ -115,8 +91,6 @@ def test_a_sweep_keeps_failures_apart_and_the_same_command_runs_only_what_is_lef
     counter, out = tmp_path / "counter", tmp_path / "out {x}"
     given = {"notebook": toy, "output_dir": str(out), "seeds": "1,2", "parameters": [["word", str(counter)]]}
     config = SweepConfig.build(grid=["lora_r=4,64"], **given)
-    assert sweep.run_sweep(dataclasses.replace(config, dry_run=True)) == 0
-    assert "waiting    lora_r=64,seed=2" in capsys.readouterr().out and not out.exists()
     assert sweep.run_sweep(config) == 1
     printed = capsys.readouterr().out
     assert "4 points: 2 settings, 2 seeds" in printed and "left" in printed
@@ -128,10 +102,8 @@ def test_a_sweep_keeps_failures_apart_and_the_same_command_runs_only_what_is_lef
     assert list(table.status) == ["completed", "failed"] * 2 and table.eval_loss[0] == 0.094
     assert list(table.lora_r) == [4, 64] * 2 and list(table.seed) == [1, 1, 2, 2]
     page = (out / "index.html").read_text()
-    assert page.count("<figure>") == 2 and page.count("AssertionError: too large") == 2
+    assert page.count("<figure>") == 1 and page.count("AssertionError: too large") == 2
     assert not re.search(r'(src|href)="(https?:)?//', page) and 'href="points/lora_r%3D4%2Cseed%3D1/toy.html"' in page
-    point = out / "points" / "lora_r=4,seed=1"
-    assert 'src="../../plotly.min.js"' in (point / "toy.html").read_text() and not (point / "plotly.min.js").exists()
     assert sweep.run_sweep(SweepConfig.build(grid=["lora_r=4"], **given)) == 0
     assert len(counter.read_text()) == 4  # rank 4 was there
     other = given | {"parameters": [["word", str(counter) + "2"]]}
@@ -167,32 +139,6 @@ def test_a_stop_leaves_the_table_and_the_same_command_resumes(toy, tmp_path, cap
     printed = capsys.readouterr().out
     assert "1 completed before" in printed and "over 2 seeds: lora_r=1 with" in printed
     assert len(counter.read_text()) <= 5
-
-
-@pytest.mark.parametrize("metric", ["loss", "pid_seconds"])
-def test_points_share_a_kernel_without_traces_where_that_does_no_harm(make_notebook, tmp_path, metric):
-    """Not after one that failed, and not where time is what is compared."""
-    words = "a,b,fails,c" if metric == "loss" else "a,b"
-    given = {"notebook": make_notebook(TRACES), "grid": [f"word={words}"], "output_dir": str(tmp_path / "out")}
-    sweep.run_sweep(SweepConfig.build(metric=metric, timeout=120, **given))
-    points = sweep_report.read_points(tmp_path / "out")
-    assert [point.title for point in points if point.status != "completed"] == ["word=fails"] * (metric == "loss")
-    a, b, *others = [point.metrics for point in points if point.status == "completed"]
-    assert (a["pid_seconds"] == b["pid_seconds"]) is (metric == "loss") and a["loss"] != b["loss"]
-    assert not others or others[0]["pid_seconds"] != a["pid_seconds"]
-    books = [nbformat.read(tmp_path / "out" / "points" / f"word={word}" / "toy.ipynb", 4) for word in "ab"]
-    assert len({str([cell.get("execution_count") for cell in book.cells]) for book in books}) == 1
-
-
-@pytest.mark.slow
-def test_a_training_has_the_loss_that_it_has_in_a_kernel_of_its_own(make_notebook, tmp_path, dataset):
-    given = {"notebook": make_notebook(TRAINING), "seeds": "1", "parameters": [["word", str(dataset)]]}
-    losses = {}
-    for grid in ("lora_r=4,8", "lora_r=8"):
-        out = tmp_path / grid
-        assert sweep.run_sweep(SweepConfig.build(output_dir=str(out), grid=[grid], **given)) == 0
-        losses[grid] = [point.metrics["eval_loss"] for point in sweep_report.read_points(out)]
-    assert losses["lora_r=4,8"][1:] == losses["lora_r=8"] and len(set(losses["lora_r=4,8"])) == 2
 
 
 def test_intervals_are_those_of_paired_t_tests_corrected_for_the_choice():
@@ -242,8 +188,6 @@ def test_a_sweep_of_which_nothing_completed_still_leaves_its_page(tmp_path):
     found = sweep_report.write_results(tmp_path, config, points)
     sweep_report.write_page(tmp_path, config, points, found)
     assert found.seeds == [] and "No setting can be judged" in (tmp_path / "index.html").read_text()
-    with pytest.raises(ValueError, match="no setting has a mean"):
-        sweep_report.plot_against(found, "a")
 
 
 def test_lists_and_nothing_are_values_like_others():
@@ -251,7 +195,7 @@ def test_lists_and_nothing_are_values_like_others():
     for point, value in zip(points, (["q"], ["q", "v"], None), strict=True):
         point.setting = {"a": value, "lora_r": 8}
     found = sweep_report.summarise(points, "loss", "min")
-    assert list(sweep_report.format_settings(found)["a"]) == ["['q']", "['q', 'v']", "None"]
+    assert [name.partition(", lora_r")[0] for name in found.settings.index] == ["a=['q']", "a=['q', 'v']", "a=None"]
     assert found.warnings == [] and sweep_report.plot_against(found, "a").data
 
 

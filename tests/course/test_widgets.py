@@ -1,32 +1,17 @@
 """The form edits one configuration, keeps what was typed, refuses aloud, never shows outdated figures, and runs nothing itself."""
 
 import dataclasses
-import queue
-import subprocess
-import sys
-import threading
-import types
 from pathlib import Path
 
 import ipywidgets
 import pytest
-import torch
 
 from sftlab.config import text as config_text
-from sftlab.config.configs import MemoryConfig, TrainConfig
+from sftlab.config.configs import TrainConfig
 from sftlab.course import widgets
 from sftlab.course.widgets import find_figures
-from sftlab.memory import dry_run
 from sftlab.models import load
 from sftlab.runs import background, panel
-
-
-@pytest.fixture
-def asked(monkeypatch) -> list:
-    """Configurations whose figures were asked for, by forms without a thread behind them; None: they no longer hold."""
-    found = []
-    monkeypatch.setattr(widgets.Estimate, "ask", lambda _, config: found.append(config))
-    return found
 
 
 def make(config: TrainConfig, **options):
@@ -34,7 +19,7 @@ def make(config: TrainConfig, **options):
     return form, form.children[0]
 
 
-def test_every_option_is_a_control_of_a_group_with_help_range_and_default(asked):
+def test_every_option_is_a_control_of_a_group_with_help_range_and_default():
     config = TrainConfig(bf16=False, learning_rate=1e-5, deepspeed="zero2", use_lora=True)
     form, controls = make(config)
     fields = {field["name"]: field for field in controls.fields}
@@ -49,10 +34,10 @@ def test_every_option_is_a_control_of_a_group_with_help_range_and_default(asked)
     assert form.config == TrainConfig() and controls.state["changed"] == []
 
 
-def test_a_valid_edit_is_the_configuration_at_once(asked):
+def test_a_valid_edit_is_the_configuration_at_once():
     form, controls = make(TrainConfig(use_lora=True))
     form.answer({"set": {"learning_rate": "2e-3", "lora_r": " 8", "bf16": "false", "deepspeed": ""}})
-    assert form.config == TrainConfig(use_lora=True, learning_rate=2e-3, lora_r=8, bf16=False) == asked[-1]
+    assert form.config == TrainConfig(use_lora=True, learning_rate=2e-3, lora_r=8, bf16=False)
     assert controls.state["texts"]["learning_rate"] == "2e-3" and controls.state["ready"]
     assert set(controls.state["changed"]) == {"learning_rate", "use_lora", "lora_r", "bf16"}
 
@@ -69,19 +54,21 @@ def test_a_valid_edit_is_the_configuration_at_once(asked):
         ("use_dora", "true", "add --use-lora"),
     ],
 )
-def test_what_is_refused_stays_in_its_field_and_is_said_there(name, text, message, asked):
+def test_what_is_refused_stays_in_its_field_and_is_said_there(name, text, message):
     form, controls = make(TrainConfig())
+    form.show_figures([widgets.make_figure("steps", "8")])
     form.answer({"set": {name: text}})
+    form.answer({"estimate": True})
     assert form.config == TrainConfig() and message in controls.state["problems"][name]
     assert controls.state["texts"][name] == text and name in controls.state["why"] and not controls.state["ready"]
-    assert asked[-1] is None and not controls.figures["rows"]  # nothing that was known before is shown as if it held
+    assert not controls.figures["rows"]  # nothing that was known before is shown as if it held
     form.answer({"start": True})
     assert form.children[1].children == ()
     form.answer({"set": {name: widgets.to_text(getattr(TrainConfig(), name))}})
-    assert controls.state["ready"] and not controls.state["problems"] and asked[-1] == form.config
+    assert controls.state["ready"] and not controls.state["problems"]
 
 
-def test_conflicts_stand_at_the_fields_that_make_them(asked):
+def test_conflicts_stand_at_the_fields_that_make_them():
     form, controls = make(TrainConfig())
     form.answer({"set": {"use_4bit": "true", "lora_r": "8"}})
     assert set(controls.state["problems"]) == {"use_4bit"}
@@ -91,7 +78,7 @@ def test_conflicts_stand_at_the_fields_that_make_them(asked):
     assert set(controls.state["problems"]) == {"use_4bit", "use_8bit"}
 
 
-def test_start_runs_what_is_shown_and_reports_what_is_refused(asked, monkeypatch, tmp_path):
+def test_start_runs_what_is_shown_and_reports_what_is_refused(monkeypatch, tmp_path):
     folder, started = tmp_path / "実行", []
     with monkeypatch.context() as patched:
         patched.setattr(panel, "make_panel", lambda run: ipywidgets.Label(str(run)))
@@ -107,7 +94,7 @@ def test_start_runs_what_is_shown_and_reports_what_is_refused(asked, monkeypatch
     assert str(folder) in controls.state["why"] and (folder / "run.json").read_text() == "{}"
 
 
-def test_edits_are_there_again_after_a_restart_if_the_same_was_given(asked, tmp_path):
+def test_edits_are_there_again_after_a_restart_if_the_same_was_given(tmp_path):
     given, saved = TrainConfig(use_lora=True), tmp_path / "work" / "form.yaml"
     form, _ = make(given, saved=saved)
     form.answer({"set": {"lora_r": "8"}})
@@ -118,33 +105,25 @@ def test_edits_are_there_again_after_a_restart_if_the_same_was_given(asked, tmp_
     assert make(dataclasses.replace(given, seed=1), saved=saved)[0].config.lora_r == 16
 
 
-@pytest.fixture
-def estimate():
-    """Estimates the figures of a configuration in a thread: `ask` for them, `answers` so far, `wait` for the next, by name."""
-    answers: queue.Queue = queue.Queue()
-    made = widgets.Estimate(lambda rows: answers.put({row["name"]: row for row in rows}))
-    yield types.SimpleNamespace(ask=made.ask, answers=answers, wait=lambda: answers.get(timeout=200))
-    made.ask(None)
-
-
-def test_only_the_newest_settings_are_worked_out_and_a_failure_is_one_line(estimate, monkeypatch):
-    worked_out, begun, blocked = [], threading.Event(), threading.Event()
+def test_figures_are_worked_out_once_when_asked_for_and_a_failure_is_one_line(monkeypatch):
+    worked_out = []
 
     def find_figures(config):
         worked_out.append(config.lora_r)
-        begun.set()
-        blocked.wait(30)
         if config.lora_r == 4:
             raise ValueError("first\n  second")
-        yield widgets.make_figure("rank", "outdated")
+        yield widgets.make_figure("rank", str(config.lora_r))
 
     monkeypatch.setattr(widgets, "find_figures", find_figures)
-    for rank in (1, 2, 3):  # typed without a pause
-        estimate.ask(TrainConfig(lora_r=rank))
-    assert begun.wait(30)
-    estimate.ask(TrainConfig(lora_r=4))
-    blocked.set()
-    found = estimate.wait()["figures"]
+    form, controls = make(TrainConfig(lora_r=3))
+    assert controls.figures == {"rows": [], "words": "working it out …"}
+    for _ in range(2):  # two views of the form ask for the same
+        form.answer({"estimate": True})
+    assert controls.figures["rows"][0]["value"] == "3" and not controls.figures["words"]
+    form.answer({"set": {"lora_r": "4"}})
+    assert not controls.figures["rows"]
+    form.answer({"estimate": True})
+    (found,) = controls.figures["rows"]
     assert worked_out == [3, 4] and (found["note"], found["bad"]) == ("ValueError: first second", True)
 
 
@@ -166,66 +145,7 @@ def test_figures_are_those_of_the_run(dataset):
     assert "does not fit" in large["value"] and "sftlab memory" in large["note"]
 
 
-def read_shared_state() -> tuple:
-    """What of torch holds for all threads of a process, and is anything that an estimate might touch."""
-    patched = torch.nn.Module.register_parameter, torch.nn.functional.dropout, torch.pow, torch.nn.init.kaiming_uniform_
-    return torch.get_default_dtype(), str(torch.get_default_device()), torch.get_rng_state().tolist(), *patched
-
-
-def test_a_cell_notices_nothing_of_an_estimate(estimate, dataset, monkeypatch):
-    """While estimates run: seeds, default dtype and device stay, torch's functions are the same, and losses come out alike."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(widgets, "find_figures", find_all_figures)
-
-    def train() -> list[float]:
-        torch.manual_seed(1)
-        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 1))
-        optimizer, losses = torch.optim.AdamW(model.parameters()), []
-        for _ in range(20):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = torch.pow(model(torch.randn(32, 64)), 2.0).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-        return losses
-
-    expected, before, beside = train(), read_shared_state(), 0
-    estimate.ask(TrainConfig(dataset_path=str(dataset), max_length=128))
-    while estimate.answers.empty():
-        assert read_shared_state() == before and train() == expected
-        beside += 1
-    assert beside > 3 and "figures" not in estimate.wait() and read_shared_state() == before
-
-
-def find_all_figures(config):
-    """Those of several models and ways of training, as on a CPU and as on a GPU, which are counted in other ways."""
-    for changes in (
-        {"bf16": False, "use_lora": True, "use_4bit": True, "gradient_checkpointing": True, "lora_dropout": 0.1},
-        {"bf16": True, "model_name": "random-tiny:falcon-7b", "use_lora": True, "use_8bit": True},
-    ):
-        run = dataclasses.replace(config, **changes)
-        for one in find_figures(run):
-            yield one | {"name": f"{changes} {one['name']}"}
-        found = dry_run.estimate(run, MemoryConfig(device="gpu"), 64)
-        yield widgets.make_figure(f"{changes} on a GPU", str(found.total))
-
-
-@pytest.mark.slow  # torch's own threads sometimes abort such a process at its end
-def test_a_process_ends_in_the_midst_of_an_estimate():
-    code = """import time
-from sftlab import config
-from sftlab.course import widgets
-from sftlab.models import load
-load.quiet_libraries()  # as the form does
-estimate = widgets.Estimate(lambda *_: print('shown', flush=True))
-estimate.ask(config.TrainConfig(model_name='random:Llama-2-70b-hf', batch_size=4096))
-time.sleep(1.5)"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-
-
-def test_a_form_is_made_only_where_someone_sits(asked, monkeypatch, capsys):
+def test_a_form_is_made_only_where_someone_sits(monkeypatch, capsys):
     """The notebook's own tests run without a reader, and tests/test_browser.py has a front-end that says it has one."""
     given = TrainConfig(lora_r=8, use_lora=True)
     assert widgets.hyperparameters(given).config == given and "nobody is here" in capsys.readouterr().out

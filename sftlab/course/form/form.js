@@ -2,6 +2,7 @@
 // Nothing is checked or computed here, and every text goes in as text, never as HTML.
 
 const PAUSE = 300; // milliseconds after the last key until what is typed is sent
+const REST = 700; // milliseconds after that until the figures are asked for; while they are worked out, the kernel does nothing else
 
 // Letters are commands of JupyterLab where the focus is not in a text (d d deletes the cell); it looks for the attribute on
 // the element with the focus itself.
@@ -83,14 +84,22 @@ function render({ model, el }) {
   const prefix = `sft-${Math.random().toString(36).slice(2)}`;
   const typed = {};
   let timer = null;
+  let asking = null;
+  const askSoon = () => {
+    clearTimeout(asking);
+    const wanted = model.get("state").ready && !model.get("figures").rows.length;
+    if (wanted) asking = setTimeout(() => model.send({ estimate: true }), REST);
+  };
   const flush = () => {
     clearTimeout(timer);
     if (!Object.keys(typed).length) return;
     model.send({ set: { ...typed } });
     for (const name of Object.keys(typed)) delete typed[name];
+    askSoon();
   };
   const sendSoon = (name, text) => {
     typed[name] = text;
+    clearTimeout(asking);
     clearTimeout(timer);
     timer = setTimeout(flush, PAUSE);
   };
@@ -159,6 +168,7 @@ function render({ model, el }) {
       areas[number].value = text;
       fit(areas[number]);
     });
+    askSoon();
   };
   const showFigures = () => {
     const { rows, words } = model.get("figures");
@@ -167,6 +177,7 @@ function render({ model, el }) {
       make("dd", { class: bad ? "bad" : null }, make("b", {}, value), " ", make("span", { class: "help" }, note)),
     ]));
     busy.textContent = words;
+    askSoon();
   };
   model.on("change:state", showState);
   model.on("change:figures", showFigures);
@@ -179,6 +190,7 @@ function render({ model, el }) {
   return () => {
     watcher.disconnect();
     flush();
+    clearTimeout(asking);
     model.off("change:state", showState);
     model.off("change:figures", showFigures);
   };
