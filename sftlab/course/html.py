@@ -30,9 +30,7 @@ def export_html(ipynb: Path, page: Path) -> None:
 
     notebook = nbformat.read(ipynb, as_version=4)
     notebook.metadata.pop("widgets", None)  # would load the widgets' manager from the network; their text stays
-    picture = pages.Html(
-        '<img alt="{}" src="data:image/png;base64,{}">'
-    )  # nbconvert's has no words for who can't see it
+    picture = pages.Html('<img alt="{}" src="data:image/png;base64,{}">')  # nbconvert's own has no words
     for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
         if plots.PLOTLY_MIME in data and "image/png" in data:
             data["text/html"] = picture.format(data.get("text/plain", ""), "".join(data["image/png"].split()))
