@@ -30,7 +30,6 @@ PENDING = {
     "10_benchmark",
     "11_evaluate",
     "12_export",
-    "13_troubleshooting",
 }
 DONE = [path for path in NOTEBOOKS if path.stem not in PENDING]
 # A number of a run stands in a computed sentence, never in the prose.
