@@ -4,7 +4,6 @@ python -c "from sftlab import course; print(course.start('trial'))"
 """
 
 import contextlib
-import io
 import numbers
 import os
 import re
@@ -45,12 +44,14 @@ def resolve_profile(profile: str = "") -> str:
 
 @contextlib.contextmanager
 def quiet():
-    """Hide what is printed inside, such as a report that was read once before; an error shows all of it."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    """Hide what is printed and displayed inside, such as a report that was read once before; an error shows all of it."""
+    from IPython.utils.capture import capture_output
+
+    with capture_output(stderr=False) as captured:
         try:
             yield
         except BaseException:
-            sys.stderr.write(printed.getvalue())
+            sys.stderr.write(captured.stdout)
             raise
 
 
