@@ -79,20 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """What the arguments say. What `metrics` watches stands after -- alone; argparse would take a second -- out of it."""
-    cut = arguments.index("--") if arguments[:1] == ["metrics"] and "--" in arguments else len(arguments)
-    args = build_parser().parse_args(arguments[:cut])
-    args.program = arguments[cut + 1 :]
-    return args
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code, as `errors.run_guarded` says."""
     arguments = sys.argv[1:] if argv is None else argv
 
     def run() -> int:
-        args = parse(arguments)
+        args = build_parser().parse_args(arguments)
         one = COMMANDS[args.name]
         return one.run(args, *(build_options(kind, args) for kind in one.options)) or 0
 
@@ -166,9 +158,9 @@ def export(args, config):
 @Command("look", "sftlab runs --follow runs/first", (configs.RunsConfig,), places={"folder": "[DIR]"})
 def runs(args, config):
     """List the runs in a folder, at work or ended; stop, resume or follow one of them."""
-    from sftlab.runs import table
+    from sftlab.runs import panel
 
-    return table.run_command(config)
+    return panel.run_command(config)
 
 
 @Command("look", "sftlab evaluate runs/first", (configs.EvaluateConfig,), places={"run_dir": "[RUN]"})
@@ -194,27 +186,21 @@ def chat(args, config):
     talk(config)
 
 
-@Command("look", "sftlab report results/ --bandwidth 50", (configs.ReportConfig,), places={"folders": "[DIR ...]"})
+@Command("look", "sftlab report results/ --bandwidth 50", (configs.ReportConfig,), places={"folder": "[DIR]"})
 def report(args, config):
-    """Make a page of results: speed, scaling, memory, loss, use; of one folder or several."""
+    """Make a page of a folder of results: speed, scaling, memory, loss, use."""
     from sftlab.bench.report import write_report
 
     quiet_libraries()
     print(f"saved {write_report(config)}")
 
 
-@Command(
-    "look",
-    "sftlab metrics results/current/ -- sftlab train --use-lora",
-    (configs.MetricsConfig,),
-    places={"output_dir": "[DIR]"},
-    usage="[DIR] [options] [-- PROGRAM ...]",
-)
+@Command("look", "sftlab metrics results/current/", (configs.MetricsConfig,), places={"output_dir": "[DIR]"})
 def metrics(args, config):
-    """Watch the machine and a command: processor, memory and GPUs, each second, into a folder."""
+    """Watch the machine until Ctrl-C: processor, memory and GPUs, each second, into a folder."""
     from sftlab.bench import monitor
 
-    return monitor.watch(config, args.program)
+    monitor.watch(config)
 
 
 @Command(
@@ -243,7 +229,7 @@ def launch(args, config):
     if not args.training or args.training[0] != "train":
         example = "`sftlab launch --gpus-per-node 2 train --use-lora`"
         raise UserError(f"launch: after its own options come `train` and those of the training, as {example}.")
-    training = build_options(TrainConfig, parse(args.training))
+    training = build_options(TrainConfig, build_parser().parse_args(args.training))
     from sftlab.runs import launcher
 
     quiet_libraries()

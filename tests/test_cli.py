@@ -50,7 +50,7 @@ def test_help_names_every_option_with_its_meaning_and_an_example(name, sftlab_co
         (["export", "--push", "mine"], "Write OWNER/NAME"),
         (["chat", "tiny-base"], "was not made to chat"),
         (["metrics", "--every", "0"], "between 0.1 and 3600"),
-        (["report", "nowhere"], "nowhere: no such folder"),
+        (["report", "nowhere"], "nowhere: no results of"),
         (["sweep", "none.ipynb", "--grid", "lora_r=4,16"], "none.ipynb: no notebook there"),
         (["train", "--lernrate", "1"], "unrecognized arguments: --lernrate"),
         (["trian"], "invalid choice: 'trian'"),

@@ -84,7 +84,6 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen, whole):
     ]
     more = [
         ["doctor"],
-        ["metrics", "watched", "--", sys.executable, "-m", "sftlab", *train, "other"],
         ["launch", "--gpus-per-node", "2", *train, "two"],
         ["doctor", "one"],
         ["evaluate", "one", "--num-questions", "4", "--num-texts", "2", "--resamples", "100"],

@@ -1,1 +1,1 @@
-"""Benchmarks: plan, measurement, results, scaling, report, monitor (notebook 10)."""
+"""Benchmarks: measurement, results, scaling, report, monitor (notebook 10)."""

@@ -7,26 +7,173 @@ of them. After each repeat the point's file is whole (`results`), and a grid tha
 """
 
 import contextlib
-import json
+import io
+import math
+import os
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean
 
-from sftlab import files
-from sftlab.bench import plan, results
-from sftlab.bench.plan import Grid
+from pandas import DataFrame
+
+from sftlab import files, machine
+from sftlab.bench import results
 from sftlab.bench.results import DISTURBED, Point, Result, Run
-from sftlab.config.configs import BenchmarkConfig, DataConfig, LaunchConfig, TrainConfig
-from sftlab.errors import UserError
-from sftlab.memory import duration
-from sftlab.runs import launcher, logs
+from sftlab.config.configs import SET_BY_BENCHMARK, BenchmarkConfig, DataConfig, LaunchConfig, TrainConfig
+from sftlab.data import dataset, sources
+from sftlab.errors import UserError, place_error
+from sftlab.hub import client as hub_client
+from sftlab.runs import background, launcher, logs
 from sftlab.train import distributed
 
-LAST_LINES = 30  # of a failed point's output are kept
+NEVER = 10**9
+LAST_LINES = 30  # of a failed point's output are printed
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What all points of a benchmark have in common. sets: as `prepare_sizes` returns them."""
+
+    bench: BenchmarkConfig
+    config: TrainConfig
+    sets: dict[int, dict]
+    gpus: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.bench.output_dir)
+
+
+def list_points(bench: BenchmarkConfig, config: TrainConfig) -> list[Point]:
+    """List all points of a grid, in the order of a round. Raises UserError for a batch that can't be divided evenly.
+
+    In strong scaling fewer devices accumulate more batches, so that each batch is of the same size.
+    """
+    counts = [nodes * bench.devices_per_node for nodes in bench.nodes]
+    unit = config.batch_size * math.lcm(*counts)  # can be divided among any of them
+    whole = bench.global_batch or unit * config.gradient_accumulation_steps
+    points = []
+    for size in bench.sizes:
+        for scaling in ("strong", "weak") if bench.scaling == "both" else (bench.scaling,):
+            for nodes, devices in zip(bench.nodes, counts, strict=True):
+                batch, accumulation = config.batch_size, config.gradient_accumulation_steps
+                if scaling == "strong":
+                    batch = max(1, min(batch, whole // devices))
+                    accumulation, rest = divmod(whole, devices * batch)
+                    if rest:
+                        raise UserError(
+                            f"global_batch: {whole} samples can't be divided evenly among {devices} devices with {batch} "
+                            f"each. Take --global-batch {-(-whole // unit) * unit}, or another --batch-size."
+                        )
+                total = devices * batch * accumulation
+                if total > size:
+                    raise UserError(
+                        f"sizes: {size} rows don't fill a step of {total} samples, on {devices} devices. Take larger sizes, "
+                        "fewer nodes or a smaller --batch-size."
+                    )
+                points.append(Point(config.model_name, size, nodes, devices, scaling, total, batch, accumulation))
+    return points
+
+
+def check_devices(bench: BenchmarkConfig, gpus: int) -> None:
+    """Raises UserError for points that this machine has no devices for. With a hostfile the launcher checks that."""
+    most, cores = bench.nodes[-1] * bench.devices_per_node, machine.count_cores()
+    if bench.hostfile or most <= (gpus or cores):
+        return
+    if gpus:
+        raise UserError(f"nodes: {most} devices, and this machine has {gpus} GPU(s). Take fewer, or name a --hostfile.")
+    if not bench.oversubscribe:
+        raise UserError(
+            f"nodes: {most} processes on {cores} cores would measure how they get in each other's way. Take fewer nodes, name "
+            "more machines in a --hostfile, or add --oversubscribe, which is noted in the results."
+        )
+
+
+def describe_node(grid: Grid, point: Point) -> dict:
+    """Describe a node at a point: node_is in words, and threads of each process.
+
+    The processes of a machine divide its cores among them, unless OMP_NUM_THREADS sets the threads of each.
+    """
+    each, hosts, cores = grid.bench.devices_per_node, grid.bench.hostfile, machine.count_cores()
+    here = each if hosts else point.devices
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, int(asked) if asked.isdigit() else cores // here)
+    place = "a host of the hostfile" if hosts else f"a part of one machine, on which {here} share {cores} cores"
+    kind = "GPUs" if grid.gpus else "processes"
+    return {"node_is": f"{place}; {kind} of a node: {each}, threads of each: {threads}", "threads": threads}
+
+
+def make_config(grid: Grid, point: Point) -> TrainConfig:
+    """Make the training of a point: its steps, without logs, checkpoints and evaluations."""
+    return replace(
+        grid.config,
+        dataset_path=grid.sets[point.samples]["path"],
+        output_dir=str(grid.folder),  # each run has one of its own
+        batch_size=point.per_device_batch,
+        gradient_accumulation_steps=point.accumulation,
+        max_steps=grid.bench.untimed_steps + grid.bench.steps,
+        logging_steps=NEVER,
+        save_steps=NEVER,
+        eval_samples=1,
+        report_to="none",
+    )
+
+
+def list_changes(old: dict, new: dict) -> str:
+    return ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name])
+
+
+def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
+    """Read what was measured of these points before, by name. Raises UserError for a point of other options."""
+    measured = {}
+    for path, point in ((grid.folder / f"{point.name}.json", point) for point in points):
+        if not path.exists():
+            continue
+        try:
+            found = results.read_result(path)
+        except ValueError as error:
+            raise place_error(path, f"can't be read: {error}", "Move it away") from error
+        times = {"steps": found.runs[0].step_seconds.steps, "untimed_steps": found.runs[0].step_seconds.warmup}
+        old = found.config | asdict(found.point) | times | {"data": found.data["fingerprint"]}
+        new = {name: value for name, value in asdict(make_config(grid, point)).items() if name not in SET_BY_BENCHMARK}
+        times = {name: getattr(grid.bench, name) for name in times}
+        new |= asdict(point) | times | {"data": grid.sets[point.samples]["fingerprint"]}
+        if changed := list_changes(old, new):
+            batch = found.point.global_batch
+            to_continue = f"--global-batch {batch} to continue, or " if batch != point.global_batch else ""
+            instead = f"Add {to_continue}--overwrite to measure it again"
+            raise place_error(path, f"was measured with other options ({changed})", instead)
+        measured[point.name] = found
+    return measured
+
+
+def format_plan(grid: Grid, points: list[Point]) -> str:
+    """Format the plan as lines for a terminal."""
+    bench = grid.bench
+    steps = f"{bench.steps} steps each after {bench.untimed_steps} untimed"
+    table = DataFrame(map(asdict, points)).drop(columns="model").rename(columns=lambda name: name.replace("_", " "))
+    lines = [f"{grid.config.model_name}: {len(points)} points, {bench.repeats} repeats in turn, {steps}"]
+    lines += [table.to_string(index=False), f"a node is {describe_node(grid, points[-1])['node_is']}"]
+    few = {size: one["distinct_rows"] for size, one in grid.sets.items() if one["distinct_rows"] < size}
+    return "\n".join(lines + [f"{size} rows: there are {rows}, which repeat" for size, rows in few.items()])
+
+
+def prepare_sizes(config: DataConfig, sizes: list[int]) -> dict[int, dict]:
+    """Prepare a folder for each size: {size: path, source, rows, distinct_rows, fingerprint}. Raises UserError as `prepare`."""
+    sets = {}
+    if config.source in sources.HUB_IDS and not config.hub_id and not hub_client.reach():
+        config = replace(config, offline=True)  # so that a grid that is resumed finds the set again
+        print(f"offline: the bundled sample stands in for {sources.HUB_IDS[config.source]}")
+    for size in sizes:
+        with contextlib.redirect_stdout(io.StringIO()):  # a report of pages would hide the plan of the grid
+            folder = dataset.prepare(replace(config, num_samples=size, output_dir=f"{config.output_dir}/{size}"))
+        splits, report = dataset.load_prepared(folder)
+        about = {"path": str(folder), "source": report["source"], "fingerprint": report["fingerprint"]}
+        sets[size] = about | {"rows": size, "distinct_rows": len(splits["train"])}
+    return sets
 
 
 class PointFailed(Exception):
@@ -38,8 +185,8 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
     import torch
 
     gpus = torch.cuda.device_count()
-    points = plan.list_points(bench, config)
-    plan.check_devices(bench, gpus)
+    points = list_points(bench, config)
+    check_devices(bench, gpus)
     made_up = config.model_name.startswith(("random:", "random-tiny:"))  # with the tokenizer of tiny-base
     rows = replace(
         rows,
@@ -49,25 +196,24 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
         output_dir=f"{bench.output_dir}/data",
         overwrite=bench.overwrite,
     )
-    grid = Grid(bench, config, plan.prepare_sizes(rows, bench.sizes), gpus)
+    grid = Grid(bench, config, prepare_sizes(rows, bench.sizes), gpus)
     if bench.overwrite:
         for point in points:
             (grid.folder / f"{point.name}.json").unlink(missing_ok=True)
-    measured = plan.read_measured(grid, points)
-    print(plan.format_plan(grid, points))
+    measured = read_measured(grid, points)
+    print(format_plan(grid, points))
     for number in (signal.SIGTERM, signal.SIGHUP):  # they end a grid, with its processes, as Ctrl-C does
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
     failed = take_turns(grid, points, measured)
-    left_out = f"; {len(failed)} of {len(points)} points failed, see {grid.folder}/*.failed.json" if failed else ""
+    left_out = f"; {len(failed)} of {len(points)} points failed" if failed else ""
     print(f"saved {grid.folder}/*.json{left_out}; a page of them: sftlab report {grid.folder}")
     return 1 if failed else 0
 
 
 def take_turns(grid: Grid, points: list[Point], measured: dict[str, Result]) -> set[str]:
     """Make all runs that are not in `measured` yet, a repeat of each point in turn, and add them; return the failed points."""
-    failed, seconds = set(), []
-    done = {name: len(result.runs) for name, result in measured.items()}
+    failed, done = set(), {name: len(result.runs) for name, result in measured.items()}
     todo = [(turn, one) for turn in range(grid.bench.repeats) for one in points if turn >= done.get(one.name, 0)]
     if there := len(points) * grid.bench.repeats - len(todo):
         print(f"{there} runs are there already, {len(todo)} are left")
@@ -75,30 +221,25 @@ def take_turns(grid: Grid, points: list[Point], measured: dict[str, Result]) -> 
         if point.name in failed:
             continue
         try:
-            result = measured[point.name] = add_run(grid, point, measured)
+            result = measured[point.name] = add_run(grid, point, measured.get(point.name))
+            print(f"{point.name}, repeat {turn + 1}: {format_run(result.runs[-1])}; {left} left")
         except KeyboardInterrupt:
             print(f"stopped; the same command{' without --overwrite' if grid.bench.overwrite else ''} resumes")
             raise
         except PointFailed as error:
             failed.add(point.name)
             message, lines = error.args
-            about = {"point": asdict(point), "error": message, "last_lines": lines}
-            files.write_json(grid.folder / f"{point.name}.failed.json", about)
-            print(f"{point.name}: failed: {message}")
-            continue
-        seconds.append(result.runs[-1].seconds)
-        rest = f"; {left} runs are left, about {duration.format_seconds(left * mean(seconds))}" if left else ""
-        print(f"{point.name}, repeat {turn + 1}: {format_run(result.runs[-1])}{rest}")
+            print("\n  ".join([f"{point.name}: failed: {message}", *lines]))
     return failed
 
 
-def add_run(grid: Grid, point: Point, measured: dict[str, Result]) -> Result:
+def add_run(grid: Grid, point: Point, before: Result | None) -> Result:
     """Measure a point once more, write its file, and return it. Raises PointFailed, and UserError on another machine."""
-    node, data, before = plan.describe_node(grid, point), grid.sets[point.samples], measured.get(point.name)
+    node, data = describe_node(grid, point), grid.sets[point.samples]
     out = run_point(grid, point, node["threads"])
     result = Result(
         point=point,
-        config=asdict(plan.make_config(grid, point)),
+        config=asdict(make_config(grid, point)),
         repeats=grid.bench.repeats,
         machine=out["machine"] | node,
         versions=out["versions"],
@@ -110,13 +251,12 @@ def add_run(grid: Grid, point: Point, measured: dict[str, Result]) -> Result:
         one.machine | one.versions | {"precision": one.choices["precision"].split(":")[0]}
         for one in (before or result, result)
     )
-    if changed := plan.list_changes(old, new):
+    if changed := list_changes(old, new):
         raise UserError(
             f"output_dir: the repeats of {point.name} there were measured with {changed}, and don't go together with new "
             "ones. Name another --output-dir, or add --overwrite."
         )
-    path = results.write_result(grid.folder, result)
-    path.with_suffix(".failed.json").unlink(missing_ok=True)
+    results.write_result(grid.folder, result)
     return result
 
 
@@ -139,23 +279,22 @@ def run_point(grid: Grid, point: Point, threads: int) -> dict:
     # a new one each time: the processes of a grid that was killed may still use theirs
     with tempfile.TemporaryDirectory(prefix=f".{point.name}.", dir=grid.folder.resolve()) as folder:
         work = Path(folder)
-        config = asdict(plan.make_config(grid, point)) | {"output_dir": str(work / "run")}
+        config = asdict(make_config(grid, point)) | {"output_dir": str(work / "run")}
         about = {"point": asdict(point), "config": config, "threads": threads, "untimed": grid.bench.untimed_steps}
         files.write_json(work / "plan.json", about | {"steps": grid.bench.steps, "started": time.time()})
         environment |= launcher.pass_on(environment, work)
         code = run_command(build_command(grid, point, work), work, environment | own)
         if code or not (work / "out.json").is_file():
             raise explain_failure(work, code)
-        return json.loads((work / "out.json").read_text(encoding="utf-8"))
+        return files.read_json(work / "out.json")
 
 
 def build_command(grid: Grid, point: Point, work: Path) -> list[str]:
     """Build what starts the processes of a point: python, torchrun, or, with DeepSpeed or a hostfile, its launcher."""
-    bench = grid.bench
+    bench, hosts = grid.bench, ["localhost"]
     worker = ["sftlab.bench.worker", str(work / "plan.json"), str(work / "out.json")]
     if point.devices == 1 and grid.gpus < 2 and not grid.config.deepspeed and not bench.hostfile:
         return [sys.executable, "-m", *worker]
-    hosts = ["localhost"]
     if bench.hostfile:
         hosts = launcher.choose_hosts(bench.hostfile, point.nodes, bench.devices_per_node)
     remote = len(hosts) > 1 or not launcher.is_here(hosts[0])
@@ -173,20 +312,11 @@ def build_command(grid: Grid, point: Point, work: Path) -> list[str]:
 
 def run_command(command: list[str], work: Path, environment: dict) -> int:
     """Run the command of a point until it has ended and return its exit code. Whatever happens, all it started ends with it."""
-    import psutil
-
-    process, family = launcher.start_launcher(command, work / "ranks-0", environment), []
+    process = launcher.start_launcher(command, work / "ranks-0", environment)
     try:
         return process.wait()
     finally:
-        if process.poll() is None:
-            first = psutil.Process(process.pid)
-            family = [*first.children(recursive=True), first]
-        for stop in (psutil.Process.terminate, psutil.Process.kill):
-            for member in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    stop(member)
-            _, family = psutil.wait_procs(family, timeout=10)
+        background.end_processes([process])
 
 
 def explain_failure(work: Path, code: int) -> PointFailed:
@@ -194,7 +324,5 @@ def explain_failure(work: Path, code: int) -> PointFailed:
     failed = logs.find_failed(work)
     lines = [line for line in logs.read_end(failed.log).splitlines() if line.strip()][-LAST_LINES:]
     message = failed.reason or logs.explain_end("\n".join(lines))  # without a launcher there is one log
-    if message:
-        return PointFailed(message.removeprefix("refused: "), lines)
     who = failed if failed.code > 128 else f"exit code {code}"
-    return PointFailed(f"{who}: {lines[-1] if lines else 'no output'}", lines)
+    return PointFailed(message.removeprefix("refused: ") or f"{who}: {lines[-1] if lines else 'no output'}", lines)

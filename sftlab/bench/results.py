@@ -1,7 +1,6 @@
 """The results of a benchmark: one JSON file per point, `results/NAME.json`, written whole after each repeat.
 
-A file holds "schema": 1 and the fields of `Result`. A point that failed leaves `NAME.failed.json` with the error and the last
-lines of its output instead.
+A file holds "schema": 1 and the fields of `Result`.
 
     python -c "from sftlab.bench import results; print(*results.read_results('results')[1], sep='\\n')"
 """
@@ -52,21 +51,6 @@ class StepSeconds:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Of a rank, without the libraries. expected_bytes: None if not estimated. kept: freed memory was kept."""
-
-    expected_bytes: FiniteFloat | None
-    taken_bytes: FiniteFloat | None
-    kept: bool
-
-    @property
-    def error(self) -> float | None:
-        """Of the estimate, over what was taken; None where that isn't known, or freed memory was kept."""
-        known = self.expected_bytes and self.taken_bytes and not self.kept
-        return self.expected_bytes / self.taken_bytes - 1 if known else None
-
-
-@dataclass(frozen=True)
 class Run:
     """One repeat of a point, in processes of its own. Counts and rates are of the timed steps and of all devices together.
 
@@ -75,15 +59,10 @@ class Run:
     """
 
     tokens: PositiveInt
-    tokens_per_second: (
-        PositiveFloat  # from the end of the warm-up to the end of the last timed step, of the slowest rank
-    )
+    tokens_per_second: PositiveFloat  # to the end of the last timed step, of the slowest rank
     tokens_per_second_per_device: PositiveFloat
     step_seconds: StepSeconds
-    peak_bytes: Annotated[
-        list[FiniteFloat], SOME
-    ]  # of each rank: the most that the process took, on a GPU its allocator
-    memory: Annotated[list[Memory], SOME]  # of each rank
+    peak_bytes: Annotated[list[FiniteFloat], SOME]  # of each rank: the most that it took, on a GPU its allocator
     flops_per_second_per_device: FiniteFloat
     matrix_rate: FiniteFloat  # what plain matrix products reached on a device with all devices at work, FLOP/s
     utilisation: FiniteFloat | None  # of the data-sheet's peak, 0..1; None where that isn't known (CPUs)
@@ -94,11 +73,6 @@ class Run:
     others_use: FiniteFloat | None  # share of the first machine's cores that other programs took meanwhile
     started: str  # ISO 8601, UTC
     seconds: NonNegativeFloat  # of the processes as a whole, with loading
-
-    @property
-    def largest(self) -> Memory:
-        """Of the rank that took most."""
-        return max(self.memory, key=lambda rank: rank.taken_bytes or 0)
 
     @property
     def largest_peak_bytes(self) -> float:
@@ -115,7 +89,9 @@ class Result:
     point: Point
     config: dict  # of TrainConfig
     repeats: int  # as configured
-    machine: dict  # of `machine.merge_devices`, machines (on how many the processes ran), and of `plan.describe_node`
+    machine: (
+        dict  # of `machine.merge_devices`, machines (on how many the processes ran), and of `measure.describe_node`
+    )
     versions: dict
     choices: dict  # what the trainer chose and why
     data: dict  # source, rows, distinct_rows (fewer where the source has no more), fingerprint
@@ -149,9 +125,6 @@ def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
     found, problems = [], []
     for path in sorted(Path(folder).glob("[!.]*.json")):
         if path.name == "summary.json":  # of `sftlab metrics`
-            continue
-        if path.name.endswith(".failed.json"):
-            problems.append(f"{path}: failed: {files.read_json(path).get('error', 'no message')}")
             continue
         try:
             result = read_result(path)

@@ -23,7 +23,7 @@ import torch
 from transformers import TrainerCallback
 
 from sftlab import files, machine
-from sftlab.bench.results import Memory, Point, Run, StepSeconds
+from sftlab.bench.results import Point, Run, StepSeconds
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError, run_guarded
 from sftlab.memory import duration
@@ -49,9 +49,7 @@ def measure_point(plan: dict) -> dict | None:
         timer = StepTimer(trainer, plan["untimed"], plan["steps"])
         with forecast.advising(config, trainer.expected["memory"]):
             trainer.train()
-        found = forecast.measure_memory(trainer.expected["memory"])
         mine = timer.summarise() | {"rate": rate, "peak": machine.read_peak(), "host": platform.node()}
-        mine["memory"] = Memory(found["expected_bytes"], found["peak_bytes"], bool(found["kept"]))
         mine["device"] = machine.name_device()
         parts = distributed.gather(mine)
         if world.rank:
@@ -84,7 +82,6 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         tokens_per_second_per_device=tokens / window / point.devices,
         step_seconds=StepSeconds(middle, low, high, len(first["seconds"]), plan["untimed"]),
         peak_bytes=[part["peak"] for part in parts],
-        memory=[part["memory"] for part in parts],
         flops_per_second_per_device=per_device,
         matrix_rate=rate,
         utilisation=per_device / peak if peak else None,

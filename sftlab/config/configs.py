@@ -289,16 +289,10 @@ class RunsConfig(Options):
 
 @dataclass
 class ReportConfig(Options):
-    """What `sftlab report` makes of folders with results."""
+    """What `sftlab report` makes of a folder with results."""
 
-    folders: list | None = option(None, "folders with results (default: results)", paths=True)
+    folder: str = option("results", "the folder with results")
     bandwidth: float | None = option(None, "GB/s between nodes, for two modelled bounds of the speed", low=0.001)
-
-    def check(self) -> None:
-        self.folders = self.folders or ["results"]
-        places = [Path(folder).resolve() for folder in self.folders]
-        if len(set(places)) < len(places):
-            raise UserError("folders: one is named twice; leave one out.")
 
 
 @dataclass

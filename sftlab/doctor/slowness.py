@@ -63,8 +63,9 @@ def find_slow(run: Run) -> list[str]:
     time = result.get("time", {})
     if time.get("device") == "cpu" and (share := time.get("share") or 1) < 0.12:
         found.append(f"small steps: the run reached {share:.0%} of the rate of matrix products")
-    gpus = files.read_json(logs.find_logs(run.folder) / "summary.json").get("gpus", [])  # by `sftlab metrics`
-    share = min((gpu["use_percent"]["mean"] / 100 for gpu in gpus if gpu.get("use_percent")), default=1)
+    watched = files.read_json(logs.find_logs(run.folder) / "summary.json").get("values", {})  # by `sftlab metrics`
+    uses = [value["mean"] for name, value in watched.items() if name.startswith("GPU") and name.endswith("use, %")]
+    share = min((use / 100 for use in uses if use is not None), default=1)
     if share < 0.6:
         found.append(f"idle GPU: a GPU was at {share:.0%} on average")
     return [f"slow: {line}" for line in found]

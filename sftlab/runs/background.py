@@ -6,6 +6,7 @@ it again.
     python -c "from sftlab import runs; from sftlab.config import TrainConfig; runs.start(TrainConfig(max_steps=5))"
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -14,6 +15,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+import psutil
 
 from sftlab import files
 from sftlab.config import text as config_text
@@ -53,12 +56,22 @@ def spawn(config: TrainConfig, cwd: str, step: int = 0) -> Run:
     return read(folder)
 
 
-def start_process(command: list[str], log: Path, environment: dict, cwd: str | None = None) -> subprocess.Popen:
+def start_process(command: list[str], log: Path, environment: dict, cwd: str | None = None) -> psutil.Popen:
     """Start a process whose output goes into a log, in a session of its own: no Ctrl-C and no end of a kernel reaches it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        return subprocess.Popen(command, env=environment, cwd=cwd, start_new_session=True, **streams)
+        return psutil.Popen(command, env=environment, cwd=cwd, start_new_session=True, **streams)
+
+
+def end_processes(processes: list[psutil.Popen]) -> None:
+    """End those that are at work, and all below them."""
+    family = [one for first in processes if first.poll() is None for one in (*first.children(recursive=True), first)]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(one)
+        _, family = psutil.wait_procs(family, timeout=10)
 
 
 def stop(run: Run) -> None:
@@ -85,10 +98,9 @@ def resume(run: Run) -> Run:
     Raises UserError where there is nothing to resume from.
     """
     run = read(run.folder)
-    if run.status in ACTIVE:
-        raise UserError(f"{run.folder.name}: the run is at work already.")
-    if run.config is None:
-        raise UserError(f"{run.folder.name}: there is no run to resume.")
+    if run.status in ACTIVE or run.config is None:
+        why = "the run is at work already" if run.config else "there is no run to resume"
+        raise UserError(f"{run.folder.name}: {why}.")
     config = dataclasses.replace(run.config, resume=True, overwrite=False, output_dir=str(run.folder))
     run_folder.claim_folder(config, 1)
     cwd = run.progress.get("cwd", "")
@@ -108,8 +120,7 @@ def wait(run: Run, timeout: float | None = None) -> Run:
             run = read(run.folder)
             bar.total = run.max_steps
             bar.update(run.step - bar.n)
-            facts = state.list_facts(run)
-            bar.set_postfix({name: facts[name] for name in ("loss", "validation loss") if facts[name]})
+            bar.set_postfix({name: text for name, text in state.list_facts(run).items() if text and "loss" in name})
             if run.status not in ACTIVE:
                 return run
             if end is not None and time.monotonic() > end:

@@ -6,7 +6,6 @@ Other nodes are started by hand, by Slurm, or by the deepspeed launcher's own ss
     sftlab launch --nodes 2 --gpus-per-node 8 --hostfile hostfile train --deepspeed zero2 --model-name …
 """
 
-import contextlib
 import os
 import re
 import shlex
@@ -36,10 +35,11 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
     """Check a run, print its commands and start it; return its exit code. Raises UserError for what the user can fix."""
     config.gpus_per_node = config.gpus_per_node or count_gpus()
     devices, hosts = config.nodes * config.gpus_per_node, find_hosts(config)
-    if is_here(hosts[0]) or config.launcher == "deepspeed":  # later nodes may find that the first one has begun
+    first_is_here, deepspeed = is_here(hosts[0]), config.launcher == "deepspeed"
+    if first_is_here or deepspeed:  # later nodes may find that the first one has begun
         run_folder.claim_folder(train, devices)
-    has_port = config.nodes > 1 or config.launcher == "deepspeed"  # torchrun on one node finds a port itself
-    if has_port and not config.slurm and not config.dry_run and is_here(hosts[0]):
+    # torchrun on one node finds a port itself
+    if first_is_here and (config.nodes > 1 or deepspeed) and not (config.slurm or config.dry_run):
         check_port(config.master_port)
     print(check_batch(train, devices))
     module, folder = ["sftlab.train", *train_flags], Path(train.output_dir).absolute()
@@ -64,15 +64,15 @@ def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folde
     if by_ssh:
         check_remote()
         return run_launchers(commands, environment | pass_on(environment, log_dir), folder)
-    far = [host for host in hosts if not is_here(host)]
-    if len(far) == len(hosts):
+    own = {node: command for node, command in commands.items() if is_here(hosts[node])}
+    far = ", ".join(host for node, host in enumerate(hosts) if node not in own)
+    if not own:
         raise UserError(
-            f"hostfile: this machine is not among {', '.join(hosts)}. Give the same command on each of them, "
-            "or add --launcher deepspeed, which starts them by ssh."
+            f"hostfile: this machine is not among {far}. Give the same command on each of them, or add --launcher deepspeed, "
+            "which starts them by ssh."
         )
     if far:
-        print(f"started here; give the same command on {', '.join(far)}, in {Path.cwd()}", flush=True)
-    own = {node: command for node, command in commands.items() if hosts[node] not in far}
+        print(f"started here; give the same command on {far}, in {Path.cwd()}", flush=True)
     return run_launchers(own, environment, folder)
 
 
@@ -106,20 +106,16 @@ def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Pat
     """Start the launchers of this machine, print the first rank's output, and wait; when one fails, end the others.
 
     commands: by the node's rank; folder: of the run. Ctrl-C asks rank 0 to stop, which passes it on to all, so that they save
-    a checkpoint at the same step; where rank 0 isn't here or hasn't begun, and at the second Ctrl-C, the launchers end their
-    processes. Returns 0, 130 for a run that was stopped, or an exit code that says how it failed.
+    a checkpoint at the same step; where rank 0 isn't here or hasn't begun, and at the second Ctrl-C, all are ended. Returns 0,
+    130 for a run that was stopped, or an exit code that says how it failed.
     """
     log_dir = logs.find_logs(folder)
+    for place in log_dir.glob("ranks-*"):  # of an earlier start
+        if 0 in commands or int(place.name.removeprefix("ranks-")) in commands:
+            shutil.rmtree(place, ignore_errors=True)
     places = {log_dir / f"ranks-{node}": command for node, command in commands.items()}
-    for place in places if 0 not in commands else log_dir.glob("ranks-*"):
-        shutil.rmtree(place, ignore_errors=True)  # of an earlier start
     started = [start_launcher(command, place, environment) for place, command in places.items()]
-    asked, ended, printed = [], False, {}
-
-    def end_all() -> None:
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+    asked, printed = [], {}
 
     def stop(number, frame) -> None:
         asked.append(number)
@@ -127,15 +123,14 @@ def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Pat
         if len(asked) == 1 and first and not state.is_elsewhere(first):
             os.kill(first["pid"], signal.SIGTERM)
         else:
-            end_all()
+            background.end_processes(started)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while any(process.poll() is None or has_members(process.pid) for process in started):
+        while any(process.poll() is None for process in started):
             print_new(log_dir, min(commands), printed)
-            if not ended and any(process.poll() for process in started):
-                end_all()
-                ended = True
+            if any(process.poll() for process in started):
+                background.end_processes(started)
             time.sleep(0.2)
     finally:
         for number, handler in before.items():
@@ -148,20 +143,9 @@ def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Pat
 
 
 def start_launcher(command: list[str], place: Path, environment: dict) -> subprocess.Popen:
-    """Start one in a session of its own, so that all it starts can be ended at once; its output goes into PLACE/launcher.log."""
+    """Start a launcher whose output goes into PLACE/launcher.log."""
     tools = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"  # with what DeepSpeed compiles
     return background.start_process(command, place / "launcher.log", os.environ | environment | {"PATH": tools})
-
-
-def has_members(group: int) -> bool:
-    """Whether any process of a group is at work."""
-    import psutil
-
-    for process in psutil.process_iter(["status"]):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                return True
-    return False
 
 
 def print_new(log_dir: Path, node: int, printed: dict[Path, int]) -> None:
@@ -170,9 +154,8 @@ def print_new(log_dir: Path, node: int, printed: dict[Path, int]) -> None:
     for log in ranks[min(ranks)] if ranks else ():
         with log.open("rb") as file:
             file.seek(printed.get(log, 0))
-            text = file.read()
-        printed[log] = printed.get(log, 0) + len(text)
-        print(text.decode("utf-8", "replace"), end="", flush=True)
+            print(file.read().decode("utf-8", "replace"), end="", flush=True)
+            printed[log] = file.tell()
 
 
 def report_failure(log_dir: Path, asked: bool) -> int:
@@ -304,9 +287,8 @@ def find_hosts(config: LaunchConfig) -> list[str]:
     hosts = choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
     far = [host for host in hosts if not is_here(host)]
     if far and hosts[0] in ("localhost", "127.0.0.1"):
-        raise UserError(
-            f"hostfile: for {far[0]}, {hosts[0]} is itself. Write this machine's name in {config.hostfile}."
-        )
+        name = f"Write this machine's name in {config.hostfile}."
+        raise UserError(f"hostfile: for {far[0]}, {hosts[0]} is itself. {name}")
     return hosts
 
 
@@ -332,8 +314,7 @@ def choose_hosts(path: str | Path, nodes: int, gpus_per_node: int) -> list[str]:
     if nodes > len(hosts):
         raise UserError(f"nodes: {nodes} are asked for, and {path} names {len(hosts)}.")
     chosen = list(hosts)[:nodes]
-    for host in chosen:
-        if hosts[host] < gpus_per_node:
-            slots = f"{gpus_per_node} are asked for, and {host} has slots={hosts[host]} in {path}"
-            raise UserError(f"gpus_per_node: {slots}. The number counts the GPUs of one node, not of all.")
+    if small := [host for host in chosen if hosts[host] < gpus_per_node]:
+        slots = f"{gpus_per_node} are asked for, and {small[0]} has slots={hosts[small[0]]} in {path}"
+        raise UserError(f"gpus_per_node: {slots}. The number counts the GPUs of one node, not of all.")
     return chosen

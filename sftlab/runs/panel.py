@@ -1,4 +1,4 @@
-"""The panel of a run in a notebook: its state, its curves and its log as they come, and buttons to stop and resume it.
+"""Runs as one looks at them: a table in the terminal (`sftlab runs`), a panel in a notebook, with buttons to stop and resume.
 
 A panel only reads files: it may be closed and made again at any time, and several may show the same run. Its updates
 continue when the cell has ended, and end with the run or the panel.
@@ -9,34 +9,91 @@ continue when the cell has ended, and end with the run or the panel.
 import functools
 import threading
 import time
+from pathlib import Path
 
 from sftlab import pages, plots
+from sftlab.config.configs import RunsConfig
 from sftlab.errors import UserError
-from sftlab.runs import background, logs, state
+from sftlab.runs import background, state
+from sftlab.runs.state import Run
 from sftlab.train import folder as run_folder
 
 EVERY = 1.0  # seconds from update to update
-LAST_LINES = 20  # of the log
 MOST_POINTS = 1000  # of a curve, about
+FACTS = ("step", "time left", "loss", "validation loss", "tokens per second")
+
+
+def find_named(folder: str | Path) -> dict[str, Run]:
+    """The runs of a folder by their paths in it."""
+    return {str(run.folder.relative_to(Path(folder).absolute())): run for run in state.find(folder)}
+
+
+def format_table(folder: str | Path) -> str:
+    """The runs of a folder as text, a line for each; why one ended is below."""
+    rows, found = [("run", "status", *FACTS, "began", "configuration")], find_named(folder)
+    if not found:
+        return f"no runs in {folder}"
+    for name, run in found.items():
+        facts = state.list_facts(run)
+        began = time.strftime("%m-%d %H:%M", time.localtime(run.started)) if run.started else ""
+        rows.append((name, run.status, *(facts[fact] for fact in FACTS), began, run.config_hash))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(lines + [f"{name}: {run.reason}" for name, run in found.items() if run.reason])
+
+
+def run_command(config: RunsConfig) -> int:
+    """`sftlab runs`: list all, or stop, resume or follow one. Returns the exit code."""
+    if config.stop:
+        background.stop(state.read(config.stop))
+        print(f"asked {config.stop} to stop; it writes a checkpoint first")
+    if config.resume:
+        print(state.format_run(background.resume(state.read(config.resume))))
+    if config.follow:
+        run = background.wait(state.read(config.follow))  # which doesn't notice Ctrl-C
+        print(state.format_run(run))
+        return 0 if run.status == "completed" else 1
+    if not (config.stop or config.resume):
+        print(format_table(config.folder or state.find_place()))
+    return 0
+
+
+def attach(folder: str | Path | None = None):
+    """The panel of a run, by its folder, or of all runs in a folder, to choose from; default: those in `state.find_place`.
+
+    Without a reader (papermill, nbval) the same is printed, with the curve as a picture, and None returned.
+    """
+    place = folder or state.find_place()
+    run = state.read(place)
+    if has_reader():
+        return make_list(place) if run.status == "none" else make_panel(run)
+    print(format_table(place) if run.status == "none" else state.format_run(run))
+    if run.find_last("loss") is not None:
+        plots.show(plots.loss_curve(run.history))
+
+
+def make_list(folder: str | Path):
+    """A box with a list of the runs in a folder, to choose one from, and its panel."""
+    import ipywidgets
+
+    found, place = find_named(folder), ipywidgets.VBox()
+    if not found:
+        return ipywidgets.Label(f"no runs in {folder}")
+    chosen = ipywidgets.Dropdown(description="run", options=list(found), layout={"width": "max-content"})
+
+    def show_panel(_=None) -> None:
+        for old in place.children:
+            close(old)
+        place.children = [make_panel(found[chosen.value])]
+
+    show_panel()
+    chosen.observe(show_panel, "value")
+    return ipywidgets.VBox([chosen, place])
 
 
 def load_html():
     """The macros of panel.html.j2."""
     return pages.load_template("sftlab.runs", "panel.html.j2").module
-
-
-def write_html(run: state.Run) -> list[str]:
-    """A run's status, its figures with a progress bar, and the end of what it printed in the background."""
-    html, place = load_html(), logs.find_logs(run.folder)
-    wrong, active = run.status in ("failed", "killed"), run.status in state.ACTIVE
-    lines = logs.read_end(place / logs.LOG).strip("\n").splitlines() if "start" in run.progress else []
-    lines = [line for line in lines if not line.startswith("{'")]  # entries of the trainer's log: they are in the chart
-    parts = (
-        html.status(state.format_status(run), wrong),
-        html.facts(run.folder.name, run.step, run.max_steps, active, state.list_facts(run)),
-        html.log(f"{place.name}/{logs.LOG}", lines[-LAST_LINES:]),
-    )
-    return [str(part) for part in parts]
 
 
 def draw(figure, history: list[dict]) -> None:
@@ -50,26 +107,28 @@ def draw(figure, history: list[dict]) -> None:
     figure._repr_mimebundle_()  # also puts the data into the widget's state, which a page that is reloaded asks for
 
 
-def make_panel(run: state.Run):
+def make_panel(run: Run):
     """An ipywidgets box that follows a run. `box.run`: the run as read last."""
     import ipywidgets
     from plotly.graph_objects import FigureWidget
 
-    status, facts, message, log = (ipywidgets.HTML() for _ in range(4))
+    status, facts, message = (ipywidgets.HTML() for _ in range(3))
     chart = FigureWidget(plots.loss_curve([{"step": 0, "loss": 0, "eval_loss": 0}]))
     stop = ipywidgets.Button(description="Stop", tooltip="write a checkpoint after the present step, then end")
     resume = ipywidgets.Button(description="Resume", tooltip="from the last checkpoint")
-    box = ipywidgets.VBox([status, facts, ipywidgets.HBox([stop, resume]), message, chart, log])
+    box = ipywidgets.VBox([status, facts, ipywidgets.HBox([stop, resume]), message, chart])
     box.run, box.drawn = run, None
 
     def update() -> None:
         now = box.run = state.read(run.folder)
-        for widget, text in zip((status, facts, log), write_html(now), strict=True):
+        html, active = load_html(), now.status in state.ACTIVE
+        sentence = html.status(state.format_status(now), now.status in ("failed", "killed"))
+        figures = html.facts(now.folder.name, now.step, now.max_steps, active, state.list_facts(now))
+        for widget, text in ((status, str(sentence)), (facts, str(figures))):
             if widget.value != text:  # a selection, or the place of a screen reader, stays
                 widget.value = text
-        stop.disabled = now.status not in state.ACTIVE or "asked" in now.progress
-        ended = now.status in ("interrupted", "failed", "killed")
-        resume.disabled = not (ended and run_folder.find_last(now.folder))
+        stop.disabled = not active or "asked" in now.progress
+        resume.disabled = now.status not in ("interrupted", "failed", "killed") or not run_folder.find_last(now.folder)
         if box.drawn != now.history:
             draw(chart, now.history)
             box.drawn = now.history

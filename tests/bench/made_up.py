@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from sftlab.bench.results import Memory, Point, Result, Run, StepSeconds
+from sftlab.bench.results import Point, Result, Run, StepSeconds
 from sftlab.config.configs import TrainConfig
 
 MACHINE = {"cpu": "Some CPU", "cores": 8, "memory_bytes": 2**34, "gpu": None, "gpus": 0, "machines": 1, "threads": 1}
-MACHINE |= {"node_is": "a process of one machine", "oversubscribed": False}
+MACHINE |= {"node_is": "a process of one machine"}
 
 
 def make_run(devices: int = 1, rate: float = 1000.0, accumulation: int = 1, **changes) -> Run:
@@ -16,7 +16,6 @@ def make_run(devices: int = 1, rate: float = 1000.0, accumulation: int = 1, **ch
     about = {"tokens": tokens, "tokens_per_second": rate, "tokens_per_second_per_device": rate / devices}
     about |= {"step_seconds": StepSeconds(step, 0.9 * step, 1.2 * step, 30, 5)}
     about |= {"peak_bytes": [int(2e9 + 1e8 * rank) for rank in range(devices)]}
-    about |= {"memory": [Memory(1e9, 1.1e9 - 1e8 * rank, False) for rank in range(devices)]}
     about |= {"flops_per_second_per_device": 2.5e12, "matrix_rate": 1e13, "utilisation_measured": 0.25}
     about |= {"utilisation": None, "losses": [3.0 - step / 100 for step in range(35)], "first_loss": 3.0}
     about |= {"last_loss": 2.66, "others_use": 0.01, "started": "2026-01-01T00:00:00+00:00", "seconds": 60.0}

@@ -15,8 +15,8 @@ import pytest
 from made_up import make_run
 
 from sftlab import machine
-from sftlab.bench import measure, plan, report, results, worker
-from sftlab.bench.results import Memory, Point
+from sftlab.bench import measure, report, results, worker
+from sftlab.bench.results import Point
 from sftlab.config.configs import BenchmarkConfig, DataConfig, ReportConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.errors import UserError
@@ -47,7 +47,7 @@ def rows(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("nodes", [[1, 2, 4, 8], [2, 3]])
 def test_strong_points_keep_the_global_batch_and_weak_ones_that_of_each_device(nodes):
     bench = BenchmarkConfig(nodes=nodes, devices_per_node=2, sizes=[1000], scaling="both")
-    points = plan.list_points(bench, TrainConfig(batch_size=4, gradient_accumulation_steps=3))
+    points = measure.list_points(bench, TrainConfig(batch_size=4, gradient_accumulation_steps=3))
     strong, weak = ([point for point in points if point.scaling == kind] for kind in ("strong", "weak"))
     assert [point.devices for point in strong] == [2 * n for n in nodes] == [point.devices for point in weak]
     assert len({point.global_batch for point in strong}) == 1 and {point.per_device_batch for point in strong} == {4}
@@ -61,13 +61,13 @@ def test_a_number_of_nodes_means_the_powers_of_two_up_to_it():
     assert BenchmarkConfig().sizes == [1000, 5000, 10000] and BenchmarkConfig(nodes=["4,1", "2"]).nodes == [1, 2, 4]
 
 
-@pytest.mark.parametrize(("batch", "whole"), [(3, 8), (4, 10), (5, 24), (8, 12), (1, 7), (4, 1)])
+@pytest.mark.parametrize(("batch", "whole"), [(3, 8), (4, 1), (1, 7)])
 def test_a_batch_that_cant_be_divided_is_refused_and_the_advice_works(batch, whole):
     bench, config = BenchmarkConfig(nodes=["1,2"], sizes=["100"], global_batch=whole), TrainConfig(batch_size=batch)
     with pytest.raises(UserError, match="can't be divided evenly") as refused:
-        plan.list_points(bench, config)
+        measure.list_points(bench, config)
     advised = int(str(refused.value).split("--global-batch ")[1].split(",")[0])
-    points = plan.list_points(replace(bench, global_batch=advised), config)
+    points = measure.list_points(replace(bench, global_batch=advised), config)
     assert {point.global_batch for point in points} == {advised} and advised > whole
 
 
@@ -76,27 +76,27 @@ def test_more_than_this_machine_has_is_refused(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     bench = BenchmarkConfig(nodes=[4], sizes=[100])
     with pytest.raises(UserError, match="4 processes on 2 cores.*--oversubscribe"):
-        plan.check_devices(bench, gpus=0)
+        measure.check_devices(bench, gpus=0)
     with pytest.raises(UserError, match="4 devices, and this machine has 2 GPU.*--hostfile"):
-        plan.check_devices(replace(bench, oversubscribe=True), gpus=2)
-    plan.check_devices(replace(bench, oversubscribe=True), gpus=0)
-    points, grid = plan.list_points(bench, TrainConfig()), plan.Grid(bench, TrainConfig(), {}, 0)
-    crowded = plan.describe_node(grid, points[-1])
-    assert crowded["oversubscribed"] and crowded["threads"] == 1 and "4 share 2 cores" in crowded["node_is"]
-    assert plan.describe_node(grid, points[0])["threads"] == 2
+        measure.check_devices(replace(bench, oversubscribe=True), gpus=2)
+    measure.check_devices(replace(bench, oversubscribe=True), gpus=0)
+    points, grid = measure.list_points(bench, TrainConfig()), measure.Grid(bench, TrainConfig(), {}, 0)
+    crowded = measure.describe_node(grid, points[-1])
+    assert crowded["threads"] == 1 and "4 share 2 cores" in crowded["node_is"]
+    assert measure.describe_node(grid, points[0])["threads"] == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert plan.describe_node(grid, points[0])["threads"] == 1
+    assert measure.describe_node(grid, points[0])["threads"] == 1
     with pytest.raises(UserError, match="10 rows don't fill a step of 16"):
-        plan.list_points(replace(bench, sizes=[10]), TrainConfig())
+        measure.list_points(replace(bench, sizes=[10]), TrainConfig())
 
 
 def test_a_set_for_each_size_is_made_once_of_the_rows_that_there_are(rows, tmp_path):
     config = DataConfig(source="json", source_path=[str(rows)], output_dir=str(tmp_path))
-    sets = plan.prepare_sizes(config, [10, 100])
+    sets = measure.prepare_sizes(config, [10, 100])
     assert [len(data_set.load_prepared(sets[size]["path"])[0]["train"]) for size in (10, 100)] == [10, 43]
     assert [(one["rows"], one["distinct_rows"]) for one in sets.values()] == [(10, 10), (100, 43)]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")}
-    assert plan.prepare_sizes(config, [10, 100]) == sets
+    assert measure.prepare_sizes(config, [10, 100]) == sets
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")} == before
 
 
@@ -164,21 +164,11 @@ def test_repeats_take_turns_and_a_stopped_grid_is_resumed(grid, tmp_path, capsys
     assert grid() == (0, []) and grid(repeats=4) == (0, ["1", "2"])
 
 
-def test_a_failed_point_keeps_its_error_and_the_others_are_measured(grid, tmp_path):
+def test_a_failed_point_is_named_and_the_others_are_measured(grid, tmp_path, capsys):
     fault = measure.PointFailed("out of memory", ["last words"])
     assert grid({2: fault}, repeats=2) == (1, ["1", "2", "1"]) and read_counts(tmp_path) == [2]
-    (failed,) = (tmp_path / "out").glob("*.failed.json")
-    assert json.loads(failed.read_text())["last_lines"] == ["last words"]
-    assert "failed: out of memory" in results.read_results(tmp_path / "out")[1][0]
-    assert grid(repeats=2) == (0, ["2", "2"]) and not failed.exists()
-
-
-def test_a_grid_that_is_measured_again_is_resumed_too(grid, tmp_path, capsys):
-    grid(repeats=1)
-    with pytest.raises(KeyboardInterrupt):
-        grid({2: KeyboardInterrupt()}, rate=1e-2, repeats=1, overwrite=True)
-    assert "the same command without --overwrite resumes" in capsys.readouterr().out and read_counts(tmp_path) == [1]
-    assert grid(rate=1e-2, repeats=1) == (0, ["2"]) and read_counts(tmp_path) == [1, 1]
+    assert "_2x1_strong: failed: out of memory\n  last words\n" in capsys.readouterr().out
+    assert grid(repeats=2) == (0, ["2", "2"])
 
 
 def test_hosts_are_started_by_the_deepspeed_launcher_whatever_the_head_node_has(tmp_path, monkeypatch):
@@ -189,7 +179,7 @@ def test_hosts_are_started_by_the_deepspeed_launcher_whatever_the_head_node_has(
 
     def build(**options):
         bench = BenchmarkConfig(nodes=["1"], sizes=["40"], **options)
-        return measure.build_command(plan.Grid(bench, TrainConfig(model_name=TINY), {}, 0), point, tmp_path)
+        return measure.build_command(measure.Grid(bench, TrainConfig(model_name=TINY), {}, 0), point, tmp_path)
 
     monkeypatch.setattr(launcher, "check_remote", lambda: None)
     command = build(hostfile=str(hosts))
@@ -201,8 +191,7 @@ def test_hosts_are_started_by_the_deepspeed_launcher_whatever_the_head_node_has(
 def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     """Two ranks of one machine with 4 cores, 5 timed steps of a window of 10 s and 8 s."""
     monkeypatch.setattr(worker.os, "cpu_count", lambda: 8)
-    memory = Memory(None, 1e8, False)
-    one = {"device": {"gpu": None}, "memory": memory, "busy": 0.325, "tokens": 150, "window": 10.0}
+    one = {"device": {"gpu": None}, "busy": 0.325, "tokens": 150, "window": 10.0}
     two = one | {"window": 8.0, "busy": 0.9, "seconds": [9.0] * 5}
     one |= {"seconds": [1.0, 2.0, 3.0, 4.0, 10.0]}
     one |= {"losses": [3.0, 1.0], "rate": 100.0, "peak": 7}
@@ -212,7 +201,7 @@ def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     run = worker.combine([one, two], point, 2000.0, 18.0, about)
     assert (run.tokens, run.tokens_per_second, run.tokens_per_second_per_device) == (150, 15.0, 7.5)
     assert asdict(run.step_seconds) == pytest.approx({"median": 3.0, "p10": 1.4, "p90": 7.6, "steps": 5, "warmup": 1})
-    assert run.peak_bytes == [7, 9] and run.memory == [memory] * 2
+    assert run.peak_bytes == [7, 9]
     assert run.flops_per_second_per_device == 2000 / 10 / 2 and run.matrix_rate == 200.0
     assert run.utilisation is None and run.utilisation_measured == 100 / 200
     assert run.losses == [2.5, 1.5] == [run.first_loss, run.last_loss] and run.seconds >= 60
@@ -224,23 +213,26 @@ def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     assert worker.combine(gpus, point, 2000.0, 12.0, about | {"bf16": False}).utilisation is None
 
 
-def test_what_was_measured_with_other_options_is_never_mixed(grid, tmp_path):
+def test_what_was_measured_with_other_options_is_never_mixed(grid, tmp_path, capsys):
     grid(repeats=1)
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}
     other = r"_1x1_strong.json was measured with other options \(learning_rate 0.001 -> 0.01\). Add --overwrite"
     with pytest.raises(UserError, match=other):
         grid(rate=1e-2)
-    with pytest.raises(UserError, match=r"was measured with other options \(steps 30 -> 7\)"):
-        grid(steps=7)
-    with pytest.raises(UserError, match=r"global_batch 4 -> 8.*Add --global-batch 4 to continue"):
-        grid(repeats=1, global_batch=8)
-    with pytest.raises(UserError, match=r"were measured with cpu one -> other"):
-        grid(machine={"cpu": "other", "cores": 2}, repeats=2)
-    with pytest.raises(UserError, match=r"were measured with precision float32 -> bfloat16"):
-        grid(precision="bfloat16", repeats=2)
+    for message, options in (
+        (r"was measured with other options \(steps 30 -> 7\)", {"steps": 7}),
+        (r"global_batch 4 -> 8.*Add --global-batch 4 to continue", {"global_batch": 8}),
+        (r"were measured with cpu one -> other", {"machine": {"cpu": "other", "cores": 2}, "repeats": 2}),
+        (r"were measured with precision float32 -> bfloat16", {"precision": "bfloat16", "repeats": 2}),
+    ):
+        with pytest.raises(UserError, match=message):
+            grid(**{"repeats": 1} | options)
     assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")} == before
     assert grid(repeats=1, global_batch=4) == (0, [])
-    assert grid(rate=1e-2, repeats=1, overwrite=True) == (0, ["1", "2"]) and read_counts(tmp_path) == [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        grid({2: KeyboardInterrupt()}, rate=1e-2, repeats=1, overwrite=True)
+    assert "the same command without --overwrite resumes" in capsys.readouterr().out and read_counts(tmp_path) == [1]
+    assert grid(rate=1e-2, repeats=1) == (0, ["2"]) and read_counts(tmp_path) == [1, 1]
 
 
 def test_two_processes_train_as_one_does_and_everything_is_written_down(rows, tmp_path, monkeypatch):
@@ -260,11 +252,11 @@ def test_two_processes_train_as_one_does_and_everything_is_written_down(rows, tm
     assert not problems and points == [(1, 8), (2, 8)]
     first, second = one.runs[0], two.runs[0]
     assert first.losses == pytest.approx(second.losses, rel=1e-5) and first.last_loss < first.first_loss
-    assert first.tokens == second.tokens and len(second.peak_bytes) == len(second.memory) == 2
+    assert first.tokens == second.tokens and len(second.peak_bytes) == 2
     assert two.machine["machines"] == 1 and "2 share" in two.machine["node_is"]
     assert 0 < second.utilisation_measured < 1 and second.utilisation is None and 0 <= second.others_use <= 1
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"data"}
-    page = report.write_report(ReportConfig(folders=[str(tmp_path)], bandwidth=1.0)).read_text(encoding="utf-8")
+    page = report.write_report(ReportConfig(folder=str(tmp_path), bandwidth=1.0)).read_text(encoding="utf-8")
     assert two.point.name in page and "modelled, full overlap" in page and "Left out" not in page
 
 

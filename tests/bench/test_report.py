@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
@@ -19,13 +18,11 @@ POINT = "tiny-base_1000_2x1_weak"
 MODELLED = {"modelled, no overlap", "modelled, full overlap"}
 
 
-def write(*folders, **options) -> str:
-    """The page of folders of results: pairs of a path and a list of what is written there first."""
-    for folder, found in folders:
-        for one in found:
-            results.write_result(folder, one)
-    config = ReportConfig(folders=[str(folder) for folder, _ in folders], **options)
-    return report.write_report(config).read_text(encoding="utf-8")
+def write(folder, found, **options) -> str:
+    """The page of a folder, into which these results are written first."""
+    for one in found:
+        results.write_result(folder, one)
+    return report.write_report(ReportConfig(folder=str(folder), **options)).read_text(encoding="utf-8")
 
 
 def find_rows(page: str, caption: str) -> dict[str, list[list[str]]]:
@@ -45,28 +42,24 @@ def find_section(page: str, title: str) -> str:
 
 def test_the_tables_hold_the_numbers_of_the_files(tmp_path):
     two = make_result(2, rates=(1900.0, 1800.0, 1700.0))
-    page = write((tmp_path, [make_result(rates=(1000.0, 1010.0, 990.0)), two]))
-    expected = {
-        "Throughput, measured": ["1,800 (1,700 to 1,900)", "900", "0.4444 (0.4211 to 0.4706)", "0.4", "0.5333"],
-        # Two ranks, of which the one that took most is compared with the estimate.
-        "Memory, measured and estimated": ["2.1", "1", "1.1", "-9.091"],
-        "Loss, measured": ["3", "2.66"],
-        "Utilisation": ["2.5", "10", "25", "not known", "1"],
-    }
+    page = write(tmp_path, [make_result(rates=(1000.0, 1010.0, 990.0)), two])
+    speed = ["1,800 (1,700 to 1,900)", "900", "0.4444 (0.4211 to 0.4706)", "0.4", "0.5333", "30", "5", "3", "2.66"]
+    expected = {"Speed and loss": speed, "Memory and use": ["2.1", "2.5", "10", "25", "not known", "1"]}
+    assert find_rows(page, "Speed and loss")[POINT][0][0] == "2 x 4 x 1"
     for caption, cells in expected.items():
-        [found] = find_rows(page, caption)[POINT]
+        [[_, *found]] = find_rows(page, caption)[POINT]
         assert [cell if cell in cells else cell.split(" (")[0] for cell in found] == cells, caption
     # The rounds' ratios are 1.9, 1.782 and 1.717; their geometric mean over the ideal of 2 devices.
     [[_, row]] = find_rows(page, "Scaling, measured").values()
     assert row[:3] == ["2", "2", "1,800"] and row[3].startswith("1.8 (") and row[4].startswith("89.9 % (")
-    for words in ("Some CPU", "2.13.0", "a process of one machine", "17.2 GB"):
+    for words in ("Some CPU", "2.13.0", "a process of one machine", "17.2 GB", "2026-01-01"):
         assert words in find_section(page, "Hardware, versions and options")
     assert BOUNDS not in page and "tokens/s on 2 device(s), 1.8 (" in find_section(page, "In short")
 
 
 def test_modelled_bounds_stand_apart_and_are_called_so(tmp_path):
     grid = [make_result(devices, scaling) for scaling in ("weak", "strong") for devices in (1, 2)]
-    page = write((tmp_path, grid), bandwidth=1.0)
+    page = write(tmp_path, grid, bandwidth=1.0)
     part = find_section(page, "Scaling")
     measured, modelled = re.findall(r"<table>.*?</table>", part, re.S)
     assert "Scaling, measured" in measured and "modelled" not in measured and '<div class="wide modelled"' in part
@@ -76,39 +69,41 @@ def test_modelled_bounds_stand_apart_and_are_called_so(tmp_path):
     assert [row[0] for row in rows["tiny-base, 1000 rows, weak"]] == ["2", "2", "4", "4", "8", "8"]
     [words] = re.findall('<img alt="(.*?)"', part, re.S)
     assert {kind for kind in ("measured", *MODELLED) if f"weak, {kind}" in words} == {"measured", *MODELLED}
-    page = write((tmp_path / "slow", [make_result(2)]), bandwidth=0.001)
-    assert "not modelled: bandwidth: at 0.001 GB/s the exchange of a step takes" in page
+    page = write(tmp_path / "two", [make_result(2)], bandwidth=1.0)
+    assert "weak: not modelled: the bounds begin at one node; measure that, too" in page
 
 
 def test_broken_files_are_named_and_metrics_are_watched(tmp_path):
     (tmp_path / "half.json").write_text('{"schema": 1', encoding="utf-8")
     (tmp_path / "summary.json").write_text("{}", encoding="utf-8")  # of `sftlab metrics`: no broken point
     (tmp_path / "current").mkdir()
-    monitor.write_sample(tmp_path / "current" / "metrics.jsonl", monitor.take_sample())
-    page = write((tmp_path, [make_result()]))
+    for number in range(3):  # of a GPU that doesn't always answer
+        gpu = {"index": 0, "use_percent": [90, None, 70][number], "memory_bytes": 8e9}
+        sample = monitor.take_sample() | {"time": 100.0 + number, "gpus": [gpu]}
+        monitor.write_sample(tmp_path / "current" / "metrics.jsonl", sample)
+    page = write(tmp_path, [make_result()])
     left_out = find_section(page, "Left out")
     assert "half.json" in left_out and "summary.json" not in left_out
-    assert page.count('<th scope="row">tiny-base_1000_1x1_weak</th>') >= 5
-    assert "machine: memory" in find_section(page, f"Watched: {tmp_path / 'current' / 'metrics.jsonl'}")
+    assert page.count('<th scope="row">tiny-base_1000_1x1_weak</th>') == 2
+    watched = find_section(page, f"Watched: {tmp_path / 'current' / 'metrics.jsonl'}")
+    assert "machine: memory" in watched and "3 samples over 2 s" in watched
+    assert find_rows(watched, "Watched, measured")["GPU 0: use, %"] == [["80", "80", "90"]]
+    assert "GPU 0: use, %: 90 at 0.0 -&gt; 70 at 2.0, lowest 70 at 2.0" in watched  # what the chart shows, in words
 
 
 def test_a_folder_of_metrics_alone_is_reported_and_an_empty_one_refused(tmp_path):
     monitor.write_sample(tmp_path / "metrics.jsonl", monitor.take_sample())
-    page = write((tmp_path, []))
-    assert "machine: memory" in page and "Throughput" not in page
-    (tmp_path / "empty").mkdir()
-    for folder, message in ((tmp_path / "empty", "no results of"), (tmp_path / "none", "no such folder")):
-        with pytest.raises(UserError, match=message):
-            write((folder, []))
-    assert not list((tmp_path / "empty").iterdir())
-    with pytest.raises(UserError, match="named twice"):
-        ReportConfig(folders=[str(tmp_path / "empty"), str(tmp_path / "empty" / ".." / "empty")])
+    page = write(tmp_path, [])
+    assert "machine: memory" in page and "Speed and loss" not in page
+    with pytest.raises(UserError, match="no results of"):
+        write(tmp_path / "none", [])
+    assert not (tmp_path / "none").exists()
 
 
 def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_path):
     few = replace(make_result().runs[0].step_seconds, steps=12)
     odd = make_result(2, versions={"torch": "9.9"}, run={"step_seconds": few, "others_use": 0.4})
-    page = write((tmp_path, [make_result(), odd]))
+    page = write(tmp_path, [make_result(), odd])
     top = find_section(page, "In short")
     assert "FEW STEPS: 12 timed steps at least, at 1 of 2 points fewer than 30" in top
     assert "DISTURBED: other programs took up to 40% of the machine at 1 of 2 points" in top
@@ -116,16 +111,6 @@ def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_p
     assert re.search(rf"torch</th><td[^>]*>9.9</td><td[^>]*>1 points, as {POINT}<", setups) and ">all<" in setups
     # Points of other versions are no series: neither is compared with the other.
     assert "tiny-base, 1000 rows, weak, with other settings: " in top and "times as fast" not in page
-
-
-def test_points_of_several_folders_stand_in_the_same_tables(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    after = [make_result(2, config={"learning_rate": 0.5})]
-    page = write((Path("a"), [make_result(devices) for devices in (1, 2)]), (Path("b"), after))
-    assert [*find_rows(page, "Throughput, measured")] == ["tiny-base_1000_1x1_weak (a)", f"{POINT} (a)", f"{POINT} (b)"]
-    assert [*find_rows(page, "Scaling, measured")] == [f"tiny-base, 1000 rows, weak, {name}" for name in "ab"]
-    setups = find_section(page, "Hardware, versions and options")
-    assert re.search(rf"learning rate</th><td[^>]*>0.5</td><td[^>]*>1 points, as {POINT} \(b\)<", setups)
 
 
 def test_the_command_replaces_its_own_page(tmp_path, capsys):

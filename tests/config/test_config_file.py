@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from papermill.cli import _resolve_type, papermill
 from papermill.translators import PythonTranslator
 
-from sftlab.cli import parse
+from sftlab.cli import build_parser
 from sftlab.config import text as config_text
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError
@@ -51,8 +51,9 @@ def configurations(draw):
 
 
 def read_command(text: str) -> TrainConfig:
-    args = parse(shlex.split(text)[1:])
-    return config_text.build_options(TrainConfig, parse(args.training) if args.name == "launch" else args)
+    args = build_parser().parse_args(shlex.split(text)[1:])
+    training = build_parser().parse_args(args.training) if args.name == "launch" else args
+    return config_text.build_options(TrainConfig, training)
 
 
 def check_forms(config: TrainConfig, start: TrainConfig) -> None:
@@ -61,7 +62,7 @@ def check_forms(config: TrainConfig, start: TrainConfig) -> None:
     assert config_text.build(yaml if ":" in yaml else "").hash() == config.hash()
     assert config_text.build(config_text.write(config, everything=True)).hash() == config.hash()
     assert read_command(train).hash() == config.hash() == read_command(launcher).hash()
-    assert config_text.build_options(LaunchConfig, parse(shlex.split(launcher)[1:])) == launch
+    assert config_text.build_options(LaunchConfig, build_parser().parse_args(shlex.split(launcher)[1:])) == launch
     found: dict = {}
     exec(PythonTranslator.codify({"options": _resolve_type(shlex.split(mill)[-1])}), found)  # as papermill does
     assert config_text.build(found["options"], **KNOBS).hash() == config.hash()

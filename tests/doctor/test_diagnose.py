@@ -158,8 +158,9 @@ def test_slowness_is_found_in_numbers(tmp_path):
     history = [{"eval_runtime": 9, "time": 1}, {"eval_runtime": 3}, {"loss": 1}]  # the first: before it was resumed
     run = state.Run(tmp_path / "run", "completed", config=TrainConfig(), history=history, progress={"started": 2})
     files.write_json(run.folder / "result.json", {"time": {"device": "cpu", "share": 0.02, "seconds": 10}})
-    gpus = [{"index": 0, "use_percent": {"mean": 95}}, {"index": 1, "use_percent": {"mean": 31}}]
-    files.write_json(tmp_path / "run-logs" / "summary.json", {"gpus": gpus})
+    uses = {"machine: processor, %": 5, "GPU 0: use, %": 95, "GPU 1: use, %": 31, "GPU 2: use, %": None}
+    watched = {"values": {name: {"mean": mean} for name, mean in uses.items()}}  # as `sftlab metrics` writes it
+    files.write_json(tmp_path / "run-logs" / "summary.json", watched)
     assert slowness.find_slow(run) == [
         "slow: evaluation: 30% of the time went into the validation loss",
         "slow: small steps: the run reached 2% of the rate of matrix products",

@@ -19,24 +19,16 @@ from sftlab.train import distributed
         ("node-1 slots=8\nnode-2 slots = 8\n", "line 2: 'node-2 slots = 8' is not `HOST slots=GPUS`"),
         ("node-1 slots=8\nnode-1 slots=8\n", "line 2: .* each host once"),
         ("node-1 slots=0\n", "line 1: .* a slot or more"),
+        ("node-1 slots=8\n", "names 1"),
+        ("node-1 slots=8\nnode-2 slots=4\n", "node-2 has slots=4.* GPUs of one node, not of all"),
         (None, "no file"),
     ],
 )
-def test_a_wrong_hostfile_names_its_line(tmp_path, text, message):
+def test_a_wrong_hostfile_is_named_with_its_line(tmp_path, text, message):
     if text is not None:
         (tmp_path / "hosts").write_text(text)
     with pytest.raises(UserError, match=message):
-        launcher.read_hosts(tmp_path / "hosts")
-
-
-def test_nodes_are_taken_from_the_hostfile_as_far_as_they_reach(tmp_path):
-    hosts = tmp_path / "hosts"
-    hosts.write_text("# the cluster\nnode-1 slots=8\n\nnode-2 slots=4  # older\n")
-    assert launcher.read_hosts(hosts) == {"node-1": 8, "node-2": 4}
-    assert launcher.choose_hosts(hosts, 2, 4) == ["node-1", "node-2"]
-    for nodes, gpus, message in ((3, 4, "names 2"), (2, 8, "node-2 has slots=4.* GPUs of one node, not of all")):
-        with pytest.raises(UserError, match=message):
-            launcher.choose_hosts(hosts, nodes, gpus)
+        launcher.choose_hosts(tmp_path / "hosts", 2, 8)
 
 
 def test_batch_arithmetic(configure):
@@ -125,7 +117,7 @@ def test_the_slurm_file_starts_a_node_s_processes(configure, tmp_path, monkeypat
 
 
 def test_other_nodes_are_reached_by_the_deepspeed_launcher_or_by_hand(dry_run, configure, tmp_path, monkeypatch):
-    (tmp_path / "hosts").write_text("far slots=2\nother slots=2\n")
+    (tmp_path / "hosts").write_text("# the cluster\nfar slots=2\n\nother slots=4  # newer\nthird slots=2\n")
     options = {"nodes": 2, "gpus_per_node": 2, "hostfile": str(tmp_path / "hosts"), "master_addr": "127.0.0.1"}
     lines = dry_run(launcher="deepspeed", **options).splitlines()
     assert "--num_nodes 2" in lines[-1] and lines[-2].startswith("export OMP_NUM_THREADS")

@@ -1,13 +1,11 @@
 """The state of a run from its files: starts that were refused, other machines, earlier runs, a disk without room."""
 
-import os
-
 import pytest
 
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
-from sftlab.runs import background, logs, state, table
+from sftlab.runs import background, logs, panel, state
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
@@ -46,8 +44,8 @@ def test_a_run_is_found_by_its_configuration_alone_and_files_of_others_are_not_r
     files.write_json(tmp_path / "other" / run_folder.PROGRESS, {"start": 5})
     files.write_json(tmp_path / "third" / "run.json", {"run": 1})
     [run] = state.find(tmp_path)
-    assert (run.folder.name, run.status) == ("old", "killed") and config.hash() in table.format_table(tmp_path)
-    assert table.format_table(tmp_path / "other").startswith("no runs in")
+    assert (run.folder.name, run.status) == ("old", "killed") and config.hash() in panel.format_table(tmp_path)
+    assert panel.format_table(tmp_path / "other").startswith("no runs in")
 
 
 def test_a_run_of_another_machine_is_neither_started_over_nor_stopped(make_run):
@@ -117,31 +115,6 @@ def test_an_interrupt_as_a_training_begins_is_its_end_and_one_before_leaves_an_e
         assert state.read(before.folder).status == status
 
 
-def test_a_run_that_ends_as_it_is_asked_to_stop_is_not_noted_as_asked(make_run, monkeypatch):
-    def kill(*_):
-        raise ProcessLookupError
-
-    run = make_run(step=20)
-    monkeypatch.setattr(os, "kill", kill)
-    with pytest.raises(UserError, match="there is nothing to stop"):
-        background.stop(run)
-    assert "asked" not in state.read(run.folder).progress
-
-
 def test_a_process_that_has_taken_the_number_of_a_run_is_not_the_run():
     own = run_folder.identify()
     assert state.is_alive(own) and not state.is_alive(own | {"since_boot": own["since_boot"] - 1})
-
-
-def test_two_processes_may_write_one_file_at_the_same_time(tmp_path, monkeypatch):
-    replace = os.replace
-
-    def replace_late(aside, path):
-        monkeypatch.setattr(os, "replace", replace)
-        monkeypatch.setattr(os, "getpid", lambda: 1)
-        files.write_json(path, {"by": "another"})
-        replace(aside, path)
-
-    monkeypatch.setattr(os, "replace", replace_late)
-    files.write_json(tmp_path / "a.json", {"by": "this"})
-    assert files.read_json(tmp_path / "a.json") == {"by": "this"}
