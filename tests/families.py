@@ -62,8 +62,9 @@ and checked by `tests/data/test_templates.py`. Nothing in the lab knows a family
 - **as TRL's**: the labels of all kinds of rows that become one row are those of TRL's training template. `+ end`: TRL leaves
   the token that ends a call out of the loss; the lab trains it. `apart`: this tokenizer joins the end of the prompt with an
   answer; both are tokenised apart, as they are at use, and the ids differ from TRL's by that.
-- A set of plain answers, prepared, trained on, evaluated, asked in a chat and exported, is a test of all templates
-  (`pytest -m slow tests/test_families.py`): each scores within 10 points of `qwen2_5`.
+- Each template is run through all stages (`pytest -m slow tests/test_families.py`): prepare, train, evaluate, export, chat. With
+  plain answers until they are learned, each within 10 points of `qwen2_5`; and two steps with all kinds of rows of its line,
+  mixed: evaluation and export ask each as it was trained, and read its thought, answer, calls and end apart.
 
 | template | ends | {kinds} | date | as TRL's |
 |---|---|{lines}---|---|

@@ -2,13 +2,16 @@
 
 import contextlib
 import io
+import itertools
 import json
 
+import datasets
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftlab import cli, files
 from sftlab.data import templates
+from sftlab.evaluate import compare
 from sftlab.export import chat
 from sftlab.models import load
 from sftlab.train import saved
@@ -17,6 +20,9 @@ from tests import families
 pytestmark = pytest.mark.slow
 WITHIN = 0.10  # of the exact match of qwen2_5
 TRAINING = "--num-epochs 3 --batch-size 16 --learning-rate 1e-3 --logging-steps 50 --eval-samples 16".split()
+
+
+SHORT = "--use-lora --max-steps 2 --batch-size 8 --learning-rate 1e-2 --no-bf16".split()
 
 
 def build_model(name: str, folder) -> None:
@@ -74,3 +80,57 @@ def test_a_family_learns_as_the_others_do_and_is_asked_and_exported_as_it_was_tr
         )
         assert len(set(prompts)) == 1
         assert chat.answer(model, tokenizer, messages, max_new_tokens=24) == one["tuned"].strip()
+
+
+def write_mixture(path, numbers: range) -> None:
+    """Rows of all kinds that `families.CHATS` has, a number in each question to tell them apart, as JSON Lines."""
+    with path.open("w", encoding="utf-8") as lines:
+        for kind, number in itertools.product(families.CHATS, numbers):
+            messages = json.loads(json.dumps(families.CHATS[kind]))
+            question = next(message for message in messages if message["role"] == "user")
+            question["content"] += f" ({kind} {number})"
+            tools = {"tools": [templates.TOOL]} if kind == "call" else {}
+            lines.write(json.dumps({"messages": messages} | tools) + "\n")
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_all_kinds_of_rows_that_a_template_writes_go_through_all_stages(name, tmp_path, monkeypatch, capfd):
+    build_model(name, tmp_path / "model")
+    write_mixture(tmp_path / "train.jsonl", range(4))
+    write_mixture(tmp_path / "test.jsonl", range(4, 6))
+    rows = ["--source", "jsonl", "--source-path", tmp_path / "train.jsonl", "--test-path", tmp_path / "test.jsonl"]
+    arguments = ["--model", tmp_path / "model", "--format", "model", "--output-dir", tmp_path / "sets"]
+    assert run("prepare", *arguments, *rows) == 0
+    [dataset] = (tmp_path / "sets").iterdir()
+    arguments = ["--model-name", tmp_path / "model", "--dataset-path", dataset, "--output-dir", tmp_path / "run"]
+    assert run("train", *arguments, *SHORT) == 0
+    assert run("evaluate", tmp_path / "run", "--num-texts", "2", "--num-questions", "0", "--max-new-tokens", "8") == 0
+    assert run("export", tmp_path / "run", "--output-dir", tmp_path / "export", "--dtype", "float32") == 0
+    result = files.read_json(tmp_path / "run" / "result.json")
+    losses = result["evaluation"]["held_out_loss"]
+    assert result["status"] == "completed" and losses["tuned"] < losses["base"]
+    answers = result["evaluation"]["answers"]
+    rows = datasets.load_from_disk(dataset)["test"]
+    held_out = [row for row in rows if compare.find_last_answer(row["labels"]) < 1024 - 8]  # positions
+    tokenizers = [load.load_tokenizer(str(tmp_path / place)) for place in ("run", "export")]
+    traits = templates.find_traits(tokenizers[0])
+    for row, asked in zip(held_out, answers, strict=True):
+        answered = [message for message in row["messages"] if message["role"] == "assistant"]
+        thought = answered[-1].get("reasoning_content", "") if traits.thoughts else ""
+        prompts = [templates.render_prompt(one, row["messages"], row.get("tools")) for one in tokenizers]
+        ids = tokenizers[0](prompts[0], add_special_tokens=False).input_ids
+        assert prompts[0] == prompts[1]
+        if name == "diffusion_gemma" and row["messages"][-2]["role"] == "tool":
+            continue  # the template begins a turn here that its own prompt doesn't; no model that generates token by token
+        assert compare.find_last_answer(row["labels"]) <= len(ids)
+        if row["input_ids"][: len(ids)] != ids:
+            assert traits.joins and (len(answered) > 1 or thought)  # earlier answers are tokenised apart in a row
+            continue
+        read = templates.parse_answer(tokenizers[0], row["input_ids"][len(ids) :])
+        assert (read[0], read[1].strip(), read[2]) == (thought, asked["expected"].strip(), True)
+    kinds = [families.describe_kind(tokenizers[0], kind) for kind in families.CHATS]
+    system = ["--system", "簡潔に。"] if kinds[2] == "1 row" else []
+    monkeypatch.setattr("sys.stdin", io.StringIO("Two and 2?\n富士山は？\n"))
+    capfd.readouterr()
+    assert cli.main(["chat", str(tmp_path / "export"), "--max-new-tokens", "8", *system]) == 0
+    assert "> 富士山は？\n" in capfd.readouterr().out

@@ -5,6 +5,7 @@ python -c "from sftlab.data import formats; print(formats.CHATML)"
 
 from sftlab.data import rows, templates
 from sftlab.data.templates import adds_bos, render_chat, render_prompt
+from sftlab.errors import UserError
 
 __all__ = ["TEMPLATES", "adds_bos", "render_chat", "render_prompt", "set_format", "to_messages"]
 
@@ -88,6 +89,10 @@ def set_format(tokenizer, format: str, options: dict | None = None) -> list[str]
     if format == "model":
         templates.set_own_template(tokenizer, options or {})
         return []
+    if tokenizer.eos_token is None and format != "chatml":
+        raise UserError(
+            "format: this model's tokenizer has no EOS token to end an answer with. Choose chatml, which adds one."
+        )
     templates.set_training_template(tokenizer, None)
     template, own, new = TEMPLATES[format], str(tokenizer.chat_template or ""), []
     if not templates.adds_bos(tokenizer):

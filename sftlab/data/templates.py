@@ -339,7 +339,7 @@ def write_answer(tokenizer, messages: list[dict], tools: list[dict] | None = Non
 def parse_answer(tokenizer, ids: list[int], partial: bool = False) -> tuple[str, str, bool]:
     """What a model wrote, as (thought, answer, whether it ended by itself): without the header that its template writes.
 
-    partial: more may come; what may still turn out to be a header or a thought isn't given out.
+    partial: more may come; what may still turn out to be a header, or the end of a thought, isn't given out.
     """
     traits = find_traits(tokenizer)
     closing_ids = {*traits.ends, tokenizer.eos_token_id}
@@ -355,10 +355,12 @@ def parse_answer(tokenizer, ids: list[int], partial: bool = False) -> tuple[str,
     elif closing and closing in text:
         thought, _, text = text.partition(closing)
         thought, text = thought.strip().removeprefix(opening).strip(), text.lstrip("\n")
-    elif opening and begun.startswith(opening):  # cut off within the thought
-        thought, text = begun.removeprefix(opening).strip(), ""
-    elif partial and end is None and (closing and not opening or lead.startswith(begun) or opening.startswith(begun)):
+    elif partial and end is None and (lead.startswith(begun) or opening.startswith(begun)):
         text = ""
+    elif begun.startswith(opening) and (opening or closing and end is None):  # within the thought
+        thought, text = begun.removeprefix(opening).lstrip(), ""
+        held = max(size for size in range(len(closing) + 1) if thought.endswith(closing[:size]))
+        thought = thought[: len(thought) - held].rstrip()
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, "")
     return thought, text, end is not None

@@ -18,14 +18,19 @@ HELP = "/reset forgets the conversation, /exit ends; Ctrl-C stops an answer, Ctr
 HALF = "\ufffd"  # what a decoder shows for the bytes of half a character
 
 
+class Thought(str):
+    """A piece of what a model writes before its answer."""
+
+
 class Streamer:
-    """Take the tokens of an answer from `generate`, and call `show` with every whole character at once, and no thoughts.
+    """Take the tokens of an answer from `generate`, and call `show` with every whole character at once, a `Thought`'s or its own.
 
     (transformers' own TextStreamer waits for a space or a Chinese character, so that kana and Thai would come in lumps.)
     """
 
     def __init__(self, tokenizer, show):
-        self.tokenizer, self.show, self.ids, self.said = tokenizer, show, None, ""
+        self.tokenizer, self.show, self.ids = tokenizer, show, None
+        self.said = {Thought: "", str: ""}
 
     def put(self, ids):
         if self.ids is None:  # the first are the prompt's
@@ -38,10 +43,10 @@ class Streamer:
         self.give_out(partial=False)
 
     def give_out(self, partial: bool) -> None:
-        text = templates.parse_answer(self.tokenizer, self.ids, partial)[1]
-        if not (partial and text.endswith(HALF)) and text != self.said:
-            self.show(text[len(self.said) :])
-            self.said = text
+        for kind, text in zip(self.said, templates.parse_answer(self.tokenizer, self.ids, partial), strict=False):
+            if not (partial and text.endswith(HALF)) and len(text) > len(self.said[kind]):
+                self.show(kind(text[len(self.said[kind]) :]))
+                self.said[kind] = text
 
 
 def answer(
@@ -70,7 +75,7 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
         streamer=streamer,
     )
-    return streamer.said.strip()
+    return streamer.said[str].strip()
 
 
 def encode(tokenizer, messages: list[dict], room: int):
@@ -124,8 +129,7 @@ def talk(config: ChatConfig) -> list[dict]:
         elif line:
             asked = [*messages, {"role": "user", "content": line}]
             try:
-                said = print_answer(model, tokenizer, asked, seed=config.seed + len(asked), **options)
-                messages = [*asked, {"role": "assistant", "content": said}]
+                messages = [*asked, print_answer(model, tokenizer, asked, seed=config.seed + len(asked), **options)]
             except UserError as error:  # of this message; the conversation goes on
                 print(error)
     return messages
@@ -145,17 +149,24 @@ def read_line() -> str | None:
     return line
 
 
-def print_answer(model, tokenizer, messages: list[dict], **options) -> str:
-    """Print an answer as it comes and return it; Ctrl-C stops it, and what was printed until then counts."""
-    said = []
+def print_answer(model, tokenizer, messages: list[dict], **options) -> dict:
+    """Print an answer as it comes, a thought before it dimmed, and return it as a turn, with its thought for the template.
+
+    Ctrl-C stops it, and what was printed until then counts.
+    """
+    begin, end = ("\x1b[2m", "\x1b[0m\n") if sys.stdout.isatty() else ("(thinking) ", "\n")
+    said = {"reasoning_content": "", "content": ""}
 
     def show(piece: str) -> None:
+        key = "reasoning_content" if isinstance(piece, Thought) else "content"
+        if not said[key]:
+            print(begin if isinstance(piece, Thought) else end * bool(said["reasoning_content"]), end="")
         print(piece, end="", flush=True)
-        said.append(piece)
+        said[key] += piece
 
     try:
         answer(model, tokenizer, messages, show=show, **options)
     except KeyboardInterrupt:
         print(" … stopped", end="")
-    print()
-    return "".join(said).strip()
+    print(end if said["reasoning_content"] and not said["content"] else "\n", end="")
+    return {"role": "assistant"} | {key: text.strip() for key, text in said.items() if text or key == "content"}

@@ -81,12 +81,16 @@ def locate(name: str, weights: bool = False) -> str:
 
 @contextlib.contextmanager
 def guarded(name: str, path: str):
-    """Turn transformers' refusal of Python code that a model brings along into a UserError."""
+    """Turn into a UserError what is wrong in a model's files, and transformers' refusal of Python code that it brings along."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        words = " ".join(str(error).split())
+        if "trust_remote_code" not in words:
+            fix = "If its files are damaged or missing, save or fetch it again."
+            raise UserError(f"model {name}: can't be loaded: {words[:200].rstrip('.')}. {fix}") from error
         risk = "it brings Python code of its own, which could do anything here that you may do"
         fix = f"Read it in {path}; only if you trust who wrote it, add --trust-remote-code."
         raise UserError(f"model {name}: {risk}. {fix}") from None
@@ -236,11 +240,8 @@ def load_saved(name: str, config: TrainConfig, dtype, quantization):
     loader = AutoModelForCausalLM
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM as loader
-    try:
-        with quantise.plain_falcon(), guarded(name, path):
-            model = loader.from_pretrained(path, **options)
-    except OSError as error:
-        raise UserError(f"model {name}: can't be loaded: {str(error).splitlines()[0]}") from error
+    with quantise.plain_falcon(), guarded(name, path):
+        model = loader.from_pretrained(path, **options)
     return quantise.fix_layers(model, name) if quantization else model
 
 

@@ -39,6 +39,7 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
     """Return the checkpoint to resume from, or None; refuse an output folder that exists. Changes nothing."""
     folder = Path(config.output_dir)
     read = {"the folder you work in": ".", "in model_name": config.model_name, "in dataset_path": config.dataset_path}
+    read |= {"in init_adapter": config.init_adapter} if config.init_adapter else {}
     for name, place in read.items():
         if Path(place).resolve().is_relative_to(folder.resolve()):
             raise place_error(folder, f"holds what is {name}")

@@ -105,7 +105,6 @@ def load_run(run: Run, base: str = "trained", exactly: bool = True):
 
 def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = True, dequantize: bool = False):
     """Load the adapter in a folder, not merged, on the base that a configuration names."""
-    from peft import PeftModel
     from transformers import GenerationConfig
 
     model = load.load_base(config, tokenizer, templates.find_traits(tokenizer).ends)
@@ -116,7 +115,15 @@ def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = T
         model = quantise.dequantize(model)
     if (folder / "generation_config.json").is_file():  # an export's: the base's own settings may end answers elsewhere
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    return keep_head_bias(PeftModel.from_pretrained(model, str(folder))).eval()
+    return keep_head_bias(add_adapter(model, folder)).eval()
+
+
+def add_adapter(model, folder: Path, **options):
+    """Put the adapter in a folder on its base. Raises UserError where its files can't be read."""
+    from peft import PeftModel
+
+    with load.guarded(str(folder), str(folder)):
+        return PeftModel.from_pretrained(model, str(folder), **options)
 
 
 def compute_exactly(model):
@@ -154,15 +161,13 @@ def load_models(run: Run) -> Iterator[tuple[str, object]]:
 
     run: of `read_run`.
     """
-    from peft import PeftModel
-
     config = replace(run.config, gradient_checkpointing=False)
     model = load.load_base(config, run.tokenizer, templates.find_traits(run.tokenizer).ends)
     if run.quantised:
         quantise.prepare_quantised(model, config)  # as in training: what isn't quantized is in float32
     yield "base", model
     if config.use_lora:
-        model = keep_head_bias(PeftModel.from_pretrained(model, str(run.folder)))
+        model = keep_head_bias(add_adapter(model, run.folder))
     else:
         del model
         gc.collect()
@@ -203,12 +208,14 @@ def adopt_adapter(config: TrainConfig) -> TrainConfig:
         return config
     folder = Path(config.init_adapter)
     settings = files.read_json(folder / "adapter_config.json")
-    if not settings:
-        raise UserError(f"init_adapter: {folder} holds no adapter. Name a run trained with --use-lora, or its export.")
+    if settings.get("peft_type") != "LORA":
+        raise UserError(
+            f"init_adapter: {folder} holds no LoRA adapter. Name a run trained with --use-lora, or its export."
+        )
     base = settings["base_model_name_or_path"]
     if (folder / "run.json").is_file():
         base = open_run(folder, config.trust_remote_code).config.model_name
-    if base != config.model_name:
+    if base not in (config.model_name, load.locate(config.model_name)):
         raise UserError(f"model_name: the adapter in {folder} was trained on {base}. Add --model-name {base}.")
     targets = settings["target_modules"]
     adopted = replace(
@@ -227,9 +234,9 @@ def adopt_adapter(config: TrainConfig) -> TrainConfig:
 
 def continue_adapter(config: TrainConfig, model, tokenizer):
     """Put --init-adapter on the model, to be trained on, and say where its prompt format was another."""
-    from peft import PeftModel
-
-    before = load.load_tokenizer(config.init_adapter, config.trust_remote_code).chat_template
-    if templates.strip_markers(before) != templates.strip_markers(tokenizer.chat_template):
-        print(f"init_adapter: {config.init_adapter} was trained in another prompt format than this data set has")
-    return PeftModel.from_pretrained(model, config.init_adapter, is_trainable=True)
+    folder = Path(config.init_adapter)
+    if (folder / "tokenizer_config.json").is_file():  # PEFT itself saves none
+        before = load.load_tokenizer(str(folder), config.trust_remote_code).chat_template
+        if templates.strip_markers(before) != templates.strip_markers(tokenizer.chat_template):
+            print(f"init_adapter: {folder} was trained in another prompt format than this data set has")
+    return add_adapter(model, folder, is_trainable=True)

@@ -10,6 +10,7 @@ from sftlab.data import formats
 from sftlab.errors import UserError
 from sftlab.export import chat
 from sftlab.models import load
+from tests import families
 
 JAPANESE = [{"role": "user", "content": "日本の首都は？"}]
 
@@ -82,3 +83,21 @@ def test_the_conversation_is_sent_with_each_question_and_ctrl_c_keeps_what_was_s
     chat.talk(ChatConfig(system="Be kind."))
     assert seen == [["Be kind.", "one"], ["Be kind.", "one", "いい", "two"], ["Be kind.", "three"]]
     assert "いい … stopped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gptoss", "lfm2_2_5"])
+def test_a_thought_is_told_from_the_answer_while_both_come_and_is_in_the_history(name, monkeypatch, capsys):
+    tokenizer = families.make_tokenizer(name)
+    formats.set_format(tokenizer, "model")
+    [example] = families.write_rows(tokenizer, "thought")
+    written = example.text.removeprefix(formats.render_prompt(tokenizer, example.messages))
+
+    def answer(model, tokenizer, messages, show):
+        streamer = chat.Streamer(tokenizer, show)
+        for token in [1, *tokenizer(written, add_special_tokens=False).input_ids]:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+
+    monkeypatch.setattr(chat, "answer", answer)
+    assert chat.print_answer(None, tokenizer, example.messages) == families.THOUGHTS[0]
+    assert capsys.readouterr().out == "(thinking) Thought0.\nIt is 4.\n"
