@@ -32,6 +32,7 @@ PENDING = {
     "12_export",
 }
 DONE = [path for path in NOTEBOOKS if path.stem not in PENDING]
+LESSONS = [path for path in DONE if not path.stem.startswith("A")]  # A1, A2 …: appendix notebooks, without exercises
 # A number of a run stands in a computed sentence, never in the prose.
 OF_A_RUN = re.compile(
     r"\b(?:our machine|here it|took|fell|rose|scored|printed|measured|reached|came out)\b[^.|?]{0,40}?\d"
@@ -49,7 +50,9 @@ def sources(notebook: dict, kind: str) -> list[str]:
 
 
 def test_the_course_is_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [f"{number:02}" for number in range(15)]
+    names = [path.stem.split("_")[0] for path in NOTEBOOKS]
+    assert names[:15] == [f"{number:02}" for number in range(15)]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"A[1-9]", name) for name in names[15:])
 
 
 @pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
@@ -66,7 +69,7 @@ def test_short_and_without_numbers_of_a_run(path):
         assert not OF_A_RUN.search(text), OF_A_RUN.search(text)[0]
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_exercises_have_a_cell_a_solution_and_wrong_answers(path):
     chapter, notebook = path.stem.partition("_")[0], json.loads(path.read_text(encoding="utf-8"))
     own = {number: facts for number, facts in exercises.list_exercises().items() if number.startswith(f"{chapter}.")}
@@ -90,7 +93,9 @@ def test_prose_carries_the_code(notebook):
 def test_the_fixed_order(notebook):
     text = "\n".join(sources(notebook, "markdown"))
     order = ["# ", "**You will be able to**", "**Needs**", "## Check yourself", "## Exercises", "## Summary"]
-    if notebook["stem"] not in PENDING:
+    if notebook["stem"].startswith("A"):
+        order.remove("## Exercises")
+    elif notebook["stem"] not in PENDING:
         order = [*order[:3], "## Your turn", *order[3:], "## On a real model"]
     places = [text.find(mark) for mark in order]
     assert places[0] == 0 and -1 not in places and places == sorted(places)
