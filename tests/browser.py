@@ -24,10 +24,8 @@ FLAGS = (
 ).split()
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # All cells of a notebook are drawn, not only those in sight, and nothing asks for news.
-SETTINGS = {
-    "apputils-extension/notification": {"fetchNews": "false"},
-    "notebook-extension/tracker": {"windowingMode": "none"},
-}
+SETTINGS = {"apputils-extension/notification": {"fetchNews": "false"}}
+SETTINGS |= {"notebook-extension/tracker": {"windowingMode": "none"}}
 ERROR = '.jp-Cell [data-mime-type="application/vnd.jupyter.error"]'
 SECONDS = 120  # for whatever a machine that is busy with other tests has to do
 

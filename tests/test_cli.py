@@ -70,31 +70,16 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, sftlab_comman
 
 def test_prepare_and_train_as_the_guide_does(sftlab_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data.json").write_text(
-        '[{"instruction": "2 + 2は？", "output": "4"}, {"instruction": "1 + 1は？", "output": "2"},'
-        ' {"instruction": "Name a colour.", "output": "red"}]', encoding="utf-8"
-    )  # fmt: skip
-    code, out, error = sftlab_command(
-        "prepare", "--model", "tiny-base", "--source", "json", "--source-path", "data.json"
-    )
-    assert code == 0 and "saved datasets/json_tiny-base_2" in out, error
-    code, out, error = sftlab_command(
-        "train", "--model-name", "tiny-base", "--dataset-path", "datasets/json_tiny-base_2", "--output-dir", "out",
-        "--num-epochs", "1", "--batch-size", "2", "--learning-rate", "2e-4", "--use-lora", "--gradient-checkpointing",
-        "--bf16", "--logging-steps", "1", "--save-steps", "10",
-    )  # fmt: skip
-    assert code == 0 and "saved out" in out and (tmp_path / "out" / "result.json").is_file(), error
-
-
-def test_prepare_takes_several_files_columns_and_a_format(sftlab_command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     for name, encoding in (("a.csv", "cp932"), ("b.csv", "utf-8")):
         rows = "".join(f"{name}の{number}は？,{number}\n" for number in range(6))
         (tmp_path / name).write_bytes(f"質問,回答\n{rows}".encode(encoding))
-    code, out, error = sftlab_command(
-        "prepare", "--source", "csv", "--source-path", "a.csv", "b.csv", "--columns", "instruction=質問,output=回答",
-        "--format", "llama2", "--num-samples", "8", "--output-dir", "sets",
-    )  # fmt: skip
+    prepare = "prepare --model tiny-base --source csv --source-path a.csv b.csv --columns instruction=質問,output=回答"
+    code, out, error = sftlab_command(*prepare.split(), "--format", "llama2", "--num-samples", "8")
     assert code == 0 and "a.csv: read as CP932" in out and "languages: Japanese 100%" in out, error
     assert "[INST]" in out and "⟦" in out and "\x1b" not in out  # the mask of the first row, without colour in a pipe
-    assert sorted(path.name for path in (tmp_path / "sets").iterdir()) == ["csv_tiny-base_8"]
+    train = (
+        "train --model-name tiny-base --dataset-path datasets/csv_tiny-base_8 --output-dir out --num-epochs 1 --bf16"
+    )
+    more = "--batch-size 2 --learning-rate 2e-4 --use-lora --gradient-checkpointing --logging-steps 1 --save-steps 10"
+    code, out, error = sftlab_command(*train.split(), *more.split())
+    assert code == 0 and "saved out" in out and (tmp_path / "out" / "result.json").is_file(), error

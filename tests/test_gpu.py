@@ -25,14 +25,8 @@ from sftlab.train import find_port, run
 from sftlab.train import folder as run_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and SFTLAB_TEST_GPU=1")
-ROWS = {
-    "batch_size": 8,
-    "learning_rate": 2e-3,
-    "logging_steps": 1,
-    "eval_samples": 16,
-    "max_length": 128,
-    "lora_dropout": 0,
-}
+ROWS = {"batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1}
+ROWS |= {"eval_samples": 16, "max_length": 128, "lora_dropout": 0}
 METHODS = {
     "full": {"learning_rate": 3e-4},
     "full, checkpointed": {"learning_rate": 3e-4, "gradient_checkpointing": True},

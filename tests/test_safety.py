@@ -20,17 +20,19 @@ class Hub(BaseHTTPRequestHandler):
     """A Hub that knows the token's owner, and no repository."""
 
     def do_GET(self):
-        who = {
-            "type": "user",
-            "name": "planted",
-            "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": "read"}},
-        }
+        token = {"type": "access_token", "accessToken": {"displayName": "t", "role": "read"}}
         self.send_response(200 if self.path.startswith("/api/whoami") else 404)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
-        self.wfile.write(json.dumps(who).encode())
+        self.wfile.write(json.dumps({"type": "user", "name": "planted", "auth": token}).encode())
 
     do_HEAD = do_GET
+
+
+def write_notebook(path: Path, *sources: str, tags=()) -> Path:
+    cells = [nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)}) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
 
 
 @pytest.fixture
@@ -63,12 +65,8 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen, whole):
     home.mkdir()
     (home / "token").write_text(TOKEN)
     (home / "token").chmod(0o600)
-    notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("import os, huggingface_hub\nfrom sftlab.hub import token\nprint(token.find_token(), repr(token.find_token()))\n"
-                                  "token.find_token()"),
-        nbformat.v4.new_code_cell("from sftlab.hub import access\naccess.check('planted/private')"),
-    ])  # fmt: skip
-    nbformat.write(notebook, tmp_path / "own.ipynb")
+    look = "from sftlab.hub import token\nprint(token.find_token(), repr(token.find_token()))\ntoken.find_token()"
+    write_notebook(tmp_path / "own.ipynb", look, "from sftlab.hub import access\naccess.check('planted/private')")
     environment = os.environ | {"HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_ENDPOINT": serve(Hub), "HF_HUB_OFFLINE": "0",
                                 "HF_HUB_VERBOSITY": "debug", "HOME": str(tmp_path)}  # fmt: skip
     train = ["train", "--dataset-path", str(dataset), "--use-lora", "--max-steps", "2", "--max-length", "64", "--eval-samples", "4",
@@ -102,23 +100,16 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen, whole):
     assert holding == [home / "token"]
 
 
-def test_a_token_as_a_parameter_is_refused(tmp_path, sftlab_command):
-    """papermill would store it in clear."""
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("token: str = ''", metadata={"tags": ["parameters"]})]
-    )
-    nbformat.write(notebook, tmp_path / "own.ipynb")
-    code, output, errors = sftlab_command(
-        "run", tmp_path / "own.ipynb", "-p", "token", TOKEN, "--output-dir", tmp_path / "out"
-    )
-    assert code == 2 and TOKEN not in output + errors and "token" in errors and not (tmp_path / "out").exists()
-
-
-def test_no_command_takes_a_token():
-    """What stands in a command line is in the process list, and in the shell's history."""
+def test_no_command_takes_a_token(tmp_path, sftlab_command):
+    """What stands in a command line is in the process list and in the shell's history, and papermill would store it."""
     from sftlab.config.configs import FIELDS
 
     assert not [name for name in FIELDS if re.search(r"token$|secret|password", name)]
+    own = write_notebook(tmp_path / "own.ipynb", "token: str = ''", tags=["parameters"])
+    given = ["-p", "token", TOKEN, "--output-dir", tmp_path / "out"]
+    for command in (["run", own, *given], ["train", "--output-dir", TOKEN], ["doctor", TOKEN]):
+        code, output, errors = sftlab_command(*command)
+        assert code == 2 and TOKEN not in output + errors and "token" in errors and not (tmp_path / "out").exists()
 
 
 def test_text_of_others_is_shown_not_run(tmp_path):
@@ -127,10 +118,9 @@ def test_text_of_others_is_shown_not_run(tmp_path):
 
     from sftlab.course import headless
 
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
-        f"from sftlab import course\ncourse.show_table(['row', {EVIL!r}], [[{EVIL!r}, '<s>']])")])  # fmt: skip
-    nbformat.write(notebook, tmp_path / "own.ipynb")
-    assert headless.run_notebooks([tmp_path / "own.ipynb"], {}, tmp_path / "out")[0]["status"] == "completed"
+    table = f"from sftlab import course\ncourse.show_table(['row', {EVIL!r}], [[{EVIL!r}, '<s>']])"
+    own = write_notebook(tmp_path / "own.ipynb", table)
+    assert headless.run_notebooks([own], {}, tmp_path / "out")[0]["status"] == "completed"
     page = BeautifulSoup((tmp_path / "out" / "own.html").read_text(encoding="utf-8"), "html.parser")
     table = page.select_one(".jp-OutputArea table")
     assert [cell.get_text() for cell in table.select("tbody th, td")] == [EVIL, "<s>"]
