@@ -153,10 +153,7 @@ def run_command(args) -> int:
     output_dir = Path(args.output_dir or files.ROOT / "runs" / time.strftime("%Y%m%d-%H%M%S"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop also leaves statuses and an index
     options = {"profile": args.profile, "timeout": args.timeout}
-    try:
-        statuses = run_notebooks(args.notebooks, dict(args.parameters), output_dir, **options)
-    except KeyboardInterrupt:
-        return EXIT_CODES["interrupted"]
+    statuses = run_notebooks(args.notebooks, dict(args.parameters), output_dir, **options)
     bad = [status for status in statuses if status["status"] != "completed"]
     print(f"{len(statuses) - len(bad)} completed, {len(bad)} not. Report: {output_dir / 'index.html'}")
     return max(EXIT_CODES[status["status"]] for status in statuses)

@@ -79,15 +79,7 @@ def test_parameters_arrive_as_declared_and_results_are_collected(tmp_path):
     draw = "from sftlab import plots\nplots.show(plots.lines([1, 2], {'a': [3, 4]}, 'x', 'y', 'A'))"
     book = write_notebook(tmp_path / "books {x}" / "a.ipynb", check, keep, draw, parameters=PARAMETERS)
     out = tmp_path / "out {y}"
-    given = {
-        "lora_r": "4",
-        "learning_rate": "2e-5",
-        "packing": "false",
-        "name": "null",
-        "ranks": "[4, 16]",
-        "limit": "7",
-    }
-    pairs = [part for name, value in given.items() for part in ("-p", name, value)]
+    pairs = "-p lora_r 4 -p learning_rate 2e-5 -p packing false -p name null -p ranks [4,16] -p limit 7".split()
     assert run(book.parent, "--output-dir", out, "--profile", "smoke", *pairs) == 0
     *_, checked, _, drawn = nbformat.read(out / "a.ipynb", 4).cells
     assert json.loads(checked.outputs[0].text) == [["smoke", 4, 2e-5, False, None, [4, 16], 7], "smoke", "1"]

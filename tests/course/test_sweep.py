@@ -57,10 +57,7 @@ def judge(table: dict[object, list[float | None]], direction: str = "min") -> sw
         ({"grid": ["lora_r=4,x"]}, "lora_r: 'x' is no int"),
         ({"grid": ["learning_rate=1e-4,7"]}, "learning_rate: 7 is out of range"),
         ({"grid": ["learning_rate=1e-4,0.0001"]}, "learning_rate: a value is there twice in 0.0001, 0.0001"),
-        (
-            {"grid": ["lora_r=4", "lora_r=8"]},
-            "lora_r: it is given twice; give it once, with -p, or with all its values",
-        ),
+        ({"grid": ["lora_r=4", "lora_r=8"]}, "lora_r: it is given twice; give it once, with -p, or with all"),
         ({"grid": ["lora_r"]}, "names no values"),
         ({"grid": ["seed=1,2"]}, "give --seeds"),
         ({"grid": []}, "name a parameter"),
