@@ -199,7 +199,7 @@ def test_lists_and_nothing_are_values_like_others():
 def test_warnings_are_of_points_to_come_an_edge_of_the_grid_and_unequal_costs():
     points = make_points({1: [1, 1.1], 2: [2, 2.1], 3: [3, 3.1]})
     for point in points:
-        point.metrics["steps"] = 10 * point.setting["a"]
+        point.metrics |= {"steps": 10 * point.setting["a"], "mean": 0.0}  # a name that the table has, too
     points[-1].status, points[-1].metrics = "waiting", {}
     found = sweep_report.summarise(points, "loss", "min")
     warnings = " ".join(found.warnings)
