@@ -148,7 +148,7 @@ def run(args):
     places={"run_dir": "[RUN]"},
 )
 def export(args, config):
-    """Make of a run a model that others can load, checked; on request, push it to the Hub."""
+    """Make of a run a model that others can load, checked."""
     from sftlab.export import folder
 
     quiet_libraries()

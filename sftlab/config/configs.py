@@ -158,15 +158,7 @@ class ExportConfig(Options):
     merge_into: str = option("dequantised", "base of a quantized run to merge into", choices=QUANTIZED_BASES)
     base_id: str | None = option(None, "what others load the base by (OWNER/NAME), where yours is a folder")
     trust_remote_code: bool = option(False, TRUST)
-    push: str | None = option(None, "upload to this repository of the Hub, OWNER/NAME; private unless --public")
-    public: bool = option(False, "make the repository that --push creates public")
-    overwrite: bool = option(False, "replace --output-dir if it is an export, and files of the same names with --push")
-
-    def check(self) -> None:
-        if self.public and not self.push:
-            raise UserError("public: it goes with --push OWNER/NAME; add that, or leave it out.")
-        if self.push and self.push.count("/") != 1:
-            raise UserError(f"push: {self.push!r} is no repository. Write OWNER/NAME.")
+    overwrite: bool = option(False, "replace --output-dir if it is an export")
 
 
 @dataclass

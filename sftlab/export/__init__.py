@@ -1,4 +1,4 @@
-"""A run as a model for others: folder, checks, publishing, chat (notebook 12)."""
+"""A run as a model for others: folder, checks, card, chat (notebook 12)."""
 
 from sftlab.export.folder import export
 

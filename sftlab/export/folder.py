@@ -12,8 +12,8 @@ from sftlab.config.configs import ExportConfig
 from sftlab.data import templates
 from sftlab.data.dataset import put_in_place
 from sftlab.errors import UserError, place_error
+from sftlab.export import card
 from sftlab.export import checks as export_checks
-from sftlab.export import publish
 from sftlab.export.checks import compare, read_model, require_close, tolerate
 from sftlab.hub import catalog
 from sftlab.models import load
@@ -23,7 +23,7 @@ FACTS = "export.json"
 
 
 def export(config: ExportConfig) -> dict:
-    """Make the folder of an export, check it, put it in place, push it if asked to; what its export.json holds.
+    """Make the folder of an export, check it, put it in place; what its export.json holds.
 
     Beside the model and the tokenizer with its template stand README.md (the model card), export.json (what was checked, with
     the numbers), and for a merged model the Modelfile of Ollama. Nothing is left behind if a check fails. Raises UserError for a run that can't be
@@ -32,22 +32,18 @@ def export(config: ExportConfig) -> dict:
     run = saved.open_run(config.run_dir, config.trust_remote_code)
     folder = claim_folder(config, run)
     refuse(run, config)
-    if config.push:
-        publish.check_push(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         new = Path(aside) / "new"
         new.mkdir(mode=0o755)
         facts = fill_folder(run, config, new)
         files.write_json(new / FACTS, facts)
-        files.write_text(new / "README.md", publish.write_card(run, facts, folder.name, config.push or folder.name))
+        files.write_text(new / "README.md", card.write_card(run, facts, folder.name))
         for path in new.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner alone
         put_in_place(new, folder, Path(aside) / "old", config.overwrite)
     print("\n".join(export_checks.format_checks(facts)))
     print(f"saved {folder}; its README.md says how transformers, vLLM, Ollama and llama.cpp take it")
-    if config.push:
-        facts["pushed_to"] = publish.push_folder(folder, config)
     return facts
 
 
@@ -100,7 +96,7 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     else:
         facts |= {"dtype": config.dtype, "merged_into": config.merge_into if run.quantised else None}
         checks |= save_merged(run, probe, config, new)
-        modelfile = publish.write_modelfile(again, again.convert_ids_to_tokens(list(ends)))
+        modelfile = card.write_modelfile(again, again.convert_ids_to_tokens(list(ends)))
         files.write_text(new / "Modelfile", modelfile)
     facts |= {"ends": ends, "run": run.folder.resolve().name, "config_hash": run.result["config_hash"]}
     return facts | {"versions": machine.list_versions()}

@@ -7,7 +7,7 @@ import pytest
 
 from sftlab.data import formats, templates
 from sftlab.data.readers import BadRow
-from sftlab.export import publish
+from sftlab.export import card
 from sftlab.models import load
 from tests import families
 
@@ -61,7 +61,7 @@ def test_it_makes_the_same_prompts_and_stops_at_the_same_tokens(name):
     tokenizer = families.make_tokenizer(name) if own else load.load_tokenizer("tiny-base")
     formats.set_format(tokenizer, "model" if own else name)
     ends = tokenizer.convert_ids_to_tokens(list(templates.find_traits(tokenizer).ends))
-    modelfile = publish.write_modelfile(tokenizer, ends)
+    modelfile = card.write_modelfile(tokenizer, ends)
     assert [json.loads(stop) for stop in re.findall(r"(?m)^PARAMETER stop (.*)$", modelfile)] == ends
     [template] = re.findall(r'TEMPLATE """(.*?)"""', modelfile, re.DOTALL)
     nodes, _ = parse(re.split(r"\{\{ (.*?) \}\}", template))
@@ -79,4 +79,4 @@ def test_it_makes_the_same_prompts_and_stops_at_the_same_tokens(name):
 def test_a_template_that_no_pieces_make_is_left_out():
     tokenizer = load.load_tokenizer("tiny-base")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ messages|length }}|{% endfor %}>"
-    assert "No TEMPLATE" in publish.write_modelfile(tokenizer, ["</s>"])
+    assert "No TEMPLATE" in card.write_modelfile(tokenizer, ["</s>"])

@@ -1,8 +1,6 @@
-"""The model card of an export (its template: `card.md`), its Modelfile for Ollama, and the upload to the Hub.
+"""The model card of an export (its template: `card.md`), and its Modelfile for Ollama.
 
-Nothing is uploaded unless `--push OWNER/NAME` asks for it. A repository that is made is private unless `--public`.
-
-    sftlab export runs/first --push OWNER/NAME
+python -c "from sftlab.export import card; help(card.write_modelfile)"
 """
 
 import contextlib
@@ -10,14 +8,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from sftlab.config.configs import ExportConfig
 from sftlab.data import sources, templates
 from sftlab.data.readers import BadRow
-from sftlab.errors import UserError
 from sftlab.evaluate import report
 from sftlab.export import checks
 from sftlab.hub import catalog
-from sftlab.hub import client as hub_client
 from sftlab.train.saved import Run
 
 # Options that are of no interest to others, or are a path of this machine.
@@ -25,10 +20,10 @@ LEFT_OUT = {"output_dir", "dataset_path", "model_name", "resume", "overwrite", "
 LEFT_OUT |= {"save_steps", "save_total_limit", "logging_steps", "dataloader_num_workers"}
 
 
-def write_card(run: Run, facts: dict, name: str, place: str) -> str:
+def write_card(run: Run, facts: dict, name: str) -> str:
     """The card as Markdown, with the Hub's metadata in front.
 
-    facts: what export.json holds; name: of the export; place: what it is loaded by, a repository or a folder.
+    facts: what export.json holds; name: of the export's folder.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -55,7 +50,6 @@ def write_card(run: Run, facts: dict, name: str, place: str) -> str:
         loaded_base="PATH/OF/data_samples/tiny-base" if facts["base"] == "tiny-base" else facts["base"],
         name=name,
         options=options,
-        place=place,
         run=run,
         source=source,
     )
@@ -147,41 +141,3 @@ def find_pieces(tokenizer) -> tuple[str | None, str | None, str, str, str, str] 
         return None
     pieces = (system, after_system, first, before, after, prompt)
     return pieces if whole and not any("{{" in text or '"""' in text for text in pieces if text) else None
-
-
-def check_push(config: ExportConfig) -> None:
-    """Raises UserError without a network or a token that the Hub knows, and where the repository is in use or not as asked for."""
-    from huggingface_hub import HfApi, errors
-
-    if not hub_client.reach():
-        raise UserError("push: the Hub can't be reached. Connect, or leave --push out and upload the folder later.")
-    try:
-        HfApi().whoami()
-        found = HfApi().model_info(config.push)
-    except errors.RepositoryNotFoundError:
-        return
-    except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError) as error:
-        token = f"Make a token with the role `write` at {hub_client.TOKENS}, and store it with `sftlab token`."
-        raise UserError(f"push: {' '.join(str(error).split())[:200]} {token}") from error
-    if not found.private and not config.public:
-        raise UserError(f"push: {config.push} exists and is public. Name another, or add --public if that is meant.")
-    used = [file.rfilename for file in found.siblings or () if file.rfilename != ".gitattributes"]
-    if used and not config.overwrite:
-        raise UserError(
-            f"push: {config.push} holds {len(used)} files. Add --overwrite to replace those of the same name."
-        )
-
-
-def push_folder(folder: Path, config: ExportConfig) -> str:
-    """Make the repository if there is none, upload the folder in one commit, and return its address."""
-    from huggingface_hub import HfApi, errors
-
-    try:
-        address = HfApi().create_repo(config.push, private=not config.public, exist_ok=True)
-        HfApi().upload_folder(repo_id=config.push, folder_path=folder, commit_message="Export of SFT Lab")
-    except (errors.HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        again = f"hf upload {config.push} {folder} .{'' if config.public else ' --private'}"
-        raise UserError(f"push: {why}; {folder} is whole and stays. Try again with `{again}`.") from error
-    print(f"pushed to {address} ({'public' if config.public else 'private'})")
-    return str(address)
