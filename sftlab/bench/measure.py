@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -281,7 +280,7 @@ def run_point(grid: Grid, point: Point, threads: int) -> dict:
         work = Path(folder)
         config = asdict(make_config(grid, point)) | {"output_dir": str(work / "run")}
         about = {"point": asdict(point), "config": config, "threads": threads, "untimed": grid.bench.untimed_steps}
-        files.write_json(work / "plan.json", about | {"steps": grid.bench.steps, "started": time.time()})
+        files.write_json(work / "plan.json", about | {"steps": grid.bench.steps})
         environment |= launcher.pass_on(environment, work)
         code = run_command(build_command(grid, point, work), work, environment | own)
         if code or not (work / "out.json").is_file():

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sftlab import files
@@ -72,7 +72,6 @@ class Run:
     last_loss: FiniteFloat
     others_use: FiniteFloat | None  # share of the first machine's cores that other programs took meanwhile
     started: str  # ISO 8601, UTC
-    seconds: NonNegativeFloat  # of the processes as a whole, with loading
 
     @property
     def largest_peak_bytes(self) -> float:

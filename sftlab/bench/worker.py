@@ -33,7 +33,7 @@ from sftlab.train import distributed
 def measure_point(plan: dict) -> dict | None:
     """Train as planned and return what the first process writes: run, machine, versions, choices.
 
-    plan: point, config, untimed, steps, threads, started (seconds since the epoch).
+    plan: point, config, untimed, steps, threads.
     """
     from sftlab.train import forecast
     from sftlab.train import run as train_run
@@ -91,7 +91,6 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         last_loss=losses[-1],
         others_use=max(0.0, first["busy"] - used / window / os.cpu_count()),
         started=plan["begun"].isoformat(timespec="seconds"),
-        seconds=time.time() - plan["started"],
     )
 
 

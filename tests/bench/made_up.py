@@ -18,7 +18,7 @@ def make_run(devices: int = 1, rate: float = 1000.0, accumulation: int = 1, **ch
     about |= {"peak_bytes": [int(2e9 + 1e8 * rank) for rank in range(devices)]}
     about |= {"flops_per_second_per_device": 2.5e12, "matrix_rate": 1e13, "utilisation_measured": 0.25}
     about |= {"utilisation": None, "losses": [3.0 - step / 100 for step in range(35)], "first_loss": 3.0}
-    about |= {"last_loss": 2.66, "others_use": 0.01, "started": "2026-01-01T00:00:00+00:00", "seconds": 60.0}
+    about |= {"last_loss": 2.66, "others_use": 0.01, "started": "2026-01-01T00:00:00+00:00"}
     return Run(**about | changes)
 
 
