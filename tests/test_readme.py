@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.cli import build_parser, parse
+from sftlab.cli import build_parser
 from sftlab.config.configs import TrainConfig
 from sftlab.config.text import build_options
 
@@ -47,9 +47,10 @@ def test_every_command_is_one_that_exists(command):
         assert program in {"sftlab", "torchrun", "deepspeed"}
         if program != "sftlab":
             arguments = ["train", *arguments[arguments.index("sftlab.train") + 1 :]]
-        args = parse(arguments)
+        args = build_parser().parse_args(arguments)
         if arguments[0] in ("train", "launch"):
-            build_options(TrainConfig, parse(args.training) if arguments[0] == "launch" else args)
+            training = build_parser().parse_args(args.training) if arguments[0] == "launch" else args
+            build_options(TrainConfig, training)
     else:
         assert program in {"papermill", "conda", ".venv/bin/pip"}, f"unknown program {program}"
     for path in re.findall(r"(?:notebooks|data_samples)/\S+", command):
