@@ -27,6 +27,7 @@ PENDING = {
     "07_memory_and_speed",
     "08_hyperparameters",
     "09_distributed",
+    "10_benchmark",
     "11_evaluate",
 }
 DONE = [path for path in NOTEBOOKS if path.stem not in PENDING]
