@@ -9,12 +9,8 @@ from pathlib import Path
 import yaml
 
 RANDOM = ("random:", "random-tiny:")  # before a name: its shape with random weights, whole or shrunk
-WIDTHS = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "mxfp4": 0.66,
-}  # bytes of a number; mxfp4: only the experts' are in 4 bits
+# Bytes of a number; of mxfp4 on average, since only the experts' are in 4 bits.
+WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "mxfp4": 0.66}
 
 
 @dataclass(frozen=True)
