@@ -4,31 +4,20 @@ import pytest
 
 from sftlab.config.configs import TrainConfig
 from sftlab.config.options import coerce
-from sftlab.errors import UserError, near_match, place_error
+from sftlab.errors import UserError, near_match
 
-TYPED = [
-    ("false", bool, False),
-    ("True", bool, True),
-    ("2e-4", float, 0.0002),
-    (3, float, 3.0),
-    ("1e3", int, 1000),
-    ("null", str | None, None),
-    ("8", int | None, 8),
-    ("4,16, 64", list, ["4", "16", "64"]),
-]
+TYPED = [("false", bool, False), ("True", bool, True), ("2e-4", float, 0.0002), (3, float, 3.0), ("1e3", int, 1000)]
+TYPED += [("null", str | None, None), ("8", int | None, 8), ("4,16, 64", list, ["4", "16", "64"])]
 REFUSED = [("yes", bool), (1, bool), (True, int), (1.5, int), ("many", int), ("nan?", float), (None, int), ("inf", int)]
 
 
-@pytest.mark.parametrize(("value", "kind", "expected"), TYPED)
-def test_strings_become_the_declared_type(value, kind, expected):
-    assert coerce("option", value, kind) == expected
-    assert type(coerce("option", value, kind)) is type(expected)
-
-
-@pytest.mark.parametrize(("value", "kind"), REFUSED)
-def test_what_would_change_meaning_is_refused(value, kind):
-    with pytest.raises(UserError, match=r"^option: "):
-        coerce("option", value, kind)
+def test_strings_become_the_declared_type_or_are_refused():
+    for value, kind, expected in TYPED:
+        found = coerce("option", value, kind)
+        assert found == expected and type(found) is type(expected)
+    for value, kind in REFUSED:
+        with pytest.raises(UserError, match=r"^option: "):
+            coerce("option", value, kind)
 
 
 @pytest.mark.parametrize(
@@ -46,21 +35,9 @@ def test_a_wrong_configuration_says_what_to_do(values, message):
         TrainConfig.build(**values)
 
 
-def test_the_hash_goes_by_values_not_by_how_they_were_written():
-    assert TrainConfig.build(learning_rate="2e-3").hash() == TrainConfig(learning_rate=0.002).hash()
-    assert TrainConfig().hash() != TrainConfig(seed=1).hash()
-
-
 def test_what_was_given_is_never_suggested():
     assert near_match("gtp2", ["gpt2", "tiny-base"]) == " Did you mean 'gpt2'?"
     assert near_match("gpt2", ["gpt2", "gpt"]) == "" == near_match("llama", ["gpt2"])
-
-
-def test_a_place_that_is_taken_has_another_way():
-    assert str(place_error("a", "exists")) == "output_dir: a exists. Name another --output-dir."
-    assert str(place_error("a", "exists", "Add --overwrite", "batch_file")) == (
-        "batch_file: a exists. Add --overwrite, or name another --batch-file."
-    )
 
 
 QLORA = {"use_lora": True, "use_4bit": True}
