@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 
@@ -31,7 +32,13 @@ def coerce(name: str, value: object, kind: object) -> object:
         with contextlib.suppress(ValueError):  # a list in JSON, whose texts may hold commas
             return [one if isinstance(one, str) else json.dumps(one) for one in json.loads(value)]
     if kind is list and isinstance(value, str):
-        return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
+        parts = []
+        for part in (value[1:-1] if re.fullmatch(r"\[.*\]", value) else value).split(","):
+            if parts and sum(map(parts[-1].count, "[{")) > sum(map(parts[-1].count, "]}")):  # within a list, as x=[1,2]
+                parts[-1] += f",{part}"
+            else:
+                parts.append(part)
+        return [part.strip() for part in parts if part.strip()]
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)

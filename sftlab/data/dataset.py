@@ -60,7 +60,8 @@ def split_rows(
     train = train[: config.num_samples]
     if not train or not held_out:
         raise UserError(
-            f"{name}: {len(rows)} row(s) can't be split into training and held-out rows; add more, or give --test-path."
+            f"{name}: {len(rows)} row(s){' of one prompt' * (len(rows) > 1)} can't be split into training and held-out rows; "
+            "add more, or give --test-path."
         )
     return train, held_out
 
@@ -123,7 +124,8 @@ def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], 
     outstanding = data_report.inspect_rows(rows, config) | {"mojibake": mojibake}
     rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
     rows, leaked = cleaning.drop_leaks(rows, held_out or [])
-    train, test = split_rows(rows, held_out, config, name)
+    gone = "; ".join(data_report.group_reasons(dropped | repeated | leaked))
+    train, test = split_rows(rows, held_out, config, f"{name} ({gone})" if gone else name)
     if config.num_samples and len(train) < config.num_samples:
         print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")
     report = {

@@ -3,12 +3,15 @@
 python -c "from sftlab.data import examples; help(examples.write_examples)"
 """
 
+import re
 from dataclasses import dataclass
 
 from sftlab.config.configs import DataConfig
 from sftlab.data import formats, templates
 from sftlab.data.readers import BadRow
-from sftlab.data.rows import Notes, split_thoughts
+from sftlab.data.rows import THOUGHT, Notes, shorten, split_thoughts
+
+TAGS = re.compile("</?think>")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def write_examples(
     if trained == answers and (len(answers) == 1 or traits.stable and plain) and not traits.joins:
         text, spans = templates.write_text(tokenizer, traits, messages[: trained[-1] + 1], tools)
         if spans:
+            check_written("".join(text[start:end] for start, end in spans), messages)
             return [Example(messages[: trained[-1] + 1], text, reach_ends(tokenizer, traits, text, spans), tools)]
     written, ranges = [], []
     for at in trained:
@@ -56,6 +60,7 @@ def write_examples(
         end = len(text.rstrip("\n"))
         if start >= end:
             raise BadRow(f"turn {at + 1}: the chat template writes nothing of this answer")
+        check_written(text[start:], [messages[at]])
         core = ranges[-1][1] if ranges else 0
         if written and written[-1].text[:core] == text[:core]:
             written.pop()
@@ -95,6 +100,26 @@ def check_traits(traits: templates.Traits, messages: list[dict]) -> None:
         raise BadRow("it has calls of tools, which this chat template doesn't write")
 
 
+def check_tags(messages: list[dict]) -> None:
+    """Raises BadRow for an answer with a thought that is opened and not closed, or closed and not opened."""
+    for message in messages:
+        tags = TAGS.findall(message["content"]) if message["role"] == "assistant" else []
+        if tags != ["<think>", "</think>"] * (len(tags) // 2):
+            raise BadRow(f"the answer {shorten(message['content'])} has a <think> or a </think> without the other")
+
+
+def check_written(text: str, messages: list[dict]) -> None:
+    """Raises BadRow for an answer of which the template left out more than a thought at its beginning (`count_unwritten`)."""
+    for message in messages:
+        if message["role"] != "assistant" or "tool_calls" in message or message["content"].strip() in text:
+            continue
+        at = 0
+        for part in TAGS.split(THOUGHT.sub("", message["content"], count=1)):
+            if (at := text.find(part.strip(), at)) < 0:
+                raise BadRow(f"the chat template leaves out a part of the answer {shorten(message['content'])}")
+            at += len(part.strip())
+
+
 def write_rows(rows: list[dict], tokenizer, config: DataConfig, dropped: dict[str, str], notes: Notes) -> list[Example]:
     """The examples of some rows in the tokenizer's template; what it refuses goes to `dropped`, what it doesn't write to `notes`."""
     traits, found = templates.find_traits(tokenizer), []
@@ -103,6 +128,7 @@ def write_rows(rows: list[dict], tokenizer, config: DataConfig, dropped: dict[st
         messages = formats.to_messages(row, config.format)
         messages = split_thoughts(messages) if traits.thoughts else messages
         try:
+            check_tags(messages)
             written = write_row(tokenizer, messages, tools, config)
         except BadRow as fault:
             dropped[place] = str(fault)
@@ -136,8 +162,10 @@ def write_row(tokenizer, messages: list[dict], tools, config: DataConfig) -> lis
 
 def count_unwritten(example: Example, tools, place: str, notes: Notes) -> None:
     """Count what the template left out of an example, of what a row may have beside its texts."""
+    last, found = example.messages[-1], THOUGHT.match(example.messages[-1]["content"])
     beside = {
-        "reasoning_content": [example.messages[-1].get("reasoning_content", "")],
+        "reasoning_content": [last.get("reasoning_content", found[1] if found else "")],
+        "text beside a call": [turn["content"] for turn in example.messages if "tool_calls" in turn],
         "tools": [tool["function"]["name"] for tool in tools or []],
         "name": [message["name"] for message in example.messages if message["role"] == "user" and "name" in message],
     }

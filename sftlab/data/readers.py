@@ -81,13 +81,34 @@ def decode_japanese(path: Path, raw: bytes, failure: UnicodeDecodeError) -> str:
 
 
 def parse_json(text: str):
-    """A JSON value. Raises JSONDecodeError, also for what Python's reader refuses in other ways."""
+    """A JSON value, with a BadRow for an object that has a key twice. Raises JSONDecodeError, also for what Python's
+    reader refuses in other ways.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=build_object)
     except json.JSONDecodeError:
         raise
     except (RecursionError, ValueError):
         raise json.JSONDecodeError("nested too deeply, or a number too long", text, 0) from None
+
+
+def build_object(pairs: list[tuple[str, object]]) -> object:
+    """An object of JSON. Where a key stands there twice, which value is meant is anyone's guess."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    names = [name for name, _ in pairs]
+    fault = BadRow(f"the key {next(name for name in found if names.count(name) > 1)!r} stands there twice")
+    fault.cells = [f"{name}: {value}" for name, value in pairs]
+    return fault
+
+
+def find_fault(value: object) -> BadRow | None:
+    """The first BadRow inside a value."""
+    if isinstance(value, BadRow):
+        return value
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, map(find_fault, inside)), None)
 
 
 def read_json(path: str | Path) -> list:
@@ -102,6 +123,8 @@ def read_json(path: str | Path) -> list:
             return read_jsonl(path)
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: {place}: not JSON ({error.msg}); fix it there.") from None
+    if isinstance(content, BadRow):
+        raise UserError(f"{path}: {content}; {fix}")
     if isinstance(content, dict):
         lists = [name for name, value in content.items() if isinstance(value, list)]
         if len(lists) != 1:
@@ -161,8 +184,8 @@ def find_delimiter(path: Path, text: str) -> tuple[str, str]:
     """What separates the cells, and the text without Excel's line that says so; reported where it isn't a comma."""
     text = text.lstrip("\r\n")
     first = re.match(r"[^\r\n]*", text)[0]
-    if named := re.fullmatch(r"""(["']?)sep=(.)\1""", first.strip(" "), re.IGNORECASE):
-        delimiter, text = named[2], text[len(first) :].lstrip("\r\n")
+    if named := re.fullmatch(r"""(["']?)sep=(["']?)(.)\2\1\3*""", first.strip(" "), re.IGNORECASE):
+        delimiter, text = named[3], text[len(first) :].lstrip("\r\n")
     else:
         counts = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in ",;\t"}
         delimiter = max(counts, key=counts.get)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sftlab.data.readers import BadRow
+from sftlab.data.readers import BadRow, find_fault, parse_json
 from sftlab.errors import UserError, near_match
 
 # The columns that a row may have, and what they are called elsewhere: one exchange, or else a conversation.
@@ -55,6 +55,7 @@ REFUSED = {
 }
 LONGEST = 200_000  # characters in one text: more is most often a quote that was never closed
 THOUGHT = re.compile(r"\s*(?:<think>)?((?:(?!<think>).)*?)</think>\s*", re.DOTALL)  # a prompt may have opened it
+CALL = "<tool_call>"  # before a call that is written in an answer's text, as Hermes and Qwen have it
 HALF = re.compile("[\ud800-\udfff]")  # lone surrogates
 ADVICE = {
     r"user after user|assistant after assistant": "--merge-turns joins such turns",
@@ -132,7 +133,7 @@ def group_reasons(dropped: dict[str, str]) -> list[str]:
     """Reasons for dropped rows, the commonest first: each with its number of rows, an example, and advice where there is one."""
     groups = {}
     for place, why in dropped.items():
-        groups.setdefault(re.sub(r"\d[\d,.%]*", "N", why), []).append(f"{place}: {why}")
+        groups.setdefault(re.sub(r"\d[\d,.%]*|\".*\"", "N", why), []).append(f"{place}: {why}")
     lines = []
     for examples in sorted(groups.values(), key=len, reverse=True):
         count = f"{len(examples)} rows, as " if len(examples) > 1 else ""
@@ -149,8 +150,8 @@ class RowReader:
 
     def read(self, row: object) -> dict:
         """What is used of the row. Raises BadRow to drop it, UserError to refuse the set."""
-        if isinstance(row, BadRow):
-            raise row
+        if fault := find_fault(row):
+            raise fault
         if not isinstance(row, dict):
             raise UserError(f"{self.name}: {self.place}: is no object but {shorten(row)}; write {{...}}.")
         for key, why in REFUSED.items():
@@ -181,8 +182,17 @@ class RowReader:
             system = take("system", COLUMNS["system"])
             found = {"messages": self.read_chat(turns, column or "prompt", system)}
             tools = self.read_tools(take("tools", ("tools",)))
+            first = found["messages"][0]
+            if tools and first["role"] == "system" and all(get_name(tool) in first["content"] for tool in tools):
+                self.notes.count(self.notes.unused, "tools, which the system message lists", self.place)
+                tools = []
             return found | ({"tools": tools} if tools else {})
         if pairs == [None, None] and (text := take("text", ("text",))) is not None:
+            if "parent_id" in row and "text" not in self.columns:
+                raise UserError(
+                    f"{self.name}: {self.place}: is one message of a tree (it has parent_id), not a conversation. Use a version "
+                    "of the set that has `messages` or `conversations`; --columns text=text reads each as plain text."
+                )
             check_text(as_text(text, "text"), "text")
             return {"text": text}
         texts = {ours: take(ours, COLUMNS[ours]) for ours in TEXTS}
@@ -260,7 +270,8 @@ class RowReader:
                 messages[-1] = merge_messages(before, message)
                 self.notes.count(self.notes.changed, "turns of one role joined", f"{self.place}: turn {number}")
                 continue
-            kind = "a call" if before.get("tool_calls") else before["role"]
+            called = before.get("tool_calls") or before["role"] == "assistant" and CALL in before["content"]
+            kind = "a call" if called else before["role"]
             if kind not in AFTER[message["role"]]:
                 raise BadRow(f"turn {number}: {message['role']} after {kind}")
             messages.append(message)
@@ -342,9 +353,16 @@ class RowReader:
 def parse(text: str, name: str):
     """JSON in a text. Raises BadRow for what is none."""
     try:
-        return json.loads(text)
+        value = parse_json(text)
     except ValueError:
         raise BadRow(f"{name} is {shorten(text)}, which is no JSON") from None
+    if fault := find_fault(value):
+        raise BadRow(f"{name}: {fault}")
+    return value
+
+
+def get_name(tool: dict) -> str:
+    return tool["function"]["name"]
 
 
 def as_text(value: object, name: str) -> str:

@@ -136,6 +136,24 @@ def test_dedupe_drops_repeats(configure, tokenizer):
     assert kept["near"][0] == kept["exact"][0] and kept["near"][1][0] == "row 13"
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(1, r"\(3 rows, as row 2: repeats row 1\): 1 row"), (4, "4 row.* of one prompt")]
+)
+def test_repeats_are_named_where_they_leave_too_little_to_split(number, said, configure, tokenizer):
+    with pytest.raises(UserError, match=said):
+        data_set.gather_rows(configure([GOOD | {"output": str(n % number)} for n in range(4)]), tokenizer)
+
+
+def test_a_special_token_in_a_tool_drops_its_row_and_many_notes_are_cut_to_a_line(configure, tokenizer):
+    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    odd = chat | {"tools": [{"name": "f", "parameters": {"properties": {"</s>": {}}}}]}
+    made = [row | {f"column {n}": n + 1 for n in range(25)} for row in [*make_rows(3), odd]]
+    report = data_set.gather_rows(configure(made), tokenizer)[2]
+    assert report["dropped"] == {"row 4": "its text holds the special token </s>"} and len(report["unused"]) == 25
+    lines = data_report.list_notes(report)
+    assert lines[-1] == "not used: 5 more, which sftlab.json lists" and sum("not used" in line for line in lines) == 21
+
+
 def test_a_training_row_whose_prompt_is_held_out_is_dropped(configure, tokenizer):
     config = configure(make_rows(5), [GOOD | {"instruction": "Question 3"}])
     train, test, report, _ = data_set.gather_rows(config, tokenizer)

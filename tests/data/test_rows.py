@@ -3,9 +3,11 @@
 import json
 import re
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from sftlab.data import cleaning, rows
+from sftlab.data import cleaning, readers, rows
 from sftlab.errors import UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
@@ -68,6 +70,7 @@ PAIR = [USER, REPLY]
 CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}]
 CALL = {"role": "assistant", "content": "", "tool_calls": CALLS}
 RESULT = {"role": "tool", "content": "3"}
+HERMES = {"from": "gpt", "value": '<tool_call>{"name": "add"}</tool_call>'}
 SHAPES = [
     ({"question": "首都は？", "answer": "東京"}, PAIR),
     ({"prompt": "首都は？", "completion": "東京"}, PAIR),
@@ -101,6 +104,10 @@ SHAPES = [
         },
         [USER, CALL, RESULT, REPLY],
     ),
+    (
+        {"conversations": [*PAIR, {"from": "user", "value": "?"}, HERMES, RESULT, REPLY], "tools": '[{"name": "add"}]'},
+        [*PAIR, {"role": "user", "content": "?"}, {"role": "assistant", "content": HERMES["value"]}, RESULT, REPLY],
+    ),
     ({"text": "東京は首都です。"}, [{"role": "text", "content": "東京は首都です。"}]),
 ]
 
@@ -129,6 +136,7 @@ def test_rows_of_many_shapes_are_read_without_a_flag(row, wanted):
             "without the name of a function",
         ),
         ({"messages": PAIR, "tools": "[{]"}, "tools is .* no JSON"),
+        ({"messages": '[{"role": "user", "role": "user"}]'}, "messages: the key 'role' stands there twice"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, REPLY]}, "trains on text"),
         ({"messages": [USER]}, "without an answer"),
         (GOOD | {"history": [["首都は？"]]}, "not a question with its answer"),
@@ -148,6 +156,71 @@ def test_every_key_that_is_not_used_is_counted_with_an_example():
         "source": [3, 'row 1: "x"'],
         "likes of a turn": [1, "row 4: turn 1: 2"],
     }
+
+
+PUBLIC = {  # rows in the columns of public sets: what they become, and which columns aren't used
+    "Open-Orca/OpenOrca": (
+        {"id": "1", "system_prompt": "簡潔に。", "question": "首都は？", "response": "東京"},
+        [{"role": "system", "content": "簡潔に。"}, *PAIR],
+        {"id"},
+    ),
+    "openai/gsm8k": ({"question": "首都は？", "answer": "東京"}, PAIR, set()),
+    "HuggingFaceH4/no_robots": (
+        {"prompt": "首都は？", "prompt_id": "1", "messages": PAIR, "category": "Chat"},
+        PAIR,
+        {"prompt", "prompt_id", "category"},
+    ),
+    "Magpie-Align": (
+        {
+            "uuid": "1",
+            "instruction": "首都は？",
+            "response": "東京",
+            "conversations": [{"from": "human", "value": "首都は？"}, {"from": "gpt", "value": "東京"}],
+            "gen_input_configs": {"temperature": 1.0, "seed": None},
+        },
+        PAIR,
+        {"uuid", "instruction", "response", "gen_input_configs"},
+    ),
+    "NousResearch/hermes-function-calling-v1": (
+        {
+            "id": "1",
+            "conversations": [{"from": "system", "value": "<tools>add</tools>"}, USER, HERMES, RESULT, REPLY],
+            "tools": '[{"type": "function", "function": {"name": "add"}}]',
+            "task": "x",
+        },
+        [
+            {"role": "system", "content": "<tools>add</tools>"},
+            USER,
+            {"role": "assistant", "content": HERMES["value"]},
+            RESULT,
+            REPLY,
+        ],
+        {"id", "task", "tools, which the system message lists"},
+    ),
+    "HuggingFaceTB/smoltalk2": (
+        {"messages": PAIR, "chat_template_kwargs": {"enable_thinking": False}, "source": "x"},
+        PAIR,
+        {"chat_template_kwargs", "source"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_public_sets_are_read_in_their_real_columns(name, kind, tmp_path):
+    row, wanted, unused = PUBLIC[name]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    notes = rows.Notes()
+    kept, dropped = rows.check_rows(readers.read_files([tmp_path / f"a.{kind}"], kind), name, notes=notes)
+    assert rows.to_messages(kept[0]) == wanted and not dropped and notes.unused.keys() == unused
+
+
+def test_a_tree_of_single_messages_is_refused_with_the_way_out():
+    row = {"message_id": "2", "parent_id": None, "text": "Hi", "text_ja": "やあ", "role": "prompter"}
+    with pytest.raises(UserError, match=r"one message of a tree.*--columns text=text"):
+        check(row)
+    assert check(row, columns={"text": "text_ja"})[0][0]["text"] == "やあ"
 
 
 def test_turns_of_one_role_are_joined_where_asked_for():

@@ -5,7 +5,8 @@ import itertools
 import pytest
 from transformers import AutoTokenizer
 
-from sftlab.data import examples, formats, masking, templates
+from sftlab.config.configs import DataConfig
+from sftlab.data import examples, formats, masking, rows, templates
 from sftlab.data.readers import BadRow
 from tests import families
 
@@ -120,5 +121,58 @@ def test_options_of_a_template_are_set_once_and_an_unknown_one_is_refused():
     formats.set_format(asked["not"], "model", templates.parse_options(["enable_thinking=false"]))
     prompts = {name: templates.render_prompt(tokenizer, QUESTIONS[:1]) for name, tokenizer in asked.items()}
     assert prompts["not"] == prompts["thinking"] + "<think>\n\n</think>\n\n"
-    with pytest.raises(templates.UserError, match="no variable 'enable_thoughts'"):
-        formats.set_format(families.make_tokenizer("qwen3"), "model", {"enable_thoughts": True})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("enable_thoughts=true", "Did you mean 'enable_thinking'"),
+        ("if=1", "no variable 'if'"),
+        ("content=x", "no variable 'content'"),
+        ("messages=[1,2]", "no variable 'messages'"),
+        ("x=[1,2]", "no variable 'x'"),
+        ("enable_thinking", "is no pair"),
+    ],
+)
+def test_a_variable_without_effect_is_refused(given, said):
+    [pair] = DataConfig(format="model", chat_template_kwargs=given).chat_template_kwargs
+    with pytest.raises(templates.UserError, match=said):
+        formats.set_format(families.make_tokenizer("qwen3"), "model", templates.parse_options([pair]))
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ strftime_now(format_of_date) }}", "no date can be frozen"),
+        ("{% for m in messages %}{{ '.:'[loop.last] + m.content }}{% endfor %}", "writes a question in another way"),
+    ],
+)
+def test_a_template_that_can_not_be_trained_on_is_refused(template, why):
+    tokenizer = families.make_tokenizer("qwen2_5")
+    tokenizer.chat_template = template
+    with pytest.raises((templates.UserError, BadRow), match=why):
+        formats.set_format(tokenizer, "model")
+        examples.write_examples(tokenizer, CHATS["plain"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcomes"),
+    [  # of a template that writes thoughts, of one that leaves them out, and of one that knows none
+        ("<think>hm</think>fine", ("<think>\nhm\n</think>\n\nfine", "fine", "<think>hm</think>fine")),
+        ("hm</think>fine", ("<think>\nhm\n</think>\n\nfine", "without the other", "without the other")),
+        ("Well <think>hm</think> fine", ("leaves out", "leaves out", "Well <think>hm</think> fine")),
+        ("<think>hm fine", ("without the other",) * 3),
+        ("a </think> b </think> c", ("without the other",) * 3),
+        ("</think> a <think>", ("without the other",) * 3),
+    ],
+)
+def test_no_part_of_an_answer_is_lost_and_no_half_of_a_thought_is_trained(answer, outcomes):
+    for name, outcome in zip(("qwen3", "deepseek_r1_distill", "qwen2_5"), outcomes, strict=True):
+        dropped, notes = {}, rows.Notes()
+        row = {"place": "row 1", "instruction": "q", "input": "", "output": answer}
+        written = examples.write_rows([row], set_up(name), DataConfig(format="model"), dropped, notes)
+        if dropped:
+            assert outcome in dropped["row 1"] and not written
+            continue
+        assert get_trained(written[0]).strip().removesuffix("<|im_end|>").endswith(outcome) or name != "qwen3"
+        assert outcome in written[0].text and bool(notes.unused) == (name == "deepseek_r1_distill")
