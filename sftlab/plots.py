@@ -75,10 +75,7 @@ def scaling(curves: dict[str, list], title="Efficiency of scaling"):
     traces = []
     for number, (label, gains) in enumerate(curves.items()):
         modelled = list(dict.fromkeys(gain.kind for gain in gains if gain.kind != "measured"))
-        for kind, dash in [
-            *zip(modelled, itertools.cycle(("dash", "dot"))),
-            ("measured", "solid"),
-        ]:  # the last is on top
+        for kind, dash in [*zip(modelled, itertools.cycle(("dash", "dot"))), ("measured", "solid")]:  # last: on top
             points = [(gain.devices, *gain.efficiency) for gain in gains if gain.kind == kind]
             if not points:
                 continue
@@ -135,11 +132,9 @@ def summarise(fig) -> str:
     for trace in fig.data:
         if trace.type == "bar" or trace.error_y.array is not None:
             form = ".1f" if trace.type == "bar" else ".4g"
-            left_out = (
-                (None, 0) if trace.type == "bar" and trace.name else (None,)
-            )  # a gap, an empty bin of a histogram
+            bins = trace.type == "bar" and trace.name  # of a histogram, in which many are empty
             for x, y, down, up in zip(trace.x, trace.y, *_errors(trace), strict=True):
-                if y in left_out:
+                if y is None or bins and not y:
                     continue
                 span = f" ({y - down:{form}} to {y + up:{form}})" if down or up else ""
                 out.append(f"  {f'{trace.name}, ' if trace.name else ''}{x}: {y:{form}}{span}")
