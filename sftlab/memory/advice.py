@@ -158,8 +158,8 @@ def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
         batch, length = find_largest(config, plan, room)
         lines += [
             f"{'fits' if fits else 'does not fit'} in {room / 1e9:.1f} GB",
-            f"largest batch at {config.max_length} tokens: {batch or 'none'}",
-            f"longest sequences at a batch of {config.batch_size}: {length or 'none'}",
+            f"largest batch of 1, 2, 4, … at {config.max_length} tokens: {batch or 'none'}",
+            f"longest sequences of 8, 16, 32, … tokens at a batch of {config.batch_size}: {length or 'none'}",
         ]
         if not fits:
             start = Option(config, plan)
