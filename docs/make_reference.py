@@ -40,7 +40,7 @@ WRITES = {
     "sweep": "`OUTPUT_DIR/`: `sweep.json`, `sweep.csv`, `index.html`, and a folder for each point",
     "launch": "what `train` writes; `OUTPUT_DIR-logs/` with each rank's output; with `--slurm` the batch file only",
     "evaluate": "`result.json` and `report.html` in the run folder",
-    "report": "`report.html` in the folder",
+    "report": "`benchmark.html` in the folder",
     "metrics": "`OUTPUT_DIR/`: `metrics.jsonl`, `summary.json`",
     "benchmark": "`OUTPUT_DIR/`: a JSON file for each point",
     "export": "`exports/RUN-KIND/`, or `--output-dir`: the model, its tokenizer and template, `README.md` (the model card), `export.json`",

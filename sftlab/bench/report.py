@@ -72,7 +72,7 @@ def write_report(config: ReportConfig) -> Path:
         tables = [make_table(found, title, *about) for title, about in TABLES.items()]
         sections = [make_setups(found), *sections, growth, *tables]
     sections += [make_watched(path, samples) for path, samples in watched.items()]
-    page = folder / "report.html"
+    page = folder / "benchmark.html"  # report.html of a run folder is that of `sftlab evaluate`
     pages.write_page(page, f"Benchmark: {folder}", [Section("In short", top), *sections])
     return page
 

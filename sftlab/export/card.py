@@ -112,7 +112,7 @@ def write_modelfile(tokenizer, ends: list[str]) -> str:
 def find_pieces(tokenizer) -> tuple[str | None, str | None, str, str, str, str] | None:
     """What a template writes before and after a system message, before a first question, around an answer, and as prompt for one.
 
-    The first two are None where it refuses a system message; all of it is None where its prompts are not made of these parts. BOS is
+    The first two are None where it refuses a system message; all of it is None where its prompts are not made so. BOS is
     left out where the tokenizer puts it in front by itself, as Ollama does.
     """
     ids = tokenizer("x")["input_ids"]
@@ -139,5 +139,5 @@ def find_pieces(tokenizer) -> tuple[str | None, str | None, str, str, str, str] 
         whole = all(compose(*texts) == render(*texts) for texts in tries[: 2 if system is None else 4])
     except (BadRow, IndexError, ValueError):
         return None
-    pieces = (system, after_system, first, before, after, prompt)
-    return pieces if whole and not any("{{" in text or '"""' in text for text in pieces if text) else None
+    parts = (system, after_system, first, before, after, prompt)
+    return parts if whole and not any("{{" in text or '"""' in text for text in parts if text) else None

@@ -116,4 +116,4 @@ def test_few_steps_other_programs_and_a_second_set_up_are_named_at_the_top(tmp_p
 def test_the_command_replaces_its_own_page(tmp_path, capsys):
     results.write_result(tmp_path, make_result())
     for _ in range(2):
-        assert cli.main(["report", str(tmp_path)]) == 0 and "report.html" in capsys.readouterr().out
+        assert cli.main(["report", str(tmp_path)]) == 0 and "benchmark.html" in capsys.readouterr().out
