@@ -180,6 +180,8 @@ def prepare(config: DataConfig) -> Path:
     kept = len(train) - sum(row["place"] in facts["dropped"] for row in train)
     if config.dry_run:
         return show_plan(tokenizer, config, facts, written)
+    from datasets import DatasetDict
+
     folder = claim_folder(config, kept)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         new, splits = Path(aside) / "new", {}
@@ -203,7 +205,8 @@ def prepare(config: DataConfig) -> Path:
             "training_template": tokenizer.init_kwargs.get(templates.TRAINING),
             "splits": counts,
         }
-        save(new, splits, report)
+        DatasetDict(splits).save_to_disk(str(new))
+        files.write_json(new / FACTS, report)
         views = [masking.view_mask(row, tokenizer, config.max_length) for row in splits["train"].take(3)]
         data_report.write_report(new / "report.html", report, lengths, views, found)
         write_dropped(new / "dropped.jsonl", found, report["dropped"])
@@ -253,13 +256,6 @@ def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, lis
         row = {name: column[0].tolist() for name, column in row.items()}
         print(masking.view_mask(row, tokenizer, config.max_length).to_text(sys.stdout.isatty()))
     print("nothing was written (--dry-run)")
-
-
-def save(folder: Path, splits: dict, report: dict) -> None:
-    from datasets import DatasetDict
-
-    DatasetDict(splits).save_to_disk(str(folder))
-    files.write_json(folder / FACTS, report)
 
 
 def print_report(folder: Path, report: dict, view: masking.MaskView) -> None:

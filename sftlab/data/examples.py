@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sftlab.config.configs import DataConfig
 from sftlab.data import formats, templates
 from sftlab.data.readers import BadRow
-from sftlab.data.rows import THOUGHT, Notes, shorten, split_thoughts
+from sftlab.data.rows import THOUGHT, Notes, shorten
 
 TAGS = re.compile("</?think>")
 
@@ -98,6 +98,20 @@ def check_traits(traits: templates.Traits, messages: list[dict]) -> None:
         raise BadRow("this chat template writes a question in another way once it is answered: choose another --format")
     if not traits.calls and any("tool_calls" in message or message["role"] == "tool" for message in messages):
         raise BadRow("it has calls of tools, which this chat template doesn't write")
+
+
+def split_thoughts(messages: list[dict]) -> list[dict]:
+    """A conversation in which thoughts that stand in an answer's text, between <think> and </think>, have a key of their own."""
+    split = []
+    for message in messages:
+        found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
+        if found and found[1].strip() and "reasoning_content" not in message:
+            message = message | {
+                "content": message["content"][found.end() :],
+                "reasoning_content": found[1].strip("\n"),
+            }
+        split.append(message)
+    return split
 
 
 def check_tags(messages: list[dict]) -> None:

@@ -42,6 +42,7 @@ ROLES = {
     "assistant": ("assistant", "gpt", "model", "chatgpt", "bing", "function_call"),
     "tool": ("tool", "observation", "function_response"),
 }
+SIDES = ("user", "assistant")  # of turns that don't say so, in turn
 AFTER = {
     "system": ("nothing",),
     "user": ("nothing", "system", "assistant"),
@@ -183,7 +184,8 @@ class RowReader:
             found = {"messages": self.read_chat(turns, column or "prompt", system)}
             tools = self.read_tools(take("tools", ("tools",)))
             first = found["messages"][0]
-            if tools and first["role"] == "system" and all(get_name(tool) in first["content"] for tool in tools):
+            names = [tool["function"]["name"] for tool in tools]
+            if names and first["role"] == "system" and all(name in first["content"] for name in names):
                 self.notes.count(self.notes.unused, "tools, which the system message lists", self.place)
                 tools = []
             return found | ({"tools": tools} if tools else {})
@@ -193,7 +195,7 @@ class RowReader:
                     f"{self.name}: {self.place}: is one message of a tree (it has parent_id), not a conversation. Use a version "
                     "of the set that has `messages` or `conversations`; --columns text=text reads each as plain text."
                 )
-            check_text(as_text(text, "text"), "text")
+            check_text(text, "text")
             return {"text": text}
         texts = {ours: take(ours, COLUMNS[ours]) for ours in TEXTS}
         if row.keys().isdisjoint((*COLUMNS["instruction"], *COLUMNS["output"], *self.columns.values())):
@@ -217,7 +219,7 @@ class RowReader:
                 )
             check_text(text, ours, needed=ours != "input")
         if system:
-            check_text(as_text(system, "system"), "system", needed=False)
+            check_text(system, "system", needed=False)
             texts |= {"system": system} if system.strip() else {}
         if history:
             texts["history"] = self.read_history(history)
@@ -231,11 +233,9 @@ class RowReader:
             raise BadRow(f"history is {shorten(history)}, not a list of pairs")
         if all(isinstance(pair, dict) for pair in history):
             return self.read_chat(history, "history", None)
-        turns = []
-        for number, pair in enumerate(history, 1):
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise BadRow(f"history: {number} is {shorten(pair)}, not a question with its answer")
-            turns += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
+        if odd := [pair for pair in history if not isinstance(pair, list) or len(pair) != 2]:
+            raise BadRow(f"history: {shorten(odd[0])} is not a question with its answer")
+        turns = [{"role": role, "content": text} for pair in history for role, text in zip(SIDES, pair, strict=True)]
         return self.read_chat(turns, "history", None)
 
     def read_tools(self, tools: object) -> list[dict]:
@@ -259,7 +259,7 @@ class RowReader:
         if not isinstance(turns, list) or not turns:
             raise BadRow(f"{column} is {shorten(turns)}, not a list of turns")
         if all(isinstance(turn, str) for turn in turns):
-            turns = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(turns)]
+            turns = [{"role": SIDES[at % 2], "content": text} for at, text in enumerate(turns)]
         messages = []
         for number, turn in enumerate(turns, 1):
             message = self.read_turn(turn, f"turn {number}")
@@ -275,8 +275,9 @@ class RowReader:
             if kind not in AFTER[message["role"]]:
                 raise BadRow(f"turn {number}: {message['role']} after {kind}")
             messages.append(message)
-        if system and (text := as_text(system, "system")).strip() and (not messages or messages[0]["role"] != "system"):
-            messages.insert(0, {"role": "system", "content": text})
+        if system and (not messages or messages[0]["role"] != "system"):
+            check_text(system, "system", needed=False)
+            messages[:0] = [{"role": "system", "content": system}] if system.strip() else []
         if not any(message["role"] == "assistant" for message in messages):
             raise BadRow(f"it ends with {messages[-1]['role'] if messages else 'nothing'}, without an answer")
         while messages[-1]["role"] != "assistant":
@@ -315,7 +316,7 @@ class RowReader:
             raise BadRow(f"{place} (assistant) holds a thought and no answer")
         message = {"role": role, "content": text}
         if thought := found["reasoning_content"]:
-            check_text(as_text(thought, f"{place}: reasoning_content"), f"{place}: reasoning_content", needed=False)
+            check_text(thought, f"{place}: reasoning_content", needed=False)
             message |= {"reasoning_content": thought} if role == "assistant" and thought.strip() else {}
         message |= {key: found[key] for key in ("name", "tool_call_id") if isinstance(found[key], str) and found[key]}
         message |= {"tool_calls": calls} if calls else {}
@@ -361,16 +362,6 @@ def parse(text: str, name: str):
     return value
 
 
-def get_name(tool: dict) -> str:
-    return tool["function"]["name"]
-
-
-def as_text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is {shorten(value)}, not text")
-    return value
-
-
 def join_parts(parts: list, place: str) -> str:
     """The text of content that comes in parts. Raises BadRow for a part that is no text."""
     texts = []
@@ -398,10 +389,10 @@ def merge_messages(one: dict, other: dict) -> dict:
     return merged
 
 
-def check_text(text: str | None, name: str, needed: bool = True) -> None:
-    """Raises BadRow for a text that makes its row unfit."""
-    if text is None:
-        raise BadRow(f"{name} is null")
+def check_text(text: object, name: str, needed: bool = True) -> None:
+    """Raises BadRow for what is no text, and for a text that makes its row unfit."""
+    if not isinstance(text, str):
+        raise BadRow(f"{name} is null" if text is None else f"{name} is {shorten(text)}, not text")
     if needed and not text.strip():
         raise BadRow(f"{name} is empty")
     if len(text) > LONGEST:
@@ -424,20 +415,6 @@ def to_messages(row: dict, joint: str = "\n") -> list[dict]:
     question = joint.join(filter(None, (row["instruction"], row.get("input"))))
     asked = {"role": "user", "content": question}
     return [*system, *row.get("history", []), asked, {"role": "assistant", "content": row["output"]}]
-
-
-def split_thoughts(messages: list[dict]) -> list[dict]:
-    """A conversation in which thoughts that stand in an answer's text, between <think> and </think>, have a key of their own."""
-    split = []
-    for message in messages:
-        found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
-        if found and found[1].strip() and "reasoning_content" not in message:
-            message = message | {
-                "content": message["content"][found.end() :],
-                "reasoning_content": found[1].strip("\n"),
-            }
-        split.append(message)
-    return split
 
 
 def map_texts(row: dict, change) -> dict:

@@ -55,15 +55,6 @@ def make_chat(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def test_transformers_own_mask_is_the_same_one_by_one(in_format):
-    given_chats = [make_chat("首都は？" * number, "東京" * number) * 2 for number in range(1, 9)]
-    ours = masking.encode_chats(in_format, given_chats)
-    for chat, ids, labels in zip(given_chats, ours["input_ids"], ours["labels"], strict=True):
-        theirs = in_format.apply_chat_template([chat], return_dict=True, return_assistant_tokens_mask=True)
-        assert ids.tolist() == theirs["input_ids"][0]
-        assert (labels != masking.IGNORED).tolist() == [bool(one) for one in theirs["assistant_masks"][0]]
-
-
 def test_the_verdicts_name_each_fault(tokenizer):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     good = ([bos, 50, 60, eos], [-100, -100, 60, eos])

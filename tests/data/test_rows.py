@@ -31,12 +31,6 @@ def test_columns_are_mapped_and_unknown_names_refused():
             rows.parse_columns([given])
 
 
-def test_dolly_rows_bring_their_context():
-    row = {"instruction": "a", "context": "b", "response": "c", "category": "open_qa"}
-    kept, _ = check(row)
-    assert (kept[0]["input"], kept[0]["output"]) == ("b", "c")
-
-
 def test_sharegpt_and_messages_are_recognised_with_many_turns_and_a_system_message():
     turns = [("system", "簡潔に。"), ("human", "首都は？"), ("gpt", "東京"), ("human", "通貨は？"), ("gpt", "円")]
     shared = {"conversations": [{"from": role, "value": text} for role, text in turns]}
@@ -72,13 +66,8 @@ CALL = {"role": "assistant", "content": "", "tool_calls": CALLS}
 RESULT = {"role": "tool", "content": "3"}
 HERMES = {"from": "gpt", "value": '<tool_call>{"name": "add"}</tool_call>'}
 SHAPES = [
-    ({"question": "首都は？", "answer": "東京"}, PAIR),
     ({"prompt": "首都は？", "completion": "東京"}, PAIR),
     ({"prompt": [USER], "completion": [REPLY]}, PAIR),
-    (
-        {"system_prompt": "簡潔に。", "question": "首都は？", "response": "東京"},
-        [{"role": "system", "content": "簡潔に。"}, *PAIR],
-    ),
     ({"instruction": "首都は？", "output": "東京", "history": [["首都は？", "東京"]]}, PAIR * 2),
     ({"messages": json.dumps(PAIR)}, PAIR),
     ({"conversations": ["首都は？", "東京"]}, PAIR),
@@ -103,10 +92,6 @@ SHAPES = [
             ]
         },
         [USER, CALL, RESULT, REPLY],
-    ),
-    (
-        {"conversations": [*PAIR, {"from": "user", "value": "?"}, HERMES, RESULT, REPLY], "tools": '[{"name": "add"}]'},
-        [*PAIR, {"role": "user", "content": "?"}, {"role": "assistant", "content": HERMES["value"]}, RESULT, REPLY],
     ),
     ({"text": "東京は首都です。"}, [{"role": "text", "content": "東京は首都です。"}]),
 ]
