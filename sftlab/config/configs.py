@@ -112,7 +112,6 @@ class TrainConfig(Options):
     save_total_limit: int = of_saving(2, "how many checkpoints are kept: the last ones, and the best among them", low=1)
     eval_steps: int = of_saving(0, "validation loss every so many steps; 0: once per epoch", low=0)
     eval_samples: int = of_saving(200, "rows that the validation loss is taken on; 0: all of them", low=0)
-    early_stopping_patience: int = of_saving(0, "stop after so many validations without a new best; 0: never", low=0)
     load_best_model_at_end: bool = of_saving(False, "end with the checkpoint of the lowest validation loss")
     resume: bool = of_saving(False, "resume from the last checkpoint in --output-dir")
     overwrite: bool = of_saving(False, "delete --output-dir first if it exists")

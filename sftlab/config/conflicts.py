@@ -25,6 +25,8 @@ def find(config) -> Iterator[str]:
     if experts and (config.use_dora or quantized):
         why = "adapters of experts are plain LoRA on weights that aren't quantized"
         yield f"lora_target_parameters, use_dora or use_4bit or use_8bit: {why}; leave one of them out."
+    if config.use_dora and config.use_8bit:
+        yield "use_dora, use_8bit: PEFT 0.21's DoRA takes the scales from 8-bit layers; take --use-4bit, or plain LoRA."
     if config.deepspeed and stage == 0:
         yield (
             "deepspeed with ZeRO-0: it shards nothing, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW "

@@ -119,7 +119,7 @@ def name_base(run: saved.Run, config: ExportConfig) -> tuple[str, str]:
 def save_adapter(run: saved.Run, tokenizer, probe, base: str, new: Path) -> dict:
     """Copy the adapter with its base named, load it again from there, and compare. Returns the comparisons."""
     model = saved.load_run(run)
-    if saved.find_lost_bias(model) is not None:
+    if load.find_lost_bias(model) is not None:
         raise UserError(
             "kind: the output layer has a bias, which PEFT leaves out where token rows are trained: loaded by others, the adapter "
             "would be another model. Leave --kind adapter out."

@@ -179,7 +179,7 @@ def build(config: TrainConfig, settings, layers: int):
     quantization = quantise.quantization_config(config)
     model = load.build_empty(settings, dtype, quantization, config.trust_remote_code)
     if quantization:
-        quantise.prepare_quantised(model, config)
+        quantise.prepare_quantised(model, config.gradient_checkpointing)
     if lora := load.lora_config(config):
         load.check_targets(model, lora)
         if lora.use_dora and quantization:

@@ -57,7 +57,6 @@ def choose(model, wanted: bool | None, bf16: bool) -> tuple[str, str]:
 def set_attention(model, wanted: bool | None, bf16: bool = False) -> str:
     """Give the model the chosen attention and return what was chosen, with the reason, in a line."""
     name, why = choose(model, wanted, bf16)
-    register()
     if name != model.config._attn_implementation:
         model.set_attn_implementation(name)
     return f"{'variable-length' if name == VARLEN else name}: {why}"
@@ -70,12 +69,6 @@ def takes_rows(name: str) -> bool:
 
 def knows_bounds(model) -> bool:
     return takes_rows(model.config._attn_implementation)
-
-
-def register() -> None:
-    """Make `attend` known to transformers."""
-    AttentionInterface.register(VARLEN, attend)
-    AttentionMaskInterface.register(VARLEN, make_mask)
 
 
 def make_mask(attention_mask=None, allow_is_causal_skip=True, q_length=0, kv_length=0, device="cpu", **rest):
@@ -292,3 +285,7 @@ def trying(model, bf16: bool):
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         yield
     model.train(was_training)
+
+
+AttentionInterface.register(VARLEN, attend)
+AttentionMaskInterface.register(VARLEN, make_mask)

@@ -366,8 +366,13 @@ def train_tokens(lora, model, tokenizer, tokens: list[str], wanted: bool) -> Non
     print(f"{names}: pre-training never saw them, so their embeddings are trained, beside the adapters")
 
 
-def expose_bias(model) -> None:
-    """Let a loss find the bias (or None) of an output layer whose token rows are trained: PEFT 0.21 passes on the weight only."""
+def find_lost_bias(model):
+    """Find the bias of an output layer whose token rows are trained, which PEFT 0.21 leaves out of the sum; or None."""
     head = model.get_output_embeddings()
-    if hasattr(head, "token_adapter"):
-        head.__dict__["bias"] = getattr(head.original_module, "bias", None)  # beside nn.Module's own book-keeping
+    return getattr(head.original_module, "bias", None) if hasattr(head, "token_adapter") else None
+
+
+def expose_bias(model) -> None:
+    """Let a loss find that bias: PEFT passes on the weight only."""
+    if hasattr(head := model.get_output_embeddings(), "token_adapter"):
+        head.__dict__["bias"] = find_lost_bias(model)  # beside nn.Module's own book-keeping

@@ -4,7 +4,6 @@ python -c "from sftlab.models import quantise; print(quantise.quantization_confi
 """
 
 import contextlib
-import functools
 import importlib.util
 from unittest import mock
 
@@ -57,17 +56,10 @@ def plain_falcon():
 def fix_layers(model, name: str):
     """Let the layers of bitsandbytes be trained on a CPU, and return the model. Raises UserError where it has none.
 
-    4 bits: on CPUs with AVX-512 BF16, bitsandbytes 0.50 packs the weights at the first evaluation, for faster inference.
-    Packed layers pass no gradient, so training would continue without one, silently.
-    8 bits: PEFT 0.21 (`dequantize_module_weight`, for DoRA) puts a copy of the weight in its place that has no scales, and
-    bitsandbytes 0.50 takes the weight's scales over at the next call, whatever they are: the layer would lose its own.
+    On CPUs with AVX-512 BF16, bitsandbytes 0.50 packs 4-bit weights at the first evaluation, for faster inference. Packed
+    layers pass no gradient, so training would continue without one, silently.
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    def take_state(layer) -> None:
-        scales = layer.state.SCB
-        type(layer).init_8bit_state(layer)
-        layer.state.SCB = scales if layer.state.SCB is None else layer.state.SCB
 
     layers = [part for part in model.modules() if isinstance(part, Linear4bit | Linear8bitLt)]
     if not layers:
@@ -75,8 +67,6 @@ def fix_layers(model, name: str):
     for layer in layers:
         if isinstance(layer, Linear4bit):
             layer.support_avx512bf16_for_cpu = False
-        else:
-            layer.init_8bit_state = functools.partial(take_state, layer)
     return model
 
 
@@ -98,11 +88,11 @@ def dequantize(model):
     return model
 
 
-def prepare_quantised(model, config: TrainConfig) -> None:
+def prepare_quantised(model, checkpointing: bool) -> None:
     """Prepare a quantised base with PEFT: all of it frozen, what is not quantised (norms, embeddings) in float32."""
     from peft import prepare_model_for_kbit_training
 
-    prepare_model_for_kbit_training(model, config.gradient_checkpointing, {"use_reentrant": False})
+    prepare_model_for_kbit_training(model, checkpointing, {"use_reentrant": False})
 
 
 def fill_random(model, dtype, device):

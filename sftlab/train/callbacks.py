@@ -3,6 +3,7 @@
 python -c "from sftlab.train import callbacks; help(callbacks.LiveLog)"
 """
 
+import contextlib
 import signal
 import threading
 import time
@@ -55,9 +56,19 @@ class StopOnSignal(TrainerCallback):
             if args.save_total_limit == 1:  # the Trainer would keep the best checkpoint only, and delete this one
                 args.save_total_limit = 2
 
+
+class EvaluateEpochs(TrainerCallback):
+    """Takes the validation loss at the end of each epoch and of the run, within the last step: its checkpoint comes after it.
+
+    (The Trainer's own evaluation of an epoch comes after the checkpoint, which would be written again where it is the best.)
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.eval_strategy == "epoch" and (state.epoch.is_integer() or state.global_step >= state.max_steps):
+            control.should_evaluate = True
+
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.received is not None and not float(state.epoch).is_integer():  # the Trainer takes a break for the end
-            control.should_evaluate = control.should_save = control.should_log = False
+        control.should_evaluate = False
 
 
 class SaveBest(TrainerCallback):
@@ -70,19 +81,11 @@ class SaveBest(TrainerCallback):
 
 
 class LiveLog(TrainerCallback):
-    """Writes log.jsonl and progress.json as a run goes, on rank 0. A file that can't be written is reported once."""
+    """Writes log.jsonl and progress.json as a run goes, on rank 0; what can't be written is left out."""
 
     def __init__(self, trainer):
         self.trainer, self.folder = trainer, Path(trainer.args.output_dir)
-        self.written, self.began, self.broken = 0.0, {}, False
-
-    def write(self, function, *arguments) -> None:
-        try:
-            function(*arguments)
-        except OSError as error:
-            if not self.broken:
-                print(f"{error.filename}: {error.strerror}; the run continues, and its live log has gaps", flush=True)
-            self.broken = True
+        self.written, self.began = 0.0, {}
 
     def note(self, state, doing: str, soon: bool = True) -> None:
         """Write progress.json; `soon`: a little later does, too."""
@@ -94,16 +97,18 @@ class LiveLog(TrainerCallback):
         if doing == "training" and state.global_step > self.first_step:
             self.began = self.began or {"began": at}  # the first step is slow, and doesn't count for the speed
         more = {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch} | measure_memory()
-        self.write(run_folder.update_progress, self.folder, at | self.began | more)
+        with contextlib.suppress(OSError):
+            run_folder.update_progress(self.folder, at | self.began | more)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first_step = state.global_step
-        self.write(run_folder.cut_log, self.folder, state.log_history)
+        run_folder.cut_log(self.folder, state.global_step)
         self.note(state, "training", soon=False)
 
     def on_log(self, args, state, control, **kwargs):
         entry = state.log_history[-1] | {"time": time.time(), "max_steps": state.max_steps} | measure_memory()
-        self.write(run_folder.append_entry, self.folder, entry)
+        with contextlib.suppress(OSError):
+            run_folder.append_entry(self.folder, entry)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.note(state, "training", soon=state.global_step > self.first_step + 1)

@@ -21,18 +21,12 @@ from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError, is_full, place_error
 
 LOG, PROGRESS = "log.jsonl", "progress.json"
-ADDED = ("time", "max_steps", "memory_bytes", "gpu_memory_bytes")  # what an entry has more than the Trainer's
 LAST_FILE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it is whole
 # A resumed run needs the weights, the optimizer's state and the order of rows that these made.
 KEPT_ON_RESUME = set(
     "processes model_name dataset_path use_flash_attention train_new_tokens batch_size gradient_accumulation_steps optim "
     "packing max_length use_lora lora_r lora_alpha lora_target_modules use_rslora use_dora use_4bit use_8bit deepspeed seed".split()
 )
-
-
-def holds_something(place: Path) -> bool:
-    """Whether there is more at a place than what a run leaves that ended before it trained."""
-    return place.exists() and not (place.is_dir() and all(PROGRESS in path.name for path in place.iterdir()))
 
 
 def claim_folder(config: TrainConfig, processes: int) -> Path | None:
@@ -49,7 +43,7 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
             raise UserError(f"resume: {folder} holds no whole checkpoint to resume from; start again with --overwrite.")
         check_resumed(config, processes)
         return checkpoint
-    if holds_something(folder):
+    if folder.is_file() or folder.is_dir() and any(PROGRESS not in path.name for path in folder.iterdir()):
         if not config.overwrite or folder.is_file():
             resume = "Add --resume to continue it, or --overwrite to delete it"
             again = "It has no checkpoint to resume from: add --overwrite to begin again"
@@ -80,7 +74,7 @@ def check_resumed(config: TrainConfig, processes: int) -> None:
 def begin(config: TrainConfig, about: dict) -> None:
     """Print what was chosen, and write run.json; called when the run has all it needs.
 
-    --overwrite deletes the folder first. Of a resumed run the earlier result goes, or is renamed if it holds an evaluation.
+    --overwrite deletes the folder first. Of a resumed run the earlier result and its report go.
     """
     folder = Path(config.output_dir)
     print("\n".join(f"{name}: {choice}" for name, choice in about["choices"].items()), flush=True)
@@ -89,12 +83,8 @@ def begin(config: TrainConfig, about: dict) -> None:
         shutil.rmtree(folder)
     files.write_json(folder / "run.json", about)
     write_process(folder, start)
-    result = files.read_json(folder / "result.json")
-    for path in (folder / "result.json", folder / "report.html"):
-        if path.exists() and "evaluation" in result:
-            kept = path.rename(path.with_stem(f"{path.stem}-step-{result['metrics']['steps']}"))
-            print(f"{path} is kept as {kept.name}")
-    (folder / "result.json").unlink(missing_ok=True)
+    for name in ("result.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def identify(pid: int | None = None) -> dict:
@@ -156,19 +146,15 @@ def read_precision(config: TrainConfig) -> tuple[bool, str] | None:
 # Checkpoints, and a disk that is full.
 
 
-def list_whole(folder: str | Path) -> list[Path]:
-    """List the whole checkpoints of a run folder, in the order of their steps."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if get_step(path) is not None and is_whole(path)]
-    return sorted(found, key=get_step)
-
-
 def is_whole(checkpoint: Path) -> bool:
     """Whether the last file of a checkpoint is there, and not torn."""
     return bool(files.read_json(checkpoint / LAST_FILE))
 
 
 def find_last(folder: str | Path) -> Path | None:
-    return next(reversed(list_whole(folder)), None)
+    """Find the last whole checkpoint of a run folder."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if get_step(path) is not None and is_whole(path)]
+    return max(found, key=get_step, default=None)
 
 
 def get_step(checkpoint: Path) -> int | None:
@@ -224,13 +210,7 @@ def read_log(folder: str | Path) -> list[dict]:
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
-def cut_log(folder: Path, history: list[dict]) -> None:
-    """Let the log of a resumed run end where its checkpoint's history does: what came after is trained again.
-
-    Entries that the log lacks, as a killed run may leave it, are taken from the checkpoint's.
-    """
-    entries = []
-    for entry, logged in zip(history, read_log(folder) + [{}] * len(history), strict=False):
-        same = {name: value for name, value in logged.items() if name not in ADDED} == entry
-        entries.append(logged if same else entry)
+def cut_log(folder: Path, step: int) -> None:
+    """Let the log of a resumed run end with the step of its checkpoint: what came after is trained again."""
+    entries = [entry for entry in read_log(folder) if entry["step"] <= step and "train_loss" not in entry]
     files.write_text(folder / LOG, "".join(map(to_line, entries)))

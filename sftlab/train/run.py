@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import EarlyStoppingCallback
 
 from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
@@ -25,7 +24,7 @@ from sftlab.memory import duration
 from sftlab.models import attention, load, quantise
 from sftlab.train import distributed, forecast, saved
 from sftlab.train import folder as run_folder
-from sftlab.train.callbacks import CountState, LiveLog, SaveBest, StopOnSignal
+from sftlab.train.callbacks import CountState, EvaluateEpochs, LiveLog, SaveBest, StopOnSignal
 
 TRACEBACK_LINES = 40  # of an unforeseen error's, that result.json keeps
 # Options that TRL's SFTConfig has under the same names.
@@ -42,7 +41,6 @@ def sft_config(config: TrainConfig, bf16: bool):
     """
     from trl import SFTConfig
 
-    before = files.read_json(Path(config.output_dir) / "run.json").get("config", {})
     args = SFTConfig(
         **{name: getattr(config, name) for name in SAME_NAMES},
         output_dir=config.output_dir,
@@ -65,7 +63,6 @@ def sft_config(config: TrainConfig, bf16: bool):
         logging_first_step=True,
         logging_nan_inf_filter=False,
         log_on_each_node=False,
-        restore_callback_states_from_checkpoint=before.get("early_stopping_patience") == config.early_stopping_patience,
     )
     # set late, because TRL would ask for checkpoints at each evaluation: SaveBest writes the best ones, and no more
     args.load_best_model_at_end = config.load_best_model_at_end
@@ -102,7 +99,12 @@ def make_trainer(config: TrainConfig):
     bf16, precision = choose_precision(config)
     new_rows = bool(rows.new_tokens and config.use_lora and config.train_new_tokens)
     memory, fits = forecast.expect(config, rows.lengths, rows.in_loss, bf16, new_rows, rows.shared)
-    small = build_small(config, bf16)  # before sft_config, with which transformers shards each model
+    small = None
+    if deepspeed_configs.find_stage(config.deepspeed) == 3:  # no device holds a whole model to try things out on
+        small = load.build_small(
+            config.model_name, config.trust_remote_code
+        )  # before sft_config, or it would be sharded
+        attention.set_attention(small, config.use_flash_attention, bf16)
     args = sft_config(config, bf16)
     ends = templates.find_traits(rows.tokenizer).ends
     model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer, ends)
@@ -121,8 +123,7 @@ def make_trainer(config: TrainConfig):
         lengths=None if in_rows else rows.lengths,
     )
     shared, batches = choose_batches(config, trainer, small or model, rows.shared, in_rows, bf16)
-    if config.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    trainer.add_callback(EvaluateEpochs())
     if config.load_best_model_at_end:
         trainer.add_callback(SaveBest())
     load.expose_bias(trainer.model)
@@ -176,15 +177,6 @@ def choose_precision(config: TrainConfig) -> tuple[bool, str]:
     return bf16, f"{'bfloat16' if bf16 else 'float32'}: {why}"
 
 
-def build_small(config: TrainConfig, bf16: bool):
-    """Build a small model of the same kind to try things out on, for ZeRO-3, where no device holds a whole one; else None."""
-    if deepspeed_configs.find_stage(config.deepspeed) < 3:
-        return None
-    model = load.build_small(config.model_name, config.trust_remote_code)
-    attention.set_attention(model, config.use_flash_attention, bf16)
-    return model
-
-
 def add_adapters(config: TrainConfig, model, rows: Rows):
     """Make PEFT's LoraConfig of a run, or None; prepare a quantized model. Raises UserError for what can't be trained."""
     lora = load.lora_config(config)
@@ -200,7 +192,7 @@ def add_adapters(config: TrainConfig, model, rows: Rows):
         if rows.new_tokens:
             load.train_tokens(lora, model, rows.tokenizer, rows.new_tokens, config.train_new_tokens)
     if config.use_4bit or config.use_8bit:
-        quantise.prepare_quantised(model, config)
+        quantise.prepare_quantised(model, config.gradient_checkpointing)
     return lora
 
 

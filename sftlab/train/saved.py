@@ -115,7 +115,7 @@ def load_adapter(folder: Path, config: TrainConfig, tokenizer, exactly: bool = T
         model = quantise.dequantize(model)
     if (folder / "generation_config.json").is_file():  # an export's: the base's own settings may end answers elsewhere
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    return keep_head_bias(add_adapter(model, folder)).eval()
+    return put_adapter(model, folder)
 
 
 def add_adapter(model, folder: Path, **options):
@@ -124,6 +124,17 @@ def add_adapter(model, folder: Path, **options):
 
     with load.guarded(str(folder), str(folder)):
         return PeftModel.from_pretrained(model, str(folder), **options)
+
+
+def put_adapter(model, folder: Path):
+    """Put the adapter in a folder on its base to be asked, not merged.
+
+    The bias of an output layer whose token rows are trained is added again: PEFT 0.21 leaves it out of the sum.
+    """
+    model = add_adapter(model, folder).eval()
+    if (bias := load.find_lost_bias(model)) is not None:
+        model.get_output_embeddings().register_forward_hook(lambda layer, inputs, output: output + bias)
+    return model
 
 
 def compute_exactly(model):
@@ -140,39 +151,21 @@ def compute_exactly(model):
     return model
 
 
-def find_lost_bias(model):
-    """Find the bias of an output layer whose token rows are trained, which PEFT 0.21 leaves out of the sum; or None.
-
-    The run trained with it (`load.expose_bias`), and a merged model has it again.
-    """
-    head = model.get_output_embeddings()
-    return getattr(head.original_module, "bias", None) if hasattr(head, "token_adapter") else None
-
-
-def keep_head_bias(model):
-    """Add that bias again, and return the model."""
-    if (bias := find_lost_bias(model)) is not None:
-        model.get_output_embeddings().register_forward_hook(lambda layer, inputs, output: output + bias)
-    return model
-
-
 def load_models(run: Run) -> Iterator[tuple[str, object]]:
     """Yield the base as it was trained on, and then the tuned model; never both in memory, if the caller lets go of the first.
 
     run: of `read_run`.
     """
-    config = replace(run.config, gradient_checkpointing=False)
-    model = load.load_base(config, run.tokenizer, templates.find_traits(run.tokenizer).ends)
+    model = load.load_base(run.config, run.tokenizer, templates.find_traits(run.tokenizer).ends)
     if run.quantised:
-        quantise.prepare_quantised(model, config)  # as in training: what isn't quantized is in float32
+        quantise.prepare_quantised(model, checkpointing=False)  # as in training: what isn't quantized is in float32
     yield "base", model
-    if config.use_lora:
-        model = keep_head_bias(add_adapter(model, run.folder))
+    if run.config.use_lora:
+        yield "tuned", put_adapter(model, run.folder)
     else:
         del model
         gc.collect()
-        model = load.load_model(str(run.folder), config)
-    yield "tuned", model
+        yield "tuned", load_run(run, exactly=False)
 
 
 def load_any(name: str, trust_remote_code: bool = False):

@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainerState
-from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 
 from sftlab import files
@@ -108,9 +107,7 @@ class LabTrainer(SFTTrainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        if (
-            norm is not None and not math.isfinite(norm) and not self.is_deepspeed_enabled
-        ):  # it hasn't moved the weights
+        if norm is not None and not math.isfinite(norm) and not self.is_deepspeed_enabled:  # which has stepped already
             step = self.state.global_step + 1
             raise UserError(f"a gradient is no number at step {step}, and was not applied: {self.find_cause()}")
         return norm
@@ -136,18 +133,15 @@ class LabTrainer(SFTTrainer):
         return ""
 
     def find_cause(self) -> str:
-        """Say why a loss or gradient is no number: weights that were broken before or by the training, or else."""
+        """Say why a loss or gradient is no number: weights that were broken before, or a step that was too long."""
         broken = [
             name
             for name, weight in self.model.named_parameters()
             if weight.is_floating_point() and not getattr(weight, "ds_tensor", weight).isfinite().all()
         ]
-        first = self.state.global_step == 0
-        if broken and first:
+        if broken and self.state.global_step == 0:
             return f"the base model's weights hold such values before the first step ({broken[0]}). Load it again."
-        if first and not self.args.bf16:
-            return "at the first step, from sound weights. Look at the data's report, and at the model's own precision."
-        return ("the weights themselves are broken. " if broken else "") + self.advise_rate()
+        return self.advise_rate()
 
     def advise_rate(self) -> str:
         last = run_folder.find_last(self.args.output_dir)
@@ -192,28 +186,11 @@ class LabTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model, trial):
         folder, step = Path(self.args.output_dir), self.state.global_step
-        checkpoint = folder / f"checkpoint-{step}"
-        whole = distributed.run_on_main(run_folder.is_whole, checkpoint)  # a shared disk may show it to others later
-        if self.args.should_save and not whole:
-            shutil.rmtree(checkpoint, ignore_errors=True)  # what a killed run left of it
+        if self.args.should_save:
+            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)  # what a killed run left of it
         self.accelerator.wait_for_everyone()
         with run_folder.explaining_full_disk(folder, f"the checkpoint of step {step}"):
-            if whole:  # written at this step already; it may be the best since
-                self.update_state(checkpoint)
-            else:
-                super()._save_checkpoint(model, trial)
-
-    def update_state(self, checkpoint: Path) -> None:
-        """Write into a whole checkpoint what has come after it at the same step: that it has turned out to be the best."""
-        if self.state.best_global_step == run_folder.get_step(checkpoint):
-            self.state.best_model_checkpoint = str(checkpoint)
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):  # the count of early stopping has moved on, too
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        if self.args.should_save:
-            aside = checkpoint / f".{run_folder.LAST_FILE}.partial"
-            self.state.save_to_json(str(aside))
-            aside.replace(checkpoint / run_folder.LAST_FILE)
+            super()._save_checkpoint(model, trial)
 
     def save_run(self) -> None:
         """Save the adapter or model, the tokenizer with its template and the Trainer's state in the run folder, and check them."""
@@ -236,7 +213,7 @@ class LabTrainer(SFTTrainer):
             if path.is_file() and not path.name.startswith(FOR_TRAINING):
                 shutil.copy2(path, folder / path.name)
         self.save_state()
-        run_folder.cut_log(folder, self.state.log_history)
+        run_folder.cut_log(folder, self.state.global_step)
         self.check_saved(folder)
 
     def check_saved(self, folder: Path) -> None:

@@ -56,6 +56,7 @@ EXPERTS = {"lora_target_parameters": "mlp.experts.down_proj", "use_lora": True}
         (EXPERTS | QLORA | {"lora_dropout": 0.0}, "lora_target_parameters, use_dora or use_4bit", "leave one"),
         ({"init_adapter": "a", "use_lora": True, "deepspeed": "zero3"}, "init_adapter, ", "--deepspeed zero2"),
         (QLORA | {"deepspeed": "zero3"}, "use_4bit or use_8bit, deepspeed with ZeRO-3: ", "--deepspeed zero2"),
+        ({"use_dora": True, "use_lora": True, "use_8bit": True}, "use_dora, use_8bit", "take --use-4bit"),
         ({"use_dora": True, "use_lora": True, "deepspeed": "zero3"}, "use_dora, deepspeed", "--deepspeed zero2"),
         ({"deepspeed": "zero0.json"}, "deepspeed with ZeRO-0: ", "leave out --deepspeed"),
         (

@@ -11,7 +11,6 @@ from sftlab.errors import UserError
 from sftlab.hub import catalog
 from sftlab.hub.catalog import MODELS
 from sftlab.models import load
-from sftlab.train import folder as run_folder
 from sftlab.train import run
 
 SHORT = {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
@@ -100,18 +99,17 @@ def test_packing_is_refused_where_samples_can_t_be_kept_apart(name, configure):
         run.make_trainer(configure(model_name=f"random-tiny:{name}", packing=True))
 
 
-def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends_early(configure, tmp_path):
-    """At this learning rate the held-out loss soon rises; two evaluations without a better one end the run."""
+def test_the_best_checkpoint_is_kept_and_is_what_a_run_that_gets_worse_ends_with(configure, tmp_path):
+    """At this learning rate the held-out loss soon rises."""
     kept = {"load_best_model_at_end": True, "eval_steps": 4, "save_steps": 1000, "save_total_limit": 1}
-    rate = {"lr_scheduler_type": "constant", "learning_rate": 4e-3, "max_steps": 80, "batch_size": 8}
-    result = run.train(configure(early_stopping_patience=2, **kept, **rate))
+    rate = {"lr_scheduler_type": "constant", "learning_rate": 4e-3, "max_steps": 40, "batch_size": 8}
+    result = run.train(configure(**kept, **rate))
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     best = min(held_out, key=held_out.get)
-    assert result["metrics"]["steps"] == best + 8 < 80 and result["metrics"]["best_eval_loss"] == held_out[best]
+    assert best < result["metrics"]["steps"] and result["metrics"]["best_eval_loss"] == held_out[best]
     kept, saved = tmp_path / "run" / f"checkpoint-{best}" / "model.safetensors", tmp_path / "run" / "model.safetensors"
     assert kept.read_bytes() == saved.read_bytes()
-    assert run_folder.get_step(run_folder.find_last(tmp_path / "run")) == best
 
 
 @pytest.mark.parametrize("name", ["tensorboard", pytest.param("trackio", marks=pytest.mark.slow)])

@@ -14,9 +14,16 @@ from sftlab.runs import background, logs, state
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
+ADDED = (
+    "time",
+    "max_steps",
+    "memory_bytes",
+    "gpu_memory_bytes",
+)  # what an entry of the log has more than the Trainer's
+
 
 def strip(entries: list[dict]) -> list[dict]:
-    return [{name: value for name, value in entry.items() if name not in run_folder.ADDED} for entry in entries]
+    return [{name: value for name, value in entry.items() if name not in ADDED} for entry in entries]
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ METHODS = {
     "DoRA in bfloat16": LORA | BF16 | {"use_dora": True},
     "packing in bfloat16": LORA | BF16 | {"packing": True, "batch_size": 1, "max_length": 256},
     "8-bit in bfloat16": LORA | BF16 | {"use_8bit": True},
-    "8-bit DoRA": LORA | {"use_8bit": True, "use_dora": True},
     "4-bit": LORA | {"use_4bit": True},
     "4-bit DoRA with checkpointing": LORA | BF16 | {"use_4bit": True, "use_dora": True, "gradient_checkpointing": True},
 }
