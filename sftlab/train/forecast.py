@@ -60,20 +60,40 @@ def make_plan(config: TrainConfig, gpu: bool) -> MemoryConfig:
     )
 
 
-def expect(
-    config: TrainConfig, lengths: list[int], in_loss: float, bf16: bool, new_tokens: bool, shared: int = 0
-) -> tuple[dict, str]:
+def expect(config: TrainConfig, rows, bf16: bool) -> tuple[dict, str]:
     """Return what the run is expected to take, for `result.json`, and a line about it; set the allocator.
 
-    lengths: tokens of each row, the first `shared` ones the same in all; new_tokens: whether token rows are trained, too.
-    Raises UserError on a CPU where it won't fit, unless --no-check-memory: the system would kill the process without a word.
+    rows: of `run.read_rows`. Raises UserError on a CPU where it won't fit, unless --no-check-memory: the system would kill
+    the process without a word.
     """
-    gpu = torch.cuda.is_available()
-    plan, run, room = make_plan(config, gpu), replace(config, bf16=bf16), machine.free_memory(gpu)
+    gpu, own, parts = torch.cuda.is_available(), None, {}
+    room = machine.free_memory(gpu)
     if not gpu:
         room //= distributed.read_world().local_size  # main memory is for all processes of this node
-    tokens, in_loss = fill_batch(config, lengths, in_loss, bf16)
-    own, found, line = estimate(run, plan, room, tokens, in_loss, new_tokens, shared)
+    tokens, in_loss = fill_batch(config, rows.lengths, rows.in_loss, bf16)
+    start = advice.Option(
+        replace(config, bf16=bf16, max_length=max(8, -(-tokens // config.batch_size))),
+        make_plan(config, gpu),
+        rows.shared,
+    )
+    try:
+        whole = dry_run.estimate(start.run, start.plan, None, in_loss, rows.shared)
+    except dry_run.CantCount as error:
+        line = f"not estimated: {error}"
+    else:
+        parts, libraries = whole.parts, whole.parts["runtime"]  # which are there already
+        if rows.new_tokens and config.use_lora and config.train_new_tokens:
+            # PEFT puts the trained rows into copies of the whole embedding, in each pass
+            settings = dry_run.read_settings(config.model_name, config.trust_remote_code).get_text_config()
+            parts["trained token rows"] = 3 * 4 * settings.vocab_size * settings.hidden_size
+        own = whole.total - libraries
+        line = f"{own / 1e9:.2f} GB expected beside {libraries / 1e9:.1f} for the libraries; {room / 1e9:.1f} are free"
+        if own > room:
+            fix = advice.advise(start, room + libraries, may_cut=False)[0]
+            if config.check_memory and not gpu:
+                tried = "(--no-check-memory tries it all the same.)"
+                raise UserError(f"memory: {line}, so the run would not fit; {fix}. {tried}")
+            line += f". It may not fit; {fix}"
     kept = False
     if not gpu:
         fits = own is not None and own * KEPT < room
@@ -81,33 +101,8 @@ def expect(
         machine.set_allocator(kept)
         line += f"; freed memory is {'kept for the next step' if kept else 'given back at once'}"
     machine.reset_peak()
-    expected = {"expected_bytes": own, "parts": found, "tokens": tokens, "shared": shared, "kept": kept}
+    expected = {"expected_bytes": own, "parts": parts, "tokens": tokens, "shared": rows.shared, "kept": kept}
     return expected | {"before": machine.read_held()}, line
-
-
-def estimate(
-    run: TrainConfig, plan: MemoryConfig, room: int, tokens: int, in_loss: float, new_tokens: bool, shared: int
-) -> tuple[int | None, dict, str]:
-    """Return (bytes beside the libraries, all bytes by part, a line about them); (None, {}, why) for what can't be counted."""
-    length = -(-tokens // run.batch_size)
-    try:
-        whole = dry_run.estimate(run, plan, length, in_loss, shared)
-        if new_tokens:  # PEFT puts the trained rows into copies of the whole embedding, in each pass
-            settings = dry_run.read_settings(run.model_name, run.trust_remote_code).get_text_config()
-            whole.parts["trained token rows"] = 3 * 4 * settings.vocab_size * settings.hidden_size
-    except dry_run.CantCount as error:
-        return None, {}, f"not estimated: {error}"
-    libraries = whole.parts["runtime"]  # which are there already
-    own = whole.total - libraries
-    line = f"{own / 1e9:.2f} GB expected beside {libraries / 1e9:.1f} for the libraries; {room / 1e9:.1f} are free"
-    if own > room:
-        start = advice.Option(replace(run, max_length=max(8, length)), plan, shared)
-        fix = advice.advise(start, room + libraries, may_cut=False)[0]
-        if run.check_memory and plan.device == "cpu":
-            tried = "(--no-check-memory tries it all the same.)"
-            raise UserError(f"memory: {line}, so the run would not fit; {fix}. {tried}")
-        line += f". It may not fit; {fix}"
-    return own, whole.parts, line
 
 
 def measure_memory(expected: dict) -> dict:

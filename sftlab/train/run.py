@@ -97,8 +97,7 @@ def make_trainer(config: TrainConfig):
     check_machine(config)
     rows = read_rows(config)
     bf16, precision = choose_precision(config)
-    new_rows = bool(rows.new_tokens and config.use_lora and config.train_new_tokens)
-    memory, fits = forecast.expect(config, rows.lengths, rows.in_loss, bf16, new_rows, rows.shared)
+    memory, fits = forecast.expect(config, rows, bf16)
     small = None
     if deepspeed_configs.find_stage(config.deepspeed) == 3:  # no device holds a whole model to try things out on
         small = load.build_small(

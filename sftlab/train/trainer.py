@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import ConcatDataset, Sampler
 from transformers import TrainerState
 from trl import SFTTrainer
 
@@ -42,8 +42,10 @@ class LabTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self.lengths, self.problem, self.losses = lengths, None, deque(maxlen=PATIENCE)
         self.validation = torch.zeros(2, dtype=torch.float64)  # summed loss and tokens of the evaluation at work
-        if (processes := self.accelerator.num_processes) > 1 and self.eval_dataset is not None:
-            self.eval_dataset = EvenRows(self.eval_dataset, self.args.per_device_eval_batch_size * processes)
+        if (processes := self.accelerator.num_processes) > 1 and (rows := self.eval_dataset) is not None:
+            empty = rows[0] | {"labels": [IGNORED] * len(rows[0]["labels"])}
+            missing = -len(rows) % (self.args.per_device_eval_batch_size * processes)
+            self.eval_dataset = ConcatDataset([rows, [empty] * missing])  # or a process would take some row again
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
         self.sharded = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
@@ -185,11 +187,8 @@ class LabTrainer(SFTTrainer):
         return Path(checkpoint) / COUNTERS.format(f"-{rank}" if rank else "")
 
     def _save_checkpoint(self, model, trial):
-        folder, step = Path(self.args.output_dir), self.state.global_step
-        if self.args.should_save:
-            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)  # what a killed run left of it
-        self.accelerator.wait_for_everyone()
-        with run_folder.explaining_full_disk(folder, f"the checkpoint of step {step}"):
+        what = f"the checkpoint of step {self.state.global_step}"
+        with run_folder.explaining_full_disk(Path(self.args.output_dir), what):
             super()._save_checkpoint(model, trial)
 
     def save_run(self) -> None:
@@ -238,22 +237,6 @@ def check_moved(weights) -> None:
     if still:
         fix = "Raise --learning-rate or --max-steps; with --gradient-checkpointing, inputs must require gradients."
         raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. {fix}")
-
-
-class EvenRows(Dataset):
-    """Rows, and behind them as many without labels as make their number a multiple: no process has to take a row again."""
-
-    def __init__(self, rows, multiple: int):
-        self.rows, self.more = rows, -len(rows) % multiple
-
-    def __len__(self) -> int:
-        return len(self.rows) + self.more
-
-    def __getitem__(self, number: int) -> dict:
-        if number < len(self.rows):
-            return self.rows[number]
-        row = self.rows[0]
-        return row | {"labels": [IGNORED] * len(row["labels"])}
 
 
 # Batches with little or no padding. Where the attention knows where samples begin, a batch is one row without any. Elsewhere
