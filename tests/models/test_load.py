@@ -3,9 +3,6 @@
 import builtins
 import json
 import shutil
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -55,14 +52,6 @@ def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_address):
     assert hub_client.reach() and not constants.is_offline_mode()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as the user said
     assert not hub_client.reach()
-
-
-def test_the_network_is_cut_here_and_in_child_processes():
-    with pytest.raises(OSError, match="without a network"):
-        socket.create_connection(("192.0.2.1", 443), timeout=2)
-    child = "import socket; socket.getaddrinfo('huggingface.co', 443)"
-    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True)
-    assert done.returncode == 1 and "without a network" in done.stderr
 
 
 CODE = """

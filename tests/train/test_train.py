@@ -14,6 +14,7 @@ from sftlab.evaluate import scores
 from sftlab.models import load
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
+from sftlab.train import saved
 
 SHORT = {"max_steps": 2, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
 BF16 = {"bf16": True}
@@ -140,21 +141,16 @@ def chatml_dataset(tmp_path_factory) -> Path:
     ("name", "bf16"), [("tiny-base", False), ("random-tiny:phi-2", False), ("random-tiny:gpt2", True)]
 )
 def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chatml_dataset, tmp_path, capsys):
-    from peft import PeftModel
-    from transformers import set_seed
-
     folders = {"dataset_path": str(chatml_dataset), "output_dir": str(tmp_path / "run")}
     config = TrainConfig(**NEW_TOKENS | folders | {"bf16": bf16, "model_name": name})
     result = train_run.train(config)  # a step is all rows, so that the losses can be compared
     assert "their embeddings are trained" in capsys.readouterr().out
-    models = []
-    for _ in range(2):  # random weights are the same from the same seed
-        set_seed(config.seed)
-        models.append(load.load_model(name, config))
-    base, tuned = models[0], PeftModel.from_pretrained(models[1], str(tmp_path / "run")).merge_and_unload()
-    for embeddings in ("get_input_embeddings", "get_output_embeddings"):
-        before, after = (getattr(model, embeddings)().weight for model in (base, tuned))
-        assert (before != after).any(dim=1).nonzero().flatten().tolist() == [3, 4], embeddings
+    weights = []
+    for kind, model in saved.load_models(saved.read_run(tmp_path / "run")):
+        model = model.merge_and_unload() if kind == "tuned" else model
+        weights.append([part.weight.clone() for part in (model.get_input_embeddings(), model.get_output_embeddings())])
+    for before, after in zip(*weights, strict=True):
+        assert (before != after).any(dim=1).nonzero().flatten().tolist() == [3, 4]
     assert result["metrics"]["last_loss"] < result["metrics"]["first_loss"]
 
 
