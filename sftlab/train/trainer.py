@@ -69,7 +69,8 @@ class LabTrainer(SFTTrainer):
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """Evaluate as transformers does, but with the mean over all tokens: a mean of batches' means would hang on their size."""
         self.validation.zero_()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # its data loader draws a seed, and training shall not depend on it
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, tokens = self.accelerator.reduce(self.validation.to(self.args.device), "sum").tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = loss / max(1, tokens)
         return output
