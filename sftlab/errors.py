@@ -54,7 +54,27 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-FIXABLE = (UserError, FileExistsError, NotADirectoryError, PermissionError)  # what `cli.main` says in a line
+PLACES = {
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+
+def explain(error: Exception) -> str | None:
+    """What a command says, in a line, of an error that the user can fix; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_full(error):
+        return "the disk is full, and nothing was put in place. Make room, or name a folder on another disk."
+    if isinstance(error, OSError) and error.errno in PLACES:
+        return f"{error.filename}: {error.strerror}. Name another file or folder."
+    return None
 
 
 def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
@@ -67,20 +87,15 @@ def run_guarded(run: Callable[[], int], arguments: list[str]) -> int:
         for argument in arguments:
             refuse_token(argument, "an argument")
         return run()
-    except UserError as error:
-        message = str(error)
     except BrokenPipeError:  # whoever read this has enough, as `head` has
         sys.stdout = open(os.devnull, "w")  # or Python would complain at its end
         return 141
-    except FIXABLE as error:
-        message = f"{error.filename}: {error.strerror}. Name another file or folder."
     except KeyboardInterrupt:
         print("sftlab: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_full(error):
+        if (message := explain(error)) is None:
             raise
-        message = "the disk is full, and nothing was put in place. Make room, or name a folder on another disk."
     rank = os.environ.get("RANK", "0")
     print(f"sftlab: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     return 2

@@ -13,8 +13,11 @@ def write_text(path: Path, text: str) -> None:
     """Write beside the file, then rename; the folder is made. An interrupted writer leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")  # another process may write it, too
-    aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character becomes its escape
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character becomes its escape
+        os.replace(aside, path)
+    finally:  # the disk may be full
+        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

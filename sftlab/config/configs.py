@@ -139,7 +139,7 @@ class EvaluateConfig(Options):
     batch_size: int = option(32, "rows answered at once", low=1)
     smallest_gain: float = option(0.1, "the smallest gain in exact match that matters", low=0.001, high=1)
     level: float = option(0.95, "how often an interval shall hold the true value", low=0.5, high=0.999)
-    resamples: int = option(10_000, "resamples of the bootstrap", low=100)
+    resamples: int = option(10_000, "resamples of the bootstrap", low=100, high=1_000_000)
     prose: str | None = option(None, "text to look for forgetting in: a file of paragraphs")
     num_texts: int = option(200, "only the first so many of these texts; 0: all of them", low=0)
     trust_remote_code: bool = option(False, TRUST)

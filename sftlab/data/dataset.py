@@ -270,13 +270,19 @@ def print_report(folder: Path, report: dict, view: masking.MaskView) -> None:
 
 
 def load_prepared(path: str | Path):
-    """The DatasetDict and the report of a folder that `prepare` made. Raises UserError for anything else."""
+    """The DatasetDict and the report of a folder that `prepare` made. Raises UserError for anything else, and a part of one."""
     from datasets import load_from_disk
 
     folder = Path(path)
-    if not (folder / FACTS).is_file():
+    facts = files.read_json(folder / FACTS)
+    if "splits" not in facts:
         raise UserError(f"dataset_path: {folder} is not a data set made by `sftlab prepare`. Make one first.")
-    return load_from_disk(str(folder)), files.read_json(folder / FACTS)
+    try:
+        return load_from_disk(str(folder)), facts
+    except (OSError, ValueError) as error:  # a file is gone, or cut
+        raise UserError(
+            f"dataset_path: {folder} is not whole. Make it again: `sftlab prepare … --overwrite`."
+        ) from error
 
 
 def dataset_folder(config: DataConfig, rows: int) -> Path:

@@ -3,6 +3,7 @@
 python -c "from sftlab.data import prepared; help(prepared.cut_splits)"
 """
 
+import contextlib
 import functools
 
 from sftlab.config.configs import TrainConfig
@@ -28,12 +29,14 @@ def check_tokens(train_split, tokenizer, facts: dict, config: TrainConfig) -> No
     """Raises UserError where the set was made for another tokenizer, or would teach nothing at this max_length."""
     rows = train_split[:64]
     templates.set_training_template(tokenizer, facts.get("training_template"))
-    encoded = masking.encode_chats(tokenizer, rows["messages"], rows.get("tools"))
-    if [ids.tolist() for ids in encoded["input_ids"]] != rows["input_ids"]:
-        raise UserError(
-            f"dataset_path: {config.dataset_path} was made for {facts['model']}, whose tokens are not those of "
-            f"{config.model_name}. Run `sftlab prepare --model {config.model_name}`."
-        )
+    with contextlib.suppress(UserError):  # the template may need a token that this tokenizer doesn't have
+        encoded = masking.encode_chats(tokenizer, rows["messages"], rows.get("tools"))
+        if [ids.tolist() for ids in encoded["input_ids"]] == rows["input_ids"]:
+            return
+    raise UserError(
+        f"dataset_path: {config.dataset_path} was made for {facts['model']} with --format {facts['format']}, whose tokens are "
+        f"not those of {config.model_name} here. Run `sftlab prepare --model {config.model_name}`, with the format of this run."
+    )
 
 
 def check_lengths(config: TrainConfig, split, tokenizer, positions: int) -> None:

@@ -60,7 +60,7 @@ def answer(
 
     room = find_positions(model.config)
     inputs = encode(tokenizer, messages, room - max_new_tokens).to(model.device)
-    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 1e-3 else {}
     ends = model.generation_config.eos_token_id
     ends = {*templates.find_traits(tokenizer).ends, *(ends if isinstance(ends, list) else [ends])} - {None}
     streamer = Streamer(tokenizer, show)
@@ -68,7 +68,7 @@ def answer(
     model.generate(
         **inputs,
         **sampling,
-        do_sample=temperature > 0,
+        do_sample=temperature > 1e-3,
         num_beams=1,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
@@ -117,6 +117,7 @@ def talk(config: ChatConfig) -> list[dict]:
     options = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     start = [{"role": "system", "content": config.system}] if config.system else []
     messages = start
+    sys.stdin = sys.stdin or io.StringIO()  # it may be closed
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a pipe may be in another encoding
     if sys.stdin.isatty():

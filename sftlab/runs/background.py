@@ -83,7 +83,7 @@ def stop(run: Run) -> None:
     ended = UserError(f"{state.format_status(run)}; there is nothing to stop.")
     if run.status not in ACTIVE:
         raise ended
-    if state.is_elsewhere(run.process):
+    if run_folder.is_elsewhere(run.process):
         raise UserError(f"{run.folder.name}: the run is at work on {run.process['host']}. Stop it there.")
     try:  # a notebook's kernel or a terminal's command takes SIGINT in every state; a background process may ignore it
         os.kill(run.process["pid"], signal.SIGTERM if "start" in run.progress else signal.SIGINT)

@@ -120,7 +120,7 @@ def run_launchers(commands: dict[int, list[str]], environment: dict, folder: Pat
     def stop(number, frame) -> None:
         asked.append(number)
         first = state.find_process(files.read_json(folder / run_folder.PROGRESS))
-        if len(asked) == 1 and first and not state.is_elsewhere(first):
+        if len(asked) == 1 and first and not run_folder.is_elsewhere(first):
             os.kill(first["pid"], signal.SIGTERM)
         else:
             background.end_processes(started)

@@ -6,7 +6,6 @@ what a run is doing, progress.json: `start` in it is from who started it in the 
     python -c "from sftlab.runs import state; print(*state.find('runs'), sep='\\n')"
 """
 
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from sftlab.runs import logs
 from sftlab.train import folder as run_folder
 
 ACTIVE = ("starting", "running")
-SAME = 0.05  # seconds by which two readings of a process's start may differ
 KILLED = "ended without a message: killed from outside, most often because memory ran out, or the machine went down"
 STATUS = {
     "starting": "is starting: loading the libraries, the data and the model",
@@ -117,27 +115,10 @@ def find_status(folder: Path, about: dict, progress: dict, result: dict, process
 def find_process(progress: dict) -> dict | None:
     """The process of a run, if it is at work."""
     process = progress.get("process") or progress.get("start", {}).get("process")
-    at_work = process and "ended" not in progress and is_alive(process)  # ended: a notebook's kernel lives on
+    at_work = (
+        process and "ended" not in progress and run_folder.is_alive(process)
+    )  # ended: a notebook's kernel lives on
     return process if at_work else None
-
-
-def is_elsewhere(process: dict) -> bool:
-    """Whether a process is one of another machine."""
-    return process["host"] != platform.node()
-
-
-def is_alive(process: dict) -> bool:
-    """Whether a process (`folder.identify`) is at work. One of another machine can't be asked, and counts as alive."""
-    import psutil
-
-    if is_elsewhere(process):
-        return True
-    try:
-        began = run_folder.identify(process["pid"])["since_boot"]
-        zombie = psutil.Process(process["pid"]).status() == psutil.STATUS_ZOMBIE
-        return not zombie and abs(began - process["since_boot"]) < SAME  # process numbers are used again
-    except psutil.Error:
-        return False
 
 
 def find_place() -> Path:

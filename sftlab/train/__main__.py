@@ -10,7 +10,7 @@ import traceback
 
 from sftlab.config.configs import TrainConfig
 from sftlab.config.text import add_options, build_options
-from sftlab.errors import FIXABLE, run_guarded
+from sftlab.errors import explain, run_guarded
 
 
 def main() -> None:
@@ -33,9 +33,9 @@ def run_training(config: TrainConfig) -> int:
 
     try:
         result = run.train(config)
-    except FIXABLE:
-        raise
-    except Exception:  # that nobody foresaw
+    except Exception as error:  # that nobody foresaw
+        if explain(error):
+            raise
         traceback.print_exc()
         print(f"sftlab doctor {config.output_dir} says more", file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError, is_full, place_error
 
 LOG, PROGRESS = "log.jsonl", "progress.json"
+SAME = 0.05  # seconds by which two readings of a process's start may differ
 LAST_FILE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it is whole
 # A resumed run needs the weights, the optimizer's state and the order of rows that these made.
 KEPT_ON_RESUME = set(
@@ -37,6 +38,10 @@ def claim_folder(config: TrainConfig, processes: int) -> Path | None:
     for name, place in read.items():
         if Path(place).resolve().is_relative_to(folder.resolve()):
             raise place_error(folder, f"holds what is {name}")
+    progress = {} if (folder / "result.json").exists() else files.read_json(folder / PROGRESS)
+    process = progress.get("process")
+    if process and "ended" not in progress and not (is_elsewhere(process) or is_this(process)) and is_alive(process):
+        raise place_error(folder, f"holds a run that is at work, as process {process['pid']}")
     if config.resume:
         checkpoint = find_last(folder)
         if checkpoint is None:
@@ -81,6 +86,12 @@ def begin(config: TrainConfig, about: dict) -> None:
     start = files.read_json(folder / PROGRESS).get("start")  # by `runs.start`
     if config.overwrite and folder.exists():
         shutil.rmtree(folder)
+    if not config.resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "run.json").touch(exist_ok=False)
+        except FileExistsError:
+            raise place_error(folder, "was begun by another command meanwhile; it stays") from None
     files.write_json(folder / "run.json", about)
     write_process(folder, start)
     for name in ("result.json", "report.html"):
@@ -107,6 +118,25 @@ def write_process(folder: Path, start: dict | None) -> None:
 def is_this(process: dict | None) -> bool:
     """Whether a process (`identify`) is the one that asks."""
     return bool(process) and (process["pid"], process["host"]) == (os.getpid(), platform.node())
+
+
+def is_elsewhere(process: dict) -> bool:
+    """Whether a process is one of another machine."""
+    return process["host"] != platform.node()
+
+
+def is_alive(process: dict) -> bool:
+    """Whether a process (`identify`) is at work. One of another machine can't be asked, and counts as alive."""
+    import psutil
+
+    if is_elsewhere(process):
+        return True
+    try:
+        began = identify(process["pid"])["since_boot"]
+        zombie = psutil.Process(process["pid"]).status() == psutil.STATUS_ZOMBIE
+        return not zombie and abs(began - process["since_boot"]) < SAME  # process numbers are used again
+    except psutil.Error:
+        return False
 
 
 def update_progress(folder: Path, changes: dict) -> None:

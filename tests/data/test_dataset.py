@@ -231,3 +231,14 @@ def test_a_row_as_long_as_the_limit_is_not_cut(tokenizer):
     )
     assert (counts["cut_rows"], counts["tokens"], counts["trained_tokens"]) == (1, 6, 4)
     assert counts["rows_without_trained_eos"] == 1 and counts["lengths"] == [(1, 2), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("gone", "why"), [("test", "not whole"), ("train/*.arrow", "not whole"), ("sftlab.json", "not a")]
+)
+def test_a_set_of_which_a_part_is_gone_is_refused_in_a_line(gone, why, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "set")
+    for path in (tmp_path / "set").glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=why):
+        data_set.load_prepared(tmp_path / "set")

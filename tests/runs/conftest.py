@@ -96,5 +96,5 @@ def end_runs(tmp_path):
     """Ends the processes of a test's runs."""
     yield
     for run in state.find(tmp_path):
-        if run.process and run.process["pid"] != os.getpid() and not state.is_elsewhere(run.process):
+        if run.process and run.process["pid"] != os.getpid() and not run_folder.is_elsewhere(run.process):
             os.kill(run.process["pid"], 9)

@@ -117,4 +117,4 @@ def test_an_interrupt_as_a_training_begins_is_its_end_and_one_before_leaves_an_e
 
 def test_a_process_that_has_taken_the_number_of_a_run_is_not_the_run():
     own = run_folder.identify()
-    assert state.is_alive(own) and not state.is_alive(own | {"since_boot": own["since_boot"] - 1})
+    assert run_folder.is_alive(own) and not run_folder.is_alive(own | {"since_boot": own["since_boot"] - 1})

@@ -190,3 +190,14 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(dataset, tmp_pat
     with pytest.raises(UserError, match=words):
         trainer.train()
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
+def test_a_folder_in_which_another_run_is_at_work_or_was_just_begun_is_refused(tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path / "run"), overwrite=True)
+    run_folder.begin(config, {"choices": {}, "config_hash": "a"})
+    other = run_folder.identify(os.getppid())
+    run_folder.update_progress(tmp_path / "run", {"process": other})
+    with pytest.raises(UserError, match=f"at work, as process {os.getppid()}"):
+        run_folder.claim_folder(config, 1)
+    with pytest.raises(UserError, match="begun by another command meanwhile"):
+        run_folder.begin(TrainConfig(output_dir=str(tmp_path / "run")), {"choices": {}})
