@@ -28,7 +28,6 @@ PENDING = {
     "08_hyperparameters",
     "09_distributed",
     "10_benchmark",
-    "11_evaluate",
 }
 DONE = [path for path in NOTEBOOKS if path.stem not in PENDING]
 LESSONS = [path for path in DONE if not path.stem.startswith("A")]  # A1, A2 …: appendix notebooks, without exercises
