@@ -25,7 +25,6 @@ PENDING = {
     "06_qlora",
     "07_memory_and_speed",
     "08_hyperparameters",
-    "09_distributed",
     "10_benchmark",
 }
 DONE = [path for path in NOTEBOOKS if path.stem not in PENDING]
