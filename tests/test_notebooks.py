@@ -22,7 +22,6 @@ PENDING = {
     "03_formats_and_masks",
     "04_first_sft",
     "05_lora",
-    "06_qlora",
     "07_memory_and_speed",
     "08_hyperparameters",
     "10_benchmark",
