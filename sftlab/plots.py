@@ -168,6 +168,8 @@ def draw_static(fig, kind="png", ink="black", ground="white") -> bytes:
             _draw(trace, axes, ink)
         if layout.xaxis.type == "log":
             axes.set_xscale("log")
+        if layout.yaxis.type == "log":
+            axes.set_yscale("log")
         if layout.xaxis.tickvals:
             axes.set_xticks(layout.xaxis.tickvals, [_plain(text) for text in layout.xaxis.ticktext])
             axes.minorticks_off()
