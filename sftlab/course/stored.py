@@ -76,7 +76,7 @@ def store_outputs(source: Path, executed: Path) -> None:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     facts = {"kernelspec": kernel, "language_info": {"name": "python"}, "sftlab": {"sources": hash_sources(notebook)}}
     notebook.metadata = nbformat.from_dict(facts)
-    files.write_text(source, json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
+    files.write_text(source, nbformat.writes(notebook) + "\n")
 
 
 def clean_output(output: dict) -> dict:
