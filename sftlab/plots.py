@@ -175,6 +175,8 @@ def draw_static(fig, kind="png", ink="black", ground="white") -> bytes:
             axes.minorticks_off()
         axes.set(title=_plain(layout.title.text), ylim=layout.yaxis.range)
         axes.set(xlabel=_plain(layout.xaxis.title.text), ylabel=_plain(layout.yaxis.title.text))
+        if layout.yaxis.rangemode == "tozero":
+            axes.set_ylim(bottom=0)
         if layout.showlegend:
             axes.legend(frameon=False)
         figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
