@@ -62,6 +62,10 @@ def make_markdown_filter(folder: Path):
         def block_math(self, body: str) -> str:
             return draw(body, "block") or super().block_math(body)
 
+        def _html_embed_images(self, html: str) -> str:
+            """HTML without pictures as it stands: nbconvert 7.17 closes each open tag, so that nothing would be folded away."""
+            return super()._html_embed_images(html) if "<img" in html else html
+
     @pass_context
     def convert_markdown(context, source: str) -> str:
         attachments = context.get("cell", {}).get("attachments", {})

@@ -18,7 +18,15 @@ CODES = ["</s>", "a*b*c_d_e", "$x$", "<|im_end|>", "\\n", "'x' & 'y'"]
 PROSE = r"""# Title
 Rank $r$: $\frac{\alpha}{r} BA$ &lt;b&gt;, $5 and $6, `$x$`, $\nonsense{$, [link](https://example.org) ![pic](near.svg)
 
-$$W' = W + BA$$"""
+$$W' = W + BA$$
+
+<details><summary>Solution</summary>
+
+```python
+answer = 4
+```
+
+</details>"""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,7 @@ def test_formulas_are_drawn_and_tables_are_read_as_they_were_given(page):
     assert len(prose.select("math")) == 3 and prose.select("math mfrac") and prose.select_one("math[display=block]")
     assert "$5 and $6" in prose.text and "<b>" in prose.text and prose.code.text == "$x$" and "$r$" not in prose.text
     assert r"$\nonsense{$" in prose.text
+    assert "answer = 4" in prose.details.text  # folded away
 
 
 def test_index_names_the_machine(tmp_path):
