@@ -167,22 +167,22 @@ def check_row(tokenizer, ids: list[int], labels: list[int], max_length: int | No
     return verdicts
 
 
-@dataclass
+@dataclass(repr=False)
 class MaskView:
-    """A row to look at: HTML in a notebook, colours in a terminal (`print`)."""
+    """A row to look at: HTML in a notebook, colours in a terminal (`print`); bold where styles are taken away, as on GitHub."""
 
     groups: list[tuple[str, str, str]]  # text, kind, ids and positions in words
     verdicts: dict[str, bool]
     summary: str
 
     def _repr_html_(self) -> str:
-        mark = Html('<span style="{};padding:1px 2px;margin:1px" title="{}">{}</span>')
+        mark = Html('<{0} style="{1};padding:1px 2px;margin:1px" title="{2}">{3}</{0}>')
         spans = [
-            mark.format(STYLES[kind], f"{kind}: {where}", text.replace("\n", "↵\n"))
+            mark.format(TAGS[kind], STYLES[kind], f"{kind}: {where}", text.replace("\n", "↵\n"))
             for text, kind, where in self.groups
         ]
         present = {kind for _, kind, _ in self.groups}
-        legend = [mark.format(STYLES[kind], kind, kind) for kind in STYLES if kind in present]
+        legend = [mark.format(TAGS[kind], STYLES[kind], kind, kind) for kind in STYLES if kind in present]
         verdicts = [Html("<li>{}</li>").format(verdict) for verdict in self.list_verdicts()]
         view = Html(
             '<div style="line-height:2;font-family:monospace;white-space:pre-wrap">{}</div><p>{} {}</p><ul>{}</ul>'
@@ -205,6 +205,9 @@ class MaskView:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def __repr__(self) -> str:
+        return self.to_text(colour=False)
 
 
 def view_mask(example: dict, tokenizer, max_length: int | None = None) -> MaskView:
@@ -230,4 +233,5 @@ STYLES = {  # colours of Okabe and Ito, told apart by the line below, too
     "masked": "background:#e6e6e6;color:#333;border-bottom:3px solid transparent",
     "cut off": "background:#fff;color:#777;border-bottom:3px dashed #d55e00;text-decoration:line-through",
 }
+TAGS = {"trained": "b", "special": "i", "masked": "span", "cut off": "s"}
 ANSI = {"trained": "\x1b[1;97;44m", "special": "\x1b[30;43m", "masked": "\x1b[2m", "cut off": "\x1b[9;31m"}
