@@ -3,7 +3,9 @@
 python -m sftlab.course.stored notebooks    # runs what is stale and stores its outputs: `make render`
 """
 
+import base64
 import hashlib
+import io
 import itertools
 import json
 import platform
@@ -13,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 from sftlab import files, plots
 from sftlab.course.headless import find_notebooks, run_notebooks
@@ -80,10 +83,14 @@ def store_outputs(source: Path, executed: Path) -> None:
 
 
 def clean_output(output: dict) -> dict:
-    """An output with the kinds of data that a reader sees, and no metadata."""
+    """An output with the kinds of data that a reader sees, charts in 64 colours, and no metadata."""
     output = {key: value for key, value in output.items() if key != "metadata"}
     if "data" in output:
         output |= {"metadata": {}, "data": {kind: value for kind, value in output["data"].items() if kind in KEPT}}
+        if png := output["data"].get("image/png"):
+            small = io.BytesIO()
+            Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+            output["data"]["image/png"] = base64.b64encode(small.getvalue()).decode()
     return output
 
 
