@@ -20,7 +20,6 @@ OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "quest
 PENDING = {
     "A5_thoughts_tools_and_new_tokens",
     "04_first_sft",
-    "07_memory_and_speed",
     "08_hyperparameters",
     "10_benchmark",
 }
