@@ -1,6 +1,5 @@
 """The code to copy in "On a real model" of each notebook runs as it stands, on the same architecture made tiny."""
 
-import functools
 import json
 import re
 
@@ -39,7 +38,11 @@ def real_model(tmp_path, monkeypatch):
     lines = [json.dumps({"messages": row}, ensure_ascii=False) for row in rows]
     (tmp_path / "my_chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, use_cpu=True))  # bf16 is refused without it
+    usual, short = (
+        trl.SFTConfig,
+        {"use_cpu": True, "max_steps": 3, "gradient_accumulation_steps": 2},
+    )  # bf16 needs use_cpu
+    monkeypatch.setattr(trl, "SFTConfig", lambda **options: usual(**options | short))
     return tmp_path
 
 
