@@ -99,7 +99,7 @@ def predict(number: str, guess) -> None:
     if _is_open(guess):
         print(f"{number}: write down your guess in place of the dots, then go on.")
         return
-    _note(number, {"guess": guess})
+    _note(number, {"guess": guess if isinstance(guess, int | float) else str(guess)})
     print(f"{number}: noted. You expect {guess}.")
 
 
