@@ -16,12 +16,9 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Knobs of a lesson that are no option of the lab; profile is the same everywhere.
 OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds",
              "wanted_model", "rounds", "options", "my_file", "my_test_file"}  # fmt: skip
-# Not reworked yet: without stored outputs, exercises and their last section.
-PENDING = {
-    "10_benchmark",
-}
-DONE = [path for path in NOTEBOOKS if path.stem not in PENDING]
-LESSONS = [path for path in DONE if not path.stem.startswith("A")]  # A1, A2 …: appendix notebooks, without exercises
+LESSONS = [
+    path for path in NOTEBOOKS if not path.stem.startswith("A")
+]  # A1, A2 …: appendix notebooks, without exercises
 # A number of a run stands in a computed sentence, never in the prose.
 OF_A_RUN = re.compile(
     r"\b(?:our machine|here it|took|fell|rose|scored|printed|measured|reached|came out)\b[^.|?]{0,40}?\d"
@@ -44,12 +41,12 @@ def test_the_course_is_there():
     assert len(set(names)) == len(names) and all(re.fullmatch(r"A[1-9]", name) for name in names[15:])
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_with_the_outputs_of_its_sources(path):
     assert stored.find_faults(path) == []
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_short_and_without_numbers_of_a_run(path):
     prose = sources(json.loads(path.read_text(encoding="utf-8")), "markdown")
     assert sum(len(text.split()) for text in prose) <= 3000 and len(prose) <= 60
@@ -84,7 +81,7 @@ def test_the_fixed_order(notebook):
     order = ["# ", "**You will be able to**", "**Needs**", "## Check yourself", "## Exercises", "## Summary"]
     if notebook["stem"].startswith("A"):
         order.remove("## Exercises")
-    elif notebook["stem"] not in PENDING:
+    else:
         order = [*order[:3], "## Your turn", *order[3:], "## On a real model"]
     places = [text.find(mark) for mark in order]
     assert places[0] == 0 and -1 not in places and places == sorted(places)
