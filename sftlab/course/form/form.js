@@ -137,7 +137,7 @@ function render({ model, el }) {
   });
   const side = make(
     "div", { class: "side" },
-    make("p", { class: "title" }, "What it comes to"), figures, busy, start, why,
+    make("p", { class: "title" }, "Total"), figures, busy, start, why,
     make("p", { class: "title" }, "The same configuration, to run elsewhere"), place, forms,
   );
   const main = make("div", { class: "main", role: "group", "aria-label": "options" }, ...groups.map(({ details }) => details));
