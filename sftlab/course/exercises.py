@@ -9,6 +9,7 @@ its wrong answers are tried.
     python -c "from sftlab.course import exercises; exercises.hint('00.1')"
 """
 
+import functools
 import os
 import re
 import time
@@ -23,8 +24,12 @@ FOLDER = files.ROOT / "notebooks"
 SOLUTION = r"<summary>Solution {}</summary>\s*```python\n(.*?)```"
 
 
+@functools.cache
 def list_exercises() -> dict[str, dict]:
-    """All exercises and predictions of the course by number, such as 03.1: title, level, minutes, form, right, wrong, hints."""
+    """All exercises and predictions of the course by number, such as 03.1: title, level, minutes, form, right, wrong, hints.
+
+    The files are read once in a process: one `prove` asks for its exercise again for each wrong answer.
+    """
     import yaml
 
     found = {}
