@@ -119,3 +119,12 @@ def sftlab_command(capfd):
 def pytest_collection_modifyitems(items):
     """The file that takes longest begins first, so that no process waits for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_browser.py")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Tests in a browser that had none are not passed over in silence."""
+    left_out = [one for one in terminalreporter.stats.get("skipped", []) if "test_browser.py" in one.nodeid]
+    if left_out:
+        terminalreporter.section(
+            f"{len(left_out)} TESTS IN A BROWSER NOT RUN: no Chromium; `make browser` installs one", bold=True
+        )
