@@ -81,6 +81,7 @@ class TrainConfig(Options):
     use_8bit: bool = of_model(False, "store the base in 8-bit (LLM.int8); needs --use-lora")
     bf16: bool | None = of_model(None, "compute in bfloat16; default: where this machine has instructions for it")
     use_flash_attention: bool | None = of_model(None, "attention without padding; default: where possible")
+    use_liger_kernel: bool | None = of_model(None, "Liger's fused kernels on an NVIDIA GPU; default: where installed")
     dataset_path: str = of_data("datasets/facts_tiny-base_1408", "a data set made by `sftlab prepare`")
     max_length: int = of_data(1024, "longest sequence in tokens", low=8)
     packing: bool = of_data(False, "fill each sequence with several samples, which never see each other")

@@ -25,7 +25,7 @@ SAME = 0.05  # seconds by which two readings of a process's start may differ
 LAST_FILE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it is whole
 # A resumed run needs the weights, the optimizer's state and the order of rows that these made.
 KEPT_ON_RESUME = set(
-    "processes model_name dataset_path use_flash_attention train_new_tokens batch_size gradient_accumulation_steps optim "
+    "processes model_name dataset_path use_flash_attention use_liger_kernel train_new_tokens batch_size gradient_accumulation_steps optim "
     "packing max_length use_lora lora_r lora_alpha lora_target_modules use_rslora use_dora use_4bit use_8bit deepspeed seed".split()
 )
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
 from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
@@ -111,6 +113,7 @@ def make_trainer(config: TrainConfig):
     if config.init_adapter:
         model, lora = saved.continue_adapter(config, model, rows.tokenizer), None
     choice = attention.set_attention(model, config.use_flash_attention, bf16)
+    kernels = choose_kernels(config.use_liger_kernel, model)
     args.padding_free = in_rows = knows_bounds(config, small or model, bf16)
     trainer = LabTrainer(
         model=model,
@@ -133,6 +136,7 @@ def make_trainer(config: TrainConfig):
         "precision": precision,
         "memory": fits,
         "attention": choice,
+        **({"kernels": kernels} if torch.cuda.is_available() else {}),
         "batches": batches,
         "loss": "completion tokens only" if trainer.uses_answer_head else "TRL's fused loss",
         "time": seconds,
@@ -193,6 +197,33 @@ def add_adapters(config: TrainConfig, model, rows: Rows):
     if config.use_4bit or config.use_8bit:
         quantise.prepare_quantised(model, config.gradient_checkpointing)
     return lora
+
+
+def choose_kernels(asked: bool | None, model) -> str:
+    """Give the model Liger's fused kernels where they are asked for or can run; the choice in words.
+
+    Raises UserError where they are asked for and can't run. The loss stays TRL's or the lab's.
+    """
+    if asked is False:
+        return "transformers', as asked"
+    problem = find_liger_problem(model.config.model_type)
+    if problem and asked:
+        raise UserError(f"use_liger_kernel: {problem}. Leave it out.")
+    if problem:
+        return f"transformers': {problem}"
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
+    return "Liger's, for what it has fused in this architecture"
+
+
+def find_liger_problem(model_type: str) -> str:
+    """Why Liger's kernels can't run here on a model of this type, or an empty text."""
+    if not torch.cuda.is_available():
+        return "Liger's kernels need an NVIDIA GPU"
+    if not is_liger_kernel_available():
+        return "liger-kernel isn't installed (pip install liger-kernel)"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return "" if model_type in MODEL_TYPE_TO_APPLY_LIGER_FN else f"liger-kernel has none for {model_type}"
 
 
 def knows_bounds(config: TrainConfig, model, bf16: bool) -> bool:

@@ -1,6 +1,8 @@
 """Training: what should move moves, what is frozen stays, run folders are whole and never lost."""
 
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,34 @@ def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tm
     assert len(again) == tuned.get_input_embeddings().weight.shape[0] == size + 2
     assert again.eos_token == "<|im_end|>" and again.convert_tokens_to_ids("<|im_end|>") == size + 1
     assert scores.ask(tuned, again, [{"instruction": "日本の首都は？", "output": "東京"}], "chatml").answers
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "asked", "outcome"),
+    [
+        (False, True, None, "transformers': Liger's kernels need an NVIDIA GPU"),
+        (False, True, True, "use_liger_kernel: Liger's kernels need an NVIDIA GPU. Leave it out."),
+        (True, False, None, "transformers': liger-kernel isn't installed"),
+        (True, False, True, "use_liger_kernel: liger-kernel isn't installed"),
+        (True, True, False, "transformers', as asked"),
+        (True, True, None, "Liger's"),
+        (True, True, True, "Liger's"),
+        (True, True, "gpt2", "transformers': liger-kernel has none for gpt2"),
+    ],
+)
+def test_liger_kernels_are_taken_where_they_can_run(gpu, installed, asked, outcome, monkeypatch):
+    table = types.ModuleType("liger_kernel.transformers.monkey_patch")
+    table.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": None}
+    for name in ("liger_kernel", "liger_kernel.transformers", table.__name__):
+        monkeypatch.setitem(sys.modules, name, table)
+    applied = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(train_run, "is_liger_kernel_available", lambda: installed)
+    monkeypatch.setattr(train_run, "apply_liger_kernel", lambda model, how: applied.append(how))
+    model = types.SimpleNamespace(config=types.SimpleNamespace(model_type="gpt2" if asked == "gpt2" else "llama"))
+    try:
+        said = train_run.choose_kernels(None if asked == "gpt2" else asked, model)
+    except UserError as error:
+        said = str(error)
+    assert said.startswith(outcome)
+    assert applied == ([{"fused_linear_cross_entropy": False}] if outcome == "Liger's" else [])
