@@ -4,6 +4,7 @@ sftlab chat runs/first
 printf 'What is the capital of France?\n日本の首都は？\n' | sftlab chat runs/first
 """
 
+import functools
 import io
 import sys
 
@@ -14,23 +15,18 @@ from sftlab.errors import UserError
 from sftlab.models.load import find_positions
 from sftlab.train import saved
 
-HELP = "/reset forgets the conversation, /exit ends; Ctrl-C stops an answer, Ctrl-D ends"
+HELP = "/reset forgets the conversation, /exit ends; Ctrl-C stops an answer"
 HALF = "\ufffd"  # what a decoder shows for the bytes of half a character
 
 
-class Thought(str):
-    """A piece of what a model writes before its answer."""
-
-
 class Streamer:
-    """Take the tokens of an answer from `generate`, and call `show` with every whole character at once, a `Thought`'s or its own.
+    """Take the tokens of an answer from `generate`, and call `show` with every whole character at once, a thought first.
 
     (transformers' own TextStreamer waits for a space or a Chinese character, so that kana and Thai would come in lumps.)
     """
 
     def __init__(self, tokenizer, show):
-        self.tokenizer, self.show, self.ids = tokenizer, show, None
-        self.said = {Thought: "", str: ""}
+        self.tokenizer, self.show, self.ids, self.said = tokenizer, show, None, ""
 
     def put(self, ids):
         if self.ids is None:  # the first are the prompt's
@@ -43,39 +39,46 @@ class Streamer:
         self.give_out(partial=False)
 
     def give_out(self, partial: bool) -> None:
-        for kind, text in zip(self.said, templates.parse_answer(self.tokenizer, self.ids, partial), strict=False):
-            if not (partial and text.endswith(HALF)) and len(text) > len(self.said[kind]):
-                self.show(kind(text[len(self.said[kind]) :]))
-                self.said[kind] = text
+        thought, text, _ = templates.parse_answer(self.tokenizer, self.ids, partial)
+        said = f"(thinking) {thought}" + "\n" * bool(text) + text if thought else text
+        if not (partial and said.endswith(HALF)):
+            self.show(said[len(self.said) :])
+            self.said = said
 
 
-def answer(
+def answer(model, tokenizer, messages: list[dict], **options) -> str:
+    """The text of the model's answer to a conversation; options: of `reply`."""
+    return reply(model, tokenizer, messages, **options)["content"]
+
+
+def reply(
     model, tokenizer, messages, max_new_tokens=256, temperature: float = 0.0, seed=42, show=lambda piece: None
-) -> str:
-    """The model's answer to a conversation; `show` is called with each new piece of it, of which none ends within a character.
+) -> dict:
+    """The model's turn after a conversation, with its thought, if it has one, as `reasoning_content` for the template.
 
-    messages: dicts with `role` and `content`, the last of them the user's.
+    messages: dicts with `role` and `content`, the last of them the user's. show: called with each new piece of the turn, of
+    which none ends within a character.
     """
     import torch
 
     room = find_positions(model.config)
     inputs = encode(tokenizer, messages, room - max_new_tokens).to(model.device)
-    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 1e-3 else {}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     ends = model.generation_config.eos_token_id
     ends = {*templates.find_traits(tokenizer).ends, *(ends if isinstance(ends, list) else [ends])} - {None}
     streamer = Streamer(tokenizer, show)
     torch.manual_seed(seed)
     model.generate(
         **inputs,
-        **sampling,
-        do_sample=temperature > 1e-3,
+        **(sampling if temperature else {"do_sample": False}),
         num_beams=1,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
         streamer=streamer,
     )
-    return streamer.said[str].strip()
+    thought, text, _ = templates.parse_answer(tokenizer, streamer.ids)
+    return {"role": "assistant", "content": text.strip()} | ({"reasoning_content": thought} if thought else {})
 
 
 def encode(tokenizer, messages: list[dict], room: int):
@@ -115,59 +118,35 @@ def talk(config: ChatConfig) -> list[dict]:
     """A conversation in the terminal, or with the lines of a pipe; returns its messages."""
     model, tokenizer = load(config)
     options = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    options["show"] = functools.partial(print, end="", flush=True)
     start = [{"role": "system", "content": config.system}] if config.system else []
     messages = start
-    sys.stdin = sys.stdin or io.StringIO()  # it may be closed
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a pipe may be in another encoding
     if sys.stdin.isatty():
         print(HELP)
-    while (line := read_line()) not in (None, "/exit"):
+    while (line := read_line()) != "/exit":
         if line == "/reset":
             messages = start
-        elif line.startswith("/"):
-            print(f"{line}: no such command; {HELP}")
         elif line:
             asked = [*messages, {"role": "user", "content": line}]
             try:
-                messages = [*asked, print_answer(model, tokenizer, asked, seed=config.seed + len(asked), **options)]
+                messages = [*asked, reply(model, tokenizer, asked, seed=config.seed + len(asked), **options)]
+                print()
+            except KeyboardInterrupt:
+                print(" … stopped; the question is forgotten, too")
             except UserError as error:  # of this message; the conversation goes on
                 print(error)
     return messages
 
 
-def read_line() -> str | None:
-    """The next line of the user; None at the end. From a pipe it is printed, so that the output reads as a conversation."""
+def read_line() -> str:
+    """The next line of the user; /exit at the end. From a pipe it is printed, so that the output reads as a conversation."""
     try:
         line = input("> ").strip()
     except EOFError:
-        return print()
-    except KeyboardInterrupt:  # at the prompt: a line that was not meant
         print()
-        return ""
+        return "/exit"
     if not sys.stdin.isatty():
         print(line)
     return line
-
-
-def print_answer(model, tokenizer, messages: list[dict], **options) -> dict:
-    """Print an answer as it comes, a thought before it dimmed, and return it as a turn, with its thought for the template.
-
-    Ctrl-C stops it, and what was printed until then counts.
-    """
-    begin, end = ("\x1b[2m", "\x1b[0m\n") if sys.stdout.isatty() else ("(thinking) ", "\n")
-    said = {"reasoning_content": "", "content": ""}
-
-    def show(piece: str) -> None:
-        key = "reasoning_content" if isinstance(piece, Thought) else "content"
-        if not said[key]:
-            print(begin if isinstance(piece, Thought) else end * bool(said["reasoning_content"]), end="")
-        print(piece, end="", flush=True)
-        said[key] += piece
-
-    try:
-        answer(model, tokenizer, messages, show=show, **options)
-    except KeyboardInterrupt:
-        print(" … stopped", end="")
-    print(end if said["reasoning_content"] and not said["content"] else "\n", end="")
-    return {"role": "assistant"} | {key: text.strip() for key, text in said.items() if text or key == "content"}

@@ -27,16 +27,29 @@ def test_a_stream_is_what_generate_says_in_whole_characters(question, tiny):
     assert all(chat.HALF not in piece for piece in pieces)
 
 
-def test_kana_whose_bytes_are_tokens_of_their_own_come_whole(tiny):
-    _, tokenizer = tiny
-    text, pieces = "ゔ𠮷🙂ヸ かな", []
+def stream(tokenizer, text: str) -> list[str]:
+    """The pieces in which a text is shown whose tokens come one by one, after a prompt."""
+    pieces = []
     streamer = chat.Streamer(tokenizer, pieces.append)
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert len(ids) > len(text)  # characters in several tokens
-    for token in [1, *ids]:  # after the prompt
+    for token in [1, *tokenizer(text, add_special_tokens=False).input_ids]:
         streamer.put(torch.tensor([token]))
     streamer.end()
+    return pieces
+
+
+def test_kana_whose_bytes_are_tokens_of_their_own_come_whole(tiny):
+    text = "ゔ𠮷🙂ヸ かな"
+    pieces = stream(tiny[1], text)
     assert "".join(pieces) == text and chat.HALF not in "".join(pieces) and len(pieces) >= len(text) - 2
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gptoss", "lfm2_2_5"])
+def test_a_thought_is_told_from_the_answer_while_both_come(name):
+    tokenizer = families.make_tokenizer(name)
+    formats.set_format(tokenizer, "model")
+    [example] = families.write_rows(tokenizer, "thought")
+    written = example.text.removeprefix(formats.render_prompt(tokenizer, example.messages))
+    assert "".join(stream(tokenizer, written)).strip() == "(thinking) Thought0.\nIt is 4."
 
 
 def test_the_oldest_turns_make_room_and_the_system_message_stays(tiny):
@@ -60,44 +73,29 @@ def test_a_base_without_a_template_and_a_template_without_a_system_message():
 
 
 def test_a_piped_conversation_with_a_run(tuned_run, sftlab_command, monkeypatch):
-    lines = "日本の首都は？\n\n/nothing\n/reset\nWhat is the capital of France?\n/exit\nnever read\n"
+    lines = "日本の首都は？\n\n/reset\nWhat is the capital of France?\n/exit\nnever read\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     code, out, error = sftlab_command("chat", tuned_run, "--max-new-tokens", "12")
     assert code == 0, error
     said = chat.answer(*chat.load(ChatConfig(model_name=str(tuned_run))), JAPANESE, max_new_tokens=12)
-    assert f"> 日本の首都は？\n{said}\n" in out and "/nothing: no such command" in out
+    assert f"> 日本の首都は？\n{said}\n" in out
     assert "> What is the capital of France?\n" in out and "never read" not in out
 
 
-def test_the_conversation_is_sent_with_each_question_and_ctrl_c_keeps_what_was_said(tiny, monkeypatch, capsys):
+def test_the_conversation_is_sent_with_each_question_and_ctrl_c_forgets_one(tiny, monkeypatch, capsys):
     seen = []
 
-    def answer(model, tokenizer, messages, show, **options):
+    def reply(model, tokenizer, messages, show, **options):
         seen.append([message["content"] for message in messages])
         show("いい")
-        raise KeyboardInterrupt
+        if messages[-1]["content"] == "two":
+            raise KeyboardInterrupt
+        return {"role": "assistant", "content": "いい"}
 
     monkeypatch.setattr(chat, "load", lambda config: tiny)
-    monkeypatch.setattr(chat, "answer", answer)
-    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/reset\nthree\n"))
+    monkeypatch.setattr(chat, "reply", reply)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\nthree\n/reset\nfour\n"))
     chat.talk(ChatConfig(system="Be kind."))
-    assert seen == [["Be kind.", "one"], ["Be kind.", "one", "いい", "two"], ["Be kind.", "three"]]
+    last = [["one", "いい", "two"], ["one", "いい", "three"], ["four"]]
+    assert seen == [["Be kind.", *texts] for texts in [["one"], *last]]
     assert "いい … stopped" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gptoss", "lfm2_2_5"])
-def test_a_thought_is_told_from_the_answer_while_both_come_and_is_in_the_history(name, monkeypatch, capsys):
-    tokenizer = families.make_tokenizer(name)
-    formats.set_format(tokenizer, "model")
-    [example] = families.write_rows(tokenizer, "thought")
-    written = example.text.removeprefix(formats.render_prompt(tokenizer, example.messages))
-
-    def answer(model, tokenizer, messages, show):
-        streamer = chat.Streamer(tokenizer, show)
-        for token in [1, *tokenizer(written, add_special_tokens=False).input_ids]:
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-
-    monkeypatch.setattr(chat, "answer", answer)
-    assert chat.print_answer(None, tokenizer, example.messages) == families.THOUGHTS[0]
-    assert capsys.readouterr().out == "(thinking) Thought0.\nIt is 4.\n"
