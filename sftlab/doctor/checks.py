@@ -4,7 +4,7 @@ A check returns (state, what was found, next step). States: ok; note, which a la
 The report holds no token and no name of a home folder, so that it can be put into a question. `sftlab doctor RUN` is in
 `diagnosis`.
 
-    python -c "from sftlab.doctor import checks; print(checks.check_python())"
+    python -c "from sftlab.doctor import checks; print(checks.check_device())"
 """
 
 import importlib.util
@@ -23,8 +23,6 @@ from sftlab import __version__, files, machine
 from sftlab.config.configs import DoctorConfig
 from sftlab.doctor import diagnosis, known_errors
 from sftlab.hub import client as hub_client
-from sftlab.hub import token as hub_token
-from sftlab.models import load
 
 REINSTALL = '.venv/bin/pip install -c constraints.txt -e ".[test]"'
 TORCH_PAGE = "https://pytorch.org/get-started/locally"
@@ -32,10 +30,6 @@ OK, NOTE, FAILS = "ok", "note", "fails"
 GB = 10**9
 
 Outcome = tuple[str, str, str]
-
-
-def check_python() -> Outcome:
-    return OK, f"{platform.python_version()}, {sys.executable}", ""
 
 
 def check_packages() -> Outcome:
@@ -77,19 +71,12 @@ def check_device() -> Outcome:
         return OK, f"torch {torch.__version__} with CUDA {cuda}, driver {driver}: {names}", ""
     if seen and os.environ.get("CUDA_VISIBLE_DEVICES", None) in ("", "-1"):
         return NOTE, f"{len(seen)} GPUs, hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES"
-    if seen and cuda:
-        found = f"{seen[0]['name']} is there, but torch with CUDA {cuda} can't use it; driver {driver}"
-        return FAILS, found, f"a newer driver, or a torch for an older CUDA: {TORCH_PAGE}"
     if seen:
-        found = f"{seen[0]['name']} is there, but torch {torch.__version__} is a build for CPUs"
-        return FAILS, found, f"a CUDA build: {TORCH_PAGE}"
+        why = f"torch with CUDA {cuda} can't use it" if cuda else f"torch {torch.__version__} is a build for CPUs"
+        fix = f"a torch for the CUDA that this driver has, or a newer driver: {TORCH_PAGE}"
+        return FAILS, f"{seen[0]['name']} is there, but {why}; driver {driver}", fix
     cpu = f"torch {torch.__version__}, {machine.count_cores()} cores, {torch.get_num_threads()} threads"
     return NOTE, f"no GPU ({machine.find_gpus()[1]}); the course runs on this CPU: {cpu}", ""
-
-
-def check_precision() -> Outcome:
-    bf16, why = machine.choose_precision()
-    return OK, f"{'bfloat16' if bf16 else 'float32'} is taken: {why}", ""
 
 
 def check_quantization() -> Outcome:
@@ -106,27 +93,6 @@ def check_quantization() -> Outcome:
     if not error < 0.1:
         return FAILS, f"bitsandbytes on {device}: 4 bits are off by {error:.2f} on average", "python -m bitsandbytes"
     return OK, f"bitsandbytes {metadata.version('bitsandbytes')} on {device}: 4 bits off by {error:.3f} on average", ""
-
-
-def check_attention() -> Outcome:
-    if importlib.util.find_spec("flash_attn"):
-        import flash_attn
-
-        return OK, f"flash-attn {flash_attn.__version__}", ""
-    other = "torch's variable-length attention on a GPU, SDPA for each sample on a CPU"
-    return OK, f"flash-attn is not installed; taken instead: {other}", ""
-
-
-def check_deepspeed() -> Outcome:
-    """DeepSpeed, and what it compiles its parts with at first use."""
-    if importlib.util.find_spec("deepspeed") is None:
-        return NOTE, "deepspeed is not installed: several devices train by DDP", REINSTALL * (sys.platform == "linux")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    about = f"deepspeed {metadata.version('deepspeed')}"
-    if missing := [tool for tool in ("ninja", "g++") if not shutil.which(tool, path=path)]:
-        about += f"; {' and '.join(missing)} missing: --deepspeed can't compile its parts, DDP needs none"
-        return NOTE, about, "apt install g++ ninja-build"
-    return OK, f"{about}, g++, ninja; compiles its parts at first use, which takes half a minute", ""
 
 
 def check_notebooks() -> Outcome:
@@ -157,18 +123,6 @@ def check_disk() -> Outcome:
     return OK, found, ""
 
 
-def check_shared_memory() -> Outcome:
-    """What data loaders' processes and GPUs exchange through."""
-    place = Path("/dev/shm")
-    if not place.is_dir():
-        return OK, "not limited apart on this system", ""
-    size = shutil.disk_usage(place)
-    found = f"{size.free / GB:.1f} of {size.total / GB:.1f} GB of /dev/shm free"
-    return (
-        (OK, found, "") if size.free >= GB else (NOTE, found, "docker run --shm-size=8g, or --dataloader-num-workers 0")
-    )
-
-
 def check_memory() -> Outcome:
     import psutil
 
@@ -191,19 +145,7 @@ def check_network() -> Outcome:
     return NOTE, found, "behind a proxy: export HTTPS_PROXY=http://HOST:PORT"
 
 
-def check_token() -> Outcome:
-    """Whether there is a token, never which."""
-    found = hub_token.find_token()
-    if found is None:
-        return NOTE, "none; only gated models need one", "sftlab token"
-    source = found.source if found.source in hub_token.VARIABLES else "the token file"
-    return OK, f"one is set, by {source}", ""
-
-
-CHECKS = (
-    *(check_python, check_packages, check_device, check_precision, check_quantization, check_attention),
-    *(check_deepspeed, check_memory, check_disk, check_shared_memory, check_token, check_network, check_notebooks),
-)
+CHECKS = (check_packages, check_device, check_quantization, check_memory, check_disk, check_network, check_notebooks)
 
 
 class Line(NamedTuple):
@@ -234,7 +176,8 @@ def examine() -> list[Line]:
 
 def format_report(lines: list[Line]) -> str:
     """The report for a terminal, 110 columns wide."""
-    report = [f"SFT Lab {__version__} on {platform.system()} {platform.release()}, {platform.machine()}"]
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}"
+    report = [f"SFT Lab {__version__} on {system}"]
     for line in lines:
         lead = f"{line.state:6} {line.name:13} "
         report += diagnosis.wrap(lead, line.found)
@@ -248,7 +191,6 @@ def format_report(lines: list[Line]) -> str:
 def run(config: DoctorConfig) -> int:
     """`sftlab doctor`: 0 if nothing fails or went wrong, else 1."""
     if config.target:
-        load.quiet_libraries()
         found = diagnosis.diagnose(config.target)
         print("\n\n".join("\n".join(diagnosis.format_lines(one)) for one in found))
         return 0 if all(one.healthy for one in found) else 1

@@ -66,12 +66,9 @@ class Diagnosis:
         return not wrong and not self.unknown and self.status in NOTHING
 
 
-def diagnose(target: str | Path, slow: bool = True) -> list[Diagnosis]:
-    """What happened to a run, to each notebook of a headless run, or in a log. Raises UserError where there is none.
-
-    slow: of a complete run, find where its time went, which takes some seconds of measuring.
-    """
-    found = read(target, slow)
+def diagnose(target: str | Path) -> list[Diagnosis]:
+    """What happened to a run, to each notebook of a headless run, or in a log. Raises UserError where there is none."""
+    found = read(target)
     for one in found:
         by_name = {}
         for text in one.texts:
@@ -121,7 +118,7 @@ def wrap(lead: str, text: str) -> list[str]:
     return textwrap.wrap(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead), **whole) or [lead]
 
 
-def read(target: str | Path, slow: bool) -> list[Diagnosis]:
+def read(target: str | Path) -> list[Diagnosis]:
     """What there is to diagnose at a path: a run folder, each notebook of a headless run, logs, or - for standard input.
 
     Raises UserError for a path that is none of these.
@@ -133,7 +130,7 @@ def read(target: str | Path, slow: bool) -> list[Diagnosis]:
         notebook = read_notebook(path) if path.suffix in (".json", ".ipynb") else None
         return [notebook or Diagnosis(path.name, "log", "a log", [read_log(path)])]
     if state.read(path).status != "none" or logs.find_logs(path).is_dir():
-        return [read_run(path, slow)]
+        return [read_run(path)]
     if notebooks := [one for facts in sorted(path.glob("*.json")) if (one := read_notebook(facts))]:
         return notebooks
     raise UserError(
@@ -158,7 +155,7 @@ def read_notebook(path: Path) -> Diagnosis | None:
     return Diagnosis(facts["notebook"], facts["status"], summary, texts)
 
 
-def read_run(folder: Path, slow: bool) -> Diagnosis:
+def read_run(folder: Path) -> Diagnosis:
     """A run folder with its logs."""
     run, texts = state.read(folder), []
     if run.status not in ("completed", *state.ACTIVE):
@@ -174,7 +171,7 @@ def read_run(folder: Path, slow: bool) -> Diagnosis:
             texts.append(Text(file, f"run: killed: no result.json was written; {checkpoint}"))
         texts += list_logs(logs.find_logs(folder), run)
     texts += [Text(folder / run_folder.LOG, line) for line in slowness.find_faults(run.history)]
-    if slow and run.status == "completed":
+    if run.status == "completed":
         texts += [Text(folder, line) for line in slowness.find_slow(run)]
     if run.status == "none":
         return Diagnosis(folder.name, "failed", "failed before it began", texts)

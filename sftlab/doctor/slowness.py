@@ -5,20 +5,16 @@ What is found is a line for which the table of known errors has a row with the a
     python -c "from sftlab import runs; from sftlab.doctor import slowness; print(slowness.find_slow(runs.read('runs/first')))"
 """
 
-import contextlib
-import dataclasses
 import itertools
 import math
 import statistics
 
 from sftlab import files, machine
-from sftlab.config.configs import MemoryConfig
-from sftlab.errors import UserError
-from sftlab.runs import logs
 from sftlab.runs.state import Run
 
 FLAT = 0.02  # a loss that falls by less than this share has not fallen
 RISEN = 0.1  # one that ends above its beginning by more has risen
+ROOM = 0.25  # of the memory: a run that takes less with gradient checkpointing may well do without
 FEWEST = 8  # logged losses from which on a curve is judged
 
 
@@ -53,42 +49,15 @@ def find_faults(history: list[dict]) -> list[str]:
 
 def find_slow(run: Run) -> list[str]:
     """A line for each thing that made a complete run slow; empty where none did."""
-    if not run.config:
-        return []
     result, found = files.read_json(run.folder / "result.json"), []
-    if (share := measure_checkpointing(run, result)) < 0.5:
-        found.append(f"checkpointing: without it the run needs {share:.0%} of this machine's memory")
-    if (share := measure_evaluation(run, result)) > 0.15:
-        found.append(f"evaluation: {share:.0%} of the time went into the validation loss")
-    time = result.get("time", {})
+    time, peak = result.get("time", {}), result.get("memory", {}).get("peak_bytes")
+    limit = machine.find_limit(time.get("device") == "cuda")
+    if run.config and run.config.gradient_checkpointing and peak and peak < ROOM * limit:
+        found.append(f"checkpointing: with it the run took {peak / limit:.0%} of this machine's memory")
+    entries = [entry for entry in run.history if entry.get("time", math.inf) >= (run.started or 0)]  # of the last start
+    evaluating = sum(entry.get("eval_runtime", 0) for entry in entries) / time.get("seconds", math.inf)
+    if evaluating > 0.15:
+        found.append(f"evaluation: {evaluating:.0%} of the time went into the validation loss")
     if time.get("device") == "cpu" and (share := time.get("share") or 1) < 0.12:
         found.append(f"small steps: the run reached {share:.0%} of the rate of matrix products")
-    watched = files.read_json(logs.find_logs(run.folder) / "summary.json").get("values", {})  # by `sftlab metrics`
-    uses = [value["mean"] for name, value in watched.items() if name.startswith("GPU") and name.endswith("use, %")]
-    share = min((use / 100 for use in uses if use is not None), default=1)
-    if share < 0.6:
-        found.append(f"idle GPU: a GPU was at {share:.0%} on average")
     return [f"slow: {line}" for line in found]
-
-
-def measure_checkpointing(run: Run, result: dict) -> float:
-    """The share of this machine's memory that the run would need without gradient checkpointing, by the estimate."""
-    from sftlab.memory import dry_run
-
-    if not run.config.gradient_checkpointing:
-        return 1
-    gpu = result.get("time", {}).get("device") == "cuda"
-    tokens = result.get("memory", {}).get("tokens", run.config.batch_size * run.config.max_length)
-    bf16 = result.get("choices", {}).get("precision", "").startswith("bfloat16")
-    plain = dataclasses.replace(run.config, gradient_checkpointing=False, bf16=bf16)
-    with contextlib.suppress(UserError, dry_run.CantCount):
-        plan = MemoryConfig(device="gpu" if gpu else "cpu")
-        return dry_run.estimate(plain, plan, -(-tokens // run.config.batch_size)).total / machine.find_limit(gpu)
-    return 1
-
-
-def measure_evaluation(run: Run, result: dict) -> float:
-    """The share of the time that went into the validation loss."""
-    seconds = result.get("time", {}).get("seconds") or result.get("metrics", {}).get("seconds")
-    entries = [entry for entry in run.history if entry.get("time", math.inf) >= (run.started or 0)]  # of the last start
-    return sum(entry.get("eval_runtime", 0) for entry in entries) / seconds if seconds else 0

@@ -19,24 +19,18 @@ def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setenv("HOME", str(tmp_path))
     code, printed = main(["doctor"]), capsys.readouterr()
-    assert code == 0 and "nothing fails" in printed.out and len(checks.CHECKS) == 13
-    assert "one is set, by HF_TOKEN" in printed.out and token not in printed.out + printed.err
-    assert (
-        re.search("note +device .*the course runs\\s+on this CPU", printed.out) and "4 bits off by 0.0" in printed.out
-    )
-    assert re.search("note +network", printed.out) and str(tmp_path) not in printed.out
+    assert code == 0 and "nothing fails" in printed.out
+    assert token not in printed.out + printed.err and str(tmp_path) not in printed.out
+    assert re.search("note +device .*the course runs\\s+on this CPU", printed.out)
+    assert "4 bits off by 0.0" in printed.out and re.search("note +network", printed.out)
 
 
 def test_a_broken_installation_is_lines_that_fail(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
-    (tmp_path / "flash_attn.py").write_text(
-        "raise ImportError('/a/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9')"
-    )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
     done = subprocess.run([sys.executable, "-m", "sftlab", "doctor"], capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "fails  device" in done.stdout and "libcudart" in done.stdout, done.stderr
-    assert "undefined symbol" in done.stdout and "-> pip uninstall flash-attn" in done.stdout
-    assert "ok     python" in done.stdout and "of 13 fail: device" in done.stdout
+    assert "ok     packages" in done.stdout and f"of {len(checks.CHECKS)} fail: device" in done.stdout
 
 
 def test_packages_that_are_missing_outside_or_untested(monkeypatch):
@@ -66,7 +60,7 @@ def test_a_gpu_that_torch_can_not_use(monkeypatch):
     assert checks.check_device()[:2] == (NOTE, "1 GPUs, hidden by CUDA_VISIBLE_DEVICES")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for cuda, words in ((None, "is a build for CPUs"), ("13.0", "with CUDA 13.0 can't use it; driver 525.60")):
+    for cuda, words in ((None, "is a build for CPUs"), ("13.0", "with CUDA 13.0 can't use it")):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         state, found, step = checks.check_device()
         assert state == FAILS and words in found and step
@@ -87,12 +81,6 @@ def test_little_disk_and_little_memory(monkeypatch):
     for free, state in ((5 * 10**8, FAILS), (2 * 10**9, NOTE), (10**10, OK)):
         monkeypatch.setattr(machine, "free_memory", lambda gpu, free=free: free)
         assert checks.check_memory()[0] == state
-
-
-def test_tools_that_are_missing(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda tool, path=None: None if tool == "g++" else tool)
-    state, found, step = checks.check_deepspeed()
-    assert state == NOTE and "g++ missing" in found and "apt install" in step
 
 
 def test_the_kernel_of_another_python(monkeypatch, tmp_path):
