@@ -287,6 +287,9 @@ class ReportConfig(Options):
     bandwidth: float | None = option(None, "GB/s between nodes, for two modelled bounds of the speed", low=0.001)
 
 
+LOWER = ("loss", "perplexity", "error", "seconds", "bytes", "memory")  # in a metric's name: the lower the better
+
+
 @dataclass
 class SweepConfig(Options):
     """What `sftlab sweep` tries: a notebook at every point of a grid of its parameters, on some seeds."""
@@ -296,7 +299,9 @@ class SweepConfig(Options):
     parameters: list | None = option(None, "")  # pairs, each of a -p
     seeds: list | None = option(None, "run each setting with each of these seeds, as 1,2,3")
     metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
-    direction: str = option("auto", "which value is best; auto: by the name", choices=("auto", "min", "max"))
+    direction: str = option(
+        "auto", "which value is best; auto: min of a loss, a time or memory, else max", choices=("auto", "min", "max")
+    )
     profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
     timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
@@ -305,6 +310,8 @@ class SweepConfig(Options):
     def check(self) -> None:
         if not self.notebook:
             raise UserError("notebook: name one, as `sftlab sweep notebooks/08_hyperparameters.ipynb`.")
+        if self.direction == "auto":
+            self.direction = "min" if any(word in self.metric for word in LOWER) else "max"
 
 
 @dataclass

@@ -7,12 +7,10 @@ completed stays, and the same command runs what is left.
 """
 
 import csv
-import dataclasses
 import hashlib
 import itertools
 import re
 import shutil
-import statistics
 from pathlib import Path
 
 from sftlab import files
@@ -21,10 +19,7 @@ from sftlab.course import headless, notebook, sweep_report
 from sftlab.course.headless import EXIT_CODES
 from sftlab.course.sweep_report import Point, name_values, write_value
 from sftlab.errors import UserError, near_match, place_error
-from sftlab.memory import duration
 
-LOWER = ("loss", "perplexity", "error", "seconds", "bytes", "memory")
-HIGHER = ("match", "accuracy", "score", "f1", "per_second", "right", "gain")
 LONGEST = 150  # bytes of a folder's name; most file systems take 255
 
 
@@ -35,7 +30,6 @@ def run_sweep(config: SweepConfig) -> int:
     notebook does not record.
     """
     path, points = plan_points(config)
-    config = dataclasses.replace(config, direction=choose_direction(config.metric, config.direction))
     folder = Path(config.output_dir or files.ROOT / "runs" / f"sweep-{path.stem}").resolve()
     check_folder(folder, points, config.overwrite)
     check_metric(points, config.metric)
@@ -43,9 +37,7 @@ def run_sweep(config: SweepConfig) -> int:
     settings = len({point.title for point in points})
     print(f"{len(points)} points: {settings} settings, {len(points) // settings} seeds; {done} completed before")
     run_points(path, points, folder, config)
-    found = sweep_report.write_results(folder, config, points)
-    sweep_report.write_page(folder, config, points, found)
-    return print_end(folder, points, found)
+    return print_end(folder, points, config, sweep_report.write_results(folder, config, points))
 
 
 def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfig) -> None:
@@ -62,27 +54,14 @@ def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfi
         check_metric(points, config.metric)
         if point.status == "interrupted":
             break
-        left = (len(waiting) - number) * statistics.mean(one.seconds for one in points if one.seconds)
         value = point.metrics.get(config.metric)
         found = point.status if value is None else f"{config.metric} {value:.4g}"
-        wait = f"; about {duration.format_seconds(left)} left" if left else ""
-        print(f"  {found}, {duration.format_seconds(point.seconds)}{wait}", flush=True)
-
-
-def choose_direction(metric: str, direction: str) -> str:
-    """min or max: as given, else by the metric's name. Raises UserError where the name doesn't tell."""
-    if direction != "auto":
-        return direction
-    low, high = (any(word in metric for word in words) for words in (LOWER, HIGHER))
-    if low == high:
-        raise UserError(f"metric: is {metric!r} better the lower or the higher it is? Add --direction min or max.")
-    return "min" if low else "max"
+        print(f"  {found}, {point.seconds:.0f} s", flush=True)
 
 
 def check_folder(folder: Path, points: list[Point], overwrite: bool) -> None:
     """Take over what an earlier sweep completed in `folder`. Raises UserError where it's not that of such a sweep."""
-    taken = folder.is_file() or folder.is_dir() and any(folder.iterdir())
-    if taken and "points" not in files.read_json(folder / "sweep.json"):
+    if any(folder.glob("*")) and not (folder / "points").is_dir():
         raise place_error(folder, "is there and holds no sweep")
     for point in points if not overwrite else ():
         if not read_point(point, folder / "points" / point.name):
@@ -110,18 +89,18 @@ def read_point(point: Point, folder: Path) -> bool:
     return True
 
 
-def print_end(folder: Path, points: list[Point], found: sweep_report.Summary) -> int:
+def print_end(folder: Path, points: list[Point], config: SweepConfig, found: sweep_report.Summary) -> int:
     """Print the table, the verdict, and what failed; return the exit code."""
-    print("", sweep_report.format_settings(found).to_string(index=False), "", found.verdict, sep="\n")
-    print(*(f"- {warning}" for warning in found.warnings), sep="\n")
+    table = found.settings.drop(columns="setting").map(sweep_report.format_number).reset_index(names="setting")
+    print("", table.to_string(index=False), "", found.verdict, *(f"- {line}" for line in found.warnings), sep="\n")
     codes = [EXIT_CODES[point.status] for point in points if point.status != "waiting"]
     for point in points:
-        if point.status == "completed" and found.metric not in point.metrics:
-            print(f"  {point.name}: completed without {found.metric}")
+        if point.status == "completed" and config.metric not in point.metrics:
+            print(f"  {point.name}: completed without {config.metric}")
             codes.append(1)
         elif point.status not in ("completed", "waiting"):
             print(f"  {point.name}: {point.status}: {point.last_line}")
-    print(f"Table: {folder / 'sweep.csv'}   Page: {folder / 'index.html'}")
+    print(f"A line for each point: {folder / 'sweep.csv'}")
     return max(codes)
 
 
@@ -141,11 +120,7 @@ def plan_points(config: SweepConfig) -> tuple[Path, list[Point]]:
     axes = {}
     for name, values in [*grid, *([("seed", config.seeds)] if config.seeds else [])]:
         typed = [headless.plan_jobs([path], {name: value}, profile)[path]["parameters"][name] for value in values]
-        axes[name] = {write_value(value): value for value in typed}
-        if len(axes[name]) < len(values):
-            raise UserError(
-                f"{name}: a value is there twice in {', '.join(map(write_value, typed))}; each is tried once."
-            )
+        axes[name] = {write_value(value): value for value in typed}  # each once
     seeds, points = axes.pop("seed", {"": ""}), []
     for seed, *values in itertools.product(*(one.values() for one in (seeds, *axes.values()))):
         setting = dict(zip(axes, values, strict=True))
@@ -161,8 +136,6 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
     values = [value.strip() for row in csv.reader([rest], skipinitialspace=True) for value in row if value.strip()]
     if not (name and values):
         raise UserError(f"grid: {text!r} names no values to try; write it like lora_r=4,16,64.")
-    if name in ("seed", "profile"):
-        raise UserError(f"grid: {name} is no setting that is compared; give --{name.replace('seed', 'seeds')}.")
     return name, values
 
 
