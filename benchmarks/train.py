@@ -3,9 +3,12 @@
 python benchmarks/train.py                                   # all cases of this machine, about an hour on 2 cores
 python benchmarks/train.py --cases llama-11m --repeats 1     # one case, once
 python benchmarks/train.py --cases llama-11m --data rows.json   # rows of one's own: instruction, input, output
+python benchmarks/train.py --cases Qwen3-8B --folder work    # kept: the same command again makes only the runs that are missing
+python benchmarks/train.py --cases Qwen3-8B --profile        # one step of the lab's, by kernel
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -19,7 +22,14 @@ from pathlib import Path
 ALIKE = "TRL bfloat16, rows of like length"  # what TRL has against padding without flash-attn
 # Each precision is compared with itself. TRL without gradient checkpointing; "TRL, defaults" is its own choice: bfloat16 and checkpointing.
 ON_CPU = ("lab float32", "TRL float32", "lab bfloat16", "TRL bfloat16", "TRL, defaults")
-ON_GPU = ("lab bfloat16", "TRL bfloat16", "TRL, defaults", ALIKE)
+LIGER, PACKED, WITHOUT = "TRL bfloat16, Liger", "TRL bfloat16, packed", "lab bfloat16, without Liger"
+ON_GPU = ("lab bfloat16", WITHOUT, "TRL bfloat16", LIGER, "TRL, defaults", ALIKE, PACKED)
+NEEDS = {
+    WITHOUT: "liger_kernel",
+    LIGER: "liger_kernel",
+    PACKED: "flash_attn",
+}  # packages; without them a variant is left out
+OTHER_ROWS = (ALIKE, PACKED)  # their steps see other rows than the lab's
 WARM = {"cpu": 1, "cuda": 4}  # steps that are left out: kernels are made, and memory is asked for, in the first ones
 
 
@@ -27,7 +37,7 @@ WARM = {"cpu": 1, "cuda": 4}  # steps that are left out: kernels are made, and m
 class Case:
     """A model, rows and a way to train: `shape` of a Llama with random weights, or the name of a model.
 
-    `few_steps`: of what a CPU takes minutes for: TRL's defaults, and bfloat16 where it has no instructions for it. 0: left out.
+    `packing`: rows are filled with several samples, and the lab alone runs. `few_steps`: of what a CPU takes minutes for: TRL's defaults, and bfloat16 where it has no instructions for it. 0: left out.
     """
 
     name: str
@@ -39,6 +49,7 @@ class Case:
     steps: int
     few_steps: int = 3
     gpu: bool = False
+    packing: bool = False
 
 
 SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -49,6 +60,8 @@ CASES = (
     Case("tiny-base", "tiny-base", True, "facts", 16, 128, 40),
     Case("gpt2", "random:gpt2", True, "chats", 4, 512, 6, 0),
     Case("Llama-2-7b", "random:Llama-2-7b-hf", True, "chats", 8, 1024, 20, 20, gpu=True),
+    Case("Qwen3-8B", "random:Qwen3-8B", True, "chats", 8, 1024, 20, 20, gpu=True),
+    Case("Qwen3-8B packed", "random:Qwen3-8B", True, "chats", 1, 4096, 20, 20, gpu=True, packing=True),
     Case("gpt2 on a GPU", "random:gpt2", False, "chats", 16, 1024, 60, 60, gpu=True),
 )
 
@@ -102,6 +115,7 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
         lora_target_modules="all-linear" if case.lora else "auto", max_steps=steps, batch_size=case.batch_size,
         learning_rate=2e-4, max_length=case.max_length, logging_steps=1, save_steps=10**6, eval_steps=10**6,
         lr_scheduler_type="constant", bf16="float32" not in variant,  # the same rate for those that run fewer steps
+        packing=case.packing, use_liger_kernel=False if variant == WITHOUT else None,
     )  # fmt: skip
     if variant.startswith("lab"):
         return run.make_trainer(config)
@@ -115,7 +129,10 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
     if variant != "TRL, defaults":
         options = {"bf16": config.bf16, "gradient_checkpointing": False}
         options |= {"train_sampling_strategy": "group_by_length"} if variant == ALIKE else {}
+        options |= {"use_liger_kernel": True} if variant == LIGER else {}
+        options |= {"packing": True} if variant == PACKED else {}
         loading = {"dtype": torch.bfloat16 if config.bf16 and case.lora else torch.float32}
+        loading |= {"attn_implementation": "flash_attention_2"} if variant == PACKED else {}
     splits, _ = dataset.load_prepared(folder / "data")
     args = SFTConfig(
         output_dir=str(folder / "run"), max_steps=steps, per_device_train_batch_size=case.batch_size, learning_rate=2e-4,
@@ -130,8 +147,11 @@ def make_trainer(case: Case, variant: str, folder: Path, steps: int):
     )  # fmt: skip
 
 
-def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) -> None:
-    """One training in this process: seconds of each step, its loss, tokens and FLOPs, to a JSON file."""
+def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path, profiled: bool) -> None:
+    """One training in this process: seconds of each step, its loss, tokens and FLOPs, to a JSON file.
+
+    profiled: the last step is recorded by torch.profiler, and its table of kernels lies beside the JSON file.
+    """
     import resource
 
     import torch
@@ -143,16 +163,20 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
 
     load.quiet_libraries()
     trainer = make_trainer(case, variant, folder, steps)
-    starts, seconds, lengths = [], [], []
+    starts, seconds, lengths, profiler = [], [], [], torch.profiler.profile()
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
+            if profiled and state.global_step == steps - 1:
+                profiler.start()
             starts.append(time.perf_counter())
 
         def on_step_end(self, args, state, control, **kwargs):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - starts[-1])
+            if profiled and state.global_step == steps:
+                profiler.stop()
 
     collate = trainer.data_collator
 
@@ -165,6 +189,9 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     gpu = torch.cuda.is_available()
+    if profiled:
+        by = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+        files.write_text(output.with_suffix(".txt"), profiler.key_averages().table(sort_by=by, row_limit=40))
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     files.write_json(output, {
         "seconds": seconds, "losses": losses, "tokens": [sum(part) for part in lengths[: len(seconds)]],
@@ -174,22 +201,35 @@ def run_one(case: Case, variant: str, folder: Path, steps: int, output: Path) ->
     })  # fmt: skip
 
 
-def compare(case: Case, folder: Path, repeats: int) -> dict:
-    """Run all variants in turns and return their medians and ratios; losses must agree before times are told."""
+def list_variants(case: Case) -> list[str]:
+    """The variants that this machine has the packages for; of a packed case the lab's own."""
+    variants = [one for one in (ON_GPU if case.gpu else ON_CPU) if one.startswith("lab") or not case.packing]
+    return [one for one in variants if one not in NEEDS or importlib.util.find_spec(NEEDS[one])]
+
+
+def compare(case: Case, folder: Path, repeats: int, profiled: bool) -> dict:
+    """Run all variants in turns and return their medians and ratios; losses must agree before times are told.
+
+    A run whose figures lie in the folder already isn't made again.
+    """
     from sftlab import machine
 
     env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     runs: dict[str, list[dict]] = {}
     failed, warm = {}, WARM["cuda" if case.gpu else "cpu"]
     for turn in range(repeats):
-        for variant in ON_GPU if case.gpu else ON_CPU:
+        for variant in list_variants(case)[: 1 if profiled else None]:
             slow = variant == "TRL, defaults" or "bfloat16" in variant and not machine.has_bf16()
             few = slow and not case.gpu and case.few_steps < case.steps
             if variant in failed or few and (turn or not case.few_steps):
                 continue  # once says enough, where a step takes half a minute
             steps = (case.few_steps if few else case.steps) + warm
-            output = folder / f"{variant}{turn}.json"
+            output = folder / ("profile.json" if profiled else f"{variant}{turn}.json")
             command = [sys.executable, __file__, "--one", case.name, variant, str(folder), str(steps), str(output)]
+            command += ["--profile"] if profiled else []
+            if output.exists():
+                runs.setdefault(variant, []).append(json.loads(output.read_text()))
+                continue
             start = time.perf_counter()
             done = subprocess.run(command, env=env, capture_output=True, text=True)
             if done.returncode and not variant.startswith("lab") and "out of memory" in done.stderr:
@@ -198,7 +238,9 @@ def compare(case: Case, folder: Path, repeats: int) -> dict:
                 continue
             if done.returncode:
                 raise SystemExit(f"{case.name}, {variant}: {done.stderr[-3000:]}")
-            runs.setdefault(variant, []).append(json.loads(output.read_text()) | {"whole": time.perf_counter() - start})
+            made = json.loads(output.read_text()) | {"whole": time.perf_counter() - start}
+            output.write_text(json.dumps(made))
+            runs.setdefault(variant, []).append(made)
             timed = sum(runs[variant][-1]["seconds"][warm:])
             print(f"{case.name}: {variant:28} {timed:8.2f} s for {steps - warm} steps", flush=True)
     return {
@@ -221,7 +263,7 @@ def compare_losses(case: Case, runs: dict[str, list[dict]]) -> dict[str, float]:
     """
     found = {}
     for variant, made in runs.items():
-        if find_lab(variant) not in (variant, *runs) or variant in (find_lab(variant), ALIKE):
+        if find_lab(variant) not in (variant, *runs) or variant in (find_lab(variant), *OTHER_ROWS):
             continue
         pairs = list(zip(runs[find_lab(variant)][0]["losses"], made[0]["losses"], strict=False))
         found[variant] = max(abs(mine - other) / abs(other) for mine, other in pairs)
@@ -277,6 +319,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, help="time so many steps, instead of the number of each case")
     parser.add_argument("--data", help="a JSON file with rows of instruction, input and output, instead of the chats")
+    parser.add_argument("--folder", type=Path, help="keep models, rows and runs here; what is there isn't made again")
+    parser.add_argument("--profile", action="store_true", help="the lab's first variant once, its last step by kernel")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file, too")
     parser.add_argument(
         "--one", nargs=5, metavar=("CASE", "VARIANT", "FOLDER", "STEPS", "OUTPUT"), help=argparse.SUPPRESS
@@ -285,7 +329,7 @@ def main() -> None:
     known = {case.name: replace(case, steps=args.steps or case.steps) for case in CASES}
     if args.one:
         name, variant, folder, steps, output = args.one
-        return run_one(known[name], variant, Path(folder), int(steps), Path(output))
+        return run_one(known[name], variant, Path(folder), int(steps), Path(output), args.profile)
     import torch
     import trl
 
@@ -299,9 +343,14 @@ def main() -> None:
             parser.error(f"no case {name!r}; there are {', '.join(known)}")
     results = {"machine": machine.describe_machine(), "trl": trl.__version__, "cases": []}
     for name in wanted:
-        with tempfile.TemporaryDirectory() as folder:
-            build(known[name], Path(folder), args.data)
-            results["cases"].append(compare(known[name], Path(folder), args.repeats))
+        with tempfile.TemporaryDirectory() as aside:
+            folder = args.folder / name.replace(" ", "-") if args.folder else Path(aside)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "data").exists():  # the last thing that is made
+                build(known[name], folder, args.data)
+            results["cases"].append(compare(known[name], folder, 1 if args.profile else args.repeats, args.profile))
+            if args.profile:
+                print((folder / "profile.txt").read_text())
         tell(results["cases"][-1])
         if args.output:
             files.write_json(args.output, results)
