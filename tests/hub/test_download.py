@@ -14,7 +14,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 class Breaking(stand_in.StandIn):
-    """Breaks off where the weights begin. (One that breaks off once, in their middle, is in notebook 01.)"""
+    """Breaks off where the weights begin. (One that breaks off once, in their middle, is in appendix A1.)"""
 
     def send_body(self, content):
         self.close_connection = len(content) > 1e6
