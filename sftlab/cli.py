@@ -102,8 +102,7 @@ def prepare(args, config):
     """Make a tokenised data set with a mask from rows of instructions or chats."""
     from sftlab.data import dataset
 
-    if config.overwrite or not dataset.find_prepared(config, dataset.fingerprint(config)):
-        quiet_libraries()  # which takes seconds, and a set that is there needs none
+    quiet_libraries()
     dataset.prepare(config)
 
 

@@ -3,7 +3,6 @@
 python -c "from sftlab.data import cleaning; print(cleaning.repair('æ\x9d±äº¬'))"
 """
 
-import bisect
 import contextlib
 import os
 import unicodedata
@@ -15,7 +14,6 @@ SHINGLE = 5  # characters: short enough for Japanese, long enough that chance ov
 PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points
 CANDIDATES = 100  # comparisons of one row: bounds the time where thousands of rows share most of their text
 AROUND = " ?!.,:;…\"'()。、・「」『』"  # after NFKC, which makes full-width ones of these
-SHORTEST = 6  # characters: a shorter prompt, such as "Hello", lies inside others by chance
 
 
 def fold(text: str) -> str:
@@ -114,67 +112,29 @@ def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, 
 def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) -> dict[int, dict]:
     """Held-out row -> `why`, the `train` row that gives it away, and how `similar` they are, in 0..1.
 
-    A score on rows that were trained on says how well they were memorised. `same prompt` is equal but for case, width and
-    punctuation around it; `prompt inside` stands whole in a longer one, as after "Please tell me:", in the one set or the
-    other, and has the same answer; `near duplicate` has a Jaccard similarity of `threshold` or more.
+    A score on rows that were trained on says how well they were memorised. `same prompt` is equal but for case, width, white
+    space and punctuation around it; `prompt inside` has the same answer, and one of the prompts stands whole in the other, as
+    after "Please tell me:"; `near duplicate` has a Jaccard similarity of `threshold` or more.
     """
-    trained, prompts = NearRows(threshold), {}
+    trained, prompts, answers = NearRows(threshold), {}, defaultdict(list)
     for number, row in enumerate(train):
         trained.add(number, trained.sketch(row))
-        prompts.setdefault(trim(get_prompt(row)), number)
-    nested, leaks = find_nested(train, held_out), {}
+        asked = fold(get_prompt(row)).strip(AROUND)
+        prompts.setdefault(asked, number)
+        answers[fold(get_answer(row))].append((asked, number))
+    leaks = {}
     for number, row in enumerate(held_out):
-        if (same := prompts.get(trim(get_prompt(row)))) is not None:
-            leaks[number] = {"why": "same prompt", "train": same, "similar": 1.0}
-        elif number in nested:
-            leaks[number] = {"why": "prompt inside", "train": nested[number], "similar": 1.0}
+        asked, alike = fold(get_prompt(row)).strip(AROUND), answers[fold(get_answer(row))]
+        inside = [at for prompt, at in alike if asked and prompt and (asked in prompt or prompt in asked)]
+        if asked in prompts:
+            leaks[number] = {"why": "same prompt", "train": prompts[asked], "similar": 1.0}
+        elif inside:
+            leaks[number] = {"why": "prompt inside", "train": inside[0], "similar": 1.0}
         else:
             similar, best = trained.find_nearest(trained.sketch(row))
             if similar >= threshold:
                 leaks[number] = {"why": "near duplicate", "train": best, "similar": round(similar, 3)}
     return leaks
-
-
-def find_nested(train: list[dict], held_out: list[dict]) -> dict[int, int]:
-    """Held-out row -> the first training row whose last prompt lies whole in its own, or the other way round.
-
-    Both must have the same answer: "Tell me a joke" is no leak of "Tell me a joke about cats".
-    """
-    pairs = [*list_nested(held_out, train), *((held, row) for row, held in list_nested(train, held_out))]
-    return dict(sorted(pairs, reverse=True))
-
-
-def list_nested(shorter: list[dict], longer: list[dict]):
-    """Pairs of rows with one answer, the last prompt of the first inside that of the second, not cut out of a longer word."""
-    texts = [trim(get_last_prompt(row)) for row in longer]
-    joined = "\n".join(texts) + "\n"  # one search looks through all
-    starts = [0]
-    for text in texts:
-        starts.append(starts[-1] + len(text) + 1)
-    for number, row in enumerate(shorter):
-        wanted, at = trim(get_last_prompt(row)), -1
-        while len(wanted) >= SHORTEST and (at := joined.find(wanted, at + 1)) >= 0:
-            before, after = joined[max(0, at - 1) : at], joined[at + len(wanted)]
-            if is_spaced(before) and is_spaced(wanted[0]) or is_spaced(after) and is_spaced(wanted[-1]):
-                continue
-            other = bisect.bisect_right(starts, at) - 1
-            if fold(get_answer(row)) == fold(get_answer(longer[other])):
-                yield number, other
-
-
-def get_last_prompt(row: dict) -> str:
-    """What is asked in a row, of a conversation its last question."""
-    return next((turn["content"] for turn in reversed(to_messages(row)) if turn["role"] in ("user", "text")), "")
-
-
-def trim(text: str) -> str:
-    """A prompt for comparison: width and case folded, one line, without punctuation around it."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(AROUND)
-
-
-def is_spaced(letter: str) -> bool:
-    """Whether a letter or digit belongs to a word that spaces would end; those of Japanese and Chinese don't."""
-    return letter.isalnum() and letter < "\u2e80"
 
 
 def repair(text: str) -> str:

@@ -3,17 +3,13 @@
 sftlab prepare --source json --source-path data_samples/facts_train.json
 """
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
 import os
 import random
-import sys
 import tempfile
-from collections import Counter
-from glob import escape
 from pathlib import Path
 
 from sftlab import __version__, files
@@ -34,8 +30,7 @@ from sftlab.errors import UserError, place_error
 from sftlab.models import load
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
-NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code", "dry_run")  # options that change nothing in it
-DRY_ROWS = 3
+NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code", "offline")  # options that change nothing in it
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
 
@@ -108,12 +103,13 @@ def encode_batch(batch: dict, tokenizer) -> dict:
     return masking.encode_texts(tokenizer, batch["text"], batch["spans"], batch["cuts"])
 
 
-def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], dict, sources.Found]:
-    """(training rows, held-out rows, what is to be reported of them, all that was read): read, checked, cleaned, split.
+def gather_rows(
+    config: DataConfig, tokenizer, found: sources.Found, found_test: sources.Found | None, name: str
+) -> tuple[list[dict], list[dict], dict]:
+    """(training rows, held-out rows, what is to be reported of them), from what `sources.load_source` read: checked, cleaned, split.
 
     Raises UserError for what can't be trained on.
     """
-    found, found_test, name = sources.load_source(config)
     check_columns(found, parse_columns(config.columns), name)
     notes = Notes()
     rows, dropped, mojibake = clean_rows(found, name, config, tokenizer, notes)
@@ -131,21 +127,19 @@ def gather_rows(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], 
     report = {
         "source": name,
         "rows_read": len(found),
-        "rows_by_file": dict(Counter(place.rpartition(": ")[0] or name for place, _ in found)),
         "dropped": dropped | repeated | leaked,
         "dropped_test": dropped_test,
         **vars(notes),
         "found": outstanding,
-        "overlap": data_report.find_overlap(train, test),
     }
-    return train, test, report, found
+    return train, test, report
 
 
 def clean_rows(
     found: sources.Found, name: str, config: DataConfig, tokenizer, notes: Notes
 ) -> tuple[list[dict], dict[str, str], list]:
     """The rows that are fit, those dropped (place -> why), and the mojibake that there was."""
-    rows, dropped = check_rows(found, name, parse_columns(config.columns), notes, config.merge_turns)
+    rows, dropped = check_rows(found, name, parse_columns(config.columns), notes)
     rows, unsafe = cleaning.drop_special(rows, tokenizer, name)
     mojibake = cleaning.find_mojibake(rows)
     if config.fix_mojibake:
@@ -160,15 +154,16 @@ def prepare(config: DataConfig) -> Path:
     dropped, as they were read. A set that was made before from the same is used as it is. Raises UserError for bad
     rows, an existing folder, or a set that would teach nothing.
     """
-    made_from = fingerprint(config)  # before the files are read: one that changes meanwhile is another
-    if not config.overwrite and not config.dry_run and (folder := find_prepared(config, made_from)):
-        print(f"{folder}: made before from the same files and options, used as it is")
-        return folder
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
+    found, found_test, name = sources.load_source(config)
+    made_from = fingerprint(config, tokenizer, [found, found_test])
+    if not config.overwrite and (folder := find_prepared(config, made_from)):
+        print(f"{folder}: made before from the same rows and options, used as it is")
+        return folder
     dated = config.format == "model" and templates.writes_date(tokenizer.chat_template)
     options = templates.parse_options(config.chat_template_kwargs)
     new_tokens = formats.set_format(tokenizer, config.format, options)
-    train, test, facts, found = gather_rows(config, tokenizer)
+    train, test, facts = gather_rows(config, tokenizer, found, found_test, name)
     notes = Notes(facts["unused"], facts["changed"])
     written = {
         "train": write_rows(train, tokenizer, config, facts["dropped"], notes),
@@ -178,8 +173,6 @@ def prepare(config: DataConfig) -> Path:
         require_rows(written[split], facts[key], facts["source"])
     facts["template"] = settle_template(tokenizer, config, written["train"], dated)
     kept = len(train) - sum(row["place"] in facts["dropped"] for row in train)
-    if config.dry_run:
-        return show_plan(tokenizer, config, facts, written)
     from datasets import DatasetDict
 
     folder = claim_folder(config, kept)
@@ -198,7 +191,6 @@ def prepare(config: DataConfig) -> Path:
             "options": dataclasses.asdict(config),
             "fingerprint": made_from,
             **facts,
-            "positions": find_positions(config),
             "percentiles": data_report.find_percentiles(lengths),
             "new_tokens": new_tokens,
             "chat_template": tokenizer.chat_template,
@@ -215,13 +207,6 @@ def prepare(config: DataConfig) -> Path:
     return folder
 
 
-def find_positions(config: DataConfig) -> int | None:
-    """The positions of the model, where its configuration can be had."""
-    with contextlib.suppress(UserError, OSError, ValueError):
-        return load.find_positions(load.read_settings(config.model, config.trust_remote_code))
-    return None
-
-
 def settle_template(tokenizer, config: DataConfig, written: list[Example], dated: bool) -> dict[str, str]:
     """Make the template's own prompt for an answer that of the training rows, and say in words what was settled.
 
@@ -235,8 +220,6 @@ def settle_template(tokenizer, config: DataConfig, written: list[Example], dated
         settled["date"] = (
             f"the template writes the date; it stays {datetime.date.today()}, in training, evaluation and chat"
         )
-    if config.chat_template_kwargs:
-        settled["options"] = f"set in the template: {', '.join(config.chat_template_kwargs)}"
     thinking = sum("reasoning_content" in example.messages[-1] for example in written) > len(written) / 2
     surplus = traits.surplus_of_thoughts if thinking and traits.thoughts else traits.surplus
     if surplus:
@@ -247,25 +230,12 @@ def settle_template(tokenizer, config: DataConfig, written: list[Example], dated
     return settled
 
 
-def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, list]) -> None:
-    """What --dry-run prints: what would be dropped, left out and changed, and the first rows with their mask."""
-    counts = ", ".join(f"{len(part)} {split} rows" for split, part in written.items())
-    print("\n".join([f"would make {counts} from {facts['source']}", *data_report.list_notes(facts)]))
-    for example in written["train"][:DRY_ROWS]:
-        row = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
-        row = {name: column[0].tolist() for name, column in row.items()}
-        print(masking.view_mask(row, tokenizer, config.max_length).to_text(sys.stdout.isatty()))
-    print("nothing was written (--dry-run)")
-
-
 def print_report(folder: Path, report: dict, view: masking.MaskView) -> None:
     """The report on the terminal, and the first row with its mask."""
     print("\n".join(data_report.list_lines(report)))
     if new := ", ".join(report["new_tokens"]):
         print(f"{new}: new to {report['model']}; `sftlab train --use-lora` trains their embeddings")
-    coloured = sys.stdout.isatty()
-    print(f"the first row, {'coloured' if coloured else 'trained text in ⟦ ⟧'}:")
-    print(view.to_text(coloured))
+    print(f"the first row, trained text in ⟦ ⟧:\n{view}")
     print(f"saved {folder}; the whole report: {folder / 'report.html'}")
 
 
@@ -301,38 +271,17 @@ def claim_folder(config: DataConfig, rows: int) -> Path:
     return folder
 
 
-def fingerprint(config: DataConfig) -> str:
-    """12 hex digits of all that a set is made from: the options, the files that are read, and the tokenizer's file."""
+def fingerprint(config: DataConfig, tokenizer, read: list) -> str:
+    """12 hex digits of all that a set is made from: the options, the tokenizer, and the rows as they were read."""
     chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_SET}
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
-    samples = [sources.SAMPLE_FILES.get(config.source), "facts_test.json" if config.source == "facts" else None]
-    tokenizer = load.TINY_BASE if config.model == "tiny-base" else Path(config.model)
-    read = [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    given = [sources.split_weight(text)[0] for text in sources.list_paths(config)]
-    read += [
-        *given,
-        *(config.source_path or []),
-        config.test_path,
-        *(sources.SAMPLES / name for name in samples if name),
-    ]
-    digest.update(__version__.encode())
-    for path in map(Path, filter(None, read)):
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:12]
+    made_from = [__version__, chosen, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, read]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def find_prepared(config: DataConfig, wanted: str) -> Path | None:
-    """The folder of a set with the fingerprint `wanted`, made before from the same files and options, or None.
-
-    One made from a sample that stood in for a set of the Hub counts only with --offline: the network may be back.
-    """
-    stem = dataset_folder(config, 0).name.removesuffix("0")
-    for facts in sorted(Path(config.output_dir).glob(f"{escape(stem)}*/{FACTS}")):
-        made = files.read_json(facts)
-        stood_in = config.source in sources.HUB_IDS and made.get("source") == sources.SAMPLE_FILES[config.source]
-        if made.get("fingerprint") == wanted and (config.offline or not stood_in):
+    """The folder of a set with the fingerprint `wanted`, made before from the same rows and options, or None."""
+    for facts in sorted(Path(config.output_dir).glob(f"*/{FACTS}")):
+        if files.read_json(facts).get("fingerprint") == wanted:
             return facts.parent
     return None
 

@@ -143,7 +143,7 @@ def write_rows(rows: list[dict], tokenizer, config: DataConfig, dropped: dict[st
         messages = split_thoughts(messages) if traits.thoughts else messages
         try:
             check_tags(messages)
-            written = write_row(tokenizer, messages, tools, config)
+            written = write_examples(tokenizer, messages, tools, config.train_on)
         except BadRow as fault:
             dropped[place] = str(fault)
             continue
@@ -153,25 +153,6 @@ def write_rows(rows: list[dict], tokenizer, config: DataConfig, dropped: dict[st
             notes.count(notes.changed, split, f"{place}: {len(written)} rows")
         found += written
     return found
-
-
-def write_row(tokenizer, messages: list[dict], tools, config: DataConfig) -> list[Example]:
-    """The examples of a row; with --fold-system its system message moves where the template refuses it. Raises BadRow."""
-    try:
-        return write_examples(tokenizer, messages, tools, config.train_on)
-    except BadRow as fault:
-        if messages[0]["role"] != "system" or len(messages) < 3:
-            raise
-        refused = fault
-    system, question, *rest = messages
-    folded = [question | {"content": f"{system['content']}\n\n{question['content']}"}, *rest]
-    try:
-        written = write_examples(tokenizer, folded, tools, config.train_on)
-    except BadRow:
-        raise refused from None
-    if not config.fold_system:
-        raise BadRow(f"{refused}; --fold-system puts its system message into the first question")
-    return written
 
 
 def count_unwritten(example: Example, tools, place: str, notes: Notes) -> None:

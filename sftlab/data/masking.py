@@ -169,7 +169,7 @@ def check_row(tokenizer, ids: list[int], labels: list[int], max_length: int | No
 
 @dataclass(repr=False)
 class MaskView:
-    """A row to look at: HTML in a notebook, colours in a terminal (`print`); bold where styles are taken away, as on GitHub."""
+    """A row to look at: HTML in a notebook, bold where styles are taken away, as on GitHub; lines of text where it is printed."""
 
     groups: list[tuple[str, str, str]]  # text, kind, ids and positions in words
     verdicts: dict[str, bool]
@@ -192,22 +192,13 @@ class MaskView:
     def list_verdicts(self) -> list[str]:
         return [f"{'✓' if ok else '✗ NOT:'} {text}" for text, ok in self.verdicts.items()]
 
-    def to_text(self, colour: bool = True) -> str:
-        """Lines for a terminal; without colour, what is trained stands between ⟦ and ⟧."""
+    def __repr__(self) -> str:
+        """Lines for a terminal; what is trained stands between ⟦ and ⟧."""
         parts, before = [], ""
         for text, kind, _ in [*self.groups, ("", "", "")]:
-            if not colour:
-                parts.append("⟦" * (kind == "trained" != before) + "⟧" * (before == "trained" != kind) + text)
-            elif text:
-                parts.append(f"{ANSI[kind]}{text}\x1b[0m")
+            parts.append("⟦" * (kind == "trained" != before) + "⟧" * (before == "trained" != kind) + text)
             before = kind
         return "\n  ".join(["".join(parts), self.summary, *self.list_verdicts()])
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def __repr__(self) -> str:
-        return self.to_text(colour=False)
 
 
 def view_mask(example: dict, tokenizer, max_length: int | None = None) -> MaskView:
@@ -234,4 +225,3 @@ STYLES = {  # colours of Okabe and Ito, told apart by the line below, too
     "cut off": "background:#fff;color:#777;border-bottom:3px dashed #d55e00;text-decoration:line-through",
 }
 TAGS = {"trained": "b", "special": "i", "masked": "span", "cut off": "s"}
-ANSI = {"trained": "\x1b[1;97;44m", "special": "\x1b[30;43m", "masked": "\x1b[2m", "cut off": "\x1b[9;31m"}

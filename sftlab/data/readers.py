@@ -1,20 +1,16 @@
-"""Files into rows: JSON, JSON Lines, CSV and Parquet, in UTF-8 or an old Japanese encoding.
+"""Files into rows: JSON, JSON Lines, CSV and Parquet, in UTF-8, UTF-16 or CP932 (Shift_JIS).
 
 python -c "from sftlab.data import readers; print(readers.read_files(['data_samples/raw/quiz.json'], 'json')[0])"
 """
 
-import contextlib
 import csv
 import io
 import json
-import re
 from pathlib import Path
 
 from sftlab.errors import UserError
 
 SUFFIXES = {"json": (".json",), "jsonl": (".jsonl", ".ndjson"), "csv": (".csv",), "parquet": (".parquet",)}
-OLD_ENCODINGS = {"cp932": "CP932 (Shift_JIS)", "euc_jp": "EUC-JP"}
-HALF_WIDTH = range(0xFF61, 0xFFA0)  # half-width katakana: what EUC-JP looks like when it is read as CP932
 
 
 class BadRow(Exception):
@@ -50,7 +46,7 @@ def find_files(path: Path, kind: str) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text. UTF-8 with or without BOM, UTF-16 with BOM; CP932 and EUC-JP are recognised and reported."""
+    """A file's text. UTF-8 with or without BOM, UTF-16 with BOM; CP932 with kana is recognised and reported."""
     raw = path.read_bytes()
     if not raw.strip():
         raise UserError(f"{path}: the file is empty; it must hold rows.")
@@ -58,63 +54,39 @@ def read_text(path: Path) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        text = decode_japanese(path, raw, error)
+        text = raw.decode("cp932", errors="replace")
+        if "\ufffd" in text or b"\0" in raw or not any("\u3041" <= letter <= "\u30ff" for letter in text):
+            byte = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
+            raise UserError(f"{path}: not UTF-8 ({byte}), nor CP932; save it as UTF-8.") from None
+        print(f"{path}: read as CP932 (Shift_JIS); saving it as UTF-8 is safer")
     if "\0" in text:
         raise UserError(f"{path}: holds null bytes at offset {raw.index(0)}: it is no text file; export it as text.")
     return text
 
 
-def decode_japanese(path: Path, raw: bytes, failure: UnicodeDecodeError) -> str:
-    """The text in the old Japanese encoding that fits; of two that fit, the one without half-width katakana."""
-    fits = {}
-    for encoding in OLD_ENCODINGS:
-        with contextlib.suppress(UnicodeDecodeError):
-            text = raw.decode(encoding)
-            if any("\u3041" <= letter <= "\u30ff" for letter in text):
-                fits[encoding] = sum(ord(letter) in HALF_WIDTH for letter in text), text
-    if b"\0" in raw or not fits:
-        byte = f"byte 0x{raw[failure.start]:02x} at offset {failure.start}"
-        raise UserError(f"{path}: not UTF-8 ({byte}), nor CP932 or EUC-JP; save it as UTF-8.")
-    best = min(fits, key=fits.get)
-    print(f"{path}: read as {OLD_ENCODINGS[best]}; saving it as UTF-8 is safer")
-    return fits[best][1]
-
-
 def parse_json(text: str):
-    """A JSON value, with a BadRow for an object that has a key twice. Raises JSONDecodeError, also for what Python's
-    reader refuses in other ways.
-    """
+    """A JSON value. Raises JSONDecodeError, also for a key that an object has twice, and for what Python's reader refuses in other ways."""
     try:
         return json.loads(text, object_pairs_hook=build_object)
     except json.JSONDecodeError:
         raise
-    except (RecursionError, ValueError):
-        raise json.JSONDecodeError("nested too deeply, or a number too long", text, 0) from None
+    except (RecursionError, ValueError) as error:
+        raise json.JSONDecodeError(f"{error}"[:80], text, 0) from None
 
 
-def build_object(pairs: list[tuple[str, object]]) -> object:
-    """An object of JSON. Where a key stands there twice, which value is meant is anyone's guess."""
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    names = [name for name, _ in pairs]
-    fault = BadRow(f"the key {next(name for name in found if names.count(name) > 1)!r} stands there twice")
-    fault.cells = [f"{name}: {value}" for name, value in pairs]
-    return fault
-
-
-def find_fault(value: object) -> BadRow | None:
-    """The first BadRow inside a value."""
-    if isinstance(value, BadRow):
-        return value
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next(filter(None, map(find_fault, inside)), None)
+def build_object(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON. Raises ValueError where a key stands there twice: which value is meant is anyone's guess."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name!r} stands there twice")
+        found[name] = value
+    return found
 
 
 def read_json(path: str | Path) -> list:
-    """The list in a JSON file: an array, or an object that holds one list. Raises UserError with line and column."""
+    """The array in a JSON file. Raises UserError with line and column."""
     path = find_files(Path(path), "json")[0]
-    fix = "put the rows in one array: [{...}, {...}]."
     try:
         content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
@@ -123,16 +95,10 @@ def read_json(path: str | Path) -> list:
             return read_jsonl(path)
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: {place}: not JSON ({error.msg}); fix it there.") from None
-    if isinstance(content, BadRow):
-        raise UserError(f"{path}: {content}; {fix}")
-    if isinstance(content, dict):
-        lists = [name for name, value in content.items() if isinstance(value, list)]
-        if len(lists) != 1:
-            there = f"{len(lists)} lists ({', '.join(lists)})" if lists else "no list"
-            raise UserError(f"{path}: holds an object with {there}; {fix}")
-        content = content[lists[0]]
     if not isinstance(content, list):
-        raise UserError(f"{path}: holds {json.dumps(content)[:40]}, not a list; {fix}")
+        raise UserError(
+            f"{path}: holds {json.dumps(content)[:40]}, not a list; put the rows in one array: [{{...}}, {{...}}]."
+        )
     if not content:
         raise UserError(f"{path}: the array has no rows; add at least two.")
     return content
@@ -183,9 +149,9 @@ def read_csv(path: Path) -> list:
 def find_delimiter(path: Path, text: str) -> tuple[str, str]:
     """What separates the cells, and the text without Excel's line that says so; reported where it isn't a comma."""
     text = text.lstrip("\r\n")
-    first = re.match(r"[^\r\n]*", text)[0]
-    if named := re.fullmatch(r"""(["']?)sep=(["']?)(.)\2\1\3*""", first.strip(" "), re.IGNORECASE):
-        delimiter, text = named[3], text[len(first) :].lstrip("\r\n")
+    first = text.splitlines()[0]
+    if first.lower().startswith("sep=") and len(first) == 5:
+        delimiter, text = first[4], text[len(first) :].lstrip("\r\n")
     else:
         counts = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in ",;\t"}
         delimiter = max(counts, key=counts.get)

@@ -3,6 +3,7 @@
 sftlab prepare --source json --source-path data_samples/raw/quiz.json
 """
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -49,16 +50,6 @@ def inspect_rows(rows: list[dict], config: DataConfig) -> dict:
     }
 
 
-def find_overlap(train: list[dict], test: list[dict]) -> dict[str, int]:
-    """How many held-out rows have a prompt, or an answer, that is among the training rows."""
-    prompts = {cleaning.fold(get_prompt(row)) for row in train}
-    answers = {cleaning.fold(get_answer(row)) for row in train}
-    return {
-        "prompts": sum(cleaning.fold(get_prompt(row)) in prompts for row in test),
-        "answers": sum(cleaning.fold(get_answer(row)) in answers for row in test),
-    }
-
-
 def count_tokens(dataset, tokenizer, max_length: int) -> dict:
     """Counts over a tokenised split at a length limit: rows, tokens, trained_tokens, cut_rows and so on.
 
@@ -82,19 +73,16 @@ def count_tokens(dataset, tokenizer, max_length: int) -> dict:
         "cut_rows": int((lengths > max_length).sum()),
         "rows_that_teach_nothing": int((trained == 0).sum()),
         "rows_without_trained_eos": int((ends == 0).sum()),
-        "longest_row": int(lengths.max()),
         "lengths": list(zip((lengths - answers).tolist(), answers.tolist(), strict=True)),
     }
 
 
-def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, dict[str, int]]:
-    """Part (prompt, answer, row) -> percentile in percent -> length in tokens."""
+def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, int]:
+    """Percentile in percent -> length of rows in tokens."""
     import numpy
 
-    pairs = numpy.array(lengths)
-    parts = {"prompt": pairs[:, 0], "answer": pairs[:, 1], "row": pairs.sum(1)}
-    found = {name: numpy.percentile(values, MARKS, method="higher").tolist() for name, values in parts.items()}
-    return {name: dict(zip(map(str, MARKS), values, strict=True)) for name, values in found.items()}
+    values = numpy.percentile(list(map(sum, lengths)), MARKS, method="higher").tolist()
+    return dict(zip(map(str, MARKS), values, strict=True))
 
 
 def list_lines(report: dict) -> list[str]:
@@ -112,23 +100,13 @@ def list_lines(report: dict) -> list[str]:
             lost = f"{counts['rows_that_teach_nothing']} of all lose their whole answer"
             long = f"{counts['cut_rows']} rows are longer than {report['max_length']} tokens and will be cut"
             lines.append(f"  {long}; {lost}")
-    longest = min(report["max_length"], max(counts["longest_row"] for counts in report["splits"].values()))
-    if (positions := report.get("positions")) and longest > positions:
-        lines.append(
-            f"rows have up to {longest} tokens, and {report['model']} {positions} positions: train with --max-length {positions}"
-        )
-    for part in ("prompt", "answer"):
-        marks = [f"{mark} % have {count} or fewer" for mark, count in report["percentiles"][part].items()]
-        lines.append(f"tokens in {part}: {', '.join(marks)}")
-    overlap = "held-out rows whose prompt is trained on: {prompts}; whose answer is: {answers}"
-    return [*lines, overlap.format(**report["overlap"])]
+    marks = [f"{mark} % have {count} or fewer" for mark, count in report["percentiles"].items()]
+    return [*lines, f"tokens in a row: {', '.join(marks)}"]
 
 
 def list_notes(report: dict) -> list[str]:
     """What was dropped, left out and changed of the rows, and settled for the template, in lines."""
     lines = list(report.get("template", {}).values())
-    if len(files := report.get("rows_by_file", {})) > 1:
-        lines.append("rows read: " + ", ".join(f"{count} of {name}" for name, count in files.items()))
     for key, label in (("dropped", "training"), ("dropped_test", "held-out")):
         if report[key]:
             lines.append(f"{label} rows dropped: {len(report[key])}")
@@ -160,13 +138,6 @@ def join_some(items: list[str]) -> str:
     return "; ".join(items[:SHOWN]) + (f"; … ({len(items)} in all)" if len(items) > SHOWN else "")
 
 
-def to_text(value: object) -> str:
-    """The texts of a raw row, or of a chat's turns, one after the other."""
-    if isinstance(value, dict):
-        value = [value["content"]] if value.keys() == {"role", "content"} else list(value.values())
-    return " → ".join(filter(None, map(to_text, value))) if isinstance(value, list) else str(value or "")
-
-
 def write_report(
     path: Path, report: dict, lengths: list[tuple[int, int]], views: list[masking.MaskView], read: list[tuple]
 ) -> None:
@@ -174,8 +145,8 @@ def write_report(
 
     read: the raw rows, each after its place, to show those that stand out.
     """
-    texts = {place: to_text(row)[:CUT] for place, row in read if isinstance(row, dict)}
-    histogram = plots.length_histogram(lengths, report["percentiles"]["row"], report["max_length"])
+    texts = {place: json.dumps(row, ensure_ascii=False, default=str)[:CUT] for place, row in read}
+    histogram = plots.length_histogram(lengths, report["percentiles"], report["max_length"])
     short = [
         f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}",
         preformatted("\n".join(list_lines(report))),
@@ -186,13 +157,10 @@ def write_report(
     near = [(row, texts[row], first, texts[first], f"{similarity:.0%}") for row, first, similarity in near]
     groups = [(place, texts[place]) for group in found["conflicting_answers"] for place in group]
     dropped = [(place, why) for key in ("dropped", "dropped_test") for place, why in report[key].items()]
-    unused = [(name, count, example) for name, (count, example) in report.get("unused", {}).items()]
     listed = (
         ("One prompt, different answers: which is right?", ("row", "text"), groups),
         ("Near duplicates: the same, or only alike?", ("row", "text", "earlier row", "text", "similarity"), near),
-        ("Mojibake, and what --fix-mojibake makes of it", ("row", "as read", "fixed"), found["mojibake"]),
         ("Dropped; training rows are kept in dropped.jsonl", ("row", "why"), dropped),
-        ("Not used of the rows", ("key", "rows", "example"), unused),
     )
     sections = [Section("In short", short)]
     for title, heads, rows in listed:

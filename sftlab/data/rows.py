@@ -6,13 +6,12 @@ drops that row, with the reason. Each key of a row is used, or counted as unused
 python -c "from sftlab.data import rows; print(rows.check_rows([('row 1', {'question': 'Hi', 'answer': 'Hello'})], 'x'))"
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sftlab.data.readers import BadRow, find_fault, parse_json
+from sftlab.data.readers import BadRow, parse_json
 from sftlab.errors import UserError, near_match
 
 # The columns that a row may have, and what they are called elsewhere: one exchange, or else a conversation.
@@ -25,7 +24,6 @@ COLUMNS = {
 }
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 MORE_COLUMNS = ("tools", "text")
-TEXTS = ("instruction", "input", "output")  # of an exchange
 # The keys of a turn, and what they are called elsewhere.
 TURN_KEYS = {
     "role": ("role", "from"),
@@ -49,20 +47,9 @@ AFTER = {
     "assistant": ("user", "tool"),
     "tool": ("a call", "tool"),
 }
-REFUSED = {
-    "images": "this lab trains on text",
-    "weight": "weights are read of single turns",
-    "train": "it is read of single turns",
-}
-LONGEST = 200_000  # characters in one text: more is most often a quote that was never closed
 THOUGHT = re.compile(r"\s*(?:<think>)?((?:(?!<think>).)*?)</think>\s*", re.DOTALL)  # a prompt may have opened it
 CALL = "<tool_call>"  # before a call that is written in an answer's text, as Hermes and Qwen have it
 HALF = re.compile("[\ud800-\udfff]")  # lone surrogates
-ADVICE = {
-    r"user after user|assistant after assistant": "--merge-turns joins such turns",
-    r"without an answer": "a conversation needs an answer to learn",
-    r"special token": "take the prompt format out of the texts",
-}
 
 
 @dataclass
@@ -103,7 +90,6 @@ def check_rows(
     name: str,
     columns: dict[str, str] | None = None,
     notes: Notes | None = None,
-    merge_turns: bool = False,
 ) -> tuple[list[dict], dict[str, str]]:
     """Rows fit to train on, and those dropped: place -> why.
 
@@ -115,7 +101,7 @@ def check_rows(
     kept, dropped, notes = [], {}, notes or Notes()
     for place, row in found:
         try:
-            kept.append({"place": place, **RowReader(place, name, columns or {}, notes, merge_turns).read(row)})
+            kept.append({"place": place, **RowReader(place, name, columns or {}, notes).read(row)})
         except BadRow as fault:
             dropped[place] = str(fault)
     require_rows(kept, dropped, name)
@@ -131,37 +117,30 @@ def require_rows(kept: list, dropped: dict[str, str], name: str) -> None:
 
 
 def group_reasons(dropped: dict[str, str]) -> list[str]:
-    """Reasons for dropped rows, the commonest first: each with its number of rows, an example, and advice where there is one."""
+    """Reasons for dropped rows, the commonest first: each with its number of rows and an example."""
     groups = {}
     for place, why in dropped.items():
         groups.setdefault(re.sub(r"\d[\d,.%]*|\".*\"", "N", why), []).append(f"{place}: {why}")
-    lines = []
-    for examples in sorted(groups.values(), key=len, reverse=True):
-        count = f"{len(examples)} rows, as " if len(examples) > 1 else ""
-        advice = next((words for pattern, words in ADVICE.items() if re.search(pattern, examples[0])), "")
-        lines.append(f"{count}{examples[0]}" + (f": {advice}" if advice else ""))
-    return lines
+    sizes = [(len(same), same[0]) for same in sorted(groups.values(), key=len, reverse=True)]
+    return [f"{count} rows, as {example}" if count > 1 else example for count, example in sizes]
 
 
 class RowReader:
     """Reads one raw row. columns: as `parse_columns` has them; what isn't used of the row, or changed, goes to `notes`."""
 
-    def __init__(self, place: str, name: str, columns: dict[str, str], notes: Notes, merge_turns: bool):
-        self.place, self.name, self.columns, self.notes, self.merge_turns = place, name, columns, notes, merge_turns
+    def __init__(self, place: str, name: str, columns: dict[str, str], notes: Notes):
+        self.place, self.name, self.columns, self.notes = place, name, columns, notes
 
     def read(self, row: object) -> dict:
         """What is used of the row. Raises BadRow to drop it, UserError to refuse the set."""
-        if fault := find_fault(row):
-            raise fault
+        if isinstance(row, BadRow):
+            raise row
         if not isinstance(row, dict):
             raise UserError(f"{self.name}: {self.place}: is no object but {shorten(row)}; write {{...}}.")
-        for key, why in REFUSED.items():
-            if row.get(key) not in (None, [], "", 1, True):
-                raise BadRow(f"it has {key} ({shorten(row[key])}), and {why}")
-        used = {key for key in REFUSED if key in row}
+        used = set()
         found = self.read_shape(row, used)
-        if half := next(filter(HALF.search, get_texts(found)), None):
-            raise BadRow(f"{shorten(half)} holds half a character (a lone surrogate)")
+        if any(map(HALF.search, get_texts(found))):
+            raise BadRow("it holds half a character (a lone surrogate)")
         for key, value in row.items():
             if key not in used and value not in (None, "", [], {}):
                 self.notes.count(self.notes.unused, str(key), f"{self.place}: {shorten(value)}")
@@ -190,14 +169,9 @@ class RowReader:
                 tools = []
             return found | ({"tools": tools} if tools else {})
         if pairs == [None, None] and (text := take("text", ("text",))) is not None:
-            if "parent_id" in row and "text" not in self.columns:
-                raise UserError(
-                    f"{self.name}: {self.place}: is one message of a tree (it has parent_id), not a conversation. Use a version "
-                    "of the set that has `messages` or `conversations`; --columns text=text reads each as plain text."
-                )
             check_text(text, "text")
             return {"text": text}
-        texts = {ours: take(ours, COLUMNS[ours]) for ours in TEXTS}
+        texts = {ours: take(ours, COLUMNS[ours]) for ours in ("instruction", "input", "output")}
         if row.keys().isdisjoint((*COLUMNS["instruction"], *COLUMNS["output"], *self.columns.values())):
             if empty := next((column for column in (*CHAT_COLUMNS, "text") if column in row), None):
                 raise BadRow(f"{empty} is null")
@@ -226,15 +200,9 @@ class RowReader:
         return texts
 
     def read_history(self, history: object) -> list[dict]:
-        """Earlier turns, as pairs of a question and its answer, or as messages."""
-        if isinstance(history, str):
-            history = parse(history, "history")
-        if not isinstance(history, list):
+        """Earlier turns, as pairs of a question and its answer."""
+        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
             raise BadRow(f"history is {shorten(history)}, not a list of pairs")
-        if all(isinstance(pair, dict) for pair in history):
-            return self.read_chat(history, "history", None)
-        if odd := [pair for pair in history if not isinstance(pair, list) or len(pair) != 2]:
-            raise BadRow(f"history: {shorten(odd[0])} is not a question with its answer")
         turns = [{"role": role, "content": text} for pair in history for role, text in zip(SIDES, pair, strict=True)]
         return self.read_chat(turns, "history", None)
 
@@ -258,18 +226,12 @@ class RowReader:
             turns = parse(turns, column)
         if not isinstance(turns, list) or not turns:
             raise BadRow(f"{column} is {shorten(turns)}, not a list of turns")
-        if all(isinstance(turn, str) for turn in turns):
-            turns = [{"role": SIDES[at % 2], "content": text} for at, text in enumerate(turns)]
         messages = []
         for number, turn in enumerate(turns, 1):
             message = self.read_turn(turn, f"turn {number}")
             if not message:
                 continue
             before = messages[-1] if messages else {"role": "nothing"}
-            if self.merge_turns and before["role"] == message["role"] != "tool":
-                messages[-1] = merge_messages(before, message)
-                self.notes.count(self.notes.changed, "turns of one role joined", f"{self.place}: turn {number}")
-                continue
             called = before.get("tool_calls") or before["role"] == "assistant" and CALL in before["content"]
             kind = "a call" if called else before["role"]
             if kind not in AFTER[message["role"]]:
@@ -299,14 +261,13 @@ class RowReader:
             raise BadRow(f"{place}: unknown role {shorten(said)}")
         calls = self.read_calls(found["content"] if said == "function_call" else found["tool_calls"], place)
         text = "" if said == "function_call" or calls and found["content"] is None else found["content"]
-        if role == "tool" and text is not None and not isinstance(text, str):  # a result, as the tool gave it
-            with contextlib.suppress(BadRow):
-                text = join_parts(text if isinstance(text, list) else [text], place)
-            if not isinstance(text, str):
-                text = json.dumps(text, ensure_ascii=False)
-                self.notes.count(self.notes.changed, "results of tools written as JSON", f"{self.place}: {text[:40]}")
-        elif isinstance(text, list):
+        if isinstance(text, list) and (
+            role != "tool" or all(isinstance(part, dict) and "text" in part for part in text)
+        ):
             text = join_parts(text, place)
+        elif role == "tool" and text is not None and not isinstance(text, str):  # a result, as the tool gave it
+            text = json.dumps(text, ensure_ascii=False)
+            self.notes.count(self.notes.changed, "results of tools written as JSON", f"{self.place}: {text[:40]}")
         if text is not None and not isinstance(text, str):
             raise BadRow(f"{place}: its text is {shorten(text)}, not text")
         if role == "system" and not (text or "").strip():
@@ -354,12 +315,9 @@ class RowReader:
 def parse(text: str, name: str):
     """JSON in a text. Raises BadRow for what is none."""
     try:
-        value = parse_json(text)
-    except ValueError:
-        raise BadRow(f"{name} is {shorten(text)}, which is no JSON") from None
-    if fault := find_fault(value):
-        raise BadRow(f"{name}: {fault}")
-    return value
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"{name} is {shorten(text)}, which is no JSON ({error.msg})") from None
 
 
 def join_parts(parts: list, place: str) -> str:
@@ -380,25 +338,12 @@ def join_completion(prompt: object, completion: object) -> list:
     return [turn | {"weight": 0} if isinstance(turn, dict) else turn for turn in prompt] + completion
 
 
-def merge_messages(one: dict, other: dict) -> dict:
-    """Two turns of one role as one."""
-    merged = one | other | {"content": "\n\n".join(filter(None, (one["content"], other["content"])))}
-    for key in ("tool_calls", "reasoning_content"):
-        if key in one and key in other:
-            merged[key] = one[key] + other[key] if key == "tool_calls" else f"{one[key]}\n{other[key]}"
-    return merged
-
-
 def check_text(text: object, name: str, needed: bool = True) -> None:
     """Raises BadRow for what is no text, and for a text that makes its row unfit."""
     if not isinstance(text, str):
         raise BadRow(f"{name} is null" if text is None else f"{name} is {shorten(text)}, not text")
     if needed and not text.strip():
         raise BadRow(f"{name} is empty")
-    if len(text) > LONGEST:
-        raise BadRow(f"{name} holds {len(text):,} characters, most often a quote that was never closed")
-    if HALF.search(text):
-        raise BadRow(f"{name} holds half a character (a lone surrogate)")
 
 
 def shorten(value: object) -> str:

@@ -3,11 +3,7 @@
 python -c "from sftlab.data import sources; print(len(sources.load_sample('dolly')))"
 """
 
-import contextlib
-import random
 from pathlib import Path
-
-import yaml
 
 from sftlab.config.configs import FILE_SOURCES, DataConfig
 from sftlab.data import readers
@@ -34,7 +30,7 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
     """Rows to train on, held-out rows (None: split some off), each with its place, and a name for messages."""
     held_out = load_test_file(config.test_path) if config.test_path else None
     if config.source in FILE_SOURCES:
-        return read_mixture(config), held_out, ", ".join(list_paths(config))
+        return readers.read_files(config.source_path, config.source), held_out, ", ".join(config.source_path)
     if config.source == "facts":
         return load_sample("facts"), held_out or load_test_file(SAMPLES / "facts_test.json"), "facts"
     hub_id = config.hub_id or HUB_IDS[config.source]
@@ -47,54 +43,6 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
         print(f"offline: the bundled sample {SAMPLES.name}/{SAMPLE_FILES[config.source]} stands in for {hub_id}")
         return load_sample(config.source), held_out, SAMPLE_FILES[config.source]
     return load_hub(hub_id), held_out, hub_id
-
-
-def read_mixture(config: DataConfig) -> Found:
-    """The rows of all files; of one with a weight, as `a.json*0.3`, a seeded random sample of this share of its rows."""
-    parts = [split_weight(text) for text in list_paths(config)]
-    if all(weight == 1 for _, weight in parts):
-        return readers.read_files([path for path, _ in parts], config.source)
-    found = []
-    for path, weight in parts:
-        rows = readers.read_files([path], config.source)
-        taken = sorted(random.Random(config.seed).sample(range(len(rows)), max(1, round(weight * len(rows)))))
-        print(f"{path}: {len(taken)} of {len(rows)} rows taken (weight {weight:g})")
-        found += [(f"{path}: {rows[number][0].removeprefix(f'{path}: ')}", rows[number][1]) for number in taken]
-    return found
-
-
-def list_paths(config: DataConfig) -> list[str]:
-    """The paths of --source-path; a YAML file stands for the list that it holds, of `a.json*0.3` or `a.json: 0.3`."""
-    paths = []
-    for text in config.source_path or []:
-        if not text.endswith((".yaml", ".yml")):
-            paths.append(text)
-            continue
-        try:
-            content = yaml.safe_load(readers.read_text(Path(text)))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{text}: can't be read as YAML: {str(error).splitlines()[0]}.") from None
-        for one in content if isinstance(content, list) else [None]:
-            pair = next(iter(one.items())) if isinstance(one, dict) and len(one) == 1 else (one, 1)
-            if not isinstance(pair[0], str):
-                raise UserError(f"{text}: write a list of files, each as `- a.json*0.3` or `- a.json: 0.3`.")
-            paths.append(pair[0] if pair[1] == 1 else f"{pair[0]}*{pair[1]}")
-    return paths
-
-
-def split_weight(text: str) -> tuple[str, float]:
-    """A path, and the share of its rows that are taken: 1 without `*SHARE` behind it. Raises UserError for no share."""
-    path, _, weight = text.rpartition("*")
-    if not path or Path(text).exists():
-        return text, 1.0
-    share = 0.0
-    with contextlib.suppress(ValueError):
-        share = float(weight)
-    if not 0 < share <= 1:
-        raise UserError(
-            f"source_path: {text}: no such file; or, behind *, no share of its rows, above 0 and up to 1, as a.json*0.3."
-        )
-    return path, share
 
 
 def load_sample(source: str) -> Found:

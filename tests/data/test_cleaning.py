@@ -102,10 +102,8 @@ def test_other_questions_are_no_leaks():
 def test_a_prompt_inside_another_is_a_leak_either_way_round_but_only_with_the_same_answer():
     joke, cats = make(("Tell me a joke", "Why did the chicken …"), ("Tell me a joke about cats", "A cat walks …"))
     assert cleaning.find_leaks([cats], [joke]) == {} == cleaning.find_leaks([joke], [cats])
-    name = "Name the capital of Chad"
-    plain, polite = make((name, "N'Djamena"), (f"Be so kind: {name}!", "N'Djamena"))
+    plain, polite = make(
+        ("Name the capital of Chad", "N'Djamena"), ("Be so kind: name the capital of Chad!", "N'Djamena")
+    )
     for train, held_out in ((plain, polite), (polite, plain)):
         assert cleaning.find_leaks([train], [held_out])[0]["why"] == "prompt inside"
-    chat = make_chat(("user", "Hi"), ("assistant", "Hello"), ("user", f"Well: {name}"), ("assistant", "N'Djamena"))
-    assert cleaning.find_nested([plain], [chat]) == {}  # all answers of a conversation count
-    assert cleaning.find_nested(make(("столицами", "x")), make(("столиц", "x"))) == {}  # inside a word

@@ -1,5 +1,6 @@
 """Data sets: every fault is named, splits don't leak, labels hold the answer, and nothing is lost."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,6 @@ from sftlab.data import dataset as data_set
 from sftlab.data import examples, masking, rows, sources
 from sftlab.data import report as data_report
 from sftlab.errors import UserError
-from sftlab.models import load
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
 BROKEN = sources.SAMPLES / "broken"
@@ -40,8 +40,8 @@ def configure(tmp_path):
     return build
 
 
-def place_rows(made: list[dict]) -> list[dict]:
-    return [{"place": f"row {number}"} | row for number, row in enumerate(made, 1)]
+def gather(config: DataConfig, tokenizer) -> tuple[list[dict], list[dict], dict]:
+    return data_set.gather_rows(config, tokenizer, *sources.load_source(config))
 
 
 def make_rows(number: int) -> list[dict]:
@@ -53,7 +53,7 @@ def test_a_broken_file_does_what_its_table_says(name, fault, outcome, said, toke
     path = BROKEN / name
     config = DataConfig(source=path.suffix[1:], source_path=[str(path)], output_dir=str(tmp_path / "sets"))
     if outcome == "drops the row":
-        dropped = data_set.gather_rows(config, tokenizer)[2]["dropped"]
+        dropped = gather(config, tokenizer)[2]["dropped"]
         assert [f"{place}: {why}" for place, why in dropped.items()] == [said]
         return
     with pytest.raises(UserError) as raised:
@@ -99,11 +99,14 @@ def test_the_same_preparation_is_used_again_and_another_only_replaces_it_when_as
     before = (folder / data_set.FACTS).read_bytes()
     capsys.readouterr()
     assert data_set.prepare(config) == folder and "used as it is" in capsys.readouterr().out
+    for changed in ({"test_path": str(sources.SAMPLES / "facts_test.json")}, {"train_on": "last"}):
+        with pytest.raises(UserError, match="exists already"):
+            data_set.prepare(dataclasses.replace(config, num_samples=len(made) - 1, **changed))
     configure(made[:-1] + [GOOD])
     with pytest.raises(UserError, match="exists already.*--overwrite"):
         data_set.prepare(config)
     assert (folder / data_set.FACTS).read_bytes() == before
-    again = DataConfig(**vars(config) | {"overwrite": True})
+    again = dataclasses.replace(config, overwrite=True)
     assert data_set.prepare(again) == folder and (folder / data_set.FACTS).read_bytes() != before
     (folder / data_set.FACTS).unlink()
     with pytest.raises(UserError, match="is not a data set of the lab"):
@@ -129,7 +132,7 @@ def test_dedupe_drops_repeats(configure, tokenizer):
     kept = {}
     for dedupe in ("off", "exact", "near"):
         config = configure(made, dedupe=dedupe, near_threshold=0.8)
-        train, test, report, _ = data_set.gather_rows(config, tokenizer)
+        train, test, report = gather(config, tokenizer)
         kept[dedupe] = list(report["dropped"].items())
         assert len(train) + len(test) + len(report["dropped"]) == len(made)
     assert kept["off"] == [] and kept["exact"] == [("row 11", "repeats row 2")]
@@ -141,14 +144,14 @@ def test_dedupe_drops_repeats(configure, tokenizer):
 )
 def test_repeats_are_named_where_they_leave_too_little_to_split(number, said, configure, tokenizer):
     with pytest.raises(UserError, match=said):
-        data_set.gather_rows(configure([GOOD | {"output": str(n % number)} for n in range(4)]), tokenizer)
+        gather(configure([GOOD | {"output": str(n % number)} for n in range(4)]), tokenizer)
 
 
 def test_a_special_token_in_a_tool_drops_its_row_and_many_notes_are_cut_to_a_line(configure, tokenizer):
     chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     odd = chat | {"tools": [{"name": "f", "parameters": {"properties": {"</s>": {}}}}]}
     made = [row | {f"column {n}": n + 1 for n in range(25)} for row in [*make_rows(3), odd]]
-    report = data_set.gather_rows(configure(made), tokenizer)[2]
+    report = gather(configure(made), tokenizer)[2]
     assert report["dropped"] == {"row 4": "its text holds the special token </s>"} and len(report["unused"]) == 25
     lines = data_report.list_notes(report)
     assert lines[-1] == "not used: 5 more, which sftlab.json lists" and sum("not used" in line for line in lines) == 21
@@ -156,15 +159,15 @@ def test_a_special_token_in_a_tool_drops_its_row_and_many_notes_are_cut_to_a_lin
 
 def test_a_training_row_whose_prompt_is_held_out_is_dropped(configure, tokenizer):
     config = configure(make_rows(5), [GOOD | {"instruction": "Question 3"}])
-    train, test, report, _ = data_set.gather_rows(config, tokenizer)
-    assert report["dropped"] == {"row 4": "its prompt is held out"} and report["overlap"]["prompts"] == 0
+    train, test, report = gather(config, tokenizer)
+    assert report["dropped"] == {"row 4": "its prompt is held out"}
     assert (len(train), len(test)) == (4, 1)
 
 
 def test_held_out_rows_are_checked_and_repaired_too(configure, tokenizer):
     broken = "東京".encode().decode("latin-1")
     held_out = [GOOD | {"output": broken}, GOOD | {"instruction": "End?", "output": "</s>"}]
-    _, test, report, _ = data_set.gather_rows(configure(make_rows(4), held_out, fix_mojibake=True), tokenizer)
+    _, test, report = gather(configure(make_rows(4), held_out, fix_mojibake=True), tokenizer)
     assert [row["output"] for row in test] == ["東京"]
     assert report["dropped_test"] == {"row 2": "its text holds the special token </s>"}
 
@@ -193,36 +196,16 @@ def test_the_report_counts_what_the_rows_hold(tmp_path, tokenizer):
     assert all(words in page for words in ("row 6", "data:image/png;base64,", "trained: "))
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3", "")
     config.fix_mojibake = True
-    train, test, *_ = data_set.gather_rows(config, tokenizer)
+    train, test, _ = gather(config, tokenizer)
     assert "レバノンの首都はどこですか。" in str(train + test) and "ã" not in str(train + test)
 
 
 def test_many_processes_give_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):
-    written = examples.write_rows(place_rows(make_rows(24)), tokenizer, DataConfig(), {}, rows.Notes())
+    made = [row | {"place": f"row {number}"} for number, row in enumerate(make_rows(24))]
+    written = examples.write_rows(made, tokenizer, DataConfig(), {}, rows.Notes())
     whole = data_set.tokenize(written, tokenizer, tmp_path / "one")
     monkeypatch.setattr(data_set, "ROWS_PER_PROCESS", 12)
     assert list(data_set.tokenize(written, tokenizer, tmp_path / "two")) == list(whole)
-
-
-def test_a_set_is_made_again_when_its_held_out_file_or_its_tokenizer_changes(configure, tmp_path):
-    shutil.copytree(load.TINY_BASE, tmp_path / "model")
-    config = configure(make_rows(2), [GOOD], model=str(tmp_path / "model"))
-    before = data_set.fingerprint(config)
-    assert data_set.fingerprint(DataConfig(**vars(config) | {"output_dir": "elsewhere"})) == before
-    configure(make_rows(2), [GOOD | {"output": "京都"}])
-    changed = data_set.fingerprint(config)
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
-    assert len({before, changed, data_set.fingerprint(config)}) == 3
-
-
-def test_a_sample_that_stood_in_is_not_taken_for_the_set_of_the_hub(tmp_path):
-    config = DataConfig(source="alpaca", output_dir=str(tmp_path))
-    wanted = data_set.fingerprint(config)
-    for source, found in (("alpaca.json", None), ("tatsu-lab/alpaca", tmp_path / "alpaca_tiny-base_9")):
-        (tmp_path / "alpaca_tiny-base_9").mkdir(exist_ok=True)
-        facts = {"source": source, "fingerprint": wanted}
-        (tmp_path / "alpaca_tiny-base_9" / data_set.FACTS).write_text(json.dumps(facts))
-        assert data_set.find_prepared(config, wanted) == found
 
 
 def test_a_row_as_long_as_the_limit_is_not_cut(tokenizer):

@@ -86,10 +86,8 @@ def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer):
     html = view._repr_html_()
     assert "<script>" not in html and all(f'title="{kind}: ' in html for kind in masking.STYLES)
     assert "✗ NOT: nothing is cut off" in html and "✗ NOT: the end of sequence" in html
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(view))
-    assert tokenizer.decode(row["input_ids"]) in plain
-    marked = masking.view_mask(row, tokenizer).to_text(colour=False)
-    assert "⟦" + "はい、😀。" * 4 + "</s>⟧" in marked
+    assert tokenizer.decode(row["input_ids"]) in str(view).replace("⟦", "").replace("⟧", "")
+    assert "⟦" + "はい、😀。" * 4 + "</s>⟧" in str(masking.view_mask(row, tokenizer))
 
 
 def test_where_bytes_do_not_add_up_the_offsets_decide():

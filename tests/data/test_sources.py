@@ -12,7 +12,6 @@ import pytest
 
 from sftlab.config.configs import DataConfig
 from sftlab.data import dataset, sources
-from sftlab.errors import UserError
 
 COMMIT, BLOB = "0" * 40, "1" * 40
 ROWS = {  # in the columns of the real sets
@@ -112,27 +111,3 @@ def test_offline_a_sample_in_the_columns_of_the_set_stands_in_and_this_is_said(s
     assert f"stands in for {sources.HUB_IDS[source]}" in capsys.readouterr().out
     assert len(found) >= 200 and held_out is None and name == sources.SAMPLE_FILES[source]
     assert all(set(row) - {"idx"} == set(ROWS[sources.HUB_IDS[source]]) - {"text"} for _, row in found)
-
-
-def test_a_mixture_takes_a_share_of_each_file_and_counts_it(tmp_path, tokenizer):
-    paths = []
-    for name, count in (("a.jsonl", 40), ("b.jsonl", 20)):
-        lines = [json.dumps({"question": f"{name} {n}?", "answer": str(n)}) + "\n" for n in range(count)]
-        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
-        paths.append(str(tmp_path / name))
-    config = DataConfig(source="jsonl", source_path=[f"{paths[0]}*0.25", paths[1]])
-    report = dataset.gather_rows(config, tokenizer)[2]
-    assert report["rows_by_file"] == {paths[0]: 10, paths[1]: 20}
-    assert len({place for place, _ in sources.load_source(config)[0]}) == 30
-    (tmp_path / "mix.yaml").write_text(f"- {paths[0]}: 0.25\n- {paths[1]}\n", encoding="utf-8")
-    listed = DataConfig(source="jsonl", source_path=[str(tmp_path / "mix.yaml")])
-    assert sources.load_source(listed) == sources.load_source(config)
-    before = dataset.fingerprint(config)
-    (tmp_path / "a.jsonl").write_text('{"question": "x", "answer": "y"}\n' * 9, encoding="utf-8")
-    assert dataset.fingerprint(config) != before
-    for share in ("0", "2", "x"):
-        with pytest.raises(UserError, match="source_path"):
-            sources.split_weight(f"{paths[0]}*{share}")
-    (tmp_path / "mix.yaml").write_text("a: [1", encoding="utf-8")
-    with pytest.raises(UserError, match="mix.yaml: can't be read as YAML"):
-        sources.load_source(listed)
