@@ -252,16 +252,12 @@ def describe_gpus() -> list[dict]:
     return found
 
 
-def read_gpus() -> list[dict]:
-    """Of each GPU now: index, use_percent (None if it is split, MIG), memory_bytes, power_watts, celsius; None for what it
-    doesn't tell."""
+def read_gpus() -> list[tuple[int | None, int | None]]:
+    """Of each GPU now: its use in percent (None if it is split, MIG), bytes in use; None for what it doesn't tell."""
     found = []
-    for index, handle in enumerate(find_gpus()[0]):
+    for handle in find_gpus()[0]:
         use, memory = ask("nvmlDeviceGetUtilizationRates", handle), ask("nvmlDeviceGetMemoryInfo", handle)
-        milliwatts = ask("nvmlDeviceGetPowerUsage", handle)
-        celsius = ask("nvmlDeviceGetTemperature", handle, 0)  # NVML_TEMPERATURE_GPU
-        now = {"use_percent": use and use.gpu, "memory_bytes": memory and memory.used, "celsius": celsius}
-        found.append({"index": index, **now, "power_watts": None if milliwatts is None else milliwatts / 1000})
+        found.append((use and use.gpu, memory and memory.used))
     return found
 
 

@@ -8,6 +8,7 @@ of them. After each repeat the point's file is whole (`results`), and a grid tha
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import signal
@@ -29,7 +30,6 @@ from sftlab.runs import background, launcher, logs
 from sftlab.train import distributed
 
 NEVER = 10**9
-LAST_LINES = 30  # of a failed point's output are printed
 
 
 @dataclass(frozen=True)
@@ -51,44 +51,24 @@ def list_points(bench: BenchmarkConfig, config: TrainConfig) -> list[Point]:
 
     In strong scaling fewer devices accumulate more batches, so that each batch is of the same size.
     """
-    counts = [nodes * bench.devices_per_node for nodes in bench.nodes]
-    unit = config.batch_size * math.lcm(*counts)  # can be divided among any of them
+    each = bench.devices_per_node
+    unit = config.batch_size * each * math.lcm(*bench.nodes)  # can be divided among any number of them
     whole = bench.global_batch or unit * config.gradient_accumulation_steps
+    kinds = ("strong", "weak") if bench.scaling == "both" else (bench.scaling,)
     points = []
-    for size in bench.sizes:
-        for scaling in ("strong", "weak") if bench.scaling == "both" else (bench.scaling,):
-            for nodes, devices in zip(bench.nodes, counts, strict=True):
-                batch, accumulation = config.batch_size, config.gradient_accumulation_steps
-                if scaling == "strong":
-                    batch = max(1, min(batch, whole // devices))
-                    accumulation, rest = divmod(whole, devices * batch)
-                    if rest:
-                        raise UserError(
-                            f"global_batch: {whole} samples can't be divided evenly among {devices} devices with {batch} "
-                            f"each. Take --global-batch {-(-whole // unit) * unit}, or another --batch-size."
-                        )
-                total = devices * batch * accumulation
-                if total > size:
-                    raise UserError(
-                        f"sizes: {size} rows don't fill a step of {total} samples, on {devices} devices. Take larger sizes, "
-                        "fewer nodes or a smaller --batch-size."
-                    )
-                points.append(Point(config.model_name, size, nodes, devices, scaling, total, batch, accumulation))
+    for size, scaling, nodes in itertools.product(bench.sizes, kinds, bench.nodes):
+        devices, batch, accumulation = nodes * each, config.batch_size, config.gradient_accumulation_steps
+        if scaling == "strong":
+            batch = max(1, min(batch, whole // devices))
+            accumulation, rest = divmod(whole, devices * batch)
+            if rest:
+                raise UserError(
+                    f"global_batch: {whole} samples can't be divided evenly among {devices} devices with {batch} each. "
+                    f"Take --global-batch {-(-whole // unit) * unit}, or another --batch-size."
+                )
+        total = devices * batch * accumulation
+        points.append(Point(config.model_name, size, nodes, devices, scaling, total, batch, accumulation))
     return points
-
-
-def check_devices(bench: BenchmarkConfig, gpus: int) -> None:
-    """Raises UserError for points that this machine has no devices for. With a hostfile the launcher checks that."""
-    most, cores = bench.nodes[-1] * bench.devices_per_node, machine.count_cores()
-    if bench.hostfile or most <= (gpus or cores):
-        return
-    if gpus:
-        raise UserError(f"nodes: {most} devices, and this machine has {gpus} GPU(s). Take fewer, or name a --hostfile.")
-    if not bench.oversubscribe:
-        raise UserError(
-            f"nodes: {most} processes on {cores} cores would measure how they get in each other's way. Take fewer nodes, name "
-            "more machines in a --hostfile, or add --oversubscribe, which is noted in the results."
-        )
 
 
 def describe_node(grid: Grid, point: Point) -> dict:
@@ -121,8 +101,11 @@ def make_config(grid: Grid, point: Point) -> TrainConfig:
     )
 
 
-def list_changes(old: dict, new: dict) -> str:
-    return ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name])
+def check_alike(path: Path, old: dict, new: dict) -> None:
+    """Raises UserError where the repeats of a point are of other options, or were made elsewhere, than those to come."""
+    if changed := ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]):
+        why = f"was measured with other settings or hardware ({changed})"
+        raise place_error(path, why, "Add --overwrite to measure it again")
 
 
 def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
@@ -135,16 +118,13 @@ def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
             found = results.read_result(path)
         except ValueError as error:
             raise place_error(path, f"can't be read: {error}", "Move it away") from error
-        times = {"steps": found.runs[0].step_seconds.steps, "untimed_steps": found.runs[0].step_seconds.warmup}
-        old = found.config | asdict(found.point) | times | {"data": found.data["fingerprint"]}
-        new = {name: value for name, value in asdict(make_config(grid, point)).items() if name not in SET_BY_BENCHMARK}
-        times = {name: getattr(grid.bench, name) for name in times}
-        new |= asdict(point) | times | {"data": grid.sets[point.samples]["fingerprint"]}
-        if changed := list_changes(old, new):
-            batch = found.point.global_batch
-            to_continue = f"--global-batch {batch} to continue, or " if batch != point.global_batch else ""
-            instead = f"Add {to_continue}--overwrite to measure it again"
-            raise place_error(path, f"was measured with other options ({changed})", instead)
+        steps = found.runs[0].step_seconds
+        old = {"steps": steps.steps, "untimed_steps": steps.warmup, "data": found.data["fingerprint"]}
+        new = {"steps": grid.bench.steps, "untimed_steps": grid.bench.untimed_steps}
+        new |= {"data": grid.sets[point.samples]["fingerprint"]}
+        options = asdict(make_config(grid, point)).items()
+        new |= {name: value for name, value in options if name not in SET_BY_BENCHMARK} | asdict(point)
+        check_alike(path, found.config | asdict(found.point) | old, new)
         measured[point.name] = found
     return measured
 
@@ -175,17 +155,16 @@ def prepare_sizes(config: DataConfig, sizes: list[int]) -> dict[int, dict]:
     return sets
 
 
-class PointFailed(Exception):
-    """A point whose processes ended with an error: its message, and the last lines of its output."""
-
-
 def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig) -> int:
     """Measure a grid and return the exit code: 0, or 1 where points failed. Raises UserError for what can't be measured."""
     import torch
 
     gpus = torch.cuda.device_count()
     points = list_points(bench, config)
-    check_devices(bench, gpus)
+    if bench.hostfile:
+        hosts = launcher.choose_hosts(bench.hostfile, bench.nodes[-1], bench.devices_per_node)
+        if len(hosts) > 1 or not launcher.is_here(hosts[0]):
+            launcher.check_remote()
     made_up = config.model_name.startswith(("random:", "random-tiny:"))  # with the tokenizer of tiny-base
     rows = replace(
         rows,
@@ -225,36 +204,28 @@ def take_turns(grid: Grid, points: list[Point], measured: dict[str, Result]) -> 
         except KeyboardInterrupt:
             print(f"stopped; the same command{' without --overwrite' if grid.bench.overwrite else ''} resumes")
             raise
-        except PointFailed as error:
+        except UserError as error:
             failed.add(point.name)
-            message, lines = error.args
-            print("\n  ".join([f"{point.name}: failed: {message}", *lines]))
+            print(f"{point.name}: failed: {error}")
     return failed
 
 
 def add_run(grid: Grid, point: Point, before: Result | None) -> Result:
-    """Measure a point once more, write its file, and return it. Raises PointFailed, and UserError on another machine."""
+    """Measure a point once more, write its file, and return it. Raises UserError where it fails, and on another machine."""
     node, data = describe_node(grid, point), grid.sets[point.samples]
     out = run_point(grid, point, node["threads"])
     result = Result(
         point=point,
         config=asdict(make_config(grid, point)),
-        repeats=grid.bench.repeats,
         machine=out["machine"] | node,
         versions=out["versions"],
         choices=out["choices"],
         data={name: value for name, value in data.items() if name != "path"},
         runs=[*(before.runs if before else ()), out["run"]],
     )
-    old, new = (
-        one.machine | one.versions | {"precision": one.choices["precision"].split(":")[0]}
-        for one in (before or result, result)
-    )
-    if changed := list_changes(old, new):
-        raise UserError(
-            f"output_dir: the repeats of {point.name} there were measured with {changed}, and don't go together with new "
-            "ones. Name another --output-dir, or add --overwrite."
-        )
+    both = before or result, result
+    places = (one.machine | one.versions | {"precision": one.choices["precision"].split(":")[0]} for one in both)
+    check_alike(grid.folder / f"{point.name}.json", *places)
     results.write_result(grid.folder, result)
     return result
 
@@ -268,7 +239,7 @@ def format_run(run: Run) -> str:
 
 
 def run_point(grid: Grid, point: Point, threads: int) -> dict:
-    """Run `worker.measure_point` in processes of its own and return its result. Raises PointFailed with their last lines.
+    """Run `worker.measure_point` in processes of its own and return its result. Raises UserError with their last lines.
 
     Several nodes read the plan and the data from this folder, so it must be on a disk that they share.
     """
@@ -279,8 +250,8 @@ def run_point(grid: Grid, point: Point, threads: int) -> dict:
     with tempfile.TemporaryDirectory(prefix=f".{point.name}.", dir=grid.folder.resolve()) as folder:
         work = Path(folder)
         config = asdict(make_config(grid, point)) | {"output_dir": str(work / "run")}
-        about = {"point": asdict(point), "config": config, "threads": threads, "untimed": grid.bench.untimed_steps}
-        files.write_json(work / "plan.json", about | {"steps": grid.bench.steps})
+        plan = {"point": asdict(point), "config": config, "untimed": grid.bench.untimed_steps}
+        files.write_json(work / "plan.json", plan | {"steps": grid.bench.steps})
         environment |= launcher.pass_on(environment, work)
         code = run_command(build_command(grid, point, work), work, environment | own)
         if code or not (work / "out.json").is_file():
@@ -297,8 +268,6 @@ def build_command(grid: Grid, point: Point, work: Path) -> list[str]:
     if bench.hostfile:
         hosts = launcher.choose_hosts(bench.hostfile, point.nodes, bench.devices_per_node)
     remote = len(hosts) > 1 or not launcher.is_here(hosts[0])
-    if remote:
-        launcher.check_remote()
     config = LaunchConfig(
         nodes=len(hosts),
         gpus_per_node=point.devices // len(hosts),
@@ -318,10 +287,9 @@ def run_command(command: list[str], work: Path, environment: dict) -> int:
         background.end_processes([process])
 
 
-def explain_failure(work: Path, code: int) -> PointFailed:
+def explain_failure(work: Path, code: int) -> UserError:
     """Explain what went wrong with a point: the error of the process that failed first, else the launcher's."""
     failed = logs.find_failed(work)
-    lines = [line for line in logs.read_end(failed.log).splitlines() if line.strip()][-LAST_LINES:]
-    message = failed.reason or logs.explain_end("\n".join(lines))  # without a launcher there is one log
-    who = failed if failed.code > 128 else f"exit code {code}"
-    return PointFailed(message.removeprefix("refused: ") or f"{who}: {lines[-1] if lines else 'no output'}", lines)
+    message = failed.reason or logs.explain_end("\n".join(failed.last_lines))  # without a launcher there is one log
+    message = message.removeprefix("refused: ") or (str(failed) if failed.code > 128 else f"exit code {code}")
+    return UserError("\n  ".join([message, *failed.last_lines]))

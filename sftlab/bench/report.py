@@ -11,6 +11,8 @@ from operator import attrgetter
 from pathlib import Path
 from statistics import median
 
+from pandas import DataFrame
+
 from sftlab import pages, plots
 from sftlab.bench import monitor, results, scaling
 from sftlab.bench.results import DISTURBED, Result
@@ -20,7 +22,6 @@ from sftlab.errors import UserError
 from sftlab.pages import Chart, Section, Table
 
 MOST_POINTS = 1000  # of a line over time
-FEW = 30  # timed steps; with fewer, p10 and p90 are hardly known
 # Sections: what their table holds by its names in a file of results, and what to know of it.
 TABLES = {
     "Speed and loss": (
@@ -30,17 +31,17 @@ TABLES = {
         "dropout, which is random in each process, or the speeds are not of the same work.",
     ),
     "Memory and use": (
-        "largest_peak_bytes flops_per_second_per_device matrix_rate utilisation_measured utilisation others_use",
+        "largest_peak_bytes flops_per_second_per_device utilisation others_use",
         "GB are 10^9 bytes, the most that a process took with the libraries; on a GPU, its allocator. Operations are by formula, "
         "recomputation and padding left out; the output layer counts for every token, though only tokens in the loss go through "
-        "it, so the real rate can be lower. The matrix rate is that of plain matrix products with all devices at work; utilisation "
-        "is of it (measured), and of the data-sheet's peak. Others use: what other programs took of the machine.",
+        "it, so the real rate can be lower. Utilisation (MFU) is the rate over the data-sheet's peak of bfloat16. Others use: what "
+        "other programs took of the machine.",
     ),
 }
 UNITS = {
     "largest_peak_bytes": ("GB", 1e9),
-    **dict.fromkeys(("flops_per_second_per_device", "matrix_rate"), ("TFLOP/s", 1e12)),
-    **dict.fromkeys(("utilisation_measured", "utilisation", "others_use"), ("%", 0.01)),
+    "flops_per_second_per_device": ("TFLOP/s", 1e12),
+    **dict.fromkeys(("utilisation", "others_use"), ("%", 0.01)),
 }
 ON_MEASURED = (
     "Speed-up over the fewest devices that were measured: the geometric mean of the rounds' ratios, with Student's interval of 95 %. "
@@ -57,8 +58,12 @@ def write_report(config: ReportConfig) -> Path:
     """Write the report of a folder and return its path. Raises UserError where there is nothing to report."""
     folder = Path(config.folder)
     found, problems = results.read_results(folder)
-    watched = {str(path): monitor.read_samples(path) for path in sorted(folder.rglob("metrics.jsonl"))}
-    watched = {path: samples for path, samples in watched.items() if samples}
+    watched = []
+    for path in sorted(folder.rglob("metrics.jsonl")):
+        try:
+            watched.append(make_watched(path))
+        except (ValueError, TypeError, KeyError):
+            problems.append(f"{path}: holds no samples of `sftlab metrics`; left out")
     if not found and not watched:
         left_out = f" {len(problems)} files were left out: {problems[0]}." if problems else ""
         raise UserError(
@@ -68,32 +73,21 @@ def write_report(config: ReportConfig) -> Path:
     sections = [Section("Left out", [problems])] if problems else []
     if found:
         growth, facts = make_scaling(found, config.bandwidth)
-        top.append(facts + list_warnings(found))
+        uses = [max(take(result, "others_use"), default=0) for result in found]
+        if disturbed := sum(use > DISTURBED for use in uses):
+            share = f"up to {max(uses):.0%} of the machine at {disturbed} of {len(uses)} points"
+            facts.append(f"DISTURBED: other programs took {share}; speeds are those of a busy machine")
+        top.append(facts)
         tables = [make_table(found, title, *about) for title, about in TABLES.items()]
         sections = [make_setups(found), *sections, growth, *tables]
-    sections += [make_watched(path, samples) for path, samples in watched.items()]
     page = folder / "benchmark.html"  # report.html of a run folder is that of `sftlab evaluate`
-    pages.write_page(page, f"Benchmark: {folder}", [Section("In short", top), *sections])
+    pages.write_page(page, f"Benchmark: {folder}", [Section("In short", top), *sections, *watched])
     return page
 
 
 def take(result: Result, name: str) -> list[float]:
     """Return a value of each repeat where it's known; `name` may have dots."""
     return [value for value in map(attrgetter(name), result.runs) if value is not None]
-
-
-def list_warnings(found: list[Result]) -> list[str]:
-    """List points at which other programs took much of the machine, and points of too few timed steps."""
-    lines = []
-    uses = [max(take(result, "others_use"), default=0) for result in found]
-    if disturbed := sum(use > DISTURBED for use in uses):
-        share = f"up to {max(uses):.0%} of the machine at {disturbed} of {len(uses)} points"
-        lines.append(f"DISTURBED: other programs took {share}; speeds are those of a busy machine")
-    steps = [min(take(result, "step_seconds.steps")) for result in found]
-    if few := sum(count < FEW for count in steps):
-        points = f"at {few} of {len(steps)} points fewer than {FEW}"
-        lines.append(f"FEW STEPS: {min(steps)} timed steps at least, {points}: a try, and no benchmark")
-    return lines
 
 
 def format_number(value: float) -> str:
@@ -142,15 +136,11 @@ def list_facts(result: Result) -> dict[str, str]:
 
 def make_setups(found: list[Result]) -> Section:
     """Make the table of facts; where points differ in one, each value with an example."""
-    facts = {}
-    for result in found:
-        for name, value in list_facts(result).items():
-            facts.setdefault(name, {}).setdefault(value, []).append(result.point.name)
-    rows = [
-        (name, value, "all" if len(points) == len(found) else f"{len(points)} points, as {points[0]}")
-        for name, values in facts.items()
-        for value, points in values.items()
-    ]
+    facts = DataFrame(map(list_facts, found), [result.point.name for result in found])
+    rows = []
+    for name, column in facts.items():
+        for value, points in column.groupby(column, sort=False).groups.items():
+            rows.append((name, value, "all" if len(points) == len(found) else f"{len(points)} points, as {points[0]}"))
     words = "Options are named where they aren't the usual ones."
     return Section("Hardware, versions and options", [Table(("", "is", "at"), rows), words])
 
@@ -170,10 +160,9 @@ def make_scaling(found: list[Result], bandwidth: float | None) -> tuple[Section,
             speedup, efficiency = format_gain(last)
             facts[-1] += f", {speedup} times as fast as on {base.devices}; efficiency {efficiency}"
     measured, modelled = [], []
-    for name, gains in curves.items():
-        for gain in gains:
-            row = name, gain.devices, f"{gain.ideal:g}", format_number(gain.rate), *format_gain(gain), gain.kind
-            (measured if gain.kind == "measured" else modelled).append(row)
+    for name, gain in ((name, gain) for name, gains in curves.items() for gain in gains):
+        row = name, gain.devices, f"{gain.ideal:g}", format_number(gain.rate), *format_gain(gain), gain.kind
+        (measured if gain.kind == "measured" else modelled).append(row)
     heads = ("series", "devices", "ideal", "tokens/s", "speed-up", "efficiency", "kind")
     blocks = [Table(heads, measured, "Scaling, measured"), ON_MEASURED]
     if any(len(gains) > 1 for gains in curves.values()):
@@ -194,10 +183,11 @@ def format_gain(gain: Gain) -> tuple[str, str]:
     return speedup, f"{100 * efficiency:.3g} % ({100 * low:.3g} to {100 * high:.3g})"
 
 
-def make_watched(path: str, samples: list[dict]) -> Section:
+def make_watched(path: Path) -> Section:
     """Make the section on what `sftlab metrics` measured meanwhile: use over time, and the summary."""
+    samples = monitor.read_samples(path)
     table, facts = monitor.summarise(samples)
-    frame = monitor.make_frame(samples[:: -(-len(samples) // MOST_POINTS)]).filter(like="%")
+    frame = samples.iloc[:: -(-len(samples) // MOST_POINTS)].filter(like="%")
     series = frame.astype(object).where(frame.notna(), None).to_dict("list")  # None leaves a gap
     chart = Chart(plots.lines([*frame.index.round(1)], series, "seconds", "%", "Use over time"))
     rows = monitor.format_values(table).reset_index().values.tolist()

@@ -64,9 +64,7 @@ class Run:
     step_seconds: StepSeconds
     peak_bytes: Annotated[list[FiniteFloat], SOME]  # of each rank: the most that it took, on a GPU its allocator
     flops_per_second_per_device: FiniteFloat
-    matrix_rate: FiniteFloat  # what plain matrix products reached on a device with all devices at work, FLOP/s
     utilisation: FiniteFloat | None  # of the data-sheet's peak, 0..1; None where that isn't known (CPUs)
-    utilisation_measured: FiniteFloat  # of matrix_rate
     losses: Annotated[list[FiniteFloat], SOME]  # of each step, the warm-up's first; the mean over the global batch
     first_loss: FiniteFloat
     last_loss: FiniteFloat
@@ -87,10 +85,7 @@ class Result:
 
     point: Point
     config: dict  # of TrainConfig
-    repeats: int  # as configured
-    machine: (
-        dict  # of `machine.merge_devices`, machines (on how many the processes ran), and of `measure.describe_node`
-    )
+    machine: dict  # of `machine.merge_devices`; machines: on how many the processes ran; of `measure.describe_node`
     versions: dict
     choices: dict  # what the trainer chose and why
     data: dict  # source, rows, distinct_rows (fewer where the source has no more), fingerprint
@@ -117,20 +112,13 @@ def read_result(path: Path) -> Result:
 
 
 def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
-    """Return (the results in a folder by model, rows, scaling and devices, what is wrong with the other files, a line each).
-
-    A point that has fewer repeats than configured counts as it is, and is named, too.
-    """
+    """Return (the results in a folder by model, rows, scaling and devices, what is wrong with the other files, a line each)."""
     found, problems = [], []
     for path in sorted(Path(folder).glob("[!.]*.json")):
         if path.name == "summary.json":  # of `sftlab metrics`
             continue
         try:
-            result = read_result(path)
+            found.append(read_result(path))
         except ValueError as error:
             problems.append(f"{path}: {error}; left out")
-            continue
-        found.append(result)
-        if len(result.runs) < result.repeats:
-            problems.append(f"{path}: {len(result.runs)} of {result.repeats} repeats; counted as it is")
     return sorted(found, key=lambda r: (r.point.model, r.point.samples, r.point.scaling, r.point.devices)), problems

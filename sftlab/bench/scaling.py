@@ -20,7 +20,6 @@ from sftlab.memory import dry_run
 
 # What differs from point to point of a series, or doesn't change its speed.
 VARIES = ("batch_size", "gradient_accumulation_steps", "max_steps", "output_dir", "dataset_path", "seed")
-METHODS = ("ddp", "zero1", "zero2", "zero3")
 NODES = (2, 4, 8)  # for which bounds are given, beside the nodes that were measured
 BOUNDS = ("modelled, no overlap", "modelled, full overlap")
 
@@ -143,7 +142,7 @@ def list_series(found: list[Result]) -> list[Series]:
 class Job:
     """What a training run exchanges, in bytes as they are sent."""
 
-    method: str  # one of METHODS
+    method: str  # ddp, zero1, zero2 or zero3
     weights: float  # all of them, frozen ones, too
     gradients: float  # of the trained weights, which are as many bytes themselves
 

@@ -33,7 +33,7 @@ from sftlab.train import distributed
 def measure_point(plan: dict) -> dict | None:
     """Train as planned and return what the first process writes: run, machine, versions, choices.
 
-    plan: point, config, untimed, steps, threads.
+    plan: point, config, untimed, steps.
     """
     from sftlab.train import forecast
     from sftlab.train import run as train_run
@@ -42,14 +42,12 @@ def measure_point(plan: dict) -> dict | None:
     with distributed.initialized(config) as world:
         if world.size != point.devices:
             raise UserError(f"devices: {world.size} processes were started for {point.devices}. Start as many.")
-        bf16, _ = train_run.choose_precision(config)  # once all are there, so that they measure at the same time
-        rate = duration.measure_rate(bf16)
         trainer = train_run.make_trainer(config)
         keep_whole_steps(trainer, point.global_batch)
         timer = StepTimer(trainer, plan["untimed"], plan["steps"])
         with forecast.advising(config, trainer.expected["memory"]):
             trainer.train()
-        mine = timer.summarise() | {"rate": rate, "peak": machine.read_peak(), "host": platform.node()}
+        mine = timer.summarise() | {"peak": machine.read_peak(), "host": platform.node()}
         mine["device"] = machine.name_device()
         parts = distributed.gather(mine)
         if world.rank:
@@ -59,8 +57,9 @@ def measure_point(plan: dict) -> dict | None:
         lengths = list(packed)  # of all samples; the timed ones are as long on average
         work = duration.count_step(trainer.model, lengths, shared, config.batch_size) / sum(lengths) * mine["tokens"]
         used = sum(part["used"] for part in parts[: world.local_size])  # of the processes of the first machine
-        run = combine(parts, point, work, used, plan | {"bf16": bf16, "begun": timer.started})
         choices = {name: why for name, why in trainer.choices.items() if name != "time"}
+        bf16 = choices["precision"].startswith("bfloat16")
+        run = combine(parts, point, work, used, plan | {"bf16": bf16, "begun": timer.started})
         attention = getattr(trainer.model.config, "_attn_implementation", None)  # what is really used
         choices["attention"] = f"{attention}: {choices['attention'].split(': ', 1)[-1]}"
         devices = machine.merge_devices([part["device"] for part in parts])
@@ -73,7 +72,7 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
     window, first = max(part["window"] for part in parts), parts[0]
     tokens, gpu = first["tokens"], first["device"]["gpu"]  # the trainer counts tokens over all processes
     middle, low, high = numpy.percentile(first["seconds"], (50, 10, 90)).tolist()
-    rate, per_device = statistics.mean(part["rate"] for part in parts), work / window / point.devices
+    per_device = work / window / point.devices
     peak = duration.find_peak(gpu) if gpu and plan["bf16"] else None
     losses = [statistics.mean(step) for step in zip(*(part["losses"] for part in parts), strict=True)]
     return Run(
@@ -83,9 +82,7 @@ def combine(parts: list[dict], point: Point, work: float, used: float, plan: dic
         step_seconds=StepSeconds(middle, low, high, len(first["seconds"]), plan["untimed"]),
         peak_bytes=[part["peak"] for part in parts],
         flops_per_second_per_device=per_device,
-        matrix_rate=rate,
         utilisation=per_device / peak if peak else None,
-        utilisation_measured=per_device / rate,
         losses=losses,
         first_loss=losses[0],
         last_loss=losses[-1],
@@ -163,11 +160,9 @@ def main(arguments: list[str]) -> int:
     """Measure a plan, write the outcome, and return the exit code."""
     plan_file, out = (Path(text) for text in arguments if not text.startswith("--local_rank"))
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
-    os.environ["OMP_NUM_THREADS"] = str(plan["threads"])  # the launchers set their own
     from sftlab.models import load
 
     load.quiet_libraries()
-    torch.set_num_threads(plan["threads"])
 
     def run() -> int:
         if measured := measure_point(plan):

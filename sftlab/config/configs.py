@@ -8,7 +8,6 @@ The command line, the notebooks' parameters and the forms are made from these fi
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from sftlab.config import conflicts
 from sftlab.config.options import Options, coerce, option
@@ -212,7 +211,6 @@ class BenchmarkConfig(Options):
     repeats: int = option(3, "how often each point is measured, in turn with the others", low=1)
     output_dir: str = option("results", "the folder that gets a JSON file per point")
     hostfile: str | None = option(None, "file with a line `host slots=8` for each node; default: this machine")
-    oversubscribe: bool = option(False, "measure more processes than cores, too; the results say so")
     overwrite: bool = option(False, "measure points again that --output-dir holds")
 
     def check(self) -> None:
@@ -221,8 +219,6 @@ class BenchmarkConfig(Options):
         if len(self.nodes) == 1:
             [most] = self.nodes
             self.nodes = [*(2**n for n in range(most.bit_length()) if 2**n < most), most]
-        if self.hostfile and not Path(self.hostfile).is_file():
-            raise UserError(f"hostfile: no file {self.hostfile}. Write a line for each node: `host slots=8`.")
 
 
 def parse_counts(name: str, values: list) -> list[int]:

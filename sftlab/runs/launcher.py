@@ -28,7 +28,6 @@ from sftlab.train import folder as run_folder
 PASSED_ON = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE", "TORCH_", "NCCL_", "GLOO_")
 NOT_FOR_SLURM = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # right on this machine, maybe not on a node
 PROGRAMS = Path(sys.executable).parent
-PRINTED = 15  # lines of a failed rank's log
 
 
 def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
@@ -164,9 +163,8 @@ def report_failure(log_dir: Path, asked: bool) -> int:
     if asked and not failed.reason:
         print(f"sftlab: stopped; add --resume to the same command to resume. Logs: {log_dir}", file=sys.stderr)
         return 130
-    lines = [f"  {line}" for line in logs.read_end(failed.log).splitlines() if line.strip()][-PRINTED:]
-    last = f"Its last lines ({failed.log}):" if lines else f"It wrote no error ({failed.log})."
-    print("\n".join([f"\nsftlab: {failed}; the others were ended. {last}", *lines]), file=sys.stderr)
+    last = f"Its last lines ({failed.log}):" if failed.last_lines else f"It wrote no error ({failed.log})."
+    print("\n  ".join([f"\nsftlab: {failed}; the others were ended. {last}", *failed.last_lines]), file=sys.stderr)
     return failed.code
 
 

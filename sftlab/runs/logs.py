@@ -15,6 +15,7 @@ from sftlab.train import distributed
 
 LOG = "run.log"
 LAST_BYTES = 20_000  # of a log are read to show its end
+PRINTED = 15  # lines of a failed process's log
 LAST_LINES = 12  # that may follow the error a process ended with: the rest of its text, warnings at its clean-up
 TRACEBACK = "Traceback (most recent call last):"
 REFUSAL = re.compile(r"(?:^\s*|\])sftlab: (?!interrupted)(.+)", re.M)  # ]: of a progress bar before it
@@ -63,6 +64,10 @@ class FailedProcess:
     log: Path
     reason: str = ""
     code: int = 1
+
+    @property
+    def last_lines(self) -> list[str]:
+        return [line for line in read_end(self.log).splitlines() if line.strip()][-PRINTED:]
 
     def __str__(self) -> str:
         who = "a process" if self.rank is None else f"rank {self.rank}"
