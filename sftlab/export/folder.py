@@ -166,7 +166,7 @@ def save_merged(run: saved.Run, probe, config: ExportConfig, new: Path) -> dict:
         weight.data = weight.data.to(getattr(torch, config.dtype))
     model.config.use_cache = True  # the trainer may have turned it off
     model.save_pretrained(new)
-    kept = read_model(model, probe, answer=False)
+    kept = read_model(model, probe)
     del model
     free_memory()
     gpu = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None

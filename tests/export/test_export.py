@@ -148,10 +148,10 @@ def test_a_fault_of_merge_file_or_disk_puts_nothing_in_place(
 
 
 def test_an_answer_that_ends_elsewhere_is_a_difference():
-    answers = [[[0, 1], [0]], [[0, 1], [0, 1]], [[0, 2], [0]]]
-    read = [checks.Reading(torch.eye(3), one, [torch.eye(3), torch.eye(3)]) for one in answers]
-    gaps = [checks.find_gap(read[0], other) for other in read]
-    assert gaps == [0, float("inf"), pytest.approx(1 / torch.eye(3).std().item())]
+    read = [checks.Reading(torch.eye(3), answers) for answers in ([[0, 1], [0]], [[0, 1], [0, 1]])]
+    assert checks.require_close("reloaded", read[0], read[0], 0)["answers_differ"] == 0
+    with pytest.raises(UserError, match="against saved: 1 of 2 answers differ"):
+        checks.require_close("reloaded", *read, 0)
 
 
 def test_a_template_or_a_token_that_is_lost_is_named(tuned_run):
