@@ -65,8 +65,8 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen, whole):
     home.mkdir()
     (home / "token").write_text(TOKEN)
     (home / "token").chmod(0o600)
-    look = "from sftlab.hub import token\nprint(token.find_token(), repr(token.find_token()))\ntoken.find_token()"
-    write_notebook(tmp_path / "own.ipynb", look, "from sftlab.hub import access\naccess.check('planted/private')")
+    look = "from sftlab.hub import token\nprint(token.describe_status())\ntoken.describe_status()"
+    write_notebook(tmp_path / "own.ipynb", look, "from sftlab.hub import access\naccess.check_all(['planted/private'])")
     environment = os.environ | {"HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_ENDPOINT": serve(Hub), "HF_HUB_OFFLINE": "0",
                                 "HF_HUB_VERBOSITY": "debug", "HOME": str(tmp_path)}  # fmt: skip
     train = ["train", "--dataset-path", str(dataset), "--use-lora", "--max-steps", "2", "--max-length", "64", "--eval-samples", "4",

@@ -27,11 +27,6 @@ class Access:
     what_to_do: str
 
 
-def check(model: str) -> Access:
-    """How one model stands, by its Hub id, its short name in the catalogue, or a folder."""
-    return check_all([model])[0]
-
-
 def check_all(names: list[str] | None = None) -> list[Access]:
     """How models stand, the whole catalogue if none is named. The Hub is looked for once, briefly, for all of them."""
     names = list(names or [model.hub_id for model in catalog.MODELS])
@@ -63,7 +58,7 @@ def find_state(name: str, reached: bool) -> tuple[str, str]:
         if not reached:
             return "cached" if download.find_snapshot(name) else hub_client.name_silence(), ""
         page = HfApi().model_info(name, expand=["gated", "private"], timeout=15)
-        hub_client.ask(f"/api/models/{name}/auth-check")
+        HfApi().auth_check(name)
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         return hub_client.read_state(error)
     return ("private" if page.private else "granted" if page.gated else "public"), ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import constants, errors, get_token
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import get_session
 
 from sftlab.errors import UserError
 
@@ -43,16 +43,6 @@ def is_offline() -> bool:
 def name_silence() -> str:
     """The name of the state of a Hub that can't be asked."""
     return "offline" if is_offline() else "no network"
-
-
-def ask(path: str, token: str | None = None, timeout: float = 15.0):
-    """The Hub's response to GET `path`, with huggingface_hub's errors; its own methods for these paths have no time limit.
-
-    token: another one than huggingface_hub would take. timeout: seconds.
-    """
-    response = get_session().get(constants.ENDPOINT + path, headers=build_hf_headers(token=token), timeout=timeout)
-    hf_raise_for_status(response)
-    return response
 
 
 def explain_state(state: str, name: str, kind: str = "model", said: str = "") -> tuple[str, str]:

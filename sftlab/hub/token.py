@@ -11,34 +11,15 @@ import os
 import stat
 import sys
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import constants, errors, get_token
+from huggingface_hub import HfApi, constants, errors, get_token
 
 from sftlab.errors import TOKEN, UserError
 from sftlab.hub import client as hub_client
 from sftlab.hub.client import TOKENS
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # as huggingface_hub reads them, in this order
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token and where it comes from: the variable's name, or the file. Its value is in no repr."""
-
-    value: str = field(repr=False)
-    source: str
-
-    @property
-    def shown(self) -> str:
-        return f"hf_…{self.value[-4:]}"
-
-
-def find_token() -> Token | None:
-    """The token that huggingface_hub's client would send, or None."""
-    value = get_token()
-    return Token(value, [*list_variables(), constants.HF_TOKEN_PATH][0]) if value else None
 
 
 def list_variables() -> list[str]:
@@ -87,7 +68,7 @@ def ask_account(value: str) -> tuple[str, list[str]]:
     try:
         if not hub_client.reach():
             raise ConnectionError
-        person = hub_client.ask("/api/whoami-v2", token=value).json()
+        person = HfApi().whoami(token=value)
     except (errors.HTTPError, ConnectionError) as error:
         state, said = hub_client.read_state(error)
         state = "wrong token" if state == "not found" else state
@@ -121,20 +102,20 @@ def save_token() -> list[str]:
     path.unlink(missing_ok=True)  # its mode may be another
     path.touch(mode=0o600)
     path.write_text(value, encoding="utf-8")
-    stored = f"stored: {Token(value, '').shown} in {path}, readable by you alone (mode 0600)"
+    stored = f"stored: hf_…{value[-4:]} in {path}, readable by you alone (mode 0600)"
     return [stored, *lines, *warn_of_variables()]
 
 
 def describe_status() -> tuple[list[str], bool]:
     """(the token, its source, file, account and rights, as lines; whether there is one that the Hub doesn't refuse)."""
-    token, path = find_token(), Path(constants.HF_TOKEN_PATH)
-    if token is None:
+    value, path = get_token(), Path(constants.HF_TOKEN_PATH)
+    if not value:
         return [f"no token: neither HF_TOKEN nor {path}. Only gated models need one: `sftlab token`"], False
-    lines = [f"token: {token.shown}, from {token.source}"]
+    lines = [f"token: hf_…{value[-4:]}, from {[*list_variables(), path][0]}"]
     if path.is_file():
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             lines.append(f"{path} has mode {mode:04o}: others here can read it. chmod 600 {path}")
         lines += warn_of_variables()
-    state, account = ask_account(token.value)
+    state, account = ask_account(value)
     return lines + account, state not in hub_client.TOKEN_FAULTS

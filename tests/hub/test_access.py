@@ -38,7 +38,7 @@ NOWHERE = "http://127.0.0.1:9"
 )
 def test_each_state_is_told_apart(token, name, state, words, hub_address, tmp_path):
     with stand_in.visiting(hub_address, tmp_path, token and stand_in.TOKENS[token]):
-        found = access.check(name)
+        [found] = access.check_all([name])
     assert found.state == state and found.usable == (not words) and words in found.what_to_do
     assert not list(tmp_path.iterdir())  # nothing is fetched
 
@@ -54,14 +54,14 @@ def test_what_needs_no_hub_and_what_is_in_the_cache(hub_address, tmp_path, monke
         error = str(hub_client.explain("lab/granted", "model", ConnectionError()))
         assert error.startswith("model lab/granted: not on this machine, and the Hub can't be reached. Connect")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert access.check("lab/granted").state == "offline"
+    assert access.check_all(["lab/granted"])[0].state == "offline"
 
 
 @pytest.mark.parametrize("name", ["pending", "none", "granted"])
 def test_loading_and_access_explain_a_state_in_the_same_words(name, hub_address, tmp_path):
     token = stand_in.TOKENS["no gated right" if name == "granted" else "read"]
     with stand_in.visiting(hub_address, tmp_path, token):
-        found = access.check(f"lab/{name}")
+        [found] = access.check_all([f"lab/{name}"])
         with pytest.raises(UserError) as caught:
             load.locate(f"lab/{name}")
         assert str(caught.value) == f"model lab/{name}: {found.means}. {found.what_to_do}"
