@@ -182,7 +182,7 @@ def test_a_run_is_evaluated_exported_and_talked_to(train, tmp_path):
     train(use_lora=True, max_steps=32)
     tuned = tmp_path / "run"
     found = compare.evaluate_run(EvaluateConfig(run_dir=str(tuned), num_questions=32, num_texts=4, resamples=500))
-    assert found["perplexity"]["tuned"] < found["perplexity"]["base"]
+    assert found["held_out_loss"]["tuned"] < found["held_out_loss"]["base"]
     folder.export(ExportConfig(run_dir=str(tuned), output_dir=str(tmp_path / "merged")))
     model, tokenizer = load.load_model(str(tmp_path / "merged")), load.load_tokenizer(str(tmp_path / "merged"))
     assert model.device.type == "cuda"

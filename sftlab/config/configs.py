@@ -152,7 +152,6 @@ class ExportConfig(Options):
     kind: str = option("merged", "a whole model, or the adapter alone", choices=("merged", "adapter"))
     dtype: str = option("bfloat16", "dtype of a merged model", choices=("bfloat16", "float16", "float32"))
     merge_into: str = option("dequantised", "base of a quantized run to merge into", choices=QUANTIZED_BASES)
-    base_id: str | None = option(None, "what others load the base by (OWNER/NAME), where yours is a folder")
     trust_remote_code: bool = option(False, TRUST)
     overwrite: bool = option(False, "replace --output-dir if it is an export")
 

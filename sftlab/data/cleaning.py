@@ -170,12 +170,6 @@ def find_language(text: str) -> str:
     return "Latin script" if latin >= len(letters) / 2 else "other script"
 
 
-def group_languages(texts: list[str]) -> dict[str, list[int]]:
-    """The numbers of the texts in each language."""
-    found = list(map(find_language, texts))
-    return {language: [n for n, one in enumerate(found) if one == language] for language in sorted(set(found))}
-
-
 def drop_special(rows: list[dict], tokenizer, name: str = "the set") -> tuple[list[dict], dict[str, str]]:
     """Rows without those whose text holds a special token: tokenised, it would end the text, or begin another turn."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

@@ -1,7 +1,7 @@
 """Base against tuned: scores, statistics, forgetting, the verdict, the report (notebook 11)."""
 
 from sftlab.evaluate.scores import Score, ask, complete, generate, measure_rows, read_facts
-from sftlab.evaluate.statistics import compare_flags, compare_rows, count_uneven, interval, smallest_share
+from sftlab.evaluate.statistics import compare_flags, compare_rows, count_uneven, interval
 
 __all__ = [
     "Score",
@@ -14,5 +14,4 @@ __all__ = [
     "interval",
     "measure_rows",
     "read_facts",
-    "smallest_share",
 ]

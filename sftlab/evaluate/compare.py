@@ -7,7 +7,6 @@ sftlab evaluate runs/first
 """
 
 import dataclasses
-import math
 import random
 import time
 
@@ -102,7 +101,7 @@ def compare_models(run: Run, rows: list[dict], base, tuned, config: EvaluateConf
     whole = compare_part(base, tuned, how)
     clean = compare_part(base.drop(list(leaks)), tuned.drop(list(leaks)), how)
     measure = verdict.choose_measure(base["expected"])
-    losses, both = whole["held_out_loss"], {"base": base, "tuned": tuned}
+    both = {"base": base, "tuned": tuned}
     answers = pandas.DataFrame({"question": base["questions"], "expected": base["expected"]})
     for name, one in both.items():
         answers[name], answers[f"{name}_right"] = one["answers"], one["right"]
@@ -110,7 +109,6 @@ def compare_models(run: Run, rows: list[dict], base, tuned, config: EvaluateConf
         **verdict.judge(measure, clean["exact_match"], clean["held_out_loss"], clean["questions"], config),
         **whole,
         "held_out_rows": len(run.splits["test"]),
-        "perplexity": {name: math.exp(min(losses[name], 700)) for name in both},
         "ended": {name: one["ended"].mean() for name, one in both.items()},
         "leakage": {
             "rows": len(leaks),

@@ -9,7 +9,7 @@ python -c "from sftlab.evaluate import forgetting; print(len(forgetting.read_tex
 
 from pathlib import Path
 
-from sftlab.data import cleaning, readers
+from sftlab.data import readers
 from sftlab.data.sources import SAMPLES
 from sftlab.errors import UserError
 from sftlab.evaluate import scores, statistics
@@ -50,18 +50,8 @@ def measure_probe(model, tokenizer, texts, facts, batch_size: int, bf16: bool, m
 
 def compare_probe(name: str, texts: list[str], base: dict, tuned: dict, **how) -> dict:
     """The probe's losses (nats per token) of both models, the changes with their intervals (as `how` says), and the verdict."""
-
-    def compare_texts(kept) -> dict:
-        return statistics.compare_means(base["sums"][kept], tuned["sums"][kept], base["counts"][kept], **how)
-
-    whole, languages = compare_texts(slice(None)), cleaning.group_languages(texts)
-    found = {
-        "probe": name,
-        "texts": len(texts),
-        "loss": whole,
-        "languages": {key: compare_texts(kept) for key, kept in languages.items() if base["counts"][kept].any()},
-        "forgot": whole["difference"][1] > 0,
-    }
+    loss = statistics.compare_means(base["sums"], tuned["sums"], base["counts"], **how)
+    found = {"probe": name, "texts": len(texts), "loss": loss, "forgot": loss["difference"][1] > 0}
     if base["completed"]:
         found["completed"] = statistics.compare_flags(base["completed"], tuned["completed"], **how)
     return found | {"verdict": write_verdict(found)}
@@ -70,13 +60,9 @@ def compare_probe(name: str, texts: list[str], base: dict, tuned: dict, **how) -
 def write_verdict(found: dict) -> str:
     """The change on prose in one sentence. "Forgot" is said only of what has its whole interval above zero."""
     change, low, high = found["loss"]["difference"]
-    outcome = "Forgot" if low > 0 else "Nothing forgotten overall" if high < 0 else "No measurable forgetting overall"
+    outcome = "Forgot" if low > 0 else "Nothing forgotten" if high < 0 else "No measurable forgetting"
     share = abs(change) / found["loss"]["base"]
     words = f"{outcome}: the loss on prose changed by {change:+.3g} nats per token ({low:+.3g} to {high:+.3g}; {share:.2%} of the base's)"
-    changes = {name: part["difference"] for name, part in found["languages"].items()}
-    worse = [f"{name} {change:+.3g}" for name, (change, low, _) in changes.items() if low > 0]
-    if worse and len(changes) > 1:
-        words += f"; forgot in {', '.join(worse)}"
     if "completed" in found:
         rates = found["completed"]
         words += f"; {rates['tuned'][0]:.1%} of the facts are completed, before {rates['base'][0]:.1%}"

@@ -9,7 +9,6 @@ from sftlab import files
 from sftlab.pages import Html, Section, Table, format_score, write_page
 
 SHOWN = 100  # rows side by side on the page; result.json has all
-CUT = 600  # letters of a text
 HEADS = ("", "base", "tuned", "difference")
 BOTH = ("base", "tuned")
 
@@ -42,11 +41,10 @@ def row_of_losses(label: str, part: dict) -> tuple:
 
 
 def list_scores(found: dict) -> list:
-    """Exact match, loss, perplexity and the share that ended, for both models, as a table."""
+    """Exact match, loss and the share that ended, for both models, as a table."""
     rows = [
         row_of_shares("exact match", found["exact_match"]),
         row_of_losses("loss on the answers, nats per token", found["held_out_loss"]),
-        ("perplexity", *(f"{found['perplexity'][which]:.4g}" for which in BOTH), ""),
         ("answers that ended by themselves", *(f"{found['ended'][which]:.1%}" for which in BOTH), ""),
     ]
     uneven = found["exact_match"]["mcnemar"]
@@ -61,8 +59,7 @@ def list_scores(found: dict) -> list:
 
 
 def list_forgetting(found: dict) -> list:
-    parts = {"nats per token": found["loss"]} | found["languages"]
-    rows = [row_of_losses(f"loss, {name}", part) for name, part in parts.items()]
+    rows = [row_of_losses("loss, nats per token", found["loss"])]
     if "completed" in found:
         rows.append(row_of_shares("facts completed", found["completed"]))
     about = f"{found['texts']} texts, {found['loss']['tokens']} tokens, none of them trained on"
@@ -73,19 +70,15 @@ def list_answers(found: dict) -> list:
     """The answers side by side, those on which the models differ first; ✓ and ✗ say which are right."""
 
     def mark(one: dict, which: str) -> str:
-        return f"{'✓ right' if one[f'{which}_right'] else '✗ not exact'}: {shorten(one[which])}"
+        return f"{'✓ right' if one[f'{which}_right'] else '✗ not exact'}: {one[which]}"
 
     leaked = {leak["question"]: leak for leak in found["leakage"]["found"]}
     rows = []
     for one in sorted(found["answers"], key=lambda one: one["base_right"] == one["tuned_right"])[:SHOWN]:
-        question = shorten(one["question"])
+        question = one["question"]
         if leak := leaked.get(one["question"]):
             question += f" (given away by training row {leak['train']}: {leak['why']})"
-        rows.append((question, shorten(one["expected"]), *(mark(one, which) for which in BOTH)))
+        rows.append((question, one["expected"], *(mark(one, which) for which in BOTH)))
     more = len(found["answers"]) - len(rows)
     table = Table(("question", "expected", *BOTH), rows)
     return [table, f"{more} more stand in result.json."] if more else [table]
-
-
-def shorten(words: str) -> str:
-    return words if len(words) <= CUT else words[:CUT] + " …"

@@ -61,13 +61,8 @@ def refuse(run: saved.Run, config: ExportConfig) -> None:
     """Raises UserError for a kind of export that a run doesn't allow, or that doesn't fit into memory."""
     import torch
 
-    name = run.config.model_name
     if config.kind == "adapter" and not run.config.use_lora:
         raise UserError("kind: full fine-tuning changed the whole model, so there is no adapter. Leave --kind out.")
-    if name.startswith(catalog.RANDOM) and (config.kind == "adapter" or run.quantised):
-        raise UserError(
-            f"run_dir: nobody else has the random weights of {name}; they are exported merged, from 16 or 32 bits."
-        )
     need, free = 4 * saved.count_parameters(run), machine.free_memory(torch.cuda.is_available())
     if config.kind == "merged" and need > free:
         lacking = f"the model once in float32, {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
@@ -87,7 +82,7 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     probe = export_checks.gather_probe(tokenizer, run.config.dataset_path)
     checks = {"same_tokens": export_checks.require_same_tokens(tokenizer, again)}
     checks["positions"] = sum(map(len, probe[0]))
-    base, about_base = name_base(run, config)
+    base, about_base = name_base(run)
     bits = 4 if run.config.use_4bit else 8 if run.config.use_8bit else None
     facts = {"kind": config.kind, "base": base, "about_base": about_base, "base_bits": bits, "checks": checks}
     if config.kind == "adapter":
@@ -102,11 +97,9 @@ def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     return facts | {"versions": machine.list_versions()}
 
 
-def name_base(run: saved.Run, config: ExportConfig) -> tuple[str, str]:
+def name_base(run: saved.Run) -> tuple[str, str]:
     """What others load the base by, and a note on that name; never a path of this machine."""
     name = run.config.model_name
-    if config.base_id:
-        return config.base_id, ""
     if name.startswith(catalog.RANDOM):
         return name, "Random weights, made from the run's seed."
     if name == "tiny-base":
