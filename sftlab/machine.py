@@ -67,28 +67,20 @@ def set_allocator(keep: bool) -> None:
 
 
 def free_memory(gpu: bool) -> int:
-    """Bytes that this process may still take: of the GPU, or what is free of main memory within the process's limits."""
-    import resource
-
+    """Bytes that this process may still take: of the GPU, or what is free of main memory within its container's limit."""
     import psutil
 
     if gpu:
         import torch
 
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
-    own = psutil.Process().memory_info()
     limits = [psutil.virtual_memory().available]
-    if sys.platform == "linux":
-        for kind, used in ((resource.RLIMIT_AS, own.vms), (resource.RLIMIT_DATA, own.data)):
-            most = resource.getrlimit(kind)[0]
-            if most != resource.RLIM_INFINITY:
-                limits.append(most - used)
-        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where there is no limit
-            group = Path("/sys/fs/cgroup")
-            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            cached = int(facts["inactive_file"])  # this goes when it's needed
-            used = int((group / "memory.current").read_text()) - cached
-            limits.append(int((group / "memory.max").read_text()) - used)
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where there is no limit; Linux alone has the files
+        group = Path("/sys/fs/cgroup")
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(facts["inactive_file"])  # this goes when it's needed
+        used = int((group / "memory.current").read_text()) - cached
+        limits.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(limits))
 
 
@@ -226,10 +218,8 @@ def find_gpus() -> tuple[list, str]:
 
     All GPUs of the machine, whatever CUDA_VISIBLE_DEVICES says.
     """
-    try:
-        import pynvml
-    except ImportError:
-        return [], "the package nvidia-ml-py is not installed"
+    import pynvml
+
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -262,13 +252,11 @@ def read_gpus() -> list[tuple[int | None, int | None]]:
 
 
 def ask(question: str, *arguments):
-    """NVML's answer, text as str (bytes before 11.5), or None where this GPU or driver doesn't know or the GPU is lost."""
+    """NVML's answer, or None where this GPU or driver doesn't know or the GPU is lost."""
     import pynvml
 
     with contextlib.suppress(pynvml.NVMLError):
-        answer = getattr(pynvml, question)(*arguments)
-        return answer.decode() if isinstance(answer, bytes) else answer
-    return None
+        return getattr(pynvml, question)(*arguments)
 
 
 # How long torch's threads wait awake for each other, decided before torch is loaded.

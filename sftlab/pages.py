@@ -68,11 +68,6 @@ def format_score(value) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def preformatted(value: object) -> Html:
-    """A block of text whose lines and spaces stay as they are."""
-    return Html("<pre>{}</pre>").format(value)
-
-
 def link(name: str, words: str) -> Html:
     """A link to a file beside the page."""
     return Html('<a href="{}">{}</a>').format(quote(name), words)

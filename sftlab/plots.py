@@ -7,10 +7,10 @@ the same figure, so that no browser is needed.
     python -c "from sftlab import plots; print(plots.summarise(plots.score_bars({'before': (.1, .05, .2)})))"
 """
 
-import functools
 import io
 import itertools
 import json
+import logging
 import math
 import textwrap
 import warnings
@@ -18,7 +18,7 @@ import warnings
 # Okabe and Ito's colour-blind safe palette, the two with least contrast on white last (jfly.uni-koeln.de/color).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
-JAPANESE_FONTS = "Noto Sans CJK JP,Noto Sans JP,IPAexGothic,IPAGothic,Hiragino Sans,Yu Gothic,MS Gothic".split(",")
+FONTS = "DejaVu Sans,Noto Sans CJK JP,Noto Sans JP,IPAexGothic,IPAGothic,Hiragino Sans,Yu Gothic,MS Gothic".split(",")
 GREY = "#787878"  # contrast above 4:1 on white and on JupyterLab's dark background
 SLACK = 1e-9  # the ends of an interval come rounded
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -155,7 +155,8 @@ def draw_static(fig, kind="png", ink="black", ground="white") -> bytes:
     from matplotlib.figure import Figure
 
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    style = {"font.family": _find_fonts(), "svg.hashsalt": "sftlab"} | dict.fromkeys(inked, ink)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # which of the fonts are not here
+    style = {"font.family": FONTS, "svg.hashsalt": "sftlab"} | dict.fromkeys(inked, ink)
     style |= {"axes.facecolor": ground, "figure.facecolor": ground}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -181,15 +182,6 @@ def draw_static(fig, kind="png", ink="black", ground="white") -> bytes:
             axes.legend(frameon=False)
         figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return picture.getvalue()
-
-
-@functools.cache
-def _find_fonts() -> list[str]:
-    """matplotlib's own font, and behind it one with Japanese letters where there is one."""
-    from matplotlib import font_manager
-
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *[name for name in JAPANESE_FONTS if name in known][:1]]
 
 
 def _draw(trace, axes, ink: str) -> None:

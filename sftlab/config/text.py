@@ -63,26 +63,20 @@ def parse(text: str, where: str) -> dict:
     import yaml
 
     try:
-        top = yaml.compose(text, Loader=yaml.BaseLoader)  # every value as it stands: the options' types read it
+        found = yaml.load(text, yaml.BaseLoader)  # every value as it stands: the options' types read it
     except yaml.YAMLError as error:
         raise UserError(f"{where}: no YAML: {' '.join(str(error).split())}. Write `option: value`.") from error
-    if top is None:
-        return {}
-    if not isinstance(top, yaml.MappingNode):
+    if not isinstance(found or {}, dict):
         raise UserError(f"{where}: no options in it. Write one on a line, as `lora_r: 8`, or all as `{{lora_r: 8}}`.")
-    values: dict = {}
-    for key, node in top.value:
-        name, line = str(key.value).replace("-", "_"), f"{where}, line {key.start_mark.line + 1}"
+    values = {}
+    for key, value in (found or {}).items():
+        name = key.replace("-", "_")
         if name not in FIELDS:
-            raise UserError(f"{line}: sftlab train has no option {key.value!r}.{near_match(name, FIELDS)}")
-        if name in values:
-            raise UserError(f"{line}: {name} stands there twice; leave one out.")
-        if not isinstance(node, yaml.ScalarNode):
-            raise UserError(f"{line}: {name} takes one value, as `{name}: {FIELDS[name].default}`.")
+            raise UserError(f"{where}: sftlab train has no option {key!r}.{near_match(name, FIELDS)}")
         try:
-            values[name] = check_value(FIELDS[name], node.value)
+            values[name] = check_value(FIELDS[name], value)
         except UserError as error:
-            raise UserError(f"{line}: {error}") from None
+            raise UserError(f"{where}: {error}") from None
     return values
 
 

@@ -77,7 +77,7 @@ def judge(number: str, answer, names: dict) -> tuple[bool, str]:
 
     def holds(expression: str) -> bool:
         try:
-            return bool(eval(expression, dict(known)))
+            return bool(eval(expression, known))
         except Exception:  # an answer of another kind: a text for a number, a function that raises
             return False
 
@@ -143,13 +143,13 @@ def prove(number: str, names: dict) -> None:
     """Raise AssertionError unless the folded solution is right and every wrong answer gets the words meant for it."""
     answers = []
     quiet = SimpleNamespace(**vars(names["course"]) | {"check": lambda *given: answers.append(given)})
-    own = dict(names) | {"course": quiet}
+    own = names | {"course": quiet}
     exec(find_solution(number), own)
     assert [given[0] for given in answers] == [number], f"{number}: the solution must end in course.check"
     right, words = judge(number, answers[0][1], own)
     assert right, f"{number}: the folded solution isn't right: {words}"
     for case in find_exercise(number)["wrong"]:
-        answer = eval(case["like"], dict(own))
+        answer = eval(case["like"], own)
         found = judge(number, answer, own)
         assert answer is ... or found == (False, case["say"]), f"{number}: {case['like']} is answered by {found}"
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sftlab import files, plots
 from sftlab.course.headless import find_notebooks, run_notebooks
-from sftlab.errors import UserError
+from sftlab.errors import run_guarded
 
 KEPT = ("text/plain", "text/html", "text/markdown", "text/latex", "image/png", "image/svg+xml", plots.PLOTLY_MIME)
 LIMIT = 400_000  # bytes of a notebook, which GitHub still shows
@@ -99,17 +99,16 @@ def main(paths: list[str]) -> int:
     notebooks = [found for path in paths or [files.ROOT / "notebooks"] for found in find_notebooks(Path(path))]
     stale = [path for path in notebooks if find_faults(path)]
     print(f"{len(stale)} of {len(notebooks)} notebooks to run")
+    left = []
     with tempfile.TemporaryDirectory() as folder:
         for path in stale:
             (ended,) = run_notebooks([path], {}, Path(folder) / path.stem, profile="cpu")
             if ended["status"] == "completed":
                 store_outputs(path, Path(folder) / path.stem / path.name)
-                print(f"{path.stem}: {'; '.join(find_faults(path)) or 'stored'}")
-    return int(any(find_faults(path) for path in notebooks))
+            left += (faults := find_faults(path))
+            print(f"{path.stem}: {'; '.join(faults) or 'stored'}")
+    return int(bool(left))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(run_guarded(lambda: main(sys.argv[1:]), sys.argv[1:]))

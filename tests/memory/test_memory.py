@@ -1,6 +1,5 @@
 """The memory estimate: weights exact, a step's peak as counted on real tensors, advice that makes a run fit and no more."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -126,13 +125,6 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     totals = [estimate(replace(config, batch_size=count), plan).total for count in (batch, 2 * batch)]
     assert batch > 1 and totals[0] <= room < totals[1]
     assert length >= 16 and estimate(config, plan, length).total <= room
-
-
-def test_free_memory_is_known_without_linuxs_files(monkeypatch):
-    rss = type("pmem", (), {"rss": 10**9, "vms": 4 * 10**11})()  # what psutil returns on a Mac
-    monkeypatch.setattr("psutil.Process.memory_info", lambda self: rss)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert machine.free_memory(gpu=False) > 0
 
 
 @pytest.mark.parametrize("gigabytes", [80, pytest.param(24, marks=SLOW), pytest.param(10, marks=SLOW)])
