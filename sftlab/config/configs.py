@@ -324,7 +324,7 @@ class ModelsConfig(Options):
 class DoctorConfig(Options):
     """What `sftlab doctor` looks at: this machine and installation, or what is left of a run."""
 
-    target: str | None = option(None, "a run folder, results of `sftlab run`, a log, or - for standard input")
+    target: str | None = option(None, "a run folder, a log, or - for standard input")
 
 
 # Options by their name, for what checks single values: the parameters of notebooks.

@@ -192,8 +192,8 @@ def run(config: DoctorConfig) -> int:
     """`sftlab doctor`: 0 if nothing fails or went wrong, else 1."""
     if config.target:
         found = diagnosis.diagnose(config.target)
-        print("\n\n".join("\n".join(diagnosis.format_lines(one)) for one in found))
-        return 0 if all(one.healthy for one in found) else 1
+        print("\n".join(diagnosis.format_lines(found)))
+        return 0 if found.healthy else 1
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found
     lines = examine()
     print(format_report(lines))

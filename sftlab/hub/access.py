@@ -55,8 +55,10 @@ def find_state(name: str, reached: bool) -> tuple[str, str]:
     if is_here(name):
         return ("folder" if Path(name).is_dir() else "bundled"), ""
     try:
+        if not reached and download.find_snapshot(name):
+            return "cached", ""
         if not reached:
-            return "cached" if download.find_snapshot(name) else hub_client.name_silence(), ""
+            raise ConnectionError
         page = HfApi().model_info(name, expand=["gated", "private"], timeout=15)
         HfApi().auth_check(name)
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:

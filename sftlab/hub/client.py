@@ -40,11 +40,6 @@ def is_offline() -> bool:
     return constants.HF_HUB_OFFLINE is True
 
 
-def name_silence() -> str:
-    """The name of the state of a Hub that can't be asked."""
-    return "offline" if is_offline() else "no network"
-
-
 def explain_state(state: str, name: str, kind: str = "model", said: str = "") -> tuple[str, str]:
     """(what it means, what to do) for one model or data set; said: the Hub's own words."""
     words = {
@@ -76,7 +71,7 @@ def read_state(error: BaseException) -> tuple[str, str]:
         return "no id", ""
     silent = (errors.OfflineModeIsEnabled, errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError)
     if any(isinstance(link, silent) for link in chain):
-        return name_silence(), ""
+        return ("offline" if is_offline() else "no network"), ""
     return "other", " ".join(str(chain[0]).split())[:200]
 
 

@@ -17,7 +17,7 @@ from trl import SFTConfig
 from sftlab import files
 from sftlab.cli import main
 from sftlab.config.configs import TrainConfig
-from sftlab.doctor import diagnosis, known_errors, slowness
+from sftlab.doctor import diagnosis, known_errors
 from sftlab.models import load as models_load
 from sftlab.runs import state
 from sftlab.train import folder as run_folder
@@ -103,7 +103,7 @@ def test_a_provoked_error_is_named_with_its_place(row, tmp_path, capsys):
     log = tmp_path / "error.log"
     log.write_text("step 1\n" + "".join(traceback.format_exception(raised.value)), encoding="utf-8")
     capsys.readouterr()
-    [found] = diagnosis.diagnose(log)
+    found = diagnosis.diagnose(log)
     first = found.findings[0]
     assert first.name == row, found.findings
     assert first.symptom.strip("…")[:40] in log.read_text(encoding="utf-8").splitlines()[first.line - 1]
@@ -131,7 +131,7 @@ def test_a_killed_run(tmp_path):
     files.write_json(tmp_path / "killed" / "progress.json", {"process": gone, "started": 1.0, "step": 6})
     files.write_json(tmp_path / "killed" / "checkpoint-5" / "trainer_state.json", {})
     files.write_text(tmp_path / "killed-logs" / "ranks-0" / "launcher.log", "[x] exits with return code = -9")
-    [found] = diagnosis.diagnose(tmp_path / "killed")
+    found = diagnosis.diagnose(tmp_path / "killed")
     assert found.status == "killed" and found.summary == "killed at step 6" and list_names(found) == ["killed"]
     assert any("--resume" in fix for fix in found.findings[0].fix) and "killed" in found.findings[0].symptom
 
@@ -144,7 +144,7 @@ def test_a_healthy_run_and_a_flat_one(tuned_run, tmp_path, capsys):
     (tmp_path / "flat" / run_folder.LOG).unlink()
     for step in range(8):
         run_folder.append_entry(tmp_path / "flat", {"loss": 5.0, "step": step})
-    [found] = diagnosis.diagnose(tmp_path / "flat")
+    found = diagnosis.diagnose(tmp_path / "flat")
     assert not found.healthy and list_names(found) == ["loss-flat"]
 
 
@@ -154,7 +154,7 @@ def test_slowness_is_found_in_numbers(tmp_path):
     run = state.Run(tmp_path, "completed", config=config, history=history, progress={"started": 2})
     result = {"time": {"device": "cpu", "share": 0.02, "seconds": 10}, "memory": {"peak_bytes": 1}}
     files.write_json(tmp_path / "result.json", result)
-    assert slowness.find_slow(run) == [
+    assert diagnosis.find_slow(run) == [
         "slow: checkpointing: with it the run took 0% of this machine's memory",
         "slow: evaluation: 30% of the time went into the validation loss",
         "slow: small steps: the run reached 2% of the rate of matrix products",
@@ -177,20 +177,8 @@ def test_slowness_is_found_in_numbers(tmp_path):
     ],
 )
 def test_curves_are_judged(losses, validation, fault):
-    found = slowness.find_faults([{"loss": loss} for loss in losses] + [{"eval_loss": loss} for loss in validation])
+    found = diagnosis.find_faults([{"loss": loss} for loss in losses] + [{"eval_loss": loss} for loss in validation])
     assert found == [] if fault is None else found[0].startswith(fault)
-
-
-def test_a_dead_kernel_and_a_failed_cell(tmp_path):
-    facts = {"notebook": "05_lora", "seconds": 9.0}
-    dead = {"status": "dead kernel", "cell": 7, "error": "The kernel died; most often the machine ran out of memory."}
-    failed = {"status": "failed", "cell": 3, "error": "KeyError: 'text'"}
-    for name, ended in (("a", dead), ("b", failed), ("c", {"status": "completed", "cell": None, "error": ""})):
-        files.write_json(tmp_path / f"{name}.json", facts | ended)
-    (tmp_path / "index.html").write_text("", encoding="utf-8")
-    found = diagnosis.diagnose(tmp_path)
-    assert list(map(list_names, found)) == [["kernel-died"], ["missing-column"], []]
-    assert "cell 8" in found[0].findings[0].file and found[2].healthy and not found[0].healthy
 
 
 def test_the_rank_that_failed_first_comes_first(tmp_path):
@@ -198,7 +186,7 @@ def test_the_rank_that_failed_first_comes_first(tmp_path):
     folder.mkdir(parents=True)
     for rank, words in enumerate(["RuntimeError: Connection closed by peer [127.0.0.1]:1", "KeyError: 'text'"]):
         (folder / f"20260101_rank{rank}.log").write_text(f"{TRACED}{words}\n", encoding="utf-8")
-    [found] = diagnosis.diagnose(tmp_path / "two")
+    found = diagnosis.diagnose(tmp_path / "two")
     assert list_names(found) == ["missing-column"]
     assert found.findings[0].file.endswith("rank1.log") and found.findings[0].line == 3
 
@@ -206,7 +194,7 @@ def test_the_rank_that_failed_first_comes_first(tmp_path):
 def test_of_a_long_log_the_end_is_read(tmp_path):
     log = tmp_path / "long.log"
     log.write_text("step\r\n" * 400_000 + f"50%\r100%\n{TRACED}KeyError: 'text'\n", encoding="utf-8")
-    [found] = diagnosis.diagnose(log)
+    found = diagnosis.diagnose(log)
     assert list_names(found) == ["missing-column"] and found.findings[0].line == 0
 
 
