@@ -50,7 +50,7 @@ def write_examples(
         text, spans = templates.write_text(tokenizer, traits, messages[: trained[-1] + 1], tools)
         if spans:
             check_written("".join(text[start:end] for start, end in spans), messages)
-            return [Example(messages[: trained[-1] + 1], text, reach_ends(tokenizer, traits, text, spans), tools)]
+            return [Example(messages[: trained[-1] + 1], text, spans, tools)]
     written, ranges = [], []
     for at in trained:
         part = messages[: at + 1]
@@ -73,16 +73,8 @@ def write_examples(
         else:
             chosen = [*ranges[:-1], (start, end)]
         cuts = tuple(start for start, _ in ranges) if traits.joins else ()
-        written.append(Example(part, text, reach_ends(tokenizer, traits, text, chosen), tools, cuts))
+        written.append(Example(part, text, chosen, tools, cuts))
     return written
-
-
-def reach_ends(tokenizer, traits: templates.Traits, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The spans, each with the token that ends its answer, where that stands right behind it: TRL leaves it out of some calls."""
-    ends = tokenizer.convert_ids_to_tokens(list(traits.ends))
-    behind = [next((len(end) for end in ends if text.startswith(end, last)), 0) for _, last in spans]
-    starts = {start for start, _ in spans}  # of the next span, which may be the end itself
-    return [(s, e if e in starts else e + more) for (s, e), more in zip(spans, behind, strict=True)]
 
 
 def write_plain(tokenizer, messages: list[dict]) -> Example:

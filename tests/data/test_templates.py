@@ -61,8 +61,6 @@ def test_labels_are_those_of_the_training_template_of_trl_wherever_both_write_th
     tokenizer = set_up(name)
     found = {kind: families.compare_labels(tokenizer, training, kind) for kind in CHATS}
     allowed = {"", None} | ({"apart"} if templates.find_traits(tokenizer).joins else set())
-    if name == "diffusion_gemma":
-        allowed.add("+ end")  # TRL leaves the end of a call out of the loss
     assert set(found.values()) <= allowed
 
 
@@ -127,8 +125,6 @@ def test_options_of_a_template_are_set_once_and_an_unknown_one_is_refused():
     ("given", "said"),
     [
         ("enable_thoughts=true", "Did you mean 'enable_thinking'"),
-        ("if=1", "no variable 'if'"),
-        ("content=x", "no variable 'content'"),
         ("messages=[1,2]", "no variable 'messages'"),
         ("x=[1,2]", "no variable 'x'"),
         ("enable_thinking", "is no pair"),
@@ -140,17 +136,10 @@ def test_a_variable_without_effect_is_refused(given, said):
         formats.set_format(families.make_tokenizer("qwen3"), "model", templates.parse_options([pair]))
 
 
-@pytest.mark.parametrize(
-    ("template", "why"),
-    [
-        ("{{ strftime_now(format_of_date) }}", "no date can be frozen"),
-        ("{% for m in messages %}{{ '.:'[loop.last] + m.content }}{% endfor %}", "writes a question in another way"),
-    ],
-)
-def test_a_template_that_can_not_be_trained_on_is_refused(template, why):
+def test_a_template_that_can_not_be_trained_on_is_refused():
     tokenizer = families.make_tokenizer("qwen2_5")
-    tokenizer.chat_template = template
-    with pytest.raises((templates.UserError, BadRow), match=why):
+    tokenizer.chat_template = "{% for m in messages %}{{ '.:'[loop.last] + m.content }}{% endfor %}"
+    with pytest.raises(BadRow, match="writes a question in another way"):
         formats.set_format(tokenizer, "model")
         examples.write_examples(tokenizer, CHATS["plain"])
 
