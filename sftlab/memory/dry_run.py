@@ -3,8 +3,7 @@
 The model's own code runs, PEFT's adapters, autocast and gradient checkpointing included, on torch's fake tensors, which have
 a shape and a type and no numbers. What each operation would have allocated and freed is counted, so there is no formula for
 each architecture, and a model of 70 billion parameters takes seconds. Only the layers of bitsandbytes and, for a GPU, TRL's
-head are replaced (`kernels`). benchmarks/memory.py compares the result with measured peaks. It may run in a thread: torch's
-modes belong to one thread, and its default dtype and its generator stay as they are.
+head are replaced (`kernels`). benchmarks/memory.py compares the result with measured peaks.
 
     sftlab memory meta-llama/Llama-2-7b-hf --use-lora --batch-size 4 --device gpu
 """
@@ -14,7 +13,6 @@ import contextlib
 import copy
 import functools
 import logging
-import threading
 import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,7 +28,6 @@ from sftlab.models import adapters, attention, load, quantise
 from sftlab.models.load import read_settings
 from sftlab.models.loss import has_plain_head
 
-ONE_AT_A_TIME = threading.RLock()  # torch notes in a variable of all threads whether a dispatch mode is on
 FEW_LAYERS = (2, 4)  # each layer adds the same amount: these two say how much
 MIXED_LAYERS = (6, 12)  # where layers of several kinds take turns, as in Gemma 3
 # Bytes before there is a model. CPU: Python with all libraries, measured. GPU: what torch's allocator doesn't know of, the
@@ -65,7 +62,7 @@ class Held(NamedTuple):
     """Bytes of one step, and `trained`: how many weights learn, each of 4 bytes.
 
     weights: those that don't learn, by dtype; gradients: all of those that do; early, late: the most that was held beside
-    weights up to the end of the output layer, and in the layers' backward pass; block: all weights of the largest block.
+    weights up to the end of the output layer, and in the layers' backward pass.
     """
 
     weights: dict[str, int]
@@ -73,7 +70,6 @@ class Held(NamedTuple):
     gradients: int
     early: Peak
     late: Peak
-    block: int
 
 
 @dataclass(frozen=True)
@@ -104,8 +100,8 @@ def estimate(config: TrainConfig, plan: MemoryConfig, length=None, trained_share
             trained, gradients = trained // 2, gradients // 2
     over_state, over_gradients, over_weights = (plan.devices if plan.zero >= stage else 1 for stage in (1, 2, 3))
     gathered = 0
-    if over_weights > 1:  # the block at work is gathered whole, the next one is on its way, and more is kept
-        gathered = min(sum(held.weights.values()) + trained, max(2 * held.block, LIVE * (2 if bf16 else 4)))
+    if over_weights > 1:  # the block at work is gathered whole, and others stay
+        gathered = min(sum(held.weights.values()) + trained, LIVE * (2 if bf16 else 4))
     peak, last = max(held.early, held.late), gradients // over_gradients
     during = peak.gradients * gradients // max(1, held.gradients) // over_gradients
     activations, head = peak.size - peak.gradients - peak.head, peak.head
@@ -142,8 +138,7 @@ def counting(config: TrainConfig):
     """Turn whatever goes wrong with a model's code inside into CantCount: a run shall not fail by its estimate."""
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # which reports each of its failures
     try:
-        with ONE_AT_A_TIME:
-            yield
+        yield
     except UserError:
         raise
     except Exception as error:  # a mixture of experts asks for numbers, another model builds layers in its own way …
@@ -184,8 +179,7 @@ def build(config: TrainConfig, settings, layers: int):
         load.check_targets(model, lora)
         if lora.use_dora and quantization:
             raise RuntimeError("DoRA reads the lengths of quantised weights, which are not there")
-        with torch.device("meta"):  # PEFT's low_cpu_mem_usage replaces a method of all modules meanwhile
-            model = get_peft_model(model, lora)
+        model = get_peft_model(model, lora, low_cpu_mem_usage=True)
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
@@ -199,12 +193,8 @@ def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Hel
     as_on_device = kernels.OnGpu if gpu else contextlib.nullcontext
     model = build(config, settings, layers)
     if config.gradient_checkpointing:
-        options = {
-            "use_reentrant": False,
-            "preserve_rng_state": False,  # else torch's generator, which is that of all threads, would be set back
-            "context_fn": lambda: (contextlib.nullcontext(), as_on_device()),  # off in a backward pass
-        }
-        model.gradient_checkpointing_enable(options)
+        again = {"context_fn": lambda: (contextlib.nullcontext(), as_on_device())}  # it is off in a backward pass
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False} | again)
         if config.use_lora:
             model.enable_input_require_grads()
     adapters.prepare(model, config.bf16, cpu=not gpu)
@@ -216,7 +206,7 @@ def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Hel
             min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0
         )  # as `run.make_trainer` shares
         inputs = attention.packed_inputs([[0] * length] * batch_size, shared=shared)
-    weights, block = count(model), count_block(causal)
+    weights = count(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         kernels.make_fake(model, config)
         with as_on_device(), LiveBytes(model) as counter:
@@ -229,7 +219,7 @@ def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Hel
                 loss.backward(torch.ones_like(loss))
                 del hidden, loss
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return Held(weights, trained, counter.gradients, counter.early, counter.late, block)
+    return Held(weights, trained, counter.gradients, counter.early, counter.late)
 
 
 def lies_in_rows(config: TrainConfig, bf16: bool) -> bool:
@@ -259,16 +249,6 @@ def count(model) -> dict[str, int]:
         elif not weight.requires_grad:
             found[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
     return dict(found)
-
-
-def count_block(causal) -> int:
-    """Count the bytes of all weights in the largest block of a model, an entry of its longest ModuleList."""
-    lists = [part for part in causal.modules() if isinstance(part, torch.nn.ModuleList)]
-    sizes = [0]
-    for block in max(lists, key=len, default=[]):
-        trained = sum(weight.nbytes for weight in block.parameters() if weight.requires_grad)
-        sizes.append(trained + sum(count(block).values()))
-    return max(sizes)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -54,7 +54,7 @@ def make_tile(hidden, weight, dtype) -> None:
 
 
 class OnGpu(TorchFunctionMode):
-    """In this thread's forward pass: dropout keeps a byte per number, in attention none, autocast takes powers in float32."""
+    """In a forward pass: dropout keeps a byte per number, in attention none, autocast takes powers in float32."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

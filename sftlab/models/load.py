@@ -4,7 +4,6 @@ python -c "from sftlab.models import load; print(load.load_model('random-tiny:gp
 """
 
 import contextlib
-import copy
 import logging
 import os
 import sys
@@ -144,21 +143,6 @@ def find_positions(settings) -> int:
     return getattr(settings.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
-def build_small(name: str, trust_remote_code: bool = False):
-    """Build a model of two small layers with random weights, of the architecture of any model, to try things out on."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    settings = read_settings(name, trust_remote_code)
-    inner = settings.get_text_config()
-    inner.update(TINY_SHAPES.get(inner.model_type, TINY_SHAPE) | {"vocab_size": 64, "pad_token_id": None})
-    if getattr(inner, "layer_types", None):
-        inner.layer_types = inner.layer_types[: inner.num_hidden_layers]
-    with guarded(name, name):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def build_random(name: str, dtype=None, device: str | None = None):
     """Build `random:NAME` where it's wanted: billions of random numbers take a GPU seconds, and a CPU minutes."""
     import torch
@@ -171,23 +155,15 @@ def build_random(name: str, dtype=None, device: str | None = None):
 def build_empty(settings, dtype, quantization=None, trust_remote_code: bool = False):
     """Build a model without bytes (torch's meta device), its layers as bitsandbytes would store them.
 
-    settings: transformers' configuration; dtype: of all that isn't quantised; quantization: of `quantization_config`. Nothing
-    that another thread sees is changed: transformers sets torch's default dtype while it builds in a given one, so none is
-    given, and accelerate's `init_empty_weights` replaces a method of all modules, where `torch.device` has this thread only.
+    settings: transformers' configuration; dtype: of all that isn't quantised; quantization: of `quantization_config`.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    name, settings = settings.name_or_path, copy.deepcopy(settings)
-    for part in (settings, *(getattr(settings, key) for key in settings.sub_configs)):
-        if part is not None:
-            part.dtype = None
+    name = settings.name_or_path
     with torch.device("meta"), guarded(name, name):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
-    model.config.dtype = dtype
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
+        model = AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
     for part in model.modules():
         if type(part).__name__ == "FalconLinear":  # as in `quantise.plain_falcon`
             part.__class__ = torch.nn.Linear
