@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 
-from sftlab.config.deepspeed import find_stage
+from sftlab.config.deepspeed import find_stage, read_zero
 
 
 def find(config) -> Iterator[str]:
@@ -32,6 +32,9 @@ def find(config) -> Iterator[str]:
             "deepspeed with ZeRO-0: it shards nothing, and in bfloat16 DeepSpeed 0.19 begins with a step of zeros that AdamW "
             "counts, so that the first steps are too short; leave out --deepspeed, which is DDP, or take zero1."
         )
+    if stage == 3 and read_zero(config.deepspeed).get("stage3_gather_16bit_weights_on_model_save") is not True:
+        why = "stage3_gather_16bit_weights_on_model_save must be true, or no model is saved at the end"
+        yield f"deepspeed with ZeRO-3: {why}; add it to zero_optimization, or take zero3."
     if stage == 3 and config.init_adapter:
         yield "init_adapter, deepspeed with ZeRO-3: PEFT can't load an adapter onto shards; take --deepspeed zero2."
     if stage == 3 and quantized:

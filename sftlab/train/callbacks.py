@@ -1,4 +1,4 @@
-"""What follows a run while it trains: a stop from outside, the best checkpoint, the live log, what ZeRO shards.
+"""What follows a run while it trains: a stop from outside, evaluations, the live log, what ZeRO shards.
 
 python -c "from sftlab.train import callbacks; help(callbacks.LiveLog)"
 """
@@ -69,15 +69,6 @@ class EvaluateEpochs(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_evaluate = False
-
-
-class SaveBest(TrainerCallback):
-    """Saves a checkpoint whenever the validation loss is the lowest so far; the Trainer keeps the best one from deletion."""
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        loss = (metrics or {}).get("eval_loss")
-        if loss is not None and (state.best_metric is None or loss < state.best_metric):
-            control.should_save = True
 
 
 class LiveLog(TrainerCallback):

@@ -142,12 +142,3 @@ def run_on_main(function, *arguments):
     if not answer:
         raise SystemExit(FOLLOWED)
     return answer[0]
-
-
-def raise_together(error: Exception | None) -> None:
-    """Raise in all processes what one of them ran into, the first one's by rank; all must call it."""
-    if error and _control is None:
-        raise error
-    for rank, message in enumerate(gather(error and str(error))):
-        if message:
-            raise UserError(f"rank {rank}: {message}") from error

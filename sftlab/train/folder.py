@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sftlab import files
 from sftlab.config.configs import TrainConfig
-from sftlab.errors import UserError, is_full, place_error
+from sftlab.errors import UserError, place_error
 
 LOG, PROGRESS = "log.jsonl", "progress.json"
 SAME = 0.05  # seconds by which two readings of a process's start may differ
@@ -173,7 +173,7 @@ def read_precision(config: TrainConfig) -> tuple[bool, str] | None:
     return (before.startswith("bfloat16"), "as when the run began") if before else None
 
 
-# Checkpoints, and a disk that is full.
+# Checkpoints.
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -190,31 +190,6 @@ def find_last(folder: str | Path) -> Path | None:
 def get_step(checkpoint: Path) -> int | None:
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else None
-
-
-def is_at_end(checkpoint: Path, config: TrainConfig) -> bool:
-    """Whether a checkpoint is that of the last step, so that nothing is left to train."""
-    state = files.read_json(checkpoint / LAST_FILE)
-    if config.max_steps > 0:
-        return state["global_step"] >= config.max_steps
-    return state["epoch"] >= config.num_epochs
-
-
-@contextlib.contextmanager
-def explaining_full_disk(folder: Path, what: str):
-    """Turn the error of a full disk into a UserError that says what is left, and what to do; a partial checkpoint goes."""
-    try:
-        yield
-    except Exception as error:
-        if not is_full(error):
-            raise
-        for partial in folder.glob("checkpoint-*"):
-            if not is_whole(partial):
-                shutil.rmtree(partial, ignore_errors=True)
-        last, free = find_last(folder), shutil.disk_usage(folder).free / 1e6
-        left = f"{last} is whole: continue from it with --resume" if last else "no checkpoint was written before"
-        full = f"no room for {what} in {folder} ({free:.1f} MB are free)"
-        raise UserError(f"output_dir: {full}. {left}. Make room, or write fewer: --save-total-limit 1.") from error
 
 
 # The live log.

@@ -26,13 +26,13 @@ from sftlab.memory import duration
 from sftlab.models import attention, load, quantise
 from sftlab.train import distributed, forecast, saved
 from sftlab.train import folder as run_folder
-from sftlab.train.callbacks import CountState, EvaluateEpochs, LiveLog, SaveBest, StopOnSignal
+from sftlab.train.callbacks import CountState, EvaluateEpochs, LiveLog, StopOnSignal
 
 TRACEBACK_LINES = 40  # of an unforeseen error's, that result.json keeps
 # Options that TRL's SFTConfig has under the same names.
 SAME_NAMES = (
     "max_steps gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm "
-    "packing gradient_checkpointing logging_steps save_steps save_total_limit seed report_to dataloader_num_workers".split()
+    "packing gradient_checkpointing logging_steps save_total_limit seed report_to dataloader_num_workers".split()
 )
 
 
@@ -43,11 +43,11 @@ def sft_config(config: TrainConfig, bf16: bool):
     """
     from trl import SFTConfig
 
-    args = SFTConfig(
+    best, evaluated = config.load_best_model_at_end, "steps" if config.eval_steps else "epoch"
+    return SFTConfig(
         **{name: getattr(config, name) for name in SAME_NAMES},
         output_dir=config.output_dir,
         run_name=Path(config.output_dir).name,
-        project="sftlab",
         num_train_epochs=config.num_epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=2 * config.batch_size,
@@ -59,16 +59,16 @@ def sft_config(config: TrainConfig, bf16: bool):
         max_length=config.max_length if config.packing else None,
         eval_packing=False,
         dataset_kwargs={"skip_prepare_dataset": not config.packing},
-        eval_strategy="steps" if config.eval_steps else "epoch",
+        eval_strategy=evaluated,
         eval_steps=config.eval_steps or None,
+        save_strategy=evaluated if best else "steps",
+        save_steps=best and config.eval_steps or config.save_steps,
+        load_best_model_at_end=best,
         metric_for_best_model="loss",
         logging_first_step=True,
         logging_nan_inf_filter=False,
         log_on_each_node=False,
     )
-    # set late, because TRL would ask for checkpoints at each evaluation: SaveBest writes the best ones, and no more
-    args.load_best_model_at_end = config.load_best_model_at_end
-    return args
 
 
 @dataclass
@@ -100,12 +100,6 @@ def make_trainer(config: TrainConfig):
     rows = read_rows(config)
     bf16, precision = choose_precision(config)
     memory, fits = forecast.expect(config, rows, bf16)
-    small = None
-    if deepspeed_configs.find_stage(config.deepspeed) == 3:  # no device holds a whole model to try things out on
-        small = load.build_small(
-            config.model_name, config.trust_remote_code
-        )  # before sft_config, or it would be sharded
-        attention.set_attention(small, config.use_flash_attention, bf16)
     args = sft_config(config, bf16)
     ends = templates.find_traits(rows.tokenizer).ends
     model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer, ends)
@@ -114,7 +108,7 @@ def make_trainer(config: TrainConfig):
         model, lora = saved.continue_adapter(config, model, rows.tokenizer), None
     choice = attention.set_attention(model, config.use_flash_attention, bf16)
     kernels = choose_kernels(config.use_liger_kernel, model)
-    args.padding_free = in_rows = knows_bounds(config, small or model, bf16)
+    args.padding_free = in_rows = knows_bounds(config, model, bf16)
     trainer = LabTrainer(
         model=model,
         args=args,
@@ -124,10 +118,8 @@ def make_trainer(config: TrainConfig):
         peft_config=lora,
         lengths=None if in_rows else rows.lengths,
     )
-    shared, batches = choose_batches(config, trainer, small or model, rows.shared, in_rows, bf16)
+    shared, batches = choose_batches(config, trainer, model, rows.shared, in_rows, bf16)
     trainer.add_callback(EvaluateEpochs())
-    if config.load_best_model_at_end:
-        trainer.add_callback(SaveBest())
     load.expose_bias(trainer.model)
     lengths, processes = (rows.lengths, rows.held_out_lengths), distributed.read_world().size
     time, seconds = duration.expect(config, trainer.model, *lengths, bf16, shared=shared, processes=processes)
@@ -151,8 +143,8 @@ def check_machine(config: TrainConfig) -> None:
     if (gpus := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
         start = f"start with `sftlab launch --gpus-per-node {gpus} train …`, or set CUDA_VISIBLE_DEVICES=0."
         raise UserError(f"this machine has {gpus} GPUs, and one process uses one: {start}")
-    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
+    if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("report_to: tensorboard is not installed. Add it: pip install tensorboard.")
 
 
 def read_rows(config: TrainConfig) -> Rows:
@@ -184,12 +176,6 @@ def add_adapters(config: TrainConfig, model, rows: Rows):
     """Make PEFT's LoraConfig of a run, or None; prepare a quantized model. Raises UserError for what can't be trained."""
     lora = load.lora_config(config)
     if lora:
-        zero3 = deepspeed_configs.find_stage(config.deepspeed) == 3
-        if rows.new_tokens and config.train_new_tokens and zero3 and not torch.cuda.is_available():
-            raise UserError(
-                f"deepspeed: {', '.join(rows.new_tokens)} are new tokens, whose rows PEFT can't train under ZeRO-3 on a CPU. "
-                "Take --deepspeed zero2, or --no-train-new-tokens."
-            )
         load.check_targets(model, lora)
         load.report_experts(model, lora)
         if rows.new_tokens:
@@ -231,7 +217,8 @@ def knows_bounds(config: TrainConfig, model, bf16: bool) -> bool:
     in_rows = attention.knows_bounds(model)
     if config.packing and not in_rows:
         raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
-    if in_rows and attention.leaks(model, bf16):
+    sharded = deepspeed_configs.find_stage(config.deepspeed) == 3  # then no device holds a whole model to try it on
+    if in_rows and not sharded and attention.leaks(model, bf16):
         raise UserError(
             f"use_flash_attention: with {model.config._attn_implementation}, samples of {config.model_name} in one row see "
             f"each other. Add --no-use-flash-attention{', and leave out --packing' if config.packing else ''}."
@@ -297,9 +284,7 @@ def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict
         trainer.add_callback(LiveLog(trainer))
     with StopOnSignal() as stop, forecast.advising(config, trainer.expected["memory"]):
         trainer.add_callback(stop)
-        ended = checkpoint and run_folder.is_at_end(checkpoint, config)
-        if not ended:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.received and trainer.state.global_step < trainer.state.max_steps:
             found = {"status": "interrupted", "signal": stop.received.name}
         else:
@@ -308,10 +293,8 @@ def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict
             found = {"status": "completed", "memory": memory, "ranks": distributed.gather(rank)}
             if not checkpoint:
                 found["time"] = duration.measure_run(trainer.expected["time"], started, trainer.state.global_step)
-            if ended:
-                distributed.run_on_main(trainer.copy_checkpoint, checkpoint)
-            else:
-                trainer.save_run()
+            trainer.save_model()
+            trainer.save_state()
         return distributed.run_on_main(write_result, found | about, trainer, started)
 
 

@@ -5,14 +5,10 @@ python -c "from sftlab.train.trainer import LabTrainer; help(LabTrainer)"
 
 import math
 import random
-import shutil
-from collections import deque
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch.utils.data import ConcatDataset, Sampler
-from transformers import TrainerState
 from trl import SFTTrainer
 
 from sftlab import files
@@ -21,26 +17,21 @@ from sftlab.errors import UserError
 from sftlab.models import adapters
 from sftlab.models.load import IGNORED
 from sftlab.models.loss import add_answer_head, has_plain_head
-from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
-PATIENCE = 10  # batches in a row that may be worse than guessing
-TOO_HIGH = 1.5  # times the loss of guessing
 COUNTERS = "meters{}.json"  # in a checkpoint, of rank 0; the others' have their rank in the name
-# What a checkpoint holds beside the model and its tokenizer; by the beginning of the name.
-FOR_TRAINING = ("optimizer", "scheduler", "rng_state", "meters", "trainer_state", "latest", "zero_to_fp32")
 
 
 class LabTrainer(SFTTrainer):
     """SFTTrainer with the loss on completion tokens only on a CPU, batches of rows of like length, and whole checkpoints.
 
     `lengths`: tokens of each training row, if rows of like length share a batch. `uses_answer_head`: whether the loss is
-    computed the lab's way, else TRL's. `sharded`: whether each process holds a shard of every weight (ZeRO-3).
+    computed the lab's way, else TRL's.
     """
 
     def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lengths, self.problem, self.losses = lengths, None, deque(maxlen=PATIENCE)
+        self.lengths = lengths
         self.validation = torch.zeros(2, dtype=torch.float64)  # summed loss and tokens of the evaluation at work
         if (processes := self.accelerator.num_processes) > 1 and (rows := self.eval_dataset) is not None:
             empty = rows[0] | {"labels": [IGNORED] * len(rows[0]["labels"])}
@@ -48,9 +39,9 @@ class LabTrainer(SFTTrainer):
             self.eval_dataset = ConcatDataset([rows, [empty] * missing])  # or a process would take some row again
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        self.sharded = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
-        cast = self.is_deepspeed_enabled and self.args.bf16  # DeepSpeed casts all to bfloat16
-        whole, cpu = not self.sharded and not cast, self.args.device.type == "cpu"
+        # ZeRO-3 has sharded every weight, and in bfloat16 DeepSpeed casts all to it
+        whole = not self.is_deepspeed_enabled or find_stage(self.args.deepspeed) < 3 and not self.args.bf16
+        cpu = self.args.device.type == "cpu"
         if whole:
             for weight in self.model.parameters():
                 if weight.requires_grad:  # TRL puts adapters on a quantized base in bfloat16, which loses small steps
@@ -102,54 +93,18 @@ class LabTrainer(SFTTrainer):
             self._total_train_tokens += int(seen)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        share = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-        self.check_step(loss.item() * share)
-        return loss
-
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and not math.isfinite(norm) and not self.is_deepspeed_enabled:  # which has stepped already
-            step = self.state.global_step + 1
-            raise UserError(f"a gradient is no number at step {step}, and was not applied: {self.find_cause()}")
+        if norm is not None and not 0 <= norm < math.inf:  # DeepSpeed says -1 for a gradient that is no number
+            last, rate = run_folder.find_last(self.args.output_dir), self.args.learning_rate
+            kept = f"The last checkpoint, {last}, is from before. " if last else ""
+            fix = f"Lower --learning-rate (now {rate:g}) or add --warmup-steps 0.03; at step 1, look at the base's weights."
+            raise UserError(f"the loss or a gradient is no number at step {self.state.global_step + 1}. {kept}{fix}")
         return norm
 
-    def check_step(self, loss: float) -> None:
-        """Raise UserError, in all processes at the same step, for a loss or gradient that is no number or diverges."""
-        self.problem = self.problem or self.find_problem(loss)
-        if self.accelerator.sync_gradients or self.accelerator.num_processes == 1:
-            distributed.raise_together(UserError(self.problem) if self.problem else None)
-
-    def find_problem(self, loss: float) -> str:
-        step, guessing = self.state.global_step + 1, math.log(self.model.config.get_text_config().vocab_size)
-        if not math.isfinite(loss):
-            return f"the loss is {loss} at step {step}: {self.find_cause()}"
-        self.losses.append(loss)
-        if len(self.losses) == PATIENCE and min(self.losses) > (most := TOO_HIGH * guessing):
-            high = f"the loss was above {most:.1f} for {PATIENCE} batches, up to step {step}"
-            return f"{high}; guessing blindly has {guessing:.1f}. {self.advise_rate()}"
-        if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # whose step is over by now
-            norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
-            if norm is not None and not math.isfinite(norm):
-                return f"a gradient was no number at step {step}, and is applied: {self.advise_rate()}"
-        return ""
-
-    def find_cause(self) -> str:
-        """Say why a loss or gradient is no number: weights that were broken before, or a step that was too long."""
-        broken = [
-            name
-            for name, weight in self.model.named_parameters()
-            if weight.is_floating_point() and not getattr(weight, "ds_tensor", weight).isfinite().all()
-        ]
-        if broken and self.state.global_step == 0:
-            return f"the base model's weights hold such values before the first step ({broken[0]}). Load it again."
-        return self.advise_rate()
-
-    def advise_rate(self) -> str:
-        last = run_folder.find_last(self.args.output_dir)
-        kept = f"The last checkpoint, {last}, is from before. " if last else ""
-        return f"{kept}Lower --learning-rate (now {self.args.learning_rate:g}) or add --warmup-steps 0.03."
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:  # else a run is resumed that was killed after its last step
+            super()._run_epoch(*args, **kwargs)
 
     def put_in_rows(self, shared: int) -> None:
         """Let a batch be one row without padding. shared: tokens that all rows begin with, computed once."""
@@ -186,58 +141,6 @@ class LabTrainer(SFTTrainer):
     def find_counters(self, checkpoint: str) -> Path:
         rank = self.args.process_index
         return Path(checkpoint) / COUNTERS.format(f"-{rank}" if rank else "")
-
-    def _save_checkpoint(self, model, trial):
-        what = f"the checkpoint of step {self.state.global_step}"
-        with run_folder.explaining_full_disk(Path(self.args.output_dir), what):
-            super()._save_checkpoint(model, trial)
-
-    def save_run(self) -> None:
-        """Save the adapter or model, the tokenizer with its template and the Trainer's state in the run folder, and check them."""
-        folder = Path(self.args.output_dir)
-        if not self.sharded:
-            check_moved(self.model.named_parameters())
-        with run_folder.explaining_full_disk(folder, "the model"):
-            self.save_model()
-            self.save_state()
-        if self.sharded:
-            distributed.run_on_main(self.check_saved, folder)
-
-    def copy_checkpoint(self, checkpoint: Path) -> None:
-        """Do what `save_run` does for a run that was killed after its last step: the model is in its checkpoint."""
-        folder = Path(self.args.output_dir)
-        self.state = TrainerState.load_from_json(str(checkpoint / run_folder.LAST_FILE))
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-            checkpoint = folder / Path(self.state.best_model_checkpoint).name  # the folder may have been moved
-        for path in checkpoint.iterdir():
-            if path.is_file() and not path.name.startswith(FOR_TRAINING):
-                shutil.copy2(path, folder / path.name)
-        self.save_state()
-        run_folder.cut_log(folder, self.state.global_step)
-        self.check_saved(folder)
-
-    def check_saved(self, folder: Path) -> None:
-        """Raise UserError if an adapter in a folder learned nothing, or a sharded model isn't there whole, in its true shapes."""
-        shapes = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as saved:
-                shapes |= {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}
-                check_moved((name, saved.get_tensor(name)) for name in saved.keys() if "lora_B" in name)
-        for name, weight in self.model.named_parameters() if self.sharded else ():
-            plain = name.replace(".default", "").replace("modules_to_save.", "")
-            shape = tuple(getattr(weight, "ds_shape", weight.shape))
-            if weight.requires_grad and "token_adapter" not in name and shapes.get(plain) != shape:
-                found = f"{plain} was saved as {shapes.get(plain, 'nothing')}, and has the shape {shape}"
-                fix = "With ZeRO-3, stage3_gather_16bit_weights_on_model_save must be true; the checkpoints are whole."
-                raise UserError(f"output_dir: {folder} is not whole: {found}. {fix}")
-
-
-def check_moved(weights) -> None:
-    """Raise UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it."""
-    still = [name for name, weight in weights if "lora_B" in name and not weight.any()]
-    if still:
-        fix = "Raise --learning-rate or --max-steps; with --gradient-checkpointing, inputs must require gradients."
-        raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. {fix}")
 
 
 # Batches with little or no padding. Where the attention knows where samples begin, a batch is one row without any. Elsewhere

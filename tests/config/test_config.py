@@ -59,6 +59,7 @@ EXPERTS = {"lora_target_parameters": "mlp.experts.down_proj", "use_lora": True}
         ({"use_dora": True, "use_lora": True, "use_8bit": True}, "use_dora, use_8bit", "take --use-4bit"),
         ({"use_dora": True, "use_lora": True, "deepspeed": "zero3"}, "use_dora, deepspeed", "--deepspeed zero2"),
         ({"deepspeed": "zero0.json"}, "deepspeed with ZeRO-0: ", "leave out --deepspeed"),
+        ({"deepspeed": "shards.json"}, "deepspeed with ZeRO-3: stage3_gather", "take zero3"),
         (
             {"packing": True, "use_flash_attention": False},
             "packing, no use_flash",
@@ -70,6 +71,7 @@ EXPERTS = {"lora_target_parameters": "mlp.experts.down_proj", "use_lora": True}
 def test_options_that_do_not_go_together_are_refused_with_reason_and_fix(options, refusal, fix, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zero0.json").write_text('{"bf16": {"enabled": "auto"}}')
+    (tmp_path / "shards.json").write_text('{"zero_optimization": {"stage": 3}}')
     with pytest.raises(UserError, match=f"^{refusal}.*; .*{fix}"):
         TrainConfig(**options)
 
