@@ -15,6 +15,7 @@ from collections.abc import Callable
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # a token of the Hugging Face Hub; a whole one has 34 after hf_
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PLACES = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class UserError(Exception):
@@ -54,25 +55,13 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-PLACES = {
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-}
-
-
 def explain(error: Exception) -> str | None:
     """What a command says, in a line, of an error that the user can fix; None for any other."""
     if isinstance(error, UserError):
         return str(error)
     if is_full(error):
         return "the disk is full, and nothing was put in place. Make room, or name a folder on another disk."
-    if isinstance(error, OSError) and error.errno in PLACES:
+    if isinstance(error, PLACES) or isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENAMETOOLONG):
         return f"{error.filename}: {error.strerror}. Name another file or folder."
     return None
 

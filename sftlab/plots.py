@@ -20,15 +20,13 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 FONTS = "DejaVu Sans,Noto Sans CJK JP,Noto Sans JP,IPAexGothic,IPAGothic,Hiragino Sans,Yu Gothic,MS Gothic".split(",")
 GREY = "#787878"  # contrast above 4:1 on white and on JupyterLab's dark background
-SLACK = 1e-9  # the ends of an interval come rounded
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
 
 def loss_curve(log_history, title="Loss"):
     """Training and held-out loss (dashed) against the step.
 
-    `log_history` is the Trainer's `state.log_history`, or a dict name -> log_history to compare runs. Raises ValueError if no
-    loss was logged.
+    `log_history` is the Trainer's `state.log_history`, or a dict name -> log_history to compare runs.
     """
     runs = log_history if isinstance(log_history, dict) else {"": log_history}
     traces = []
@@ -38,8 +36,6 @@ def loss_curve(log_history, title="Loss"):
             colour = number if name else int(key == "eval_loss")
             if points:
                 traces.append(_line(f"{name}: {label}" if name else label, *zip(*points, strict=True), colour, dash))
-    if not traces:
-        raise ValueError("no loss was logged: set logging_steps to fewer steps than the run has")
     return _figure(traces, title, "step", "loss")
 
 
@@ -51,12 +47,9 @@ def lines(xs, series: dict[str, list], x_title: str, y_title: str, title: str):
 
 
 def score_bars(scores: dict[str, tuple[float, float, float]], title="Score"):
-    """Bars in percent with intervals. `scores`: label -> (value, low, high), each in 0..1. Raises ValueError if not."""
-    for label, (value, low, high) in scores.items():
-        if not (-SLACK <= low <= value + SLACK and value - SLACK <= high <= 1 + SLACK):
-            raise ValueError(f"score {label!r}: need 0 <= low <= value <= high <= 1, got {(value, low, high)}")
+    """Bars in percent with intervals. `scores`: label -> (value, low, high), each in 0..1."""
     labels = ["<br>".join(textwrap.wrap(label, 20)) for label in scores]
-    values, lows, highs = ([100 * min(1, max(0, score[part])) for score in scores.values()] for part in range(3))
+    values, lows, highs = ([max(0, 100 * score[part]) for score in scores.values()] for part in range(3))
     bars = {"type": "bar", "x": labels, "y": values, "width": 0.5, "hovertemplate": "%{y:.1f} %<extra>%{x}</extra>"}
     bars |= {"error_y": error_bars(values, lows, highs) | {"color": GREY}}
     bars |= {"marker": {"color": [COLOURS[number % len(COLOURS)] for number in range(len(labels))]}}

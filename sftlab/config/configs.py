@@ -296,7 +296,6 @@ class SweepConfig(Options):
     )
     profile: str | None = option(None, "smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     output_dir: str | None = option(None, "folder for all outputs (default: runs/sweep-NOTEBOOK)")
-    timeout: float | None = option(None, "stop a point that takes more seconds than this", low=1)
     overwrite: bool = option(False, "run points again that --output-dir holds as completed")
 
     def check(self) -> None:

@@ -34,7 +34,7 @@ def find_config(name: str) -> Path:
 
 
 def read_zero(name: str | None) -> dict:
-    """The `zero_optimization` of a configuration; empty without one. Raises UserError for a file that is no JSON object."""
+    """The `zero_optimization` of a configuration; empty without one. Raises UserError for a file that is no JSON."""
     if not name:
         return {}
     path = find_config(name)
@@ -42,10 +42,7 @@ def read_zero(name: str | None) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"deepspeed: {path} is no JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"deepspeed: {path} holds no JSON object; DeepSpeed's options stand in one.")
-    zero = content.get("zero_optimization", {})
-    return zero if isinstance(zero, dict) else {}
+    return content.get("zero_optimization", {}) if isinstance(content, dict) else {}
 
 
 def find_stage(name: str | None) -> int:

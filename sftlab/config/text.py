@@ -34,10 +34,7 @@ def read(source: str | Path) -> dict:
         return parse(source, "options")
     path = Path(source)
     if path.is_file():
-        try:
-            return parse(path.read_text(encoding="utf-8-sig"), str(path))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from error
+        return parse(path.read_bytes(), str(path))
     if path.suffix in ENDINGS or len(path.parts) > 1:
         raise UserError(f"{path}: no such file. Write one with options of `sftlab train`, as `lora_r: 8`.")
     known = read_presets()
@@ -58,14 +55,14 @@ def read_presets() -> dict[str, dict]:
     return rows
 
 
-def parse(text: str, where: str) -> dict:
+def parse(text: str | bytes, where: str) -> dict:
     """The options that a YAML mapping names, as their types. where: what a message calls the text."""
     import yaml
 
     try:
         found = yaml.load(text, yaml.BaseLoader)  # every value as it stands: the options' types read it
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: no YAML: {' '.join(str(error).split())}. Write `option: value`.") from error
+        raise UserError(f"{where}: no YAML: {' '.join(str(error).split())}. Write `lora_r: 8`, in UTF-8.") from error
     if not isinstance(found or {}, dict):
         raise UserError(f"{where}: no options in it. Write one on a line, as `lora_r: 8`, or all as `{{lora_r: 8}}`.")
     values = {}

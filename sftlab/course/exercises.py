@@ -13,7 +13,6 @@ import functools
 import os
 import re
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 from sftlab import files
@@ -92,8 +91,7 @@ def hint(number: str) -> None:
     hints, before = find_exercise(number).get("hints", []), _read_progress().get(number, {})
     given = before.get("hints", 0)
     if given == len(hints):
-        print(f"{number}: no more hints; the solution is folded away below the exercise. All hints again:")
-        print("\n".join(f"  {text}" for text in hints))
+        print(f"{number}: no more hints; the solution is folded away below the exercise.", *hints, sep="\n  ")
         return
     print(f"{number}, hint {given + 1} of {len(hints)}: {hints[given]}")
     _note(number, {"hints": given + 1})
@@ -166,15 +164,11 @@ def _read_names() -> dict:
     return dict(shell.user_ns) if shell else {}
 
 
-def _find_progress() -> Path:
-    return notebook.work_folder("") / "progress.json"
-
-
 def _read_progress() -> dict:
-    return files.read_json(_find_progress())
+    return files.read_json(notebook.work_folder("") / "progress.json")
 
 
 def _note(number: str, facts: dict) -> None:
     content = _read_progress()
     content[number] = content.get(number, {}) | facts
-    files.write_json(_find_progress(), content)
+    files.write_json(notebook.work_folder("") / "progress.json", content)

@@ -60,13 +60,8 @@ def store_outputs(source: Path, executed: Path) -> None:
     notebook, copy = nbformat.read(source, as_version=4), nbformat.read(executed, as_version=4)
     ran = [cell for cell in copy.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     work = executed.parent / "work"
-    places = {
-        str(work): "runs/lab",
-        f"{files.ROOT}/": "",
-        str(files.ROOT): ".",
-        sys.prefix: ".venv",
-        str(Path.home()): "~",
-    }
+    places = {str(work): "runs/lab", f"{files.ROOT}/": "", str(files.ROOT): "."}  # in this order
+    places |= {sys.prefix: ".venv", str(Path.home()): "~"}
     counts = itertools.count(1)
     for cell, done in zip(notebook.cells, ran, strict=True):
         tags = cell.metadata.get("tags")

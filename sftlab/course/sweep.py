@@ -48,7 +48,7 @@ def run_points(path: Path, points: list[Point], folder: Path, config: SweepConfi
         shutil.rmtree(place, ignore_errors=True)  # what a point left that did not complete
         place.mkdir(parents=True)
         print(f"{number}/{len(waiting)} {point.name} …", flush=True)
-        headless.run_notebook(path, point.job, place, config.timeout)
+        headless.run_notebook(path, point.job, place)
         read_point(point, place)
         sweep_report.write_results(folder, config, points)
         check_metric(points, config.metric)

@@ -124,7 +124,7 @@ def test_values_are_read_as_on_the_command_line(tmp_path):
     assert config.hash() != TrainConfig().hash()
     path = tmp_path / "bad.yaml"
     path.write_bytes("output_dir: 実行".encode("cp932"))
-    with pytest.raises(UserError, match="UTF-8"):
+    with pytest.raises(UserError, match="in UTF-8"):
         config_text.read(path)
     path.write_text('\ufeff{"lora_r": 4}', encoding="utf-8")
     assert config_text.read(path) == {"lora_r": 4} and config_text.read("7b")["lora_r"] == 16

@@ -109,13 +109,6 @@ def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys
     assert "An Exception" not in (out / "d_fine.html").read_text()
 
 
-def test_a_notebook_that_takes_too_long_is_stopped(tmp_path):
-    book, out = write_notebook(tmp_path / "a.ipynb", "import time\ntime.sleep(600)"), tmp_path / "out"
-    assert run(book, "--output-dir", out, "--timeout", 3) == 4
-    found = read_status(out, "a")
-    assert (found["status"], found["cell"]) == ("timed out", 0) and "longer than the 3 seconds" in found["error"]
-
-
 def test_a_job_is_its_parameters_and_its_source(tmp_path):
     book = write_notebook(tmp_path / "a.ipynb", "1", parameters="limit: int = 3")
     jobs = headless.plan_jobs([book], {"limit": "4"}, "cpu")

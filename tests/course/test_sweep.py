@@ -116,7 +116,7 @@ def test_a_metric_is_a_number_or_refused(tmp_path, monkeypatch):
 def test_a_stop_leaves_the_table_and_the_same_command_resumes(toy, tmp_path, capsys):
     out, counter = tmp_path / "out", tmp_path / "counter"
     given = {"notebook": toy, "grid": ["lora_r=1,2"], "seeds": "3,4", "output_dir": str(out)}
-    command = [sys.executable, "-m", "sftlab", "sweep", toy, "--grid", "lora_r=1,2", "--seeds", "3,4"]
+    command = [sys.executable, "-m", "sftlab.cli", "sweep", toy, "--grid", "lora_r=1,2", "--seeds", "3,4"]
     command += ["-p", "word", str(counter), "--output-dir", str(out)]
     process, end = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), time.monotonic() + 120
     while time.monotonic() < end and not (out / "points" / "lora_r=2,seed=3").exists():

@@ -114,7 +114,7 @@ def test_what_is_typed_stays_invisible(hub_address, tmp_path):
     settings = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub_address, "HF_HUB_OFFLINE": "0"}
     child, screen = pty.fork()
     if child == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "sftlab", "token"], os.environ | settings)
+        os.execve(sys.executable, [sys.executable, "-m", "sftlab.cli", "token"], os.environ | settings)
     seen, typed = b"", False
     while True:
         try:
