@@ -5,7 +5,7 @@ import json
 
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
@@ -64,26 +64,20 @@ def encode_like_meta(encode, bos: int, eos: int, chat: list[dict]) -> tuple[list
     return ids, labels
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_llama2_ids_and_labels_are_those_of_the_reference_with_sentencepiece(sentencepiece_model, legacy):
-    tokenizer = make_llama_tokenizer(sentencepiece_model, legacy)
+@pytest.mark.parametrize("kind", ["legacy", "new", "tiny-base"])
+def test_llama2_ids_and_labels_are_those_of_the_reference(sentencepiece_model, kind):
+    if kind == "tiny-base":
+        tokenizer = load.load_tokenizer("tiny-base")
+        encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    else:
+        tokenizer, encode = make_llama_tokenizer(sentencepiece_model, kind == "legacy"), sentencepiece_model.encode
     formats.set_format(tokenizer, "llama2")
-    bos, eos = sentencepiece_model.bos_id(), sentencepiece_model.eos_id()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for chat in (CHAT, CHAT[1:], CHAT[1:3]):
         made = masking.encode_chats(tokenizer, [chat])
-        ids, labels = encode_like_meta(sentencepiece_model.encode, bos, eos, chat)
-        assert made["input_ids"][0].tolist() == ids
-        assert made["labels"][0].tolist() == labels
+        ids, labels = made["input_ids"][0].tolist(), made["labels"][0].tolist()
+        assert (ids, labels) == encode_like_meta(encode, bos, eos, chat)
         assert ids.count(bos) == ids.count(eos) == len(chat) // 2
-
-
-def test_llama2_ids_and_labels_are_those_of_the_reference_with_our_tokenizer():
-    tokenizer = load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, "llama2")
-    made = masking.encode_chats(tokenizer, [CHAT])
-    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
-    wanted = encode_like_meta(encode, tokenizer.bos_token_id, tokenizer.eos_token_id, CHAT)
-    assert (made["input_ids"][0].tolist(), made["labels"][0].tolist()) == wanted
     prompt = formats.render_prompt(tokenizer, CHAT)
     assert prompt.endswith("[INST] And its currency? [/INST]") and prompt.count("<s>") == 2
 
@@ -134,13 +128,10 @@ def test_the_models_own_format_needs_a_template_and_learns_answers_and_ends():
 
 
 def test_a_tokenizer_that_drops_the_first_space_of_an_answer_trains_the_answer_alone():
-    words = ["[UNK]", "<s>", "</s>", "[", "]", "/", "INST", "首", "都", "は", "？", "東", "京", "##京", "##都", "##は"]
-    backend = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.normalizer, backend.decoder = normalizers.BertNormalizer(lowercase=False), decoders.WordPiece()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
+    words = {word: number for number, word in enumerate(["?", "<s>", "</s>", "[", "]", "/", "INST", "東京"])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     formats.set_format(tokenizer, "llama2")
-    chat = formats.to_messages({"instruction": "首都は？", "output": "東京"}, "llama2")
-    labels = masking.encode_chats(tokenizer, [chat])["labels"][0].tolist()
-    trained = [label for label in labels if label != masking.IGNORED]
-    assert tokenizer.convert_ids_to_tokens(trained) == ["東", "京", "</s>"]
+    labels = masking.encode_chats(tokenizer, [formats.to_messages(GOOD, "llama2")])["labels"][0].tolist()
+    assert [label for label in labels if label != masking.IGNORED] == [words["東京"], words["</s>"]]

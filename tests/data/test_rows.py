@@ -29,6 +29,8 @@ def test_columns_are_mapped_and_unknown_names_refused():
     for given, message in (("instruction", "is no pair"), ("instuction=a", "Did you mean 'instruction'")):
         with pytest.raises(UserError, match=message):
             rows.parse_columns([given])
+    with pytest.raises(UserError, match="no row has the column 'contxt' that stands for 'input'. Did you mean 'con"):
+        rows.check_columns([("row 1", {"question": "a", "context": "b"})], {"input": "contxt"}, "x.json")
 
 
 def test_sharegpt_and_messages_are_recognised_with_many_turns_and_a_system_message():
@@ -47,16 +49,7 @@ def test_a_set_whose_rows_are_all_dropped_is_refused_with_the_commonest_reason()
         check(GOOD | {"output": ""}, {"messages": turns}, {"messages": turns})
 
 
-def test_an_empty_system_message_is_left_out_and_a_misspelt_column_is_named():
-    turns = [("system", " "), ("user", "首都は？"), ("assistant", "東京")]
-    kept, dropped = check({"messages": [{"role": role, "content": text} for role, text in turns]})
-    assert not dropped and [turn["role"] for turn in kept[0]["messages"]] == ["user", "assistant"]
-    with pytest.raises(
-        UserError, match="no row has the column 'contxt' that stands for 'input'. Did you mean 'context'"
-    ):
-        rows.check_columns([("row 1", {"question": "a", "context": "b"})], {"input": "contxt"}, "x.json")
-
-
+SYSTEM = {"role": "system", "content": "簡潔に。"}
 USER, REPLY = {"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}
 PAIR = [USER, REPLY]
 CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}]
@@ -68,13 +61,10 @@ SHAPES = [
     ({"prompt": [USER], "completion": [REPLY]}, PAIR),
     ({"instruction": "首都は？", "output": "東京", "history": [["首都は？", "東京"]]}, PAIR * 2),
     ({"messages": json.dumps(PAIR)}, PAIR),
-    ({"messages": PAIR, "system": "簡潔に。"}, [{"role": "system", "content": "簡潔に。"}, *PAIR]),
-    (
-        {"messages": [{"role": "developer", "content": "簡潔に。"}, *PAIR]},
-        [{"role": "system", "content": "簡潔に。"}, *PAIR],
-    ),
+    ({"messages": PAIR, "system": "簡潔に。"}, [SYSTEM, *PAIR]),
+    ({"messages": [SYSTEM | {"role": "developer"}, *PAIR]}, [SYSTEM, *PAIR]),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "首都は？"}]}, REPLY]}, PAIR),
-    ({"messages": [*PAIR, {"role": "user", "content": "Thanks"}]}, PAIR),
+    ({"messages": [{"role": "system", "content": " "}, *PAIR, {"role": "user", "content": "Thanks"}]}, PAIR),
     ({"messages": [USER, REPLY | {"thinking": "島国だ"}]}, [USER, REPLY | {"reasoning_content": "島国だ"}]),
     ({"messages": [USER, REPLY | {"weight": 0}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
     ({"messages": [USER, REPLY | {"train": False}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
@@ -98,19 +88,13 @@ SHAPES = [
 def test_rows_of_many_shapes_are_read_without_a_flag(row, wanted):
     notes = rows.Notes()
     kept, dropped = rows.check_rows([("row 1", row)], "x.json", notes=notes)
-    trained = [turn for turn in rows.to_messages(kept[0]) if turn.get("train", True)]
-    messages = [{key: value for key, value in turn.items() if key != "train"} for turn in rows.to_messages(kept[0])]
-    assert not dropped and not notes.unused
-    assert messages == [{key: value for key, value in turn.items() if key != "train"} for turn in wanted]
-    if not isinstance(row.get("completion"), list):
-        assert len(trained) == sum(turn.get("train", True) for turn in wanted)
+    assert not dropped and not notes.unused and rows.to_messages(kept[0]) == wanted
 
 
 @pytest.mark.parametrize(
     ("row", "why"),
     [
         ({"messages": [USER, REPLY | {"weight": 0.5}]}, "its weight is 0.5"),
-        ({"messages": [USER, {"role": "tool", "content": "3"}, REPLY]}, "tool after user"),
         (
             {"messages": [USER, CALL | {"tool_calls": [{"function": {"arguments": {}}}]}]},
             "without the name of a function",
@@ -141,25 +125,13 @@ def test_every_key_that_is_not_used_is_counted_with_an_example():
 PUBLIC = {  # rows in the columns of public sets: what they become, and which columns aren't used
     "Open-Orca/OpenOrca": (
         {"id": "1", "system_prompt": "簡潔に。", "question": "首都は？", "response": "東京"},
-        [{"role": "system", "content": "簡潔に。"}, *PAIR],
+        [SYSTEM, *PAIR],
         {"id"},
     ),
-    "openai/gsm8k": ({"question": "首都は？", "answer": "東京"}, PAIR, set()),
     "HuggingFaceH4/no_robots": (
         {"prompt": "首都は？", "prompt_id": "1", "messages": PAIR, "category": "Chat"},
         PAIR,
         {"prompt", "prompt_id", "category"},
-    ),
-    "Magpie-Align": (
-        {
-            "uuid": "1",
-            "instruction": "首都は？",
-            "response": "東京",
-            "conversations": [{"from": "human", "value": "首都は？"}, {"from": "gpt", "value": "東京"}],
-            "gen_input_configs": {"temperature": 1.0, "seed": None},
-        },
-        PAIR,
-        {"uuid", "instruction", "response", "gen_input_configs"},
     ),
     "NousResearch/hermes-function-calling-v1": (
         {
@@ -168,13 +140,7 @@ PUBLIC = {  # rows in the columns of public sets: what they become, and which co
             "tools": '[{"type": "function", "function": {"name": "add"}}]',
             "task": "x",
         },
-        [
-            {"role": "system", "content": "<tools>add</tools>"},
-            USER,
-            {"role": "assistant", "content": HERMES["value"]},
-            RESULT,
-            REPLY,
-        ],
+        [SYSTEM | {"content": "<tools>add</tools>"}, USER, REPLY | {"content": HERMES["value"]}, RESULT, REPLY],
         {"id", "task", "tools, which the system message lists"},
     ),
     "HuggingFaceTB/smoltalk2": (
@@ -202,32 +168,24 @@ def test_rows_that_differ_in_their_system_message_alone_are_neither_repeats_nor_
     assert not cleaning.find_exact(made) and not cleaning.find_conflicts(other) and not cleaning.find_near(same, 0.5)
 
 
-CALL = {"name": "f", "arguments": {"key": "value"}}
-
-
 @pytest.mark.parametrize(
-    "turns, why",
+    ("turn", "why"),
     [
-        ([{"role": "tool", "content": "a"}], "tool after a user"),
-        ([{"role": "assistant", "content": "<think>hm</think>"}], "a thought and no answer"),
-        ([{"role": "assistant", "content": "</think>\n"}], "a thought and no answer"),
-        (
-            [{"role": "assistant", "content": "", "tool_calls": [CALL | {"arguments": {"\ud83d": "a"}}]}],
-            "half a character",
-        ),
+        (RESULT, "tool after user"),
+        (REPLY | {"content": "<think>hm</think>"}, "a thought and no answer"),
+        (REPLY | {"content": "</think>\n"}, "a thought and no answer"),
+        (CALL | {"tool_calls": [{"name": "f", "arguments": {"\ud83d": "a"}}]}, "half a character"),
     ],
 )
-def test_odd_answers_drop_their_row(turns, why):
-    odd = {"messages": [{"role": "user", "content": "q"}, *turns]}
-    good = {"messages": [{"role": "User", "content": "q"}, {"role": "Assistant", "content": "a"}]}
-    kept, dropped = rows.check_rows([("row 1", odd), ("row 2", good), ("row 3", {"messages": None})], "x")
+def test_odd_answers_drop_their_row(turn, why):
+    named = [turn | {"role": turn["role"].title()} for turn in PAIR]
+    kept, dropped = check({"messages": [USER, turn]}, {"messages": named}, {"messages": None})
     assert [row["place"] for row in kept] == ["row 2"] and dropped["row 3"] == "messages is null"
-    assert why.replace("a user", "user") in dropped["row 1"]
+    assert why in dropped["row 1"]
 
 
 def test_a_result_that_is_an_object_becomes_json():
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
-    turns += [{"role": "tool", "content": {"temp": 20}}, {"role": "assistant", "content": "20"}]
     notes = rows.Notes()
+    turns = [USER, CALL, RESULT | {"content": {"temp": 20}}, REPLY]
     kept, _ = rows.check_rows([("row 1", {"messages": turns})], "x", notes=notes)
     assert kept[0]["messages"][2]["content"] == '{"temp": 20}' and "results of tools written as JSON" in notes.changed

@@ -71,9 +71,8 @@ def test_the_table_in_the_docs_is_what_is_so():
 @pytest.mark.parametrize("name", families.NAMES)
 def test_the_answer_is_read_without_what_the_template_writes_around_it(name, tmp_path):
     tokenizer = set_up(name)
-    for surplus in (templates.find_traits(tokenizer).surplus,):
-        if surplus:
-            tokenizer.chat_template = templates.remove_surplus(tokenizer.chat_template, surplus)
+    if surplus := templates.find_traits(tokenizer).surplus:
+        tokenizer.chat_template = templates.remove_surplus(tokenizer.chat_template, surplus)
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     traits = templates.find_traits(again)
@@ -91,19 +90,11 @@ def test_the_answer_is_read_without_what_the_template_writes_around_it(name, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "end"),
-    [
-        ("qwen2_5", "<|im_end|>"),
-        ("gemma", "<end_of_turn>"),
-        ("llama3", "<|eot_id|>"),
-        ("glm4moe", "<|user|>"),
-        ("gptoss", "<|return|>"),
-    ],
+    ("name", "end"), [("qwen2_5", "<|im_end|>"), ("glm4moe", "<|user|>"), ("gptoss", "<|return|>")]
 )
-@pytest.mark.parametrize("instruct", [True, False])
-def test_the_end_of_an_answer_is_found_whatever_the_eos_token_is(name, end, instruct):
-    tokenizer = set_up(name, end if instruct else "<|endoftext|>")
-    assert templates.find_traits(tokenizer).ends[0] == tokenizer.convert_tokens_to_ids(end)
+def test_the_end_of_an_answer_is_found_whatever_the_eos_token_is(name, end):
+    for tokenizer in (set_up(name, end), set_up(name, "<|endoftext|>")):
+        assert templates.find_traits(tokenizer).ends[0] == tokenizer.convert_tokens_to_ids(end)
 
 
 def test_markers_are_stripped_and_the_rest_writes_the_same(in_format):
@@ -119,21 +110,15 @@ def test_options_of_a_template_are_set_once_and_an_unknown_one_is_refused():
     formats.set_format(asked["not"], "model", templates.parse_options(["enable_thinking=false"]))
     prompts = {name: templates.render_prompt(tokenizer, QUESTIONS[:1]) for name, tokenizer in asked.items()}
     assert prompts["not"] == prompts["thinking"] + "<think>\n\n</think>\n\n"
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+    for given, said in (
         ("enable_thoughts=true", "Did you mean 'enable_thinking'"),
         ("messages=[1,2]", "no variable 'messages'"),
         ("x=[1,2]", "no variable 'x'"),
         ("enable_thinking", "is no pair"),
-    ],
-)
-def test_a_variable_without_effect_is_refused(given, said):
-    [pair] = DataConfig(format="model", chat_template_kwargs=given).chat_template_kwargs
-    with pytest.raises(templates.UserError, match=said):
-        formats.set_format(families.make_tokenizer("qwen3"), "model", templates.parse_options([pair]))
+    ):
+        config = DataConfig(format="model", chat_template_kwargs=given)  # as a command line or a notebook gives it
+        with pytest.raises(templates.UserError, match=said):
+            formats.set_format(asked["not"], "model", templates.parse_options(config.chat_template_kwargs))
 
 
 def test_a_template_that_can_not_be_trained_on_is_refused():
