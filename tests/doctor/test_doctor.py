@@ -8,6 +8,10 @@ import subprocess
 import sys
 from importlib import metadata
 
+import pytest
+import torch
+from bitsandbytes import functional
+
 from sftlab import machine
 from sftlab.cli import main
 from sftlab.doctor import checks
@@ -35,54 +39,49 @@ def test_a_broken_installation_is_lines_that_fail(tmp_path):
     assert "ok     packages" in done.stdout and f"of {len(checks.CHECKS)} fail: device" in done.stdout
 
 
-def test_packages_that_are_missing_outside_or_untested(monkeypatch):
-    real, own = metadata.version, {}
-    assert checks.check_packages()[0] in (OK, NOTE)
+@pytest.mark.parametrize(
+    ("installed", "outcome", "words"),
+    [
+        ({"trl": "1.16.99"}, NOTE, ["trl 1.16.99 (tested: "]),
+        ({"trl": "0.9", "peft": None}, FAILS, ["trl 0.9 (needs", "peft is not installed"]),
+    ],
+)
+def test_packages_that_are_missing_outside_or_untested(installed, outcome, words, monkeypatch):
+    real = metadata.version
 
     def find(name):
-        if own.get(name, "1") is None:
+        if installed.get(name, "1") is None:
             raise metadata.PackageNotFoundError(name)
-        return own.get(name) or real(name)
+        return installed.get(name) or real(name)
 
     monkeypatch.setattr(metadata, "version", find)
-    own["trl"] = "1.16.99"
     state, found, step = checks.check_packages()
-    assert state == NOTE and "trl 1.16.99 (tested: " in found and "-c constraints.txt" in step
-    own |= {"trl": "0.9", "peft": None}
-    state, found, step = checks.check_packages()
-    assert state == FAILS and "trl 0.9 (needs" in found and "peft is not installed" in found
+    assert state == outcome and all(part in found for part in words) and "-c constraints.txt" in step
 
 
 def test_a_gpu_that_torch_can_not_use(monkeypatch):
-    import torch
-
     card = [{"index": 0, "name": "NVIDIA H100", "memory_total_bytes": 80 * 10**9}]
     monkeypatch.setattr(machine, "describe_gpus", lambda: card)
-    monkeypatch.setattr(machine, "read_driver", lambda: "525.60")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert checks.check_device()[:2] == (NOTE, "1 GPUs, hidden by CUDA_VISIBLE_DEVICES")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for cuda, words in ((None, "is a build for CPUs"), ("13.0", "with CUDA 13.0 can't use it")):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         state, found, step = checks.check_device()
         assert state == FAILS and words in found and step
 
 
-def test_a_quantization_that_does_not_work(monkeypatch):
-    from bitsandbytes import functional
+@pytest.mark.parametrize(("disk", "memory", "outcome"), [(2e8, 5e8, FAILS), (5e9, 2e9, NOTE), (1e11, 1e10, OK)])
+def test_little_disk_and_little_memory(disk, memory, outcome, monkeypatch):
+    room = shutil.disk_usage("/")._replace(free=disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(machine, "free_memory", lambda gpu: memory)
+    assert checks.check_disk()[0] == checks.check_memory()[0] == outcome
 
+
+def test_a_quantization_that_does_not_work(monkeypatch):
     monkeypatch.setattr(functional, "dequantize_4bit", lambda weights, state: -weights.new_ones(64, 64).float())
     assert checks.check_quantization()[0] == FAILS
-
-
-def test_little_disk_and_little_memory(monkeypatch):
-    room = shutil.disk_usage("/")
-    for free, state in ((2 * 10**8, FAILS), (5 * 10**9, NOTE), (10**11, OK)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: room._replace(free=free))
-        assert checks.check_disk()[0] == state
-    for free, state in ((5 * 10**8, FAILS), (2 * 10**9, NOTE), (10**10, OK)):
-        monkeypatch.setattr(machine, "free_memory", lambda gpu, free=free: free)
-        assert checks.check_memory()[0] == state
 
 
 def test_the_kernel_of_another_python(monkeypatch, tmp_path):
