@@ -6,27 +6,15 @@ import re
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import nbformat
 import pytest
 
-TOKEN = "hf_" + "PlantedTokenThatMustNotLeak" + "0123456789"
+from sftlab.hub import stand_in
+
+TOKEN = stand_in.TOKENS["read"]
 EVIL = "<script>window.evil = 1</script><img src=x onerror='window.evil = 1'>悪"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """A Hub that knows the token's owner, and no repository."""
-
-    def do_GET(self):
-        token = {"type": "access_token", "accessToken": {"displayName": "t", "role": "read"}}
-        self.send_response(200 if self.path.startswith("/api/whoami") else 404)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps({"type": "user", "name": "planted", "auth": token}).encode())
-
-    do_HEAD = do_GET
 
 
 def write_notebook(path: Path, *sources: str, tags=()) -> Path:
@@ -59,7 +47,7 @@ def seen():
     not Path("/proc/self/cmdline").exists(), reason="process lists are read from /proc, which is Linux's"
 )
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen, whole):
+def test_planted_token_is_nowhere(tmp_path, dataset, hub_address, seen, whole):
     """It lies in a token file and in HF_TOKEN; commands of every kind run, well and badly; then all that they left is searched."""
     home = tmp_path / "home"
     home.mkdir()
@@ -67,7 +55,7 @@ def test_planted_token_is_nowhere(tmp_path, dataset, serve, seen, whole):
     (home / "token").chmod(0o600)
     look = "from sftlab.hub import token\nprint(token.describe_status())\ntoken.describe_status()"
     write_notebook(tmp_path / "own.ipynb", look, "from sftlab.hub import access\naccess.check_all(['planted/private'])")
-    environment = os.environ | {"HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_ENDPOINT": serve(Hub), "HF_HUB_OFFLINE": "0",
+    environment = os.environ | {"HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_ENDPOINT": hub_address, "HF_HUB_OFFLINE": "0",
                                 "HF_HUB_VERBOSITY": "debug", "HOME": str(tmp_path)}  # fmt: skip
     train = ["train", "--dataset-path", str(dataset), "--use-lora", "--max-steps", "2", "--max-length", "64", "--eval-samples", "4",
              "--no-bf16", "--output-dir"]  # fmt: skip

@@ -10,9 +10,8 @@ from sftlab import files
 from sftlab.config.configs import DataConfig, EvaluateConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.data import sources
-from sftlab.errors import UserError
 from sftlab.evaluate import compare, report, scores
-from sftlab.train import run, saved
+from sftlab.train import run
 
 SHORT = {"batch_size": 32, "learning_rate": 3e-3, "bf16": False, "eval_samples": 0, "logging_steps": 1}
 # The trainer lays rows out in another way than an evaluation does, so that sums are rounded otherwise; bfloat16 keeps 8 bits.
@@ -144,11 +143,6 @@ def test_long_answers_are_judged_by_their_loss_and_prose_is_your_own(learned, tm
 def test_the_last_answer_is_what_is_asked_for():
     assert compare.find_last_answer([-100, -100, 5, 6, -100, -100, 7, 8, -100]) == 6
     assert compare.find_last_answer([-100, -100]) == 2 and compare.find_last_answer([5, 6]) == 0
-
-
-def test_a_data_set_that_is_gone_is_named(learned):
-    with pytest.raises(UserError, match="gone is not a data set"):
-        saved.read_run(learned, "gone")
 
 
 def test_plain_text_is_trained_and_exported_and_has_no_question_to_ask(tmp_path, sftlab_command):
