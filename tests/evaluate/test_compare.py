@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from sftlab import files
-from sftlab.config.configs import DataConfig, EvaluateConfig, TrainConfig
+from sftlab.config.configs import DataConfig, EvaluateConfig, ExportConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.data import sources
+from sftlab.errors import UserError
 from sftlab.evaluate import compare, report, scores
+from sftlab.export import export
 from sftlab.train import run
 
 SHORT = {"batch_size": 32, "learning_rate": 3e-3, "bf16": False, "eval_samples": 0, "logging_steps": 1}
@@ -46,15 +48,13 @@ def learned(dataset, tmp_path_factory) -> Path:
 
 def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
     before = files.read_json(learned / "result.json")
-    found = evaluate(learned)
-    after = files.read_json(learned / "result.json")
+    found, after = evaluate(learned), files.read_json(learned / "result.json")
     assert found["outcome"] == "better" and found["judged_by"] == "exact_match" and found["questions"] == 64
     assert found["exact_match"]["base"][0] < 0.05 < 0.5 < found["exact_match"]["difference"][1]
     assert found["ended"]["tuned"] > 0.9 > found["ended"]["base"]
     assert {key: after[key] for key in before} == before and after["evaluation"]["verdict"] == found["verdict"]
-    assert {row["question"] for row in found["answers"]} == {
-        row["instruction"] for row in scores.read_facts("test", 64)
-    }
+    asked = [row["instruction"] for row in scores.read_facts("test", 64)]
+    assert [row["question"] for row in found["answers"]] == asked
     assert "Better: " in (learned / "report.html").read_text(encoding="utf-8")
 
 
@@ -112,17 +112,10 @@ def test_leaked_questions_are_named_and_do_not_count(leaky):
     assert " of 9 held-out questions " in leaky["verdict"]
 
 
-def spoil(value):
-    """A result with markup in each of its texts."""
-    if isinstance(value, dict):
-        return {key: spoil(content) for key, content in value.items()}
-    if isinstance(value, list):
-        return [spoil(content) for content in value]
-    return f"<script>alert(1)</script>{value}" if isinstance(value, str) else value
-
-
 def test_the_page_shows_text_of_others_as_text_and_stands_alone(learned, leaky, tmp_path):
-    files.write_json(tmp_path / "result.json", spoil(files.read_json(learned / "result.json") | {"evaluation": leaky}))
+    result = json.dumps(files.read_json(learned / "result.json") | {"evaluation": leaky})
+    evil = re.sub(r'(": |\[)"', r'\1"<script>alert(1)</script>', result)  # in each text
+    files.write_text(tmp_path / "result.json", evil)
     page = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page
     assert not re.search(r"""(src|href)="(?!data:)""", page)
@@ -145,16 +138,11 @@ def test_the_last_answer_is_what_is_asked_for():
     assert compare.find_last_answer([-100, -100]) == 2 and compare.find_last_answer([5, 6]) == 0
 
 
-def test_plain_text_is_trained_and_exported_and_has_no_question_to_ask(tmp_path, sftlab_command):
+def test_plain_text_is_trained_and_exported_and_has_no_question_to_ask(tmp_path):
     lines = [json.dumps({"text": f"The town number {number} lies at the river."}) + "\n" for number in range(20)]
-    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
-    code, *_ = sftlab_command(
-        "prepare", "--source", "jsonl", "--source-path", tmp_path / "a.jsonl", "--output-dir", tmp_path / "sets"
-    )
-    [made] = (tmp_path / "sets").iterdir()
-    run = tmp_path / "run"
-    assert code == 0
-    assert sftlab_command("train", "--dataset-path", made, "--output-dir", run, "--use-lora", "--max-steps", 1)[0] == 0
-    code, _, said = sftlab_command("evaluate", run)
-    assert code == 2 and "plain text, without a question" in said
-    assert sftlab_command("export", run, "--output-dir", tmp_path / "export", "--kind", "adapter")[0] == 0
+    files.write_text(tmp_path / "a.jsonl", "".join(lines))
+    options = {"source": "jsonl", "source_path": [str(tmp_path / "a.jsonl")], "output_dir": str(tmp_path)}
+    folder = train_run(data_set.prepare(DataConfig(**options)), tmp_path / "run", use_lora=True, max_steps=1)
+    with pytest.raises(UserError, match="plain text, without a question"):
+        evaluate(folder)
+    export(ExportConfig(run_dir=str(folder), output_dir=str(tmp_path / "export"), kind="adapter"))

@@ -119,18 +119,17 @@ def test_a_quantised_base_is_merged_both_ways_measured(name, bits, bf16, save_ba
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("merge", "merged against .*: the logits are off by .*Nothing was put in place"),
         ("file", "again against saved: the logits are off"),
         ("disk", "the disk is full, and nothing was put in place"),
     ],
 )
-def test_a_fault_of_merge_file_or_disk_puts_nothing_in_place(
+def test_a_fault_of_file_or_disk_puts_nothing_in_place(
     fault, message, tuned_run, tmp_path, monkeypatch, sftlab_command
 ):
-    from peft.tuners.lora import Linear
+    """A fault of the merge is in notebook 12."""
     from transformers import PreTrainedModel
 
-    merge, right = Linear.get_delta_weight, PreTrainedModel.save_pretrained
+    right = PreTrainedModel.save_pretrained
 
     def save(self, folder, **options):
         if fault == "disk":
@@ -139,10 +138,7 @@ def test_a_fault_of_merge_file_or_disk_puts_nothing_in_place(
         right(self, folder, **options)
         self.model.norm.weight.data[0] /= 1.02
 
-    if fault == "merge":
-        monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: 0.99 * merge(self, name))
-    else:
-        monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
     code, _, error = sftlab_command("export", tuned_run, "--output-dir", tmp_path / "out" / "x")
     assert code == 2 and re.search(message, error) and list((tmp_path / "out").iterdir()) == []
 
