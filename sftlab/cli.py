@@ -258,6 +258,7 @@ def benchmark(args, bench):
     rows = build_options(configs.DataConfig, args)
     from sftlab.bench import measure
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends the point's processes, too
     quiet_libraries()
     return measure.run_benchmark(bench, config, rows)
 

@@ -121,7 +121,6 @@ def test_a_learner_tunes_by_hand(chromium, address, folder, tmp_path):
     panel = page.locator(".jp-CodeCell").last
     panel.locator(".cm-content").click()
     page.keyboard.press("Control+Enter")
-    panel.get_by_label("run", exact=True).select_option("by-hand")
     wait_for_status(panel, "by-hand is running")
     panel.locator(DRAWN).first.wait_for()
     panel.get_by_role("button", name="Stop").click()

@@ -11,7 +11,6 @@ import io
 import itertools
 import math
 import os
-import signal
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +22,8 @@ from sftlab import files, machine
 from sftlab.bench import results
 from sftlab.bench.results import DISTURBED, Point, Result, Run
 from sftlab.config.configs import SET_BY_BENCHMARK, BenchmarkConfig, DataConfig, LaunchConfig, TrainConfig
-from sftlab.data import dataset, sources
+from sftlab.data import dataset
 from sftlab.errors import UserError, place_error
-from sftlab.hub import client as hub_client
 from sftlab.runs import background, launcher, logs
 from sftlab.train import distributed
 
@@ -136,16 +134,14 @@ def format_plan(grid: Grid, points: list[Point]) -> str:
     table = DataFrame(map(asdict, points)).drop(columns="model").rename(columns=lambda name: name.replace("_", " "))
     lines = [f"{grid.config.model_name}: {len(points)} points, {bench.repeats} repeats in turn, {steps}"]
     lines += [table.to_string(index=False), f"a node is {describe_node(grid, points[-1])['node_is']}"]
-    few = {size: one["distinct_rows"] for size, one in grid.sets.items() if one["distinct_rows"] < size}
-    return "\n".join(lines + [f"{size} rows: there are {rows}, which repeat" for size, rows in few.items()])
+    few = {size: one for size, one in grid.sets.items() if one["distinct_rows"] < size}
+    lines += [f"{size} rows: {one['source']} has {one['distinct_rows']}, which repeat" for size, one in few.items()]
+    return "\n".join(lines)
 
 
 def prepare_sizes(config: DataConfig, sizes: list[int]) -> dict[int, dict]:
     """Prepare a folder for each size: {size: path, source, rows, distinct_rows, fingerprint}. Raises UserError as `prepare`."""
     sets = {}
-    if config.source in sources.HUB_IDS and not config.hub_id and not hub_client.reach():
-        config = replace(config, offline=True)  # so that a grid that is resumed finds the set again
-        print(f"offline: the bundled sample stands in for {sources.HUB_IDS[config.source]}")
     for size in sizes:
         with contextlib.redirect_stdout(io.StringIO()):  # a report of pages would hide the plan of the grid
             folder = dataset.prepare(replace(config, num_samples=size, output_dir=f"{config.output_dir}/{size}"))
@@ -161,10 +157,8 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
 
     gpus = torch.cuda.device_count()
     points = list_points(bench, config)
-    if bench.hostfile:
-        hosts = launcher.choose_hosts(bench.hostfile, bench.nodes[-1], bench.devices_per_node)
-        if len(hosts) > 1 or not launcher.is_here(hosts[0]):
-            launcher.check_remote()
+    if bench.hostfile:  # before anything is measured
+        launcher.choose_hosts(bench.hostfile, bench.nodes[-1], bench.devices_per_node)
     made_up = config.model_name.startswith(("random:", "random-tiny:"))  # with the tokenizer of tiny-base
     rows = replace(
         rows,
@@ -180,9 +174,6 @@ def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig)
             (grid.folder / f"{point.name}.json").unlink(missing_ok=True)
     measured = read_measured(grid, points)
     print(format_plan(grid, points))
-    for number in (signal.SIGTERM, signal.SIGHUP):  # they end a grid, with its processes, as Ctrl-C does
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, signal.default_int_handler)
     failed = take_turns(grid, points, measured)
     left_out = f"; {len(failed)} of {len(points)} points failed" if failed else ""
     print(f"saved {grid.folder}/*.json{left_out}; a page of them: sftlab report {grid.folder}")

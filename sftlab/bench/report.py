@@ -22,27 +22,27 @@ from sftlab.errors import UserError
 from sftlab.pages import Chart, Section, Table
 
 MOST_POINTS = 1000  # of a line over time
-# Sections: what their table holds by its names in a file of results, and what to know of it.
-TABLES = {
-    "Speed and loss": (
-        "tokens_per_second tokens_per_second_per_device step_seconds.median step_seconds.p10 step_seconds.p90 step_seconds.steps "
-        "step_seconds.warmup first_loss last_loss",
-        "Tokens are those of the samples, without padding. Steps are the timed ones, after the warm-up. In strong scaling the losses must agree at equal steps, except for "
-        "dropout, which is random in each process, or the speeds are not of the same work.",
-    ),
-    "Memory and use": (
-        "largest_peak_bytes flops_per_second_per_device utilisation others_use",
-        "GB are 10^9 bytes, the most that a process took with the libraries; on a GPU, its allocator. Operations are by formula, "
-        "recomputation and padding left out; the output layer counts for every token, though only tokens in the loss go through "
-        "it, so the real rate can be lower. Utilisation (MFU) is the rate over the data-sheet's peak of bfloat16. Others use: what "
-        "other programs took of the machine.",
-    ),
+COLUMNS = {  # of the table of all points: value of a `results.Run`, its size
+    "tokens/s": ("tokens_per_second", 1),
+    "tokens/s per device": ("tokens_per_second_per_device", 1),
+    "seconds of a step": ("step_seconds.median", 1),
+    "10 %": ("step_seconds.p10", 1),
+    "90 %": ("step_seconds.p90", 1),
+    "steps": ("step_seconds.steps", 1),
+    "first loss": ("first_loss", 1),
+    "last loss": ("last_loss", 1),
+    "memory, GB": ("largest_peak_bytes", 1e9),
+    "TFLOP/s per device": ("flops_per_second_per_device", 1e12),
+    "MFU, %": ("utilisation", 0.01),
+    "others, %": ("others_use", 0.01),
 }
-UNITS = {
-    "largest_peak_bytes": ("GB", 1e9),
-    "flops_per_second_per_device": ("TFLOP/s", 1e12),
-    **dict.fromkeys(("utilisation", "others_use"), ("%", 0.01)),
-}
+ON_POINTS = (
+    "Tokens are those of the samples, without padding; steps are the timed ones, after the warm-up. In strong scaling the losses "
+    "must agree at equal steps, except for dropout, which is random in each process, or the speeds are not of the same work. "
+    "GB are 10^9 bytes, the most that a process took with the libraries; on a GPU, its allocator. Operations are by formula, "
+    "recomputation and padding left out; the output layer counts for every token, though only tokens in the loss go through "
+    "it, so the real rate can be lower. MFU is that rate over the data-sheet's peak of bfloat16. Others: what other programs took."
+)
 ON_MEASURED = (
     "Speed-up over the fewest devices that were measured: the geometric mean of the rounds' ratios, with Student's interval of 95 %. "
     "Efficiency is speed-up over the ideal one, which on CPUs counts cores. The processes of one machine share memory and caches."
@@ -73,21 +73,15 @@ def write_report(config: ReportConfig) -> Path:
     sections = [Section("Left out", [problems])] if problems else []
     if found:
         growth, facts = make_scaling(found, config.bandwidth)
-        uses = [max(take(result, "others_use"), default=0) for result in found]
+        uses = [max(run.others_use or 0 for run in result.runs) for result in found]
         if disturbed := sum(use > DISTURBED for use in uses):
             share = f"up to {max(uses):.0%} of the machine at {disturbed} of {len(uses)} points"
             facts.append(f"DISTURBED: other programs took {share}; speeds are those of a busy machine")
         top.append(facts)
-        tables = [make_table(found, title, *about) for title, about in TABLES.items()]
-        sections = [make_setups(found), *sections, growth, *tables]
+        sections = [make_setups(found), *sections, growth, make_points(found)]
     page = folder / "benchmark.html"  # report.html of a run folder is that of `sftlab evaluate`
     pages.write_page(page, f"Benchmark: {folder}", [Section("In short", top), *sections, *watched])
     return page
-
-
-def take(result: Result, name: str) -> list[float]:
-    """Return a value of each repeat where it's known; `name` may have dots."""
-    return [value for value in map(attrgetter(name), result.runs) if value is not None]
 
 
 def format_number(value: float) -> str:
@@ -95,29 +89,23 @@ def format_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def format_spread(values: list[float], size: float) -> str:
-    """Format the median, and the lowest and the highest of the repeats, in units of `size`."""
+def format_spread(result: Result, name: str, size: float) -> str:
+    """Format the median of a value, and the lowest and the highest of the repeats. name: of `results.Run`, may have dots."""
+    values = [value / size for value in map(attrgetter(name), result.runs) if value is not None]
     if not values:
         return "not known"
-    middle, low, high = (format_number(value / size) for value in (median(values), min(values), max(values)))
+    middle, low, high = map(format_number, (median(values), min(values), max(values)))
     return middle + (f" ({low} to {high})" if low != high else "")
 
 
-def make_table(found: list[Result], title: str, names: str, words: str) -> Section:
-    """Make a section with a table of values of the repeats, a row for each point. names: of `results.Run`, with dots."""
-    units = {name: UNITS.get(name, ("", 1)) for name in names.split()}
-    heads = [name.replace("_", " ").replace(".", " ") + (unit and f", {unit}") for name, (unit, _) in units.items()]
+def make_points(found: list[Result]) -> Section:
+    """Make the table of all points."""
     rows = []
     for point, result in ((one.point, one) for one in found):
         batch = f"{point.devices} x {point.per_device_batch} x {point.accumulation}"
-        spreads = (format_spread(take(result, name), size) for name, (_, size) in units.items())
-        rows.append((point.name, batch, *spreads))
-    table = Table(
-        ("point", "devices x rows x times", *heads),
-        rows,
-        f"{title}, measured: median of the repeats (lowest to highest)",
-    )
-    return Section(title, [table, words])
+        rows.append((point.name, batch, *(format_spread(result, *column) for column in COLUMNS.values())))
+    heads = ("point", "devices x rows x times", *COLUMNS)
+    return Section("Points", [Table(heads, rows, "Measured: median of the repeats (lowest to highest)"), ON_POINTS])
 
 
 def list_facts(result: Result) -> dict[str, str]:

@@ -1,20 +1,19 @@
 """The results of a benchmark: one JSON file per point, `results/NAME.json`, written whole after each repeat.
 
-A file holds "schema": 1 and the fields of `Result`.
+A file holds the fields of `Result`.
 
     python -c "from sftlab.bench import results; print(*results.read_results('results')[1], sep='\\n')"
 """
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sftlab import files
 
-SCHEMA = 1
 DISTURBED = 0.1  # share of the machine that other programs may take before it is reported
 SOME = Field(min_length=1)
 
@@ -90,25 +89,23 @@ class Result:
     choices: dict  # what the trainer chose and why
     data: dict  # source, rows, distinct_rows (fewer where the source has no more), fingerprint
     runs: Annotated[list[Run], SOME]
+    schema: Literal[1] = 1  # of these files
 
 
 def write_result(folder: Path, result: Result) -> Path:
     """Write the file of a point, whole, and return its path."""
     path = Path(folder) / f"{result.point.name}.json"
-    files.write_json(path, {"schema": SCHEMA, **asdict(result)})
+    files.write_json(path, asdict(result))
     return path
 
 
 def read_result(path: Path) -> Result:
     """Read the result in a file. Raises ValueError that says what is wrong with it; fields that it has no more are left out."""
-    content = files.read_json(path)
-    if content.get("schema") != SCHEMA:
-        raise ValueError("is no result of `sftlab benchmark`")
     try:
-        return Result(**content)
+        return TypeAdapter(Result).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))) from error
 
 
 def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:

@@ -60,8 +60,6 @@ def measure_point(plan: dict) -> dict | None:
         choices = {name: why for name, why in trainer.choices.items() if name != "time"}
         bf16 = choices["precision"].startswith("bfloat16")
         run = combine(parts, point, work, used, plan | {"bf16": bf16, "begun": timer.started})
-        attention = getattr(trainer.model.config, "_attn_implementation", None)  # what is really used
-        choices["attention"] = f"{attention}: {choices['attention'].split(': ', 1)[-1]}"
         devices = machine.merge_devices([part["device"] for part in parts])
         devices["machines"] = len({part["host"] for part in parts})
         return {"run": asdict(run), "machine": devices, "versions": machine.list_versions(), "choices": choices}

@@ -80,15 +80,12 @@ def stop(run: Run) -> None:
     Raises UserError for a run that is not at work, or is on another machine.
     """
     run = read(run.folder)
-    ended = UserError(f"{state.format_status(run)}; there is nothing to stop.")
     if run.status not in ACTIVE:
-        raise ended
+        raise UserError(f"{state.format_status(run)}; there is nothing to stop.")
     if run_folder.is_elsewhere(run.process):
         raise UserError(f"{run.folder.name}: the run is at work on {run.process['host']}. Stop it there.")
-    try:  # a notebook's kernel or a terminal's command takes SIGINT in every state; a background process may ignore it
-        os.kill(run.process["pid"], signal.SIGTERM if "start" in run.progress else signal.SIGINT)
-    except ProcessLookupError:
-        raise ended from None
+    # a notebook's kernel or a terminal's command takes SIGINT in every state; a background process may ignore it
+    os.kill(run.process["pid"], signal.SIGTERM if "start" in run.progress else signal.SIGINT)
     run_folder.update_progress(run.folder, {"asked": time.time()})
 
 
@@ -107,14 +104,10 @@ def resume(run: Run) -> Run:
     return spawn(config, cwd if os.path.isdir(cwd) else os.getcwd(), run.step)
 
 
-def wait(run: Run, timeout: float | None = None) -> Run:
-    """Wait until a run has ended, with a progress bar, and return it; after `timeout` seconds TimeoutError is raised.
-
-    The run continues in any case, also when the wait is interrupted.
-    """
+def wait(run: Run) -> Run:
+    """Wait until a run has ended, with a progress bar, and return it. When the wait is interrupted, the run continues."""
     from tqdm.auto import tqdm
 
-    end = None if timeout is None else time.monotonic() + timeout
     with tqdm(desc=run.folder.name, unit="step") as bar:
         while True:
             run = read(run.folder)
@@ -123,6 +116,4 @@ def wait(run: Run, timeout: float | None = None) -> Run:
             bar.set_postfix({name: text for name, text in state.list_facts(run).items() if text and "loss" in name})
             if run.status not in ACTIVE:
                 return run
-            if end is not None and time.monotonic() > end:
-                raise TimeoutError(f"{run.folder.name}: still {run.status} at step {run.step}; the run continues")
             time.sleep(0.5)

@@ -21,7 +21,6 @@ from sftlab import files
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.errors import UserError, place_error
 from sftlab.runs import background, logs, state
-from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
 # What the variables begin with that all processes of a run must have alike. No tokens: each node has its own.
@@ -33,13 +32,11 @@ PROGRAMS = Path(sys.executable).parent
 def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> int:
     """Check a run, print its commands and start it; return its exit code. Raises UserError for what the user can fix."""
     config.gpus_per_node = config.gpus_per_node or count_gpus()
-    devices, hosts = config.nodes * config.gpus_per_node, find_hosts(config)
-    first_is_here, deepspeed = is_here(hosts[0]), config.launcher == "deepspeed"
-    if first_is_here or deepspeed:  # later nodes may find that the first one has begun
+    devices, hosts = config.nodes * config.gpus_per_node, ["localhost"] * config.nodes
+    if config.hostfile:
+        hosts = choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
+    if is_here(hosts[0]) or config.launcher == "deepspeed":  # later nodes may find that the first one has begun
         run_folder.claim_folder(train, devices)
-    # torchrun on one node finds a port itself
-    if first_is_here and (config.nodes > 1 or deepspeed) and not (config.slurm or config.dry_run):
-        check_port(config.master_port)
     print(check_batch(train, devices))
     module, folder = ["sftlab.train", *train_flags], Path(train.output_dir).absolute()
     return write_batch_file(config, module, folder) if config.slurm else start_nodes(config, module, hosts, folder)
@@ -61,7 +58,6 @@ def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folde
     if config.dry_run:
         return 0
     if by_ssh:
-        check_remote()
         return run_launchers(commands, environment | pass_on(environment, log_dir), folder)
     own = {node: command for node, command in commands.items() if is_here(hosts[node])}
     far = ", ".join(host for node, host in enumerate(hosts) if node not in own)
@@ -235,26 +231,6 @@ def check_address(address: str) -> None:
         raise UserError(f"master_addr: {why}. Give the first node's, as --master-addr 10.0.0.1.") from None
 
 
-def check_port(port: int) -> None:
-    """Raises UserError where a port of this machine is taken, most often by another run."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            used = f"port {port} of this machine is in use, perhaps by another run"
-            raise UserError(f"master_port: {used}. Take another: --master-port {distributed.find_port()}.") from None
-
-
-def check_remote() -> None:
-    """Raises UserError without the program by which the deepspeed launcher reaches other nodes."""
-    if not shutil.which("pdsh"):
-        raise UserError(
-            "launcher: pdsh is not installed, by which deepspeed starts other nodes over ssh. Install it (apt install pdsh), "
-            "or leave out --launcher deepspeed, and give the same command on each node."
-        )
-
-
 def choose_environment(gpus_per_node: int) -> dict:
     """Variables that all processes get: threads for each, and what is set here of the network."""
     threads = max(1, (os.cpu_count() or 1) // gpus_per_node)
@@ -278,20 +254,8 @@ def is_here(host: str) -> bool:
     return host in {"localhost", socket.gethostname(), socket.getfqdn(), *addresses}
 
 
-def find_hosts(config: LaunchConfig) -> list[str]:
-    """The host of each node. Without a hostfile, as for Slurm, it is this machine."""
-    if not config.hostfile:
-        return ["localhost"] * config.nodes
-    hosts = choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
-    far = [host for host in hosts if not is_here(host)]
-    if far and hosts[0] in ("localhost", "127.0.0.1"):
-        name = f"Write this machine's name in {config.hostfile}."
-        raise UserError(f"hostfile: for {far[0]}, {hosts[0]} is itself. {name}")
-    return hosts
-
-
-def read_hosts(path: str | Path) -> dict[str, int]:
-    """Host names and their slots (GPUs), in the order of the file. Raises UserError with the file and line that is wrong."""
+def choose_hosts(path: str | Path, nodes: int, gpus_per_node: int) -> list[str]:
+    """The first `nodes` hosts of a hostfile. Raises UserError with the line that is wrong, and where hosts or slots are missing."""
     line_of_one = "`HOST slots=GPUS`, as `node-1 slots=8`"
     if not Path(path).is_file():
         raise UserError(f"hostfile: no file {path}. It has a line {line_of_one}, for each node.")
@@ -303,16 +267,12 @@ def read_hosts(path: str | Path) -> dict[str, int]:
                 rule = f"{line_of_one}: no spaces at the =, a slot or more, each host once"
                 raise UserError(f"{path}, line {number}: {text!r} is not {rule}.")
             hosts[match[1]] = int(match[2])
-    return hosts
-
-
-def choose_hosts(path: str | Path, nodes: int, gpus_per_node: int) -> list[str]:
-    """The first `nodes` hosts of a hostfile. Raises UserError where there are fewer, or one has too few slots."""
-    hosts = read_hosts(path)
     if nodes > len(hosts):
         raise UserError(f"nodes: {nodes} are asked for, and {path} names {len(hosts)}.")
     chosen = list(hosts)[:nodes]
     if small := [host for host in chosen if hosts[host] < gpus_per_node]:
         slots = f"{gpus_per_node} are asked for, and {small[0]} has slots={hosts[small[0]]} in {path}"
         raise UserError(f"gpus_per_node: {slots}. The number counts the GPUs of one node, not of all.")
+    if chosen[0] in ("localhost", "127.0.0.1") and not all(map(is_here, chosen)):
+        raise UserError(f"hostfile: on other nodes {chosen[0]} is not this one. Write this machine's name in {path}.")
     return chosen

@@ -19,27 +19,22 @@ from sftlab.runs.state import Run
 from sftlab.train import folder as run_folder
 
 EVERY = 1.0  # seconds from update to update
-MOST_POINTS = 1000  # of a curve, about
-FACTS = ("step", "time left", "loss", "validation loss", "tokens per second")
-
-
-def find_named(folder: str | Path) -> dict[str, Run]:
-    """The runs of a folder by their paths in it."""
-    return {str(run.folder.relative_to(Path(folder).absolute())): run for run in state.find(folder)}
+FACTS = ["step", "time left", "loss", "validation loss", "tokens per second"]
 
 
 def format_table(folder: str | Path) -> str:
-    """The runs of a folder as text, a line for each; why one ended is below."""
-    rows, found = [("run", "status", *FACTS, "began", "configuration")], find_named(folder)
+    """The runs of a folder as text, the one that began last first, a line for each; why one ended is below."""
+    from pandas import DataFrame
+
+    found = {str(run.folder.relative_to(Path(folder).absolute())): run for run in state.find(folder)}
     if not found:
         return f"no runs in {folder}"
+    rows = []
     for name, run in found.items():
-        facts = state.list_facts(run)
         began = time.strftime("%m-%d %H:%M", time.localtime(run.started)) if run.started else ""
-        rows.append((name, run.status, *(facts[fact] for fact in FACTS), began, run.config_hash))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join(lines + [f"{name}: {run.reason}" for name, run in found.items() if run.reason])
+        rows.append(state.list_facts(run) | {"run": name, "status": run.status, "began": began})
+    table = DataFrame(rows)[["run", "status", *FACTS, "began"]].to_string(index=False)
+    return "\n".join([table, *(f"{name}: {run.reason}" for name, run in found.items() if run.reason)])
 
 
 def run_command(config: RunsConfig) -> int:
@@ -59,50 +54,30 @@ def run_command(config: RunsConfig) -> int:
 
 
 def attach(folder: str | Path | None = None):
-    """The panel of a run, by its folder, or of all runs in a folder, to choose from; default: those in `state.find_place`.
+    """The panel of a run, by its folder; of a folder with several, a table, and the panel of the one that began last.
 
-    Without a reader (papermill, nbval) the same is printed, with the curve as a picture, and None returned.
+    Default: those in `state.find_place`. Without a reader (papermill, nbval) the panel is printed, with the curve as a picture,
+    and None returned.
     """
     place = folder or state.find_place()
     run = state.read(place)
+    if run.status == "none":
+        print(format_table(place))
+        if not (found := state.find(place)):
+            return None
+        run = found[0]
     if has_reader():
-        return make_list(place) if run.status == "none" else make_panel(run)
-    print(format_table(place) if run.status == "none" else state.format_run(run))
+        return make_panel(run)
+    print(state.format_run(run))
     if run.find_last("loss") is not None:
         plots.show(plots.loss_curve(run.history))
 
 
-def make_list(folder: str | Path):
-    """A box with a list of the runs in a folder, to choose one from, and its panel."""
-    import ipywidgets
-
-    found, place = find_named(folder), ipywidgets.VBox()
-    if not found:
-        return ipywidgets.Label(f"no runs in {folder}")
-    chosen = ipywidgets.Dropdown(description="run", options=list(found), layout={"width": "max-content"})
-
-    def show_panel(_=None) -> None:
-        for old in place.children:
-            close(old)
-        place.children = [make_panel(found[chosen.value])]
-
-    show_panel()
-    chosen.observe(show_panel, "value")
-    return ipywidgets.VBox([chosen, place])
-
-
-def load_html():
-    """The macros of panel.html.j2."""
-    return pages.load_template("sftlab.runs", "panel.html.j2").module
-
-
 def draw(figure, history: list[dict]) -> None:
-    """Draw the losses of a log into a figure widget in place: all of the validation, of the others about MOST_POINTS."""
-    every = -(-len(history) // MOST_POINTS) or 1
-    thin = [entry for number, entry in enumerate(history) if "eval_loss" in entry or number % every == 0]
+    """Draw the losses of a log into a figure widget in place."""
     with figure.batch_update():
         for trace, name in zip(figure.data, ("loss", "eval_loss"), strict=True):
-            points = [entry for entry in thin if name in entry]
+            points = [entry for entry in history if name in entry]
             trace.x, trace.y = [entry["step"] for entry in points], [entry[name] for entry in points]
     figure._repr_mimebundle_()  # also puts the data into the widget's state, which a page that is reloaded asks for
 
@@ -114,6 +89,7 @@ def make_panel(run: Run):
 
     status, facts, message = (ipywidgets.HTML() for _ in range(3))
     chart = FigureWidget(plots.loss_curve([{"step": 0, "loss": 0, "eval_loss": 0}]))
+    html = pages.load_template("sftlab.runs", "panel.html.j2").module
     stop = ipywidgets.Button(description="Stop", tooltip="write a checkpoint after the present step, then end")
     resume = ipywidgets.Button(description="Resume", tooltip="from the last checkpoint")
     box = ipywidgets.VBox([status, facts, ipywidgets.HBox([stop, resume]), message, chart])
@@ -121,12 +97,9 @@ def make_panel(run: Run):
 
     def update() -> None:
         now = box.run = state.read(run.folder)
-        html, active = load_html(), now.status in state.ACTIVE
-        sentence = html.status(state.format_status(now), now.status in ("failed", "killed"))
-        figures = html.facts(now.folder.name, now.step, now.max_steps, active, state.list_facts(now))
-        for widget, text in ((status, str(sentence)), (facts, str(figures))):
-            if widget.value != text:  # a selection, or the place of a screen reader, stays
-                widget.value = text
+        active = now.status in state.ACTIVE
+        status.value = str(html.status(state.format_status(now), now.status in ("failed", "killed")))
+        facts.value = str(html.facts(now.folder.name, now.step, now.max_steps, active, state.list_facts(now)))
         stop.disabled = not active or "asked" in now.progress
         resume.disabled = now.status not in ("interrupted", "failed", "killed") or not run_folder.find_last(now.folder)
         if box.drawn != now.history:
@@ -134,13 +107,9 @@ def make_panel(run: Run):
             box.drawn = now.history
 
     def follow() -> None:
-        try:
-            while box.comm is not None and box.run.status in state.ACTIVE:
-                time.sleep(EVERY)
-                update()
-        except Exception as error:  # a thread would lose it
-            sentence = f"The panel has stopped: {error!r}. The run continues; make the panel again."
-            message.value = str(load_html().error(sentence))
+        while box.comm is not None and box.run.status in state.ACTIVE:
+            time.sleep(EVERY)
+            update()
 
     def start() -> None:  # in a thread, because a kernel answers nothing else while a cell runs
         update()
@@ -152,7 +121,7 @@ def make_panel(run: Run):
         try:
             action(box.run)
         except UserError as error:
-            message.value = str(load_html().error(error))
+            message.value = str(html.error(error))
         if not box.follower.is_alive():
             start()
 
@@ -160,13 +129,6 @@ def make_panel(run: Run):
     resume.on_click(functools.partial(act, background.resume))
     start()
     return box
-
-
-def close(box) -> None:
-    """Close a box and all in it; its thread ends."""
-    for child in getattr(box, "children", ()):
-        close(child)
-    box.close()
 
 
 def has_reader() -> bool:

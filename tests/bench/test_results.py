@@ -22,7 +22,7 @@ def test_what_is_written_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        ("schema", 2, "no result of `sftlab benchmark`"),
+        ("schema", 2, "schema: Input should be 1"),
         ("runs", [], "runs: List should have at least 1 item"),
         ("runs.1.tokens_per_second", float("nan"), "runs.1.tokens_per_second: Input should be"),
         ("runs.0.step_seconds.p10", -5.0, "runs.0.step_seconds.p10: Input should be greater than 0"),

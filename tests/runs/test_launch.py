@@ -116,7 +116,7 @@ def test_the_slurm_file_starts_a_node_s_processes(configure, tmp_path, monkeypat
     assert script.read_text() == "mine"
 
 
-def test_other_nodes_are_reached_by_the_deepspeed_launcher_or_by_hand(dry_run, configure, tmp_path, monkeypatch):
+def test_other_nodes_are_reached_by_the_deepspeed_launcher_or_by_hand(dry_run, configure, tmp_path):
     (tmp_path / "hosts").write_text("# the cluster\nfar slots=2\n\nother slots=4  # newer\nthird slots=2\n")
     options = {"nodes": 2, "gpus_per_node": 2, "hostfile": str(tmp_path / "hosts"), "master_addr": "127.0.0.1"}
     lines = dry_run(launcher="deepspeed", **options).splitlines()
@@ -127,13 +127,11 @@ def test_other_nodes_are_reached_by_the_deepspeed_launcher_or_by_hand(dry_run, c
     assert out.count("torchrun") == 2 and "# on other\n" in out
     assert {name: command[command.index(name) + 1] for name in expected} == expected
     (tmp_path / "hosts").write_text("localhost slots=2\nother slots=2\n")
-    with pytest.raises(UserError, match="for other, localhost is itself"):
+    with pytest.raises(UserError, match="on other nodes localhost is not this one"):
         dry_run(**options)
     (tmp_path / "hosts").write_text("far slots=2\nother slots=2\n")
-    monkeypatch.setenv("PATH", "")
-    for name, message in (("torchrun", "this machine is not among far, other"), ("deepspeed", "pdsh is not installed")):
-        with pytest.raises(UserError, match=message):
-            launcher.launch(LaunchConfig(launcher=name, **options), [], configure())
+    with pytest.raises(UserError, match="this machine is not among far, other"):
+        launcher.launch(LaunchConfig(**options), [], configure())
 
 
 @pytest.mark.parametrize("program", ["torchrun", "deepspeed"])

@@ -44,7 +44,7 @@ def test_a_run_is_found_by_its_configuration_alone_and_files_of_others_are_not_r
     files.write_json(tmp_path / "other" / run_folder.PROGRESS, {"start": 5})
     files.write_json(tmp_path / "third" / "run.json", {"run": 1})
     [run] = state.find(tmp_path)
-    assert (run.folder.name, run.status) == ("old", "killed") and config.hash() in panel.format_table(tmp_path)
+    assert (run.folder.name, run.status) == ("old", "killed") and "killed" in panel.format_table(tmp_path)
     assert panel.format_table(tmp_path / "other").startswith("no runs in")
 
 

@@ -87,7 +87,7 @@ def test_a_run_outlives_who_started_it_and_is_found_killed_resumed_and_stopped(
     with pytest.raises(UserError, match="at work already"):
         background.resume(killed)
     background.stop(wait_for_step(killed, killed.step + 2))
-    stopped = background.wait(killed, 180)
+    stopped = background.wait(killed)
     assert (stopped.status, stopped.reason) == ("interrupted", "a checkpoint is saved (SIGTERM)")
     last = run_folder.find_last(run.folder)
     assert run_folder.get_step(last) == stopped.step > killed.step
@@ -99,7 +99,7 @@ def test_why_a_run_is_refused_is_known(configure, tmp_path):
     (tmp_path / "run" / "thesis.txt").write_text("ten years")
     with pytest.raises(UserError, match="output_dir: .*run exists"):
         background.start(configure())
-    ended = background.wait(background.start(configure("other", dataset_path="nowhere")), 180)
+    ended = background.wait(background.start(configure("other", dataset_path="nowhere")))
     assert ended.status == "failed" and ended.reason.startswith("refused: ") and "nowhere" in ended.reason
     assert [found.folder.name for found in state.find(tmp_path)] == ["other"]
     run_folder.claim_folder(configure("other"), 1)  # which nothing is in
