@@ -10,6 +10,7 @@ import json
 import os
 import random
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from sftlab import __version__, files
@@ -30,7 +31,14 @@ from sftlab.errors import UserError, place_error
 from sftlab.models import load
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
-NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code", "offline")  # options that change nothing in it
+NOT_OF_THE_SET = (
+    "output_dir",
+    "overwrite",
+    "trust_remote_code",
+    "offline",
+    "dry_run",
+)  # options that change nothing in it
+DRY_ROWS = 3  # that --dry-run shows
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
 
@@ -127,6 +135,7 @@ def gather_rows(
     report = {
         "source": name,
         "rows_read": len(found),
+        "rows_by_file": dict(Counter(place.rpartition(": ")[0] or name for place, _ in found)),
         "dropped": dropped | repeated | leaked,
         "dropped_test": dropped_test,
         **vars(notes),
@@ -139,7 +148,7 @@ def clean_rows(
     found: sources.Found, name: str, config: DataConfig, tokenizer, notes: Notes
 ) -> tuple[list[dict], dict[str, str], list]:
     """The rows that are fit, those dropped (place -> why), and the mojibake that there was."""
-    rows, dropped = check_rows(found, name, parse_columns(config.columns), notes)
+    rows, dropped = check_rows(found, name, parse_columns(config.columns), notes, config.merge_turns)
     rows, unsafe = cleaning.drop_special(rows, tokenizer, name)
     mojibake = cleaning.find_mojibake(rows)
     if config.fix_mojibake:
@@ -147,8 +156,8 @@ def clean_rows(
     return rows, dropped | unsafe, mojibake
 
 
-def prepare(config: DataConfig) -> Path:
-    """Make the data set of a configuration and return its folder; nothing is left behind if it fails.
+def prepare(config: DataConfig) -> Path | None:
+    """Make the data set of a configuration and return its folder (--dry-run: None); nothing is left behind if it fails.
 
     The folder holds the set, `sftlab.json` (the report), `report.html`, and `dropped.jsonl` with the rows that were
     dropped, as they were read. A set that was made before from the same is used as it is. Raises UserError for bad
@@ -157,7 +166,7 @@ def prepare(config: DataConfig) -> Path:
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
     found, found_test, name = sources.load_source(config)
     made_from = fingerprint(config, tokenizer, [found, found_test])
-    if not config.overwrite and (folder := find_prepared(config, made_from)):
+    if not config.overwrite and not config.dry_run and (folder := find_prepared(config, made_from)):
         print(f"{folder}: made before from the same rows and options, used as it is")
         return folder
     dated = config.format == "model" and templates.writes_date(tokenizer.chat_template)
@@ -172,6 +181,8 @@ def prepare(config: DataConfig) -> Path:
     for split, key in (("train", "dropped"), ("test", "dropped_test")):
         require_rows(written[split], facts[key], facts["source"])
     facts["template"] = settle_template(tokenizer, config, written["train"], dated)
+    if config.dry_run:
+        return show_plan(tokenizer, config, facts, written)
     kept = len(train) - sum(row["place"] in facts["dropped"] for row in train)
     from datasets import DatasetDict
 
@@ -228,6 +239,18 @@ def settle_template(tokenizer, config: DataConfig, written: list[Example], dated
             f"the template's prompt for an answer ends in {surplus!r}, which the rows don't have: it's left out"
         )
     return settled
+
+
+def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, list]) -> None:
+    """What --dry-run prints: what would be dropped, left out and changed, and the first rows with their mask."""
+    counts = ", ".join(f"{len(part)} {split} rows" for split, part in written.items())
+    print("\n".join([f"would make {counts} from {facts['source']}", *data_report.list_notes(facts)]))
+    for example in written["train"][:DRY_ROWS]:
+        row = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
+        print(
+            masking.view_mask({name: column[0].tolist() for name, column in row.items()}, tokenizer, config.max_length)
+        )
+    print("nothing was written (--dry-run)")
 
 
 def print_report(folder: Path, report: dict, view: masking.MaskView) -> None:

@@ -1,4 +1,4 @@
-"""Files into rows: JSON, JSON Lines, CSV and Parquet, in UTF-8, UTF-16 or CP932 (Shift_JIS).
+"""Files into rows: JSON, JSON Lines, CSV and Parquet, in UTF-8, UTF-16, CP932 (Shift_JIS) or EUC-JP.
 
 python -c "from sftlab.data import readers; print(readers.read_files(['data_samples/raw/quiz.json'], 'json')[0])"
 """
@@ -6,10 +6,12 @@ python -c "from sftlab.data import readers; print(readers.read_files(['data_samp
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 from sftlab.errors import UserError
 
+OLD_ENCODINGS = {"cp932": "CP932 (Shift_JIS)", "euc_jp": "EUC-JP"}
 SUFFIXES = {"json": (".json",), "jsonl": (".jsonl", ".ndjson"), "csv": (".csv",), "parquet": (".parquet",)}
 
 
@@ -46,7 +48,7 @@ def find_files(path: Path, kind: str) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text. UTF-8 with or without BOM, UTF-16 with BOM; CP932 with kana is recognised and reported."""
+    """A file's text. UTF-8 with or without BOM, UTF-16 with BOM; CP932 and EUC-JP with kana are recognised and reported."""
     raw = path.read_bytes()
     if not raw.strip():
         raise UserError(f"{path}: the file is empty; it must hold rows.")
@@ -54,11 +56,15 @@ def read_text(path: Path) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        text = raw.decode("cp932", errors="replace")
-        if "\ufffd" in text or b"\0" in raw or not any("\u3041" <= letter <= "\u30ff" for letter in text):
+        # EUC-JP may pass for CP932, and is then full of half-width katakana; both are told by the kana in them
+        decoded = {name: raw.decode(name, errors="replace") for name in OLD_ENCODINGS}
+        fits = {name: text for name, text in decoded.items() if "\ufffd" not in text and re.search("[ぁ-ヿ]", text)}
+        if not fits or b"\0" in raw:
             byte = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
-            raise UserError(f"{path}: not UTF-8 ({byte}), nor CP932; save it as UTF-8.") from None
-        print(f"{path}: read as CP932 (Shift_JIS); saving it as UTF-8 is safer")
+            raise UserError(f"{path}: not UTF-8 ({byte}), nor CP932 or EUC-JP; save it as UTF-8.") from None
+        name = min(fits, key=lambda name: len(re.findall("[｡-ﾟ]", fits[name])))
+        text = fits[name]
+        print(f"{path}: read as {OLD_ENCODINGS[name]}; saving it as UTF-8 is safer")
     if "\0" in text:
         raise UserError(f"{path}: holds null bytes at offset {raw.index(0)}: it is no text file; export it as text.")
     return text
@@ -85,7 +91,7 @@ def build_object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_json(path: str | Path) -> list:
-    """The array in a JSON file. Raises UserError with line and column."""
+    """The list in a JSON file: an array, or an object that holds one list. Raises UserError with line and column."""
     path = find_files(Path(path), "json")[0]
     try:
         content = parse_json(read_text(path))
@@ -95,6 +101,8 @@ def read_json(path: str | Path) -> list:
             return read_jsonl(path)
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: {place}: not JSON ({error.msg}); fix it there.") from None
+    if isinstance(content, dict) and len(lists := [one for one in content.values() if isinstance(one, list)]) == 1:
+        content = lists[0]
     if not isinstance(content, list):
         raise UserError(
             f"{path}: holds {json.dumps(content)[:40]}, not a list; put the rows in one array: [{{...}}, {{...}}]."

@@ -107,6 +107,8 @@ def list_lines(report: dict) -> list[str]:
 def list_notes(report: dict) -> list[str]:
     """What was dropped, left out and changed of the rows, and settled for the template, in lines."""
     lines = list(report.get("template", {}).values())
+    if len(files := report.get("rows_by_file", {})) > 1:
+        lines.append("rows read: " + ", ".join(f"{count} of {name}" for name, count in files.items()))
     for key, label in (("dropped", "training"), ("dropped_test", "held-out")):
         if report[key]:
             lines.append(f"{label} rows dropped: {len(report[key])}")

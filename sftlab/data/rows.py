@@ -47,6 +47,11 @@ AFTER = {
     "assistant": ("user", "tool"),
     "tool": ("a call", "tool"),
 }
+REFUSED = {  # keys of a row that mean something which can't be kept
+    "images": "this lab trains on text",
+    "weight": "weights are read of single turns",
+    "train": "it is read of single turns",
+}
 THOUGHT = re.compile(r"\s*(?:<think>)?((?:(?!<think>).)*?)</think>\s*", re.DOTALL)  # a prompt may have opened it
 CALL = "<tool_call>"  # before a call that is written in an answer's text, as Hermes and Qwen have it
 HALF = re.compile("[\ud800-\udfff]")  # lone surrogates
@@ -90,6 +95,7 @@ def check_rows(
     name: str,
     columns: dict[str, str] | None = None,
     notes: Notes | None = None,
+    merge_turns: bool = False,
 ) -> tuple[list[dict], dict[str, str]]:
     """Rows fit to train on, and those dropped: place -> why.
 
@@ -101,7 +107,7 @@ def check_rows(
     kept, dropped, notes = [], {}, notes or Notes()
     for place, row in found:
         try:
-            kept.append({"place": place, **RowReader(place, name, columns or {}, notes).read(row)})
+            kept.append({"place": place, **RowReader(place, name, columns or {}, notes, merge_turns).read(row)})
         except BadRow as fault:
             dropped[place] = str(fault)
     require_rows(kept, dropped, name)
@@ -128,8 +134,8 @@ def group_reasons(dropped: dict[str, str]) -> list[str]:
 class RowReader:
     """Reads one raw row. columns: as `parse_columns` has them; what isn't used of the row, or changed, goes to `notes`."""
 
-    def __init__(self, place: str, name: str, columns: dict[str, str], notes: Notes):
-        self.place, self.name, self.columns, self.notes = place, name, columns, notes
+    def __init__(self, place: str, name: str, columns: dict[str, str], notes: Notes, merge_turns: bool):
+        self.place, self.name, self.columns, self.notes, self.merge_turns = place, name, columns, notes, merge_turns
 
     def read(self, row: object) -> dict:
         """What is used of the row. Raises BadRow to drop it, UserError to refuse the set."""
@@ -137,7 +143,10 @@ class RowReader:
             raise row
         if not isinstance(row, dict):
             raise UserError(f"{self.name}: {self.place}: is no object but {shorten(row)}; write {{...}}.")
-        used = set()
+        for key, why in REFUSED.items():
+            if row.get(key) not in (None, [], "", 1, True):
+                raise BadRow(f"it has {key} ({shorten(row[key])}), and {why}")
+        used = {key for key in REFUSED if key in row}
         found = self.read_shape(row, used)
         if any(map(HALF.search, get_texts(found))):
             raise BadRow("it holds half a character (a lone surrogate)")
@@ -224,6 +233,8 @@ class RowReader:
         """A conversation: perhaps a system message, then users, answers and the results of tools. Raises BadRow for any other."""
         if isinstance(turns, str) and turns.lstrip().startswith("["):
             turns = parse(turns, column)
+        if turns and isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
+            turns = [{"role": SIDES[at % 2], "content": text} for at, text in enumerate(turns)]
         if not isinstance(turns, list) or not turns:
             raise BadRow(f"{column} is {shorten(turns)}, not a list of turns")
         messages = []
@@ -234,8 +245,14 @@ class RowReader:
             before = messages[-1] if messages else {"role": "nothing"}
             called = before.get("tool_calls") or before["role"] == "assistant" and CALL in before["content"]
             kind = "a call" if called else before["role"]
+            same = before["role"] == message["role"] in SIDES
+            if same and self.merge_turns:
+                messages[-1] = merge_messages(before, message)
+                self.notes.count(self.notes.changed, "turns of one role joined", f"{self.place}: turn {number}")
+                continue
             if kind not in AFTER[message["role"]]:
-                raise BadRow(f"turn {number}: {message['role']} after {kind}")
+                advice = " (--merge-turns joins them)" if same else ""
+                raise BadRow(f"turn {number}: {message['role']} after {kind}{advice}")
             messages.append(message)
         if system and (not messages or messages[0]["role"] != "system"):
             check_text(system, "system", needed=False)
@@ -336,6 +353,15 @@ def join_completion(prompt: object, completion: object) -> list:
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise BadRow(f"prompt is a list of turns, and completion is {shorten(completion)}")
     return [turn | {"weight": 0} if isinstance(turn, dict) else turn for turn in prompt] + completion
+
+
+def merge_messages(one: dict, other: dict) -> dict:
+    """Two turns of one role as one."""
+    merged = one | other | {"content": "\n\n".join(filter(None, (one["content"], other["content"])))}
+    for key in ("tool_calls", "reasoning_content"):
+        if key in one and key in other:
+            merged[key] = one[key] + other[key] if key == "tool_calls" else f"{one[key]}\n{other[key]}"
+    return merged
 
 
 def check_text(text: object, name: str, needed: bool = True) -> None:

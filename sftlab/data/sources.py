@@ -3,7 +3,11 @@
 python -c "from sftlab.data import sources; print(len(sources.load_sample('dolly')))"
 """
 
+import contextlib
+import random
 from pathlib import Path
+
+import yaml
 
 from sftlab.config.configs import FILE_SOURCES, DataConfig
 from sftlab.data import readers
@@ -30,7 +34,8 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
     """Rows to train on, held-out rows (None: split some off), each with its place, and a name for messages."""
     held_out = load_test_file(config.test_path) if config.test_path else None
     if config.source in FILE_SOURCES:
-        return readers.read_files(config.source_path, config.source), held_out, ", ".join(config.source_path)
+        paths = list_paths(config.source_path)
+        return read_mixture(paths, config.source, config.seed), held_out, ", ".join(paths)
     if config.source == "facts":
         return load_sample("facts"), held_out or load_test_file(SAMPLES / "facts_test.json"), "facts"
     hub_id = config.hub_id or HUB_IDS[config.source]
@@ -43,6 +48,47 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
         print(f"offline: the bundled sample {SAMPLES.name}/{SAMPLE_FILES[config.source]} stands in for {hub_id}")
         return load_sample(config.source), held_out, SAMPLE_FILES[config.source]
     return load_hub(hub_id), held_out, hub_id
+
+
+def read_mixture(paths: list[str], kind: str, seed: int) -> Found:
+    """The rows of all files; of one with a weight, as `a.json*0.3`, a seeded random sample of this share of its rows."""
+    parts = [split_weight(text) for text in paths]
+    if all(weight == 1 for _, weight in parts):
+        return readers.read_files([path for path, _ in parts], kind)
+    found = []
+    for path, weight in parts:
+        rows = readers.read_files([path], kind)
+        taken = sorted(random.Random(seed).sample(range(len(rows)), max(1, round(weight * len(rows)))))
+        print(f"{path}: {len(taken)} of {len(rows)} rows taken (weight {weight:g})")
+        found += [(f"{path}: {rows[number][0].removeprefix(f'{path}: ')}", rows[number][1]) for number in taken]
+    return found
+
+
+def list_paths(paths: list[str]) -> list[str]:
+    """The paths of --source-path; a YAML file stands for the list in it, of `a.json*0.3`."""
+    found = []
+    for text in paths:
+        listed = [text]
+        if text.endswith((".yaml", ".yml")):
+            with contextlib.suppress(OSError, yaml.YAMLError):
+                listed = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+            if listed == [text] or not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+                raise UserError(
+                    f"source_path: {text} is no YAML list of files; write one in each line, as `- a.json*0.3`."
+                )
+        found += listed
+    return found
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """A path, and the share of its rows that are taken: 1 without `*SHARE` behind it. Raises UserError for no share."""
+    path, _, weight = text.rpartition("*")
+    if not path or Path(text).exists():
+        return text, 1.0
+    with contextlib.suppress(ValueError):
+        if 0 < float(weight) <= 1:
+            return path, float(weight)
+    raise UserError(f"source_path: {text}: no such file, and behind * no share above 0 and up to 1, as a.json*0.3.")
 
 
 def load_sample(source: str) -> Found:

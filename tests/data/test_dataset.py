@@ -225,3 +225,36 @@ def test_a_set_of_which_a_part_is_gone_is_refused_in_a_line(gone, why, dataset, 
         shutil.rmtree(path) if path.is_dir() else path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=why):
         data_set.load_prepared(tmp_path / "set")
+
+
+def test_a_mixture_takes_a_share_of_each_file_and_counts_it(configure, tmp_path, tokenizer, capsys):
+    paths = []
+    for name, count in (("a", 40), ("b", 20)):
+        made = [{"question": f"{name} {n}?", "answer": str(n)} for n in range(count)]
+        paths += configure(made).source_path
+        paths[-1] = str(shutil.copy(paths[-1], tmp_path / f"{name}.mix.jsonl"))
+    (tmp_path / "mix.yaml").write_text(f"- {paths[0]}*0.25\n- {paths[1]}\n", encoding="utf-8")
+    for given in ([f"{paths[0]}*0.25", paths[1]], [str(tmp_path / "mix.yaml")]):
+        config = DataConfig(source="jsonl", source_path=given, output_dir=str(tmp_path / "sets"), dry_run=True)
+        assert data_set.prepare(config) is None and not (tmp_path / "sets").exists()
+        printed = capsys.readouterr().out
+        assert f"rows read: 10 of {paths[0]}, 20 of {paths[1]}" in printed
+        assert "would make 27 train rows, 3 test rows" in printed and printed.count("⟦") == 3
+    (tmp_path / "mix.yaml").write_text("a: [1", encoding="utf-8")
+    for given in (f"{paths[0]}*0", f"{paths[0]}*2", f"{paths[0]}*x", str(tmp_path / "mix.yaml")):
+        with pytest.raises(UserError, match="source_path: .*as .*a.json"):
+            sources.load_source(DataConfig(source="jsonl", source_path=[given]))
+
+
+def test_turns_of_one_role_are_joined_where_asked_for_and_else_drop_their_row(configure, tokenizer):
+    user, reply = ({"role": role, "content": text} for role, text in (("user", "首都は？"), ("assistant", "東京")))
+    made = [{"messages": [user | {"content": str(n)}, user, reply, reply]} for n in range(4)]
+    with pytest.raises(UserError, match=r"4 rows, as row 1: turn 2: user after user \(--merge-turns joins them\)"):
+        data_set.prepare(configure(made))
+    splits, _ = data_set.load_prepared(data_set.prepare(configure(made, merge_turns=True)))
+    assert [turn["content"] for turn in splits["test"]["messages"][0]][1] == "東京\n\n東京"
+
+
+@pytest.mark.parametrize("odd", [{"images": ["a.png"]}, {"weight": 0.5}, {"train": False}])
+def test_a_row_with_a_meaning_that_cannot_be_kept_is_dropped(odd):
+    assert next(iter(rows.check_rows([("row 1", GOOD), ("row 2", GOOD | odd)], "x")[1].values())).startswith("it has")

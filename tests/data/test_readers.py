@@ -24,8 +24,9 @@ ROWS = [
         (codecs.BOM_UTF8 + TEXT.replace("\n", "\r\n").encode(), ""),
         (TEXT.encode("utf-16"), ""),
         (TEXT.encode("cp932"), "CP932"),
+        (TEXT.encode("euc_jp"), "EUC-JP"),
     ],
-    ids=["utf-8", "bom-crlf", "utf-16", "cp932"],
+    ids=["utf-8", "bom-crlf", "utf-16", "cp932", "euc-jp"],
 )
 def test_csv_is_read_in_every_encoding_with_line_breaks_in_cells(raw, said, tmp_path, capsys):
     (tmp_path / "a.csv").write_bytes(raw)
@@ -38,13 +39,14 @@ def test_csv_is_read_in_every_encoding_with_line_breaks_in_cells(raw, said, tmp_
 def test_every_kind_gives_the_same_rows_from_files_and_folders(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(ROWS), encoding="utf-8")
     (tmp_path / "b.json").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")  # JSON Lines, in truth
+    (tmp_path / "c.json").write_text(json.dumps({"version": 1, "data": ROWS}), encoding="utf-8")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in ROWS), encoding="utf-8")
     (tmp_path / "a.csv").write_text(TEXT, encoding="utf-8")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    for name in ("a.json", "b.json", "a.jsonl", "a.csv", "a.parquet"):
+    for name in ("a.json", "b.json", "c.json", "a.jsonl", "a.csv", "a.parquet"):
         assert [row for _, row in readers.read_files([tmp_path / name], name.split(".")[1])] == ROWS
     found = readers.read_files([tmp_path, tmp_path / "a.json"], "json")  # one named twice is read once
-    assert [row for _, row in found] == ROWS * 2 and found[3][0] == f"{tmp_path / 'b.json'}: row 2"
+    assert [row for _, row in found] == ROWS * 3 and found[3][0] == f"{tmp_path / 'b.json'}: row 2"
 
 
 @pytest.mark.parametrize("first", ["", "sep={}"])

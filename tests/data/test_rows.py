@@ -45,7 +45,10 @@ def test_sharegpt_and_messages_are_recognised_with_many_turns_and_a_system_messa
 
 def test_a_set_whose_rows_are_all_dropped_is_refused_with_the_commonest_reason():
     turns = [{"role": "user", "content": "Hi"}] * 2
-    with pytest.raises(UserError, match=r"dropped \(2 rows, as row 2: turn 2: user after user; row 1: output"):
+    with pytest.raises(
+        UserError,
+        match=r"dropped \(2 rows, as row 2: turn 2: user after user .--merge-turns joins them.; row 1: output",
+    ):
         check(GOOD | {"output": ""}, {"messages": turns}, {"messages": turns})
 
 
