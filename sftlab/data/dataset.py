@@ -120,16 +120,18 @@ def gather_rows(
     """
     check_columns(found, parse_columns(config.columns), name)
     notes = Notes()
-    rows, dropped, mojibake = clean_rows(found, name, config, tokenizer, notes)
-    held_out, dropped_test = None, {}
+    rows, dropped = clean_rows(found, name, config, tokenizer, notes)
+    held_out, dropped_test = [], {}
     if found_test:
         name_test = config.test_path or "held-out rows"
-        held_out, dropped_test, _ = clean_rows(found_test, name_test, config, tokenizer, Notes())
-    outstanding = data_report.inspect_rows(rows, config) | {"mojibake": mojibake}
+        held_out, dropped_test = clean_rows(found_test, name_test, config, tokenizer, Notes())
+    outstanding = data_report.inspect_rows(rows, config)
+    if config.fix_mojibake:
+        rows, held_out = ([map_texts(row, cleaning.repair) for row in part] for part in (rows, held_out))
     rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
-    rows, leaked = cleaning.drop_leaks(rows, held_out or [])
+    rows, leaked = cleaning.drop_leaks(rows, held_out)
     gone = "; ".join(data_report.group_reasons(dropped | repeated | leaked))
-    train, test = split_rows(rows, held_out, config, f"{name} ({gone})" if gone else name)
+    train, test = split_rows(rows, held_out or None, config, f"{name} ({gone})" if gone else name)
     if config.num_samples and len(train) < config.num_samples:
         print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")
     report = {
@@ -146,14 +148,11 @@ def gather_rows(
 
 def clean_rows(
     found: sources.Found, name: str, config: DataConfig, tokenizer, notes: Notes
-) -> tuple[list[dict], dict[str, str], list]:
-    """The rows that are fit, those dropped (place -> why), and the mojibake that there was."""
+) -> tuple[list[dict], dict[str, str]]:
+    """The rows that are fit, and those dropped: place -> why."""
     rows, dropped = check_rows(found, name, parse_columns(config.columns), notes, config.merge_turns)
     rows, unsafe = cleaning.drop_special(rows, tokenizer, name)
-    mojibake = cleaning.find_mojibake(rows)
-    if config.fix_mojibake:
-        rows = [map_texts(row, cleaning.repair) for row in rows]
-    return rows, dropped | unsafe, mojibake
+    return rows, dropped | unsafe
 
 
 def prepare(config: DataConfig) -> Path | None:

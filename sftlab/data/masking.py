@@ -13,10 +13,10 @@ from sftlab.models.load import IGNORED
 from sftlab.pages import Html
 
 
-def render_chats(tokenizer, chats: list[list[dict]], tools=None) -> list[examples.Example]:
-    """The text of each conversation, with the spans of characters [start, end) in the loss: its longest example.
+def encode_chats(tokenizer, chats: list[list[dict]], tools=None) -> dict[str, list]:
+    """`input_ids` and `labels` of conversations, as `encode_texts` has them: of each its longest example.
 
-    Raises UserError, with the conversation's number, where the template refuses it.
+    tools: of each conversation, or None. Raises UserError, with the conversation's number, where the template refuses it.
     """
     written = []
     for number, chat in enumerate(chats):
@@ -24,12 +24,6 @@ def render_chats(tokenizer, chats: list[list[dict]], tools=None) -> list[example
             written.append(examples.write_examples(tokenizer, chat, tools and tools[number])[-1])
         except BadRow as fault:
             raise UserError(f"conversation {number + 1}: {fault}.") from None
-    return written
-
-
-def encode_chats(tokenizer, chats: list[list[dict]], tools=None) -> dict[str, list]:
-    """`input_ids` and `labels` of conversations, as `encode_texts` has them; tools: of each conversation, or None."""
-    written = render_chats(tokenizer, chats, tools)
     return encode_texts(tokenizer, *([getattr(one, name) for one in written] for name in ("text", "spans", "cuts")))
 
 
