@@ -12,8 +12,6 @@ from sftlab.errors import UserError
 from sftlab.memory.dry_run import estimate
 from sftlab.models import load
 
-LARGEST = {"batch_size": 2**12, "max_length": 2**20}  # that are tried
-
 
 @dataclass(frozen=True)
 class Option:
@@ -119,23 +117,6 @@ def advise(start: Option, room: float, may_cut: bool = True) -> list[str]:
     return [f"to make it fit, add: {' and '.join(filter(None, added))}", *lines]
 
 
-def find_largest(config: TrainConfig, plan: MemoryConfig, room: float) -> tuple[int, int]:
-    """Find the largest batch at max_length and the longest sequence at this batch size that fit in `room` bytes, or 0.
-
-    Both are powers of two. No sequence is longer than the model has positions for.
-    """
-    positions = load.find_positions(load.read_settings(config.model_name, config.trust_remote_code))
-    limits = LARGEST | {"max_length": min(positions, LARGEST["max_length"])}
-
-    def find(name: str, count: int) -> int:
-        largest = 0
-        while count <= limits[name] and estimate(replace(config, **{name: count}), plan).total <= room:
-            largest, count = count, 2 * count
-        return largest
-
-    return find("batch_size", 1), find("max_length", 8)
-
-
 def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
     """Write the estimate as lines for a terminal: parts, what fits where, and advice where it doesn't."""
     if config.deepspeed and not plan.zero:
@@ -155,12 +136,7 @@ def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
         lines.append("  This is with freed memory given back; kept for speed, it may be up to twice that.")
     if room := plan.room * 1e9 if plan.room else machine.find_limit(gpu):
         fits = whole.total <= room
-        batch, length = find_largest(config, plan, room)
-        lines += [
-            f"{'fits' if fits else 'does not fit'} in {room / 1e9:.1f} GB",
-            f"largest batch of 1, 2, 4, … at {config.max_length} tokens: {batch or 'none'}",
-            f"longest sequences of 8, 16, 32, … tokens at a batch of {config.batch_size}: {length or 'none'}",
-        ]
+        lines.append(f"{'fits' if fits else 'does not fit'} in {room / 1e9:.1f} GB")
         if not fits:
             start = Option(config, plan)
             lines += [*advise(start, room), "each alone:"]

@@ -62,16 +62,11 @@ def expect(config, model, lengths, held_out, bf16, device=None, rate=None, share
     return facts, f"{format_seconds(seconds)} expected for {steps} steps, with {reached}"
 
 
-def measure_run(expected: dict, started: float, steps: int) -> dict:
-    """Add what training took since `started` (of time.time), the share of the matrix rate reached, and the estimate's error.
-
-    steps: how many were made; a run that stopped early is compared with its share.
-    """
-    took, made = time.time() - started, min(1.0, steps / expected["steps"])
-    seconds, work = expected["expected_seconds"] * made, expected["flops"] * made
-    share, error = work / took / expected["matrix_rate"], seconds / took - 1
-    found = {"seconds": round(took, 2), "share": round(share, 3), "error": round(error, 3)}
-    return expected | {"expected_seconds": seconds, "flops": work} | found
+def measure_run(expected: dict, started: float) -> dict:
+    """Add what training took since `started` (of time.time), the share of the matrix rate reached, and the estimate's error."""
+    took = time.time() - started
+    share, error = expected["flops"] / took / expected["matrix_rate"], expected["expected_seconds"] / took - 1
+    return expected | {"seconds": round(took, 2), "share": round(share, 3), "error": round(error, 3)}
 
 
 def format_seconds(seconds: float) -> str:

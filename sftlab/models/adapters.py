@@ -12,14 +12,11 @@ class FastDropout(torch.nn.Dropout):
     """Dropout for a CPU that draws 16 bits a number, where torch draws 32, on one core."""
 
     def forward(self, x):
-        return x * draw_kept(x.shape, self.p) / (1 - self.p) if self.training else x
-
-
-def draw_kept(shape, dropout: float) -> torch.Tensor:
-    """Which numbers dropout keeps: a bool tensor, each False with the probability `dropout`, to one part in 65,536."""
-    count = shape.numel()
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
-    return (bits.view(torch.int16)[:count] >= round(dropout * 2**16) - 2**15).view(shape)
+        if not self.training:
+            return x
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
+        kept = bits.view(torch.int16)[: x.numel()] >= round(self.p * 2**16) - 2**15
+        return x * kept.view(x.shape) / (1 - self.p)
 
 
 def prepare(model, bf16: bool, cpu: bool) -> None:

@@ -7,7 +7,6 @@ once per sample. Where a model has none of these, batches are padded.
     python -c "from sftlab.models import attention; help(attention.choose)"
 """
 
-import contextlib
 import functools
 import importlib.util
 import inspect
@@ -21,7 +20,6 @@ from transformers.masking_utils import sdpa_mask
 
 VARLEN = "sftlab_varlen"  # the name under which transformers finds `attend`
 PADDING = 1.5  # times the work of attention up to which one padded call is faster than one for each sample
-ROUNDING = 0.05  # of the largest logit: what bfloat16 and 8-bit layers may differ by between two orders of computing
 SCORES = 2**22  # numbers that the backward pass of attention in bfloat16 holds at a time: 8 MiB each of a few
 EIGHT = 8  # samples are padded to a multiple of it, so that few kernels are made for many batches
 CALL = 64  # tokens that a call of SDPA costs beside its own
@@ -255,36 +253,22 @@ def leaks(model, bf16: bool = False) -> bool:
 
 
 def shares_prefix(model, bf16: bool = False) -> bool:
-    """Whether samples of a row may begin with the same tokens, computed once: the last one's outputs must depend on these and
-    on itself alone, and be what they are without sharing.
-    """
+    """Whether samples of a row may begin with the same tokens, computed once: the last one depends on these and itself alone."""
     samples = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11, 12], [5, 6, 7, 13, 14]]
     grad = find_reach(model, packed_inputs(samples, model.device, shared=3), 8, bf16)
-    if not (grad[:3] > 0).all() or (grad[3:8] > 0).any():
-        return False
-    with trying(model, bf16), torch.no_grad():
-        together = model(**packed_inputs(samples, model.device, shared=3), use_cache=False).logits[0, -2:]
-        alone = model(**packed_inputs(samples[2:], model.device), use_cache=False).logits[0, -2:]
-    return bool((together - alone).abs().max() <= ROUNDING * alone.abs().max())
+    return bool((grad[:3] > 0).all() and not (grad[3:8] > 0).any())
 
 
 def find_reach(model, inputs: dict, start: int, bf16: bool):
     """Find how much the outputs from `start` on depend on each token of a row: (tokens), the largest part of its gradient."""
-    with trying(model, bf16), torch.enable_grad():
+    was_training = model.training
+    model.eval()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16), torch.enable_grad():
         embedded = model.get_input_embeddings()(inputs.pop("input_ids")).detach().requires_grad_()
         logits = model(inputs_embeds=embedded, **inputs, use_cache=False).logits
         (grad,) = torch.autograd.grad(logits[0, start:].float().square().sum(), embedded)
-    return grad[0].abs().amax(-1)
-
-
-@contextlib.contextmanager
-def trying(model, bf16: bool):
-    """The model in evaluation, computing as in training, while something is tried out."""
-    was_training = model.training
-    model.eval()
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        yield
     model.train(was_training)
+    return grad[0].abs().amax(-1)
 
 
 AttentionInterface.register(VARLEN, attend)

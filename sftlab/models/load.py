@@ -162,11 +162,8 @@ def build_empty(settings, dtype, quantization=None, trust_remote_code: bool = Fa
     from transformers.quantizers import AutoHfQuantizer
 
     name = settings.name_or_path
-    with torch.device("meta"), guarded(name, name):
+    with torch.device("meta"), quantise.plain_falcon(), guarded(name, name):
         model = AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
-    for part in model.modules():
-        if type(part).__name__ == "FalconLinear":  # as in `quantise.plain_falcon`
-            part.__class__ = torch.nn.Linear
     model.tie_weights()
     if quantization:
         quantizer = AutoHfQuantizer.from_config(quantization)
