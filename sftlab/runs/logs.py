@@ -21,7 +21,7 @@ TRACEBACK = "Traceback (most recent call last):"
 REFUSAL = re.compile(r"(?:^\s*|\])sftlab: (?!interrupted)(.+)", re.M)  # ]: of a progress bar before it
 # torchrun writes [rank0]: before each line
 ERROR = re.compile(rf"^(.*){re.escape(TRACEBACK)}\n(?:\1[ \t].*\n)+\1(\S.*)", re.M)
-LOST = re.compile(f"{distributed.GONE}|{distributed.LOST}")  # what a process says that only lost its partner
+LOST = re.compile(distributed.LOST)  # what a process says that only lost its partner
 # as torchrun and as the deepspeed launcher write it
 SIGNALLED = re.compile(r"local_rank: (\d+)\)\s+exitcode +: -(\d+)|(?:--local_rank=(\d+)'.*)?return code = -(\d+)")
 

@@ -9,7 +9,6 @@ so that no device waits for it. With one process everything here returns at once
 import contextlib
 import datetime
 import os
-import re
 import socket
 from typing import NamedTuple
 
@@ -17,13 +16,11 @@ from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others, while one loads or saves
-# What torch says where another process is gone, and what we say of it.
+# What torch says where another process is gone.
 LOST = (
     r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|Timed out waiting|ncclRemoteError|remote process exited|"
     r"Watchdog caught collective operation timeout|socketPoll"
 )
-GONE = "another process of this run is gone"
-FOLLOWED = 3  # exit code of a process that ends because rank 0 did, which has said why
 _control = None  # the control process group; None with one process
 
 
@@ -48,7 +45,7 @@ def initialized(config: TrainConfig):
     """Open the process groups of a run until the block ends; this process is on the device of its local rank.
 
     DeepSpeed must be initialized before a model is built for ZeRO-3, and the groups must be destroyed before the process
-    ends, or it may be aborted at its exit. An error that only says that another process is gone is raised as UserError.
+    ends, or it may be aborted at its exit.
     """
     global _control
     world = read_world()
@@ -67,12 +64,6 @@ def initialized(config: TrainConfig):
         yield world
         gather(None)  # nobody leaves while another still writes
         failed = False
-    except RuntimeError as error:
-        if world.size == 1 or not re.search(LOST, str(error)):
-            raise
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
-        fix = "What it wrote last says why; continue from the last checkpoint with --resume."
-        raise UserError(f"{GONE} ({reason}). {fix}") from error
     finally:
         _control = None
         if not failed or world.size == 1:  # after a failure the others may never answer
@@ -128,17 +119,11 @@ def gather(thing) -> list:
 
 
 def run_on_main(function, *arguments):
-    """Return, in all processes, what a function returns on rank 0; where it fails there, the others end quietly."""
+    """Return, in all processes, what a function returns on rank 0; where it fails there, the launcher ends the others."""
     if _control is None:
         return function(*arguments)
     from torch import distributed
 
-    answer = []  # empty where it failed
-    try:
-        if distributed.get_rank() == 0:
-            answer = [function(*arguments)]
-    finally:
-        answer = gather(answer)[0]
-    if not answer:
-        raise SystemExit(FOLLOWED)
+    answer = [function(*arguments) if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(answer, src=0, group=_control)
     return answer[0]

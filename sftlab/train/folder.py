@@ -148,21 +148,19 @@ def noting_end(folder: Path):
     """Note in progress.json an error that ends the block: of a run that was refused it is the only trace."""
     try:
         yield
-    except SystemExit:
-        raise
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        name = "refused" if isinstance(error, UserError) else type(error).__name__
-        note_end(folder, status, f"{name}: {' '.join(str(error).split())[:1000] or 'stopped at once'}")
+        progress, (status, reason) = files.read_json(folder / PROGRESS), explain_end(error)
+        if is_this(progress.get("process")) or is_this(progress.get("start", {}).get("process")):  # not another's run
+            with contextlib.suppress(OSError):
+                update_progress(folder, {"ended": time.time(), "status": status, "reason": reason})
         raise
 
 
-def note_end(folder: Path, status: str, reason: str) -> None:
-    """Note that this process trains in a folder no more; a run of another one is left alone."""
-    progress = files.read_json(folder / PROGRESS)
-    if is_this(progress.get("process")) or is_this(progress.get("start", {}).get("process")):
-        with contextlib.suppress(OSError):
-            update_progress(folder, {"ended": time.time(), "status": status, "reason": reason})
+def explain_end(error: BaseException) -> tuple[str, str]:
+    """Return the status of a run that an error has ended, and the reason in a line."""
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    name = "refused" if isinstance(error, UserError) else type(error).__name__
+    return status, f"{name}: {' '.join(str(error).split())[:1000] or 'stopped at once'}"
 
 
 def read_precision(config: TrainConfig) -> tuple[bool, str] | None:

@@ -4,6 +4,7 @@ sftlab train --model-name tiny-base --dataset-path datasets/facts_tiny-base_1408
 python -m sftlab.train …the same options…
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -264,16 +265,14 @@ def train(config: TrainConfig) -> dict:
         distributed.run_on_main(run_folder.begin, config, about)
         try:
             return run_steps(config, trainer, checkpoint, about, started)
-        except SystemExit:  # this process follows rank 0, which says why
-            raise
         except BaseException as error:
-            found = explain_failure(error) | ({"rank": world.rank} if world.size > 1 else {})
-            folder = Path(config.output_dir)
-            if not (folder / "result.json").exists():  # else another process has said why
-                try:
+            status, reason = run_folder.explain_end(error)
+            found = {"status": status, "error": reason} | ({"rank": world.rank} if world.size > 1 else {})
+            if not isinstance(error, UserError | KeyboardInterrupt):
+                found["traceback"] = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+            if not (Path(config.output_dir) / "result.json").exists():  # else another process has said why
+                with contextlib.suppress(OSError):  # the disk may be full
                     write_result(found | about, trainer, started)
-                except OSError:  # the disk is full, and this process, a notebook's, must not seem to train on
-                    (folder / run_folder.PROGRESS).unlink(missing_ok=True)
             raise
 
 
@@ -292,20 +291,10 @@ def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict
             rank = {"host": platform.node(), "peak_bytes": memory["peak_bytes"], "held": counted.parts}
             found = {"status": "completed", "memory": memory, "ranks": distributed.gather(rank)}
             if not checkpoint:
-                found["time"] = duration.measure_run(trainer.expected["time"], started, trainer.state.global_step)
+                found["time"] = duration.measure_run(trainer.expected["time"], started)
             trainer.save_model()
             trainer.save_state()
         return distributed.run_on_main(write_result, found | about, trainer, started)
-
-
-def explain_failure(error: BaseException) -> dict:
-    """Return what result.json tells of a run that an error has ended."""
-    stopped = isinstance(error, KeyboardInterrupt)
-    reason = "stopped at once" if stopped else " ".join(str(error).split())[:1000]
-    found = {"status": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {reason}"}
-    if not isinstance(error, UserError | KeyboardInterrupt):
-        found["traceback"] = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
-    return found
 
 
 def write_result(found: dict, trainer, started: float) -> dict:

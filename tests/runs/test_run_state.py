@@ -92,7 +92,7 @@ def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_a
     with pytest.raises(OSError, match="No space left"):
         train_run.train(config)
     run = state.read(config.output_dir)
-    assert run.status == "killed"
+    assert run.status == "failed"
     with pytest.raises(UserError, match="there is nothing to stop"):
         background.stop(run)
 
