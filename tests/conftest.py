@@ -103,7 +103,7 @@ def sftlab_command(capfd):
     def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
         arguments = list(map(str, arguments))
         if environment:
-            done = subprocess.run([sys.executable, "-m", "sftlab.cli", *arguments], capture_output=True, text=True,
+            done = subprocess.run([sys.executable, "-m", "sftlab", *arguments], capture_output=True, text=True,
                                   env=os.environ | environment, timeout=300)  # fmt: skip
             return done.returncode, done.stdout, done.stderr
         capfd.readouterr()

@@ -32,9 +32,7 @@ def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, capsys):
 def test_a_broken_installation_is_lines_that_fail(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "sftlab.cli", "doctor"], capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-m", "sftlab", "doctor"], capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "fails  device" in done.stdout and "libcudart" in done.stdout, done.stderr
     assert "ok     packages" in done.stdout and f"of {len(checks.CHECKS)} fail: device" in done.stdout
 
