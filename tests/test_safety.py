@@ -95,7 +95,7 @@ def test_no_command_takes_a_token(tmp_path, sftlab_command):
     assert not [name for name in FIELDS if re.search(r"token$|secret|password", name)]
     own = write_notebook(tmp_path / "own.ipynb", "token: str = ''", tags=["parameters"])
     given = ["-p", "token", TOKEN, "--output-dir", tmp_path / "out"]
-    for command in (["run", own, *given], ["train", "--output-dir", TOKEN], ["doctor", TOKEN]):
+    for command in (["run", own, *given], ["train", "--output-dir", TOKEN], ["token", TOKEN]):
         code, output, errors = sftlab_command(*command)
         assert code == 2 and TOKEN not in output + errors and "token" in errors and not (tmp_path / "out").exists()
 

@@ -82,25 +82,17 @@ def reply(
 
 
 def encode(tokenizer, messages: list[dict], room: int):
-    """A conversation as the input of a model, in its template; the oldest turns are left out if it is too long.
-
-    room: tokens. Raises UserError where the template refuses the conversation, or the last message alone is too long.
-    """
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    turns = messages[len(system) :]
-    while True:
-        try:
-            text = formats.render_prompt(tokenizer, system + turns)
-        except BadRow as fault:
-            raise UserError(f"system: {fault}.") from fault
-        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        length = inputs.input_ids.shape[1]
-        if length <= room:
-            return inputs
-        if len(turns) <= 2:
-            taken = f"the message has {length} tokens with its template, and the model has room for {room}"
-            raise UserError(f"{taken}; shorten it, or lower --max-new-tokens.")
-        turns = turns[2:]
+    """A conversation as the input of a model, in its template. Raises UserError where it is refused, or longer than `room` tokens."""
+    try:
+        text = formats.render_prompt(tokenizer, messages)
+    except BadRow as fault:
+        raise UserError(f"system: {fault}.") from fault
+    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    length = inputs.input_ids.shape[1]
+    if length > room:
+        taken = f"the conversation has {length} tokens with its template, and the model has room for {room}"
+        raise UserError(f"{taken}. Begin another with /reset, shorten the message, or lower --max-new-tokens.")
+    return inputs
 
 
 def load(config: ChatConfig):

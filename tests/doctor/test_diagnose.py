@@ -1,21 +1,16 @@
-"""A failed run is understood: every known error by a real message, many of them provoked, and the unknown printed as it is."""
+"""A failed run is understood: every known error by a real message; the unknown is printed as it is."""
 
 import platform
 import shutil
-import traceback
 from pathlib import Path
 
-import datasets
 import pytest
 import yaml
-from peft import LoraConfig, get_peft_model
-from trl import SFTConfig
 
 from sftlab import files
 from sftlab.cli import main
 from sftlab.config.configs import TrainConfig
 from sftlab.doctor import diagnosis, known_errors
-from sftlab.models import load as models_load
 from sftlab.runs import state
 from sftlab.train import folder as run_folder
 from sftlab.train.trainer import LabTrainer
@@ -57,32 +52,6 @@ def test_several_errors_are_ranked_and_the_last_failure_counts():
     assert match(first + launcher) == ["missing-column", "partner-gone"]
     refused = "sftlab: master_port: port 29500 of this machine is in use. Take --master-port 29501."
     assert match(refused) == ["said-by-the-lab", "port-in-use"]  # what the lab says comes first
-
-
-def add_adapter(folder):
-    model = models_load.load_model("random-tiny:Llama-2-7b-hf")
-    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
-
-
-PROVOKED = {  # what notebook 13 does not provoke, and another version of a library may say otherwise
-    "not-a-saved-set": datasets.load_from_disk,
-    "lora-targets": add_adapter,
-    "unexpected-argument": lambda folder: SFTConfig(str(folder), evaluation_strategy="no"),
-    "no-bf16": lambda folder: SFTConfig(str(folder), bf16=True, use_cpu=False),
-}
-
-
-@pytest.mark.parametrize("row", PROVOKED)
-def test_a_provoked_error_is_named_with_its_place(row, tmp_path, capsys):
-    with pytest.raises(Exception) as raised:
-        PROVOKED[row](tmp_path)
-    log = tmp_path / "error.log"
-    log.write_text("step 1\n" + "".join(traceback.format_exception(raised.value)), encoding="utf-8")
-    capsys.readouterr()
-    found = diagnosis.diagnose(log)
-    first = found.findings[0]
-    assert first.name == row, found.findings
-    assert first.symptom.strip("…")[:40] in log.read_text(encoding="utf-8").splitlines()[first.line - 1]
 
 
 def test_an_unknown_error_is_printed_with_its_place(dataset, tmp_path, capsys, monkeypatch):
@@ -147,7 +116,6 @@ def test_slowness_is_found_in_numbers(tmp_path):
         ([67, 70, 90, 100, 120, 130, 160, 172], [], "losses: rising"),  # and no advice to take longer steps
         ([2.82, 5.55, 6.18, 12.8, 8.6, 9.7, 7.4, 6.3, 6.3, 6.4, 5.4, 4.5, 4.6, 5, 4, 4.3], [], "losses: rising"),
         ([5.0 - 0.1 * at for at in range(12)], [], None),
-        ([0.05] * 12, [], None),
         ([5.0] * 4, [], None),
         ([5.0] * 12, [5, 3], None),
     ],

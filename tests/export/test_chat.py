@@ -1,4 +1,4 @@
-"""Chat: what streams is what generate says, whole characters, in the template; in a pipe, stopped, and cut to its room."""
+"""Chat: what streams is what generate says, whole characters, in the template; in a pipe, stopped, refused."""
 
 import io
 
@@ -52,24 +52,16 @@ def test_a_thought_is_told_from_the_answer_while_both_come(name):
     assert "".join(stream(tokenizer, written)).strip() == "(thinking) Thought0.\nIt is 4."
 
 
-def test_the_oldest_turns_make_room_and_the_system_message_stays(tiny):
-    _, tokenizer = tiny
-    roles = ("user", "assistant")
-    turns = [{"role": role, "content": f"{role} {number}"} for number in range(30) for role in roles][:-1]
-    inputs = chat.encode(tokenizer, [{"role": "system", "content": "Be brief."}, *turns], 200)
-    text = tokenizer.decode(inputs.input_ids[0])
-    assert "Be brief." in text and "user 29" in text and "user 0" not in text
-    with pytest.raises(UserError, match="has room for 5"):
-        chat.encode(tokenizer, turns[-1:], 5)
-
-
-def test_a_base_without_a_template_and_a_template_without_a_system_message():
+def test_a_base_without_a_template_a_refusing_template_and_too_long_a_conversation():
     with pytest.raises(UserError, match="not made to chat.*--format alpaca"):
         chat.load(ChatConfig(model_name="tiny-base"))
     tokenizer = load.load_tokenizer("tiny-base")
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match="System role not supported"):
         chat.encode(tokenizer, JAPANESE, 100)
+    formats.set_format(tokenizer, "alpaca")
+    with pytest.raises(UserError, match="has room for 5. Begin another"):
+        chat.encode(tokenizer, JAPANESE, 5)
 
 
 def test_a_piped_conversation_with_a_run(tuned_run, sftlab_command, monkeypatch):

@@ -93,12 +93,6 @@ def test_without_a_network_it_is_stored_for_its_owner_and_unchecked_and_the_vari
     assert "mode 0644: others here can read it. chmod 600" in text
 
 
-@pytest.mark.parametrize("arguments", [("token", PLANTED), ("train", f"--model-name={PLANTED}")])
-def test_a_token_as_an_argument_is_refused_and_not_repeated(arguments, command):
-    code, text = command(*arguments)
-    assert code == 2 and "looks like a token" in text and PLANTED[3:-4] not in text
-
-
 def test_what_is_typed_stays_invisible(hub_address, tmp_path):
     settings = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub_address, "HF_HUB_OFFLINE": "0"}
     child, screen = pty.fork()
