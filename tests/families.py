@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import trl
+from tokenizers import normalizers
 from transformers import AddedToken
 from trl.chat_template_utils import get_training_chat_template
 
@@ -33,6 +34,8 @@ def make_tokenizer(name: str, eos: str | None = None):
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN])
     if eos:
         tokenizer.eos_token = eos
+    if name.startswith("qwen"):  # as theirs
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     tokenizer.chat_template = template
     return tokenizer
 

@@ -5,6 +5,7 @@ python -c "from sftlab.data import masking; help(masking.view_mask)"
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, chain, islice, pairwise
 
 from sftlab.data import examples, templates
 from sftlab.data.readers import BadRow
@@ -32,8 +33,8 @@ def encode_texts(
 ) -> dict[str, list]:
     """`input_ids` and `labels` of texts: labels repeat the ids of the tokens that hold text of the spans, else -100.
 
-    Both are lists with one int64 array per text, as long as each other. All texts are tokenised in one call, on all cores
-    unless TOKENIZERS_PARALLELISM forbids it.
+    Both are lists with one int64 array per text, as long as each other. cuts: where a text is tokenised in parts. All is
+    tokenised in one call, on all cores unless TOKENIZERS_PARALLELISM forbids it.
     """
     import numpy
 
@@ -42,22 +43,25 @@ def encode_texts(
     backend.no_padding()
     sizes = measure_tokens(tokenizer, len(tokenizer))
     encode = backend.encode_batch if sizes is None else backend.encode_batch_fast  # which leaves out the offsets
+    borders = [(0, *one, None) for one in cuts or [()] * len(texts)]
+    parts = [[text[start:end] for start, end in pairwise(ats)] for text, ats in zip(texts, borders, strict=True)]
+    encodings = iter(encode(list(chain(*parts)), add_special_tokens=False))
     input_ids, labels = [], []
-    cuts = cuts or [()] * len(texts)
-    for encoding, text, found, parts in zip(encode(texts, add_special_tokens=False), texts, spans, cuts, strict=True):
-        ids = numpy.array(encoding.ids, dtype=numpy.int64)
-        if parts:
-            apart = [text[start:end] for start, end in zip((0, *parts), (*parts, None), strict=True)]
-            ids = numpy.concatenate(
-                [numpy.array(tokenizer(part, add_special_tokens=False).input_ids) for part in apart]
-            )
-        borders = None if sizes is None else find_borders(ids, text, found, sizes)
-        if borders is None:
-            slow = encoding if sizes is None else backend.encode(text, add_special_tokens=False)
-            borders = find_slow_borders(slow, found)
+    for text, own, found in zip(texts, parts, spans, strict=True):
+        encoded = list(islice(encodings, len(own)))
+        ids = numpy.array(list(chain(*(encoding.ids for encoding in encoded))), dtype=numpy.int64)
+        ends = numpy.zeros(0) if sizes is None else sizes[ids].cumsum()
+        if len(ends) and ends[-1] == len(text.encode()):
+            starts = ends - sizes[ids]
+            if not text.isascii():
+                found = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in found]
+        else:  # a special token may take the spaces beside it
+            again = encoded if sizes is None else [backend.encode(part, add_special_tokens=False) for part in own]
+            starts, ends = find_offsets(again, own)
         trained = numpy.full_like(ids, IGNORED)
-        for first, end in borders:
-            trained[first:end] = ids[first:end]
+        for start, end in found:  # all tokens that reach into the span
+            chosen = slice(ends.searchsorted(start, "right"), starts.searchsorted(end))
+            trained[chosen] = ids[chosen]
         input_ids.append(ids)
         labels.append(trained)
     return {"input_ids": input_ids, "labels": labels}
@@ -80,37 +84,13 @@ def measure_tokens(tokenizer, count: int):
     return numpy.array([added.get(number, len(token or "")) for number, token in enumerate(tokens)])
 
 
-def find_borders(ids, text: str, spans: list[tuple[int, int]], sizes) -> list[tuple[int, int]] | None:
-    """Tokens [first, end) that reach into each span, by counting bytes; None if the bytes don't add up.
+def find_offsets(encodings: list, parts: list[str]) -> tuple:
+    """Where each token begins and ends, in characters of the text that the parts make; asking for this costs half of tokenising."""
+    import numpy
 
-    They don't where a special token takes the spaces beside it. Asking the tokenizer for offsets costs half as much
-    time again as tokenising.
-    """
-    ends = sizes[ids].cumsum()
-    if not len(ends) or ends[-1] != len(text.encode()):
-        return None
-    if text.isascii():
-        places = spans
-    else:
-        places = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
-    return [(ends.searchsorted(start, "right"), ends.searchsorted(end, "left") + 1) for start, end in places]
-
-
-def find_slow_borders(encoding, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same from the tokenizer's own offsets."""
-
-    def find_token(places) -> int | None:  # a tokenizer may leave out the first or the last character
-        return next((token for at in places if (token := encoding.char_to_token(at)) is not None), None)
-
-    borders = []
-    for start, end in spans:
-        first, last = find_token(range(start, end)), find_token(range(end - 1, start - 1, -1))
-        if first is None:
-            continue
-        while last + 1 < len(encoding) and encoding.token_to_chars(last + 1) == encoding.token_to_chars(last):
-            last += 1  # more byte tokens of the last character
-        borders.append((first, last + 1))
-    return borders
+    lengths = accumulate(map(len, parts), initial=0)
+    pairs = [numpy.reshape(one.offsets, (-1, 2)) + before for one, before in zip(encodings, lengths, strict=False)]
+    return tuple(numpy.concatenate(pairs).T)
 
 
 def read_labels(split) -> tuple:
