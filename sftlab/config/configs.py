@@ -37,7 +37,7 @@ class DataConfig(Options):
     columns: list | None = option(None, "names of your files' columns, as instruction=question,output=answer")
     hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
     format: str = option("alpaca", "prompt format; model: the tokenizer's own", choices=FORMATS)
-    chat_template_kwargs: list | None = option(None, "variables of the model's template, as enable_thinking=false")
+    chat_template_kwargs: list | None = option(None, "the template's variables, as enable_thinking=false", paths=True)
     train_on: str = option("all", "which answers of a conversation are in the loss", choices=("all", "last"))
     merge_turns: bool = option(False, "join turns of one role that follow each other, instead of dropping the row")
     num_samples: int | None = option(None, "a seeded random sample of so many training rows; default: all", low=1)

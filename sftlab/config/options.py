@@ -3,12 +3,10 @@
 python -c "from sftlab.config.options import coerce; print(coerce('learning_rate', '2e-4', float))"
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import re
 import types
 import typing
 
@@ -28,17 +26,8 @@ def coerce(name: str, value: object, kind: object) -> object:
         kind = next(option for option in options if option is not type(None))
     if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    if kind is list and isinstance(value, str) and value.lstrip().startswith("["):
-        with contextlib.suppress(ValueError):  # a list in JSON, whose texts may hold commas
-            return [one if isinstance(one, str) else json.dumps(one) for one in json.loads(value)]
     if kind is list and isinstance(value, str):
-        parts = []
-        for part in (value[1:-1] if re.fullmatch(r"\[.*\]", value) else value).split(","):
-            if parts and sum(map(parts[-1].count, "[{")) > sum(map(parts[-1].count, "]}")):  # within a list, as x=[1,2]
-                parts[-1] += f",{part}"
-            else:
-                parts.append(part)
-        return [part.strip() for part in parts if part.strip()]
+        return [part.strip() for part in value.split(",") if part.strip()]
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)

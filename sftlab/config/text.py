@@ -82,15 +82,15 @@ def build(options: str | Path = "", **values: object) -> TrainConfig:
     return TrainConfig.build(**values | read(options))
 
 
-def choose(options: Options, everything: bool = False) -> dict:
-    """The options that differ from their defaults, or all of them."""
+def choose(options: Options) -> dict:
+    """The options that differ from their defaults."""
     values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
-    return {name: value for name, (value, default) in values.items() if everything or value != default}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
-def write(config: TrainConfig, everything: bool = False) -> str:
-    """A configuration as YAML that `read` gives back: what differs from the defaults, or everything."""
-    return to_yaml(choose(config, everything))
+def write(config: TrainConfig) -> str:
+    """A configuration as YAML that `read` gives back: what differs from the defaults."""
+    return to_yaml(choose(config))
 
 
 def to_yaml(values: dict, flow: bool = False) -> str:

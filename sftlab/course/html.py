@@ -19,27 +19,23 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 img-src data: blob:">{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}"""
-SHOWN_TYPES = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
 
 
 def export_html(ipynb: Path, page: Path) -> None:
     """Convert an executed notebook into a page that opens offline, its charts as pictures and its formulas drawn."""
     import nbformat
     from nbconvert import HTMLExporter
-    from traitlets.config import Config
 
     notebook = nbformat.read(ipynb, as_version=4)
     notebook.metadata.pop("widgets", None)  # would load the widgets' manager from the network; their text stays
     picture = pages.Html('<img alt="{}" src="data:image/png;base64,{}">')  # nbconvert's own has no words
     for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
+        data.pop("application/vnd.jupyter.widget-view+json", None)
         if plots.PLOTLY_MIME in data and "image/png" in data:
             data["text/html"] = picture.format(data.get("text/plain", ""), "".join(data["image/png"].split()))
     source = Path(notebook.metadata.get("papermill", {}).get("input_path", ipynb))
-    exporter = HTMLExporter(
-        config=Config({"NbConvertBase": {"display_data_priority": SHOWN_TYPES}}),
-        raw_template=TEMPLATE,
-        filters={"markdown2html": make_markdown_filter(source.parent)},
-    )
+    filters = {"markdown2html": make_markdown_filter(source.parent)}
+    exporter = HTMLExporter(raw_template=TEMPLATE, filters=filters)
     content, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": Path(ipynb).stem}})
     files.write_text(Path(page), content)
 

@@ -19,7 +19,7 @@ import ipywidgets
 import torch
 import traitlets
 
-from sftlab import files, machine
+from sftlab import machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config import text as config_text
 from sftlab.config.configs import GROUPS, LaunchConfig, TrainConfig
@@ -49,14 +49,13 @@ class Controls(anywidget.AnyWidget):
     figures = traitlets.Dict({"rows": [], "words": ""}).tag(sync=True)
 
 
-def hyperparameters(config: TrainConfig, notebook=None, *, saved=None):
+def hyperparameters(config: TrainConfig, notebook=None):
     """A form for a configuration, to be shown as the last line of a cell; `.config` is the present one.
 
-    notebook: the one whose papermill command is shown (default: 08); saved: a YAML file that keeps what is edited when the
-    kernel is restarted, as long as the same configuration is given.
+    notebook: the one whose papermill command is shown (default: 08).
     """
     if panel.has_reader():
-        return Form(config, notebook, saved=saved)
+        return Form(config, notebook)
     print(f"nobody is here to fill in a form: the configuration is used as it was given ({config.hash()})")
     return types.SimpleNamespace(config=config, _ipython_display_=lambda: None)  # the line above is enough
 
@@ -64,15 +63,11 @@ def hyperparameters(config: TrainConfig, notebook=None, *, saved=None):
 class Form(ipywidgets.VBox):
     """The form of `hyperparameters`. config: the last valid configuration; texts: what stands in each field."""
 
-    def __init__(self, config: TrainConfig, notebook=None, *, saved=None):
+    def __init__(self, config: TrainConfig, notebook=None):
         self.controls, self.area = Controls(fields=list_fields()), ipywidgets.VBox()
         super().__init__([self.controls, self.area])
         load.quiet_libraries()
-        self.given, self.notebook, self.saved = config, notebook, saved and Path(saved)
-        self.heading, self.notice = f"# edited in a form that was given {config.hash()}\n", ""
-        if saved and self.saved.is_file() and self.saved.read_text(encoding="utf-8").startswith(self.heading):
-            config = config_text.build(self.saved)  # only if the form was given the same then
-            self.notice = f"as edited before; without the file {saved} it begins with what the notebook gave"
+        self.given, self.notebook = config, notebook
         self.config, self.texts = config, {name: to_text(getattr(config, name)) for name in FIELDS}
         self.controls.on_msg(lambda _, message, buffers: self.answer(message))
         self.update()
@@ -117,14 +112,11 @@ class Form(ipywidgets.VBox):
         elif config != self.config or not self.controls.figures["rows"]:
             self.config = config
             self.show_figures([], "working it out …")
-            if self.saved:
-                files.write_text(self.saved, self.heading + config_text.write(config, everything=True))
         devices = LaunchConfig(gpus_per_node=launcher.count_gpus())
         self.controls.state = {
             "texts": dict(self.texts),
             "changed": changed,
             "problems": problems,
-            "notice": self.notice,
             "ready": config is not None,
             "why": f"fix first: {', '.join(problems)}" if problems else beside_start,
             "place": f"To be run in {Path.cwd()}" + ("; of the last valid configuration" if problems else ""),

@@ -15,8 +15,8 @@ from course_notebooks import write_notebook
 from scipy.stats import ttest_rel
 
 from sftlab.config.configs import SweepConfig
-from sftlab.course import notebook, sweep, sweep_report
-from sftlab.course.sweep_report import Point
+from sftlab.course import notebook, sweep
+from sftlab.course.sweep import Point
 from sftlab.errors import UserError
 
 PARAMETERS = (
@@ -45,8 +45,8 @@ def make_points(table: dict[object, list[float | None]]) -> list[Point]:
     return points
 
 
-def judge(table: dict[object, list[float | None]], direction: str = "min") -> sweep_report.Summary:
-    return sweep_report.summarise(make_points(table), "loss", direction)
+def judge(table: dict[object, list[float | None]], direction: str = "min") -> sweep.Summary:
+    return sweep.summarise(make_points(table), "loss", direction)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_points_take_turns_by_seed_and_have_names_that_people_read(toy):
     assert re.fullmatch(r"learning_rate=0.003,word=all_linear,seed=2-[0-9a-f]{8}", points[-1].name)
     assert points[-1].job["parameters"] == {"learning_rate": 3e-3, "word": "all/linear", "seed": 2}
     values = {1e-4: "0.0001", 1.5e-7: "1.5e-07", 12.0: "12", 0.123456789: "0.123456789", True: "true"}
-    assert [sweep_report.write_value(value) for value in values] == list(values.values())
+    assert [sweep.write_value(value) for value in values] == list(values.values())
 
 
 def test_a_sweep_keeps_failures_apart_and_the_same_command_runs_only_what_is_left(toy, tmp_path, capsys):
@@ -151,7 +151,7 @@ def test_the_true_best_is_ruled_out_in_no_more_than_one_sweep_in_twenty():
     for number in range(sweeps):
         scores = pandas.DataFrame(draw.normal(0, (1, 1, 1, 1, 0.1, 5), (3, 6)))
         relative = bool(number % 2)  # losses are compared by their ratios
-        bounds = sweep_report.compare(np.exp(scores) if relative else scores, "min", relative)
+        bounds = sweep.compare(np.exp(scores) if relative else scores, "min", relative)
         lost += bounds.behind_low[0] > relative
     assert lost <= 0.05 * sweeps + 3 * (sweeps * 0.05 * 0.95) ** 0.5
 
@@ -176,7 +176,7 @@ def test_lists_and_nothing_are_values_like_others():
     points = make_points({"q": [1.0], "v": [2.0], "all": [3.0]})
     for point, value in zip(points, (["q"], ["q", "v"], None), strict=True):
         point.setting = {"a": value, "lora_r": 8}
-    found = sweep_report.summarise(points, "loss", "min")
+    found = sweep.summarise(points, "loss", "min")
     assert [name.partition(", lora_r")[0] for name in found.settings.index] == ["a=['q']", "a=['q', 'v']", "a=None"]
     assert found.warnings == []
 
@@ -184,7 +184,7 @@ def test_lists_and_nothing_are_values_like_others():
 def test_warnings_are_of_points_to_come_and_an_edge_of_the_grid():
     points = make_points({1: [1, 1.1], 2: [2, 2.1], 3: [3, 3.1]})
     points[-1].status, points[-1].metrics = "waiting", {}
-    warnings = " ".join(sweep_report.summarise(points, "loss", "min").warnings)
+    warnings = " ".join(sweep.summarise(points, "loss", "min").warnings)
     assert "1 of 6 points" in warnings and "a=1 is the smallest value" in warnings
     beyond = judge({1e-4: [3, 3.1], 1e-3: [2, 2.1], 1e-2: [1, 1.1], 1e-1: [None, None]})  # where all have failed
     assert beyond.settings.index[0] == "a=0.01" and beyond.warnings == []

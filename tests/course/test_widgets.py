@@ -6,7 +6,6 @@ from pathlib import Path
 import ipywidgets
 import pytest
 
-from sftlab.config import text as config_text
 from sftlab.config.configs import TrainConfig
 from sftlab.course import widgets
 from sftlab.course.widgets import find_figures
@@ -14,8 +13,8 @@ from sftlab.models import load
 from sftlab.runs import background, panel
 
 
-def make(config: TrainConfig, **options):
-    form = widgets.Form(config, **options)
+def make(config: TrainConfig):
+    form = widgets.Form(config)
     return form, form.children[0]
 
 
@@ -92,17 +91,6 @@ def test_start_runs_what_is_shown_and_reports_what_is_refused(monkeypatch, tmp_p
     (folder / "run.json").write_text("{}")
     form.answer({"start": True})  # the real one, which refuses a folder that holds something
     assert str(folder) in controls.state["why"] and (folder / "run.json").read_text() == "{}"
-
-
-def test_edits_are_there_again_after_a_restart_if_the_same_was_given(tmp_path):
-    given, saved = TrainConfig(use_lora=True), tmp_path / "work" / "form.yaml"
-    form, _ = make(given, saved=saved)
-    form.answer({"set": {"lora_r": "8"}})
-    form.answer({"set": {"lora_r": "zero"}})
-    assert config_text.build(saved).lora_r == 8
-    again, controls = make(given, saved=saved)
-    assert again.config == form.config and "as edited before" in controls.state["notice"]
-    assert make(dataclasses.replace(given, seed=1), saved=saved)[0].config.lora_r == 16
 
 
 def test_figures_are_worked_out_once_when_asked_for_and_a_failure_is_one_line(monkeypatch):

@@ -104,8 +104,6 @@ function render({ model, el }) {
     timer = setTimeout(flush, PAUSE);
   };
 
-  const notice = make("p", { class: "notice" }, model.get("state").notice);
-
   const fields = model.get("fields").map((field) => drawField(field, prefix, sendSoon, flush));
   const groups = [];
   for (const name of new Set(fields.map(({ field }) => field.group))) {
@@ -141,7 +139,7 @@ function render({ model, el }) {
     make("p", { class: "title" }, "The same configuration, to run elsewhere"), place, forms,
   );
   const main = make("div", { class: "main", role: "group", "aria-label": "options" }, ...groups.map(({ details }) => details));
-  const root = make("div", { class: "sftlab-form" }, notice, make("div", { class: "columns" }, main, side));
+  const root = make("div", { class: "sftlab-form" }, make("div", { class: "columns" }, main, side));
 
   const showState = () => {
     const state = model.get("state");
