@@ -292,8 +292,7 @@ def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict
             found = {"status": "completed", "memory": memory, "ranks": distributed.gather(rank)}
             if not checkpoint:
                 found["time"] = duration.measure_run(trainer.expected["time"], started)
-            trainer.save_model()
-            trainer.save_state()
+            trainer.save_run()
         return distributed.run_on_main(write_result, found | about, trainer, started)
 
 

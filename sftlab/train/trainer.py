@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch.utils.data import ConcatDataset, Sampler
 from trl import SFTTrainer
 
@@ -17,6 +18,7 @@ from sftlab.errors import UserError
 from sftlab.models import adapters
 from sftlab.models.load import IGNORED
 from sftlab.models.loss import add_answer_head, has_plain_head
+from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
 COUNTERS = "meters{}.json"  # in a checkpoint, of rank 0; the others' have their rank in the name
@@ -26,7 +28,7 @@ class LabTrainer(SFTTrainer):
     """SFTTrainer with the loss on completion tokens only on a CPU, batches of rows of like length, and whole checkpoints.
 
     `lengths`: tokens of each training row, if rows of like length share a batch. `uses_answer_head`: whether the loss is
-    computed the lab's way, else TRL's.
+    computed the lab's way, else TRL's. `sharded`: whether each process holds a shard of every weight (ZeRO-3).
     """
 
     def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
@@ -39,8 +41,9 @@ class LabTrainer(SFTTrainer):
             self.eval_dataset = ConcatDataset([rows, [empty] * missing])  # or a process would take some row again
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         plain = has_plain_head(causal) and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        # ZeRO-3 has sharded every weight, and in bfloat16 DeepSpeed casts all to it
-        whole = not self.is_deepspeed_enabled or find_stage(self.args.deepspeed) < 3 and not self.args.bf16
+        self.sharded = self.is_deepspeed_enabled and find_stage(self.args.deepspeed) == 3
+        cast = self.is_deepspeed_enabled and self.args.bf16  # DeepSpeed casts all to bfloat16
+        whole = not self.sharded and not cast
         cpu = self.args.device.type == "cpu"
         if whole:
             for weight in self.model.parameters():
@@ -141,6 +144,37 @@ class LabTrainer(SFTTrainer):
     def find_counters(self, checkpoint: str) -> Path:
         rank = self.args.process_index
         return Path(checkpoint) / COUNTERS.format(f"-{rank}" if rank else "")
+
+    def save_run(self) -> None:
+        """Save the adapter or model, the tokenizer with its template and the Trainer's state in the run folder, and check them."""
+        if not self.sharded:
+            check_moved(self.model.named_parameters())
+        self.save_model()
+        self.save_state()
+        if self.sharded:
+            distributed.run_on_main(self.check_saved, Path(self.args.output_dir))
+
+    def check_saved(self, folder: Path) -> None:
+        """Raise UserError if a sharded model isn't in a folder whole, in its true shapes, or its adapter learned nothing."""
+        shapes = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as saved:
+                shapes |= {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}
+                check_moved((name, saved.get_tensor(name)) for name in saved.keys() if "lora_B" in name)
+        for name, weight in self.model.named_parameters():
+            plain = name.replace(".default", "").replace("modules_to_save.", "")
+            shape = tuple(getattr(weight, "ds_shape", weight.shape))
+            if weight.requires_grad and "token_adapter" not in name and shapes.get(plain) != shape:
+                found = f"{plain} was saved as {shapes.get(plain, 'nothing')}, and has the shape {shape}"
+                raise UserError(f"output_dir: {folder} is not whole: {found}. Its checkpoints are.")
+
+
+def check_moved(weights) -> None:
+    """Raise UserError if an adapter learned nothing: LoRA's B starts at zero, and one training step moves it."""
+    still = [name for name, weight in weights if "lora_B" in name and not weight.any()]
+    if still:
+        fix = "Raise --learning-rate or --max-steps; with --gradient-checkpointing, inputs must require gradients."
+        raise UserError(f"training moved nothing: {len(still)} adapters are still zero, {still[0]} first. {fix}")
 
 
 # Batches with little or no padding. Where the attention knows where samples begin, a batch is one row without any. Elsewhere

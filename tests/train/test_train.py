@@ -163,6 +163,15 @@ def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tm
     assert scores.ask(tuned, again, [{"instruction": "日本の首都は？", "output": "東京"}], "chatml").answers
 
 
+def test_adapters_that_never_moved_end_the_run(dataset, tmp_path):
+    options = SHORT | LORA | {"learning_rate": 0, "max_steps": 1}
+    with pytest.raises(UserError, match="moved nothing"):
+        train_run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **options))
+    result = files.read_json(tmp_path / "run" / "result.json")
+    assert result["status"] == "failed" and "moved nothing" in result["error"]
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("gpu", "installed", "asked", "outcome"),
     [
