@@ -248,7 +248,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     "scale",
     "sftlab benchmark tiny-base 2 --sizes 1000 --use-lora",
     (configs.BenchmarkConfig,),
-    places={"model_name": "[MODEL]", "nodes": "[NODES]"},
+    places={"model_name": "[MODEL]", "nodes": "[NODES ...]"},
     add=add_benchmark_arguments,
 )
 def benchmark(args, bench):

@@ -175,7 +175,7 @@ def name_processor() -> str:
 
 
 def name_device() -> dict:
-    """What this process computes on: cpu, cores, physical_cores (None on some), memory_bytes, gpu and gpu_bytes (or None)."""
+    """What this process computes on: cpu, cores, memory_GB (10^9 bytes), gpu and gpu_GB (or None)."""
     import psutil
     import torch
 
@@ -183,10 +183,9 @@ def name_device() -> dict:
     return {
         "cpu": name_processor(),
         "cores": count_cores(),
-        "physical_cores": psutil.cpu_count(logical=False),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_GB": round(psutil.virtual_memory().total / 1e9, 1),
         "gpu": gpu.name if gpu else None,
-        "gpu_bytes": gpu.total_memory if gpu else None,
+        "gpu_GB": round(gpu.total_memory / 1e9, 1) if gpu else None,
     }
 
 

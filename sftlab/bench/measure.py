@@ -235,7 +235,6 @@ def run_point(grid: Grid, point: Point, threads: int) -> dict:
     Several nodes read the plan and the data from this folder, so it must be on a disk that they share.
     """
     environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    own = {} if grid.gpus else {"DS_ACCELERATOR": "cpu"}  # of this machine; other nodes find out what they have
     grid.folder.mkdir(parents=True, exist_ok=True)
     # a new one each time: the processes of a grid that was killed may still use theirs
     with tempfile.TemporaryDirectory(prefix=f".{point.name}.", dir=grid.folder.resolve()) as folder:
@@ -244,7 +243,7 @@ def run_point(grid: Grid, point: Point, threads: int) -> dict:
         plan = {"point": asdict(point), "config": config, "untimed": grid.bench.untimed_steps}
         files.write_json(work / "plan.json", plan | {"steps": grid.bench.steps})
         environment |= launcher.pass_on(environment, work)
-        code = run_command(build_command(grid, point, work), work, environment | own)
+        code = run_command(build_command(grid, point, work), work, environment)
         if code or not (work / "out.json").is_file():
             raise explain_failure(work, code)
         return files.read_json(work / "out.json")

@@ -1,7 +1,7 @@
 """`sftlab metrics`: how busy a machine is, in samples of processor, memory and GPUs, and their summary.
 
 A sample is a line of DIR/metrics.jsonl, written at once and in one piece, so that whatever ends the monitor leaves what was
-measured until then: `time` (seconds since the epoch), and each value by its name. summary.json beside it is written at the end.
+measured until then: `time` (seconds since the epoch), and each value by its name.
 
     machine: processor, %    100: all cores at work, since the sample before
     machine: memory, GB      in use, without caches
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from sftlab import files, machine
+from sftlab import machine
 from sftlab.config.configs import MetricsConfig
 from sftlab.errors import place_error
 
@@ -55,8 +55,8 @@ def read_samples(path: Path):
     return frame.set_index(frame.index - frame.index[0])
 
 
-def summarise(frame):
-    """Return (a pandas.DataFrame with mean, median and peak of all that was sampled, how long and how busy in sentences).
+def summarise(frame) -> str:
+    """Return mean, median and peak of all that was sampled as a table, and below it how long and how busy.
 
     Busy is the share of known samples at 90 % use or more, of the GPUs that did anything, else of the processor.
     """
@@ -64,12 +64,8 @@ def summarise(frame):
     known = frame[gpus or ["machine: processor, %"]].stack().dropna()
     busy = f"{'GPU' if gpus else 'CPU'} at {BUSY} % or more: {(known >= BUSY).mean():.0%} of the samples"
     table = frame.agg(["mean", "median", "max"]).T.rename(columns={"max": "peak"})
-    return table, [f"{len(frame)} samples over {frame.index[-1]:.0f} s", busy]
-
-
-def format_values(table):
-    """Format the table of `summarise` as texts."""
-    return table.map("{:,.4g}".format).replace("nan", "unknown")
+    lines = [table.to_string(float_format="{:,.4g}".format, na_rep="unknown")]
+    return "\n".join([*lines, f"{len(frame)} samples over {frame.index[-1]:.0f} s", busy])
 
 
 def watch(config: MetricsConfig) -> None:
@@ -88,10 +84,7 @@ def watch(config: MetricsConfig) -> None:
         record(path, config.every)
     except KeyboardInterrupt:
         if path.exists():
-            table, facts = summarise(read_samples(path))
-            print("\n".join([format_values(table).to_string(), *facts]))
-            values = json.loads(table.to_json(orient="index"))  # null for what was never known
-            files.write_json(path.with_name("summary.json"), {"values": values, "facts": facts})
+            print(summarise(read_samples(path)))
 
 
 def record(path: Path, every: float) -> None:

@@ -108,26 +108,24 @@ def make_points(found: list[Result]) -> Section:
     return Section("Points", [Table(heads, rows, "Measured: median of the repeats (lowest to highest)"), ON_POINTS])
 
 
-def list_facts(result: Result) -> dict[str, str]:
+def list_facts(result: Result) -> dict[str, object]:
     """List what a point was measured with: hardware, versions, choices of the trainer without reasons, options, data."""
-    facts = {
-        name: f"{value / 1e9:.1f} GB" if name.endswith("_bytes") and isinstance(value, int) else value
-        for name, value in result.machine.items()
-    }
-    choices = {f"choice of {name}": str(why).split(":")[0] for name, why in result.choices.items() if name != "memory"}
+    choices = {f"choice of {name}": why.split(":")[0] for name, why in result.choices.items() if name != "memory"}
     usual, places = asdict(TrainConfig()), (*scaling.VARIES, *SET_BY_BENCHMARK)
-    options = {name: value for name, value in result.config.items() if name not in places and value != usual.get(name)}
-    facts |= result.versions | choices | options | {"day, UTC": result.runs[0].started[:10]}
-    facts |= {"data set": result.data.get("fingerprint"), "distinct rows": result.data.get("distinct_rows")}
-    return {name.replace("_", " "): str(value) for name, value in facts.items() if value is not None}
+    kept = {name: value for name, value in result.config.items() if name not in places and value != usual.get(name)}
+    options = {f"option {name}": value for name, value in kept.items()}  # deepspeed is a version's name, too
+    data = {"data set": result.data.get("fingerprint"), "distinct rows": result.data.get("distinct_rows")}
+    return result.machine | result.versions | choices | options | data | {"day, UTC": result.runs[0].started[:10]}
 
 
 def make_setups(found: list[Result]) -> Section:
     """Make the table of facts; where points differ in one, each value with an example."""
-    facts = DataFrame(map(list_facts, found), [result.point.name for result in found])
+    facts = DataFrame(map(list_facts, found), [result.point.name for result in found]).rename(
+        columns=lambda n: n.replace("_", " ")
+    )
     rows = []
     for name, column in facts.items():
-        for value, points in column.groupby(column, sort=False).groups.items():
+        for value, points in column.groupby(column.map(str, na_action="ignore"), sort=False).groups.items():
             rows.append((name, value, "all" if len(points) == len(found) else f"{len(points)} points, as {points[0]}"))
     words = "Options are named where they aren't the usual ones."
     return Section("Hardware, versions and options", [Table(("", "is", "at"), rows), words])
@@ -174,9 +172,9 @@ def format_gain(gain: Gain) -> tuple[str, str]:
 def make_watched(path: Path) -> Section:
     """Make the section on what `sftlab metrics` measured meanwhile: use over time, and the summary."""
     samples = monitor.read_samples(path)
-    table, facts = monitor.summarise(samples)
     frame = samples.iloc[:: -(-len(samples) // MOST_POINTS)].filter(like="%")
     series = frame.astype(object).where(frame.notna(), None).to_dict("list")  # None leaves a gap
     chart = Chart(plots.lines([*frame.index.round(1)], series, "seconds", "%", "Use over time"))
-    rows = monitor.format_values(table).reset_index().values.tolist()
-    return Section(f"Watched: {path}", [chart, Table(("", *table), rows, "Watched, measured"), facts], page=True)
+    return Section(
+        f"Watched: {path}", [chart, pages.Html("<pre>{}</pre>").format(monitor.summarise(samples))], page=True
+    )

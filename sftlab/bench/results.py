@@ -112,8 +112,6 @@ def read_results(folder: str | Path) -> tuple[list[Result], list[str]]:
     """Return (the results in a folder by model, rows, scaling and devices, what is wrong with the other files, a line each)."""
     found, problems = [], []
     for path in sorted(Path(folder).glob("[!.]*.json")):
-        if path.name == "summary.json":  # of `sftlab metrics`
-            continue
         try:
             found.append(read_result(path))
         except ValueError as error:

@@ -38,10 +38,6 @@ class Speed:
     kind: str = "measured"  # or one of BOUNDS
 
     @property
-    def units(self) -> int:
-        return self.cores or self.devices
-
-    @property
     def rate(self) -> float:
         return median(self.rates)
 
@@ -74,7 +70,8 @@ def compare(base: Speed, speed: Speed) -> Gain:
     Measured: repeats of the same round were made one after the other, so it's their ratios that are averaged, as logarithms,
     with Student's interval of 95 % (Student 1908, Biometrika 6, p. 1); one round gives no interval, nor does a model.
     """
-    about = speed.kind, speed.devices, speed.rate, speed.units / base.units
+    ideal = (speed.cores or speed.devices) / (base.cores or base.devices)
+    about = speed.kind, speed.devices, speed.rate, ideal
     if speed.kind != "measured":
         return Gain(*about, speed.rate / base.rate)
     ratios = [math.log(after / before) for before, after in zip(base.rates, speed.rates, strict=False)]
@@ -207,9 +204,9 @@ def project(base: Speed, job: Job, bandwidth: float, nodes: int, scaling: str) -
 
 
 def extend(series: Series, bandwidth: float) -> tuple[list[Speed], str]:
-    """Return (modelled speeds on the numbers of nodes that were measured and on NODES, what is missing there and why).
+    """Return (modelled speeds on the numbers of nodes that were measured and on NODES, why there are none).
 
-    bandwidth: GB/s (10^9 bytes) that each device sends to other nodes.
+    bandwidth: GB/s (10^9 bytes) that each device sends to other nodes. A step of fewer rows than devices isn't modelled.
     """
     base = series.speeds[0]
     if base.nodes > 1:
@@ -219,7 +216,4 @@ def extend(series: Series, bandwidth: float) -> tuple[list[Speed], str]:
     except UserError as error:
         return [], str(error)
     counts = sorted({*NODES, *(speed.nodes for speed in series.speeds)} - {1})
-    found = {nodes: project(base, job, 1e9 * bandwidth, nodes, series.scaling) for nodes in counts}
-    left = ", ".join(str(nodes * base.devices) for nodes, speeds in found.items() if not speeds)
-    why = f"{left} devices: a step of {base.rows} rows can't be divided among so many" if left else ""
-    return [speed for speeds in found.values() for speed in speeds], why
+    return [one for nodes in counts for one in project(base, job, 1e9 * bandwidth, nodes, series.scaling)], ""

@@ -190,7 +190,7 @@ class MemoryConfig(Options):
 class MetricsConfig(Options):
     """What `sftlab metrics` watches, how often, and where the samples go."""
 
-    output_dir: str = option("results/current", "the folder that gets metrics.jsonl and summary.json")
+    output_dir: str = option("results/current", "the folder that gets metrics.jsonl")
     every: float = option(1.0, "seconds from sample to sample", low=0.1, high=3600)
     overwrite: bool = option(False, "replace a metrics.jsonl that is there")
 
@@ -240,9 +240,8 @@ class LaunchConfig(Options):
     nodes: int = option(1, "machines in all", low=1)
     gpus_per_node: int | None = option(None, "processes on each node, one per GPU; default: all of this one", low=1)
     hostfile: str | None = option(None, "a file with a line `HOST slots=GPUS` for each node")
-    slurm: bool = option(False, "write a batch file for Slurm's sbatch instead of starting")
+    slurm: bool = option(False, "print a batch file for Slurm's sbatch instead of starting")
     slurm_options: str | None = option(None, "more of Slurm's options for it, as partition=gpu,time=8:00:00")
-    batch_file: str = option("sftlab.sbatch", "the file that --slurm writes")
     launcher: str = option("torchrun", "what starts the processes; deepspeed uses ssh", choices=LAUNCHERS)
     master_addr: str | None = option(None, "address of the first node; default: the hostfile's first")
     master_port: int = option(29500, "a free port of the first node", low=1024, high=65535)

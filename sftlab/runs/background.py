@@ -44,8 +44,7 @@ def spawn(config: TrainConfig, cwd: str, step: int = 0) -> Run:
     This process waits for it in a thread, so that none is left defunct. Its output goes into run.log.
     """
     folder = Path(cwd, config.output_dir)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JPY_")}
-    environment = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"} | environment
+    environment = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"} | os.environ
     command = [sys.executable, "-m", "sftlab.cli", "train", *config_text.to_flags(config)]
     process = start_process(command, logs.find_logs(folder) / logs.LOG, environment, cwd)
     identity = run_folder.identify(process.pid)  # it exists, even if it has ended, as nobody has waited for it

@@ -17,9 +17,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from sftlab import files
 from sftlab.config.configs import LaunchConfig, TrainConfig
-from sftlab.errors import UserError, place_error
+from sftlab.errors import UserError
 from sftlab.runs import background, logs, state
 from sftlab.train import folder as run_folder
 
@@ -37,20 +39,29 @@ def launch(config: LaunchConfig, train_flags: list[str], train: TrainConfig) -> 
         hosts = choose_hosts(config.hostfile, config.nodes, config.gpus_per_node)
     if is_here(hosts[0]) or config.launcher == "deepspeed":  # later nodes may find that the first one has begun
         run_folder.claim_folder(train, devices)
-    print(check_batch(train, devices))
+    batch = check_batch(train, devices)
     module, folder = ["sftlab.train", *train_flags], Path(train.output_dir).absolute()
-    return write_batch_file(config, module, folder) if config.slurm else start_nodes(config, module, hosts, folder)
+    if config.slurm:
+        print(make_batch_file(config, module, folder, batch), end="")
+        return 0
+    print(batch)
+    return start_nodes(config, module, hosts, folder)
 
 
 def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folder: Path) -> int:
     """Print the command of each node, and run those of this machine; by ssh the first node's command starts all."""
     by_ssh = config.launcher == "deepspeed" and (config.nodes > 1 or not is_here(hosts[0]))
     address = config.master_addr or ("127.0.0.1" if config.nodes == 1 else hosts[0])
-    check_address(address)
-    log_dir, commands = logs.find_logs(folder), {}
-    for node in range(1 if by_ssh else config.nodes):
-        rank = None if by_ssh else node
-        commands[node] = build_command(config, module, rank, address, log_dir / f"ranks-{node}")
+    try:  # a launcher would try for minutes, and print nothing
+        socket.getaddrinfo(address, None)
+    except OSError as error:
+        why = f"{address} can't be looked up ({error.strerror})"
+        raise UserError(f"master_addr: {why}. Give the first node's, as --master-addr 10.0.0.1.") from None
+    log_dir = logs.find_logs(folder)
+    ranks = [None] if by_ssh else range(config.nodes)
+    commands = {
+        rank or 0: build_command(config, module, rank, address, log_dir / f"ranks-{rank or 0}") for rank in ranks
+    }
     environment = choose_environment(config.gpus_per_node)
     print("export", " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()))
     for node, command in commands.items():
@@ -164,9 +175,9 @@ def report_failure(log_dir: Path, asked: bool) -> int:
     return failed.code
 
 
-def write_batch_file(config: LaunchConfig, module: list[str], folder: Path) -> int:
-    """Write the file for sbatch, or print it with --dry-run: one task on each node starts that node's processes."""
-    from jinja2 import Environment, PackageLoader
+def make_batch_file(config: LaunchConfig, module: list[str], folder: Path, batch: str) -> str:
+    """Make a file for sbatch: one task on each node starts that node's processes. batch: as `check_batch` says it."""
+    from jinja2 import Template
 
     # a comma separates two options where a name and =, or a single word, follow
     parts = re.split(r",(?=[a-z-]+(?:=|$))", config.slurm_options or "")
@@ -178,28 +189,20 @@ def write_batch_file(config: LaunchConfig, module: list[str], folder: Path) -> i
     for word, variable in known.items():  # the node's own shell fills them in
         command = command.replace(word, variable)
     environment = choose_environment(config.gpus_per_node)
-    templates = Environment(loader=PackageLoader("sftlab.runs", "."), trim_blocks=True, keep_trailing_newline=True)
-    templates.filters["quote"] = lambda value: shlex.quote(str(value))
-    text = templates.get_template("job.sbatch").render(
+    template = Path(__file__).with_name("job.sbatch").read_text(encoding="utf-8")
+    return Template(template, trim_blocks=True, keep_trailing_newline=True).render(
+        quote=shlex.quote,
+        batch=batch,
         name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.name),
         nodes=config.nodes,
         gpus_per_node=config.gpus_per_node,
         options=options,
-        here=Path.cwd(),
+        here=str(Path.cwd()),
         environment={name: value for name, value in environment.items() if name not in NOT_FOR_SLURM},
-        programs=PROGRAMS,
-        log_dir=logs.find_logs(folder),
+        programs=str(PROGRAMS),
+        log_dir=str(logs.find_logs(folder)),
         command=command,
     )
-    if config.dry_run:
-        print(text, end="")
-        return 0
-    path = Path(config.batch_file)
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-        raise place_error(path, "exists with other content; it stays", option="batch_file")
-    files.write_text(path, text)
-    print(f"wrote {path}; start it with `sbatch {path}`; the logs of each rank: {logs.find_logs(folder)}")
-    return 0
 
 
 def count_gpus() -> int:
@@ -222,15 +225,6 @@ def check_batch(train: TrainConfig, devices: int) -> str:
     return f"{line}, {-(-rows // batch)} steps in an epoch of {rows} rows"
 
 
-def check_address(address: str) -> None:
-    """Raises UserError for an address that can't be looked up; a launcher would try for minutes and print nothing."""
-    try:
-        socket.getaddrinfo(address, None)
-    except OSError as error:
-        why = f"{address} can't be looked up ({error.strerror})"
-        raise UserError(f"master_addr: {why}. Give the first node's, as --master-addr 10.0.0.1.") from None
-
-
 def choose_environment(gpus_per_node: int) -> dict:
     """Variables that all processes get: threads for each, and what is set here of the network."""
     threads = max(1, (os.cpu_count() or 1) // gpus_per_node)
@@ -248,8 +242,6 @@ def pass_on(environment: dict, folder: Path) -> dict:
 
 def is_here(host: str) -> bool:
     """Whether a name or address is one of this machine's."""
-    import psutil
-
     addresses = {one.address for card in psutil.net_if_addrs().values() for one in card}
     return host in {"localhost", socket.gethostname(), socket.getfqdn(), *addresses}
 

@@ -135,10 +135,7 @@ def has_reader() -> bool:
     """Whether a person runs this notebook. A front-end sends with each cell whether it could ask its user something
     (`allow_stdin` of Jupyter's messages); papermill, nbval and other programs that run notebooks can't.
     """
-    from ipykernel.zmqshell import ZMQInteractiveShell
     from IPython import get_ipython
 
-    shell = get_ipython()
-    if not isinstance(shell, ZMQInteractiveShell):
-        return False
-    return bool(shell.kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(kernel and kernel.get_parent("shell").get("content", {}).get("allow_stdin"))

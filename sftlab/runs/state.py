@@ -41,7 +41,6 @@ class Run:
     status: str
     reason: str = ""
     config: TrainConfig | None = None
-    config_hash: str = ""
     step: int = 0
     history: list[dict] = field(default_factory=list, repr=False)
     progress: dict = field(default_factory=dict, repr=False)
@@ -92,8 +91,7 @@ def read(folder: str | Path) -> Run:
     if not result and not process and (last := run_folder.find_last(folder)):
         step = max(step, run_folder.get_step(last))  # it's saved before progress.json has its step
     status, reason = find_status(folder, about, progress, result, process)
-    known = {"config": config, "config_hash": about.get("config_hash", ""), "progress": progress, "process": process}
-    return Run(folder, status, reason, step=step, history=run_folder.read_log(folder), **known)
+    return Run(folder, status, reason, config, step, run_folder.read_log(folder), progress, process)
 
 
 def find_status(folder: Path, about: dict, progress: dict, result: dict, process: dict | None) -> tuple[str, str]:
@@ -115,10 +113,8 @@ def find_status(folder: Path, about: dict, progress: dict, result: dict, process
 def find_process(progress: dict) -> dict | None:
     """The process of a run, if it is at work."""
     process = progress.get("process") or progress.get("start", {}).get("process")
-    at_work = (
-        process and "ended" not in progress and run_folder.is_alive(process)
-    )  # ended: a notebook's kernel lives on
-    return process if at_work else None
+    # ended: a notebook's kernel lives on
+    return process if process and "ended" not in progress and run_folder.is_alive(process) else None
 
 
 def find_place() -> Path:

@@ -5,7 +5,7 @@ import dataclasses
 from sftlab.bench.results import Point, Result, Run, StepSeconds
 from sftlab.config.configs import TrainConfig
 
-MACHINE = {"cpu": "Some CPU", "cores": 8, "memory_bytes": 2**34, "gpu": None, "gpus": 0, "machines": 1, "threads": 1}
+MACHINE = {"cpu": "Some CPU", "cores": 8, "memory_GB": 17.2, "gpu": None, "gpus": 0, "machines": 1, "threads": 1}
 MACHINE |= {"node_is": "a process of one machine"}
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from made_up import make_run
 
-from sftlab import machine
+from sftlab import cli, machine
 from sftlab.bench import measure, report, results, worker
 from sftlab.bench.results import Point
 from sftlab.config.configs import BenchmarkConfig, DataConfig, ReportConfig, TrainConfig
@@ -48,6 +48,7 @@ def test_strong_points_keep_the_global_batch_and_weak_ones_that_of_each_device(n
 
 def test_a_number_of_nodes_means_the_powers_of_two_up_to_it():
     assert BenchmarkConfig.build(nodes="8").nodes == [1, 2, 4, 8] and BenchmarkConfig(nodes=[6]).nodes == [1, 2, 4, 6]
+    assert cli.build_parser().parse_args(["benchmark", "m", "2", "--nodes", "4"]).nodes == ["2", "4"]
     assert BenchmarkConfig().sizes == [1000, 5000, 10000] and BenchmarkConfig(nodes=["4,1", "2"]).nodes == [1, 2, 4]
 
 

@@ -104,8 +104,8 @@ def test_a_series_is_extended_to_eight_nodes_and_stays_apart_from_its_bounds():
     speeds, why = scaling.extend(strong, 1.0)
     assert not why and [speed.devices for speed in speeds] == [2, 2, 4, 4, 8, 8]
     four = make_result(1, "strong", batch=2, nodes=1)
-    few, why = scaling.extend(scaling.Series([replace(four, point=replace(four.point, global_batch=4))]), 1.0)
-    assert [speed.devices for speed in few] == [2, 2, 4, 4] and why.startswith("8 devices: a step of 4 rows can't be")
+    few, _ = scaling.extend(scaling.Series([replace(four, point=replace(four.point, global_batch=4))]), 1.0)
+    assert [speed.devices for speed in few] == [2, 2, 4, 4]
     assert "one node" in scaling.extend(scaling.Series(weak.results[1:]), 1.0)[1]
     gone = replace(strong.results[0], config=strong.results[0].config | {"model_name": "gone/model"})
     assert "gone/model" in scaling.extend(scaling.Series([gone]), 1.0)[1]
