@@ -1,14 +1,35 @@
-"""The model card: true, with code that runs, and without a path of this machine."""
+"""The model card: true, with code that runs, without a path of this machine. The Modelfile, read as Ollama would."""
 
+import contextlib
+import json
 import re
 
+import jinja2
 import pytest
+from huggingface_hub import ModelCard
 
 from sftlab.config.configs import ExportConfig
+from sftlab.data import formats, templates
+from sftlab.data.readers import BadRow
 from sftlab.export import card as export_card
 from sftlab.export import folder
 from sftlab.models import load
 from sftlab.train import saved
+from tests import families
+
+SYSTEM, *CHAT = [{"role": role, "content": text} for role, text in
+                 [("system", "短く。"), ("user", "What is 2 + 2?"), ("assistant", "It is 4."), ("user", "富士山は？")]]  # fmt: skip
+# What a Modelfile's template may hold of Go's language, and the same for Jinja. The loop's `end` is the last one.
+GO = {
+    r"(.*)\{\{ end \}\}": r"\1{% endfor %}",
+    r"\{\{ end \}\}": "{% endif %}",
+    r"\{\{ range \$i, \$m := .Messages \}\}": "{% for m in messages %}",
+    r"\{\{ if eq \$i 0 \}\}": "{% if loop.first %}",
+    r"\{\{ if eq \$m.Role (\S+) \}\}": r"{% if m.role == \1 %}",
+    r"\{\{ else if eq \$m.Role (\S+) \}\}": r"{% elif m.role == \1 %}",
+    r"\{\{ else \}\}": "{% else %}",
+    r"\{\{ \$m.Content \}\}": "{{ m.content }}",
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +46,6 @@ def exports(tuned_run, tmp_path_factory) -> dict:
 def test_the_card_is_true_and_its_code_runs_and_names_no_path_of_this_machine(
     kind, library, exports, tuned_run, monkeypatch, capsys
 ):
-    from huggingface_hub import ModelCard
-
     place, facts = exports[kind]
     card = ModelCard.load(place / "README.md")
     assert card.data.license == "mit"
@@ -71,3 +90,35 @@ def test_scores_of_an_evaluation_and_the_licence_of_the_base_are_in_the_card(tun
     assert "could not be found" in export_card.write_card(run, facts, "mine")
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
     assert export_card.find_licence(run) == "apache-2.0"
+
+
+def render(template: str, messages: list[dict]) -> str:
+    """What Go's text/template makes of ours."""
+    for go, jinja in GO.items():
+        template = re.sub(go, jinja, template, flags=re.DOTALL)
+    assert "$" not in template
+    return jinja2.Template(template, keep_trailing_newline=True).render(messages=messages)
+
+
+@pytest.mark.parametrize("name", [*families.NAMES, "alpaca", "chatml", "llama2"])
+def test_it_makes_the_same_prompts_and_stops_at_the_same_tokens(name):
+    own = name in families.NAMES
+    tokenizer = families.make_tokenizer(name) if own else load.load_tokenizer("tiny-base")
+    formats.set_format(tokenizer, "model" if own else name)
+    ends = tokenizer.convert_ids_to_tokens(list(templates.find_traits(tokenizer).ends))
+    modelfile = export_card.write_modelfile(tokenizer, ends)
+    assert [json.loads(stop) for stop in re.findall(r"(?m)^PARAMETER stop (.*)$", modelfile)] == ends
+    [template] = re.findall(r'TEMPLATE """(.*?)"""', modelfile, re.DOTALL)
+    asked = [CHAT[:1], CHAT]
+    with contextlib.suppress(BadRow):  # a template that refuses system messages
+        templates.render_prompt(tokenizer, [SYSTEM, *CHAT])
+        asked += [[SYSTEM, *CHAT[:1]], [SYSTEM, *CHAT]]
+    bos = tokenizer.bos_token  # Ollama puts it in front, as this tokenizer does
+    for messages in asked:
+        assert render(template, messages) == templates.render_prompt(tokenizer, messages).removeprefix(bos)
+
+
+def test_a_template_that_no_pieces_make_is_left_out():
+    tokenizer = load.load_tokenizer("tiny-base")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ messages|length }}|{% endfor %}>"
+    assert "No TEMPLATE" in export_card.write_modelfile(tokenizer, ["</s>"])
