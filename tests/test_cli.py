@@ -46,6 +46,7 @@ def test_help_names_every_option_with_its_meaning_and_an_example(name, sftlab_co
         (["prepare", "--offline", "--model", "owner/none"], "can't be reached"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["export", "nowhere"], "nowhere is not a run folder"),
+        (["doctor", "nowhere"], "no run folder and no log"),
         (["chat", "tiny-base"], "was not made to chat"),
         (["metrics", "--every", "0"], "between 0.1 and 3600"),
         (["report", "nowhere"], "nowhere: no results of"),

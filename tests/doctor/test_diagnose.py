@@ -1,6 +1,7 @@
 """A failed run is understood: every known error by a real message; the unknown is printed as it is."""
 
 import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -65,8 +66,7 @@ def test_an_unknown_error_is_printed_with_its_place(dataset, tmp_path, capsys, m
     error = capsys.readouterr().err
     assert "Traceback" in error and error.rstrip().endswith(f"sftlab doctor {folder} says more")
     assert main(["doctor", str(folder)]) == 1
-    out = capsys.readouterr().out
-    assert "not known here" in out and "a new kind of trouble" in out and "test_diagnose.py" in out
+    assert re.search("not known here.*test_diagnose.py.*a new kind of trouble", capsys.readouterr().out, re.DOTALL)
 
 
 def test_a_killed_run(tmp_path):
@@ -83,8 +83,7 @@ def test_a_killed_run(tmp_path):
 
 def test_a_healthy_run_and_a_flat_one(tuned_run, tmp_path, capsys):
     assert main(["doctor", str(tuned_run)]) == 0
-    out = capsys.readouterr().out
-    assert "completed at step 3" in out
+    assert "completed at step 3" in capsys.readouterr().out
     shutil.copytree(tuned_run, tmp_path / "flat")
     (tmp_path / "flat" / run_folder.LOG).unlink()
     for step in range(8):
@@ -158,8 +157,3 @@ def test_no_token_and_no_home_is_printed(tmp_path, capsys, monkeypatch):
         ask(f"{'y' * 300} x{token} {'z' * (80 - cut)}CUDA out of memory. Tried to allocate 2 GiB")
     unknown = f'Traceback (most recent call last):\n  File "{tmp_path}/a.py", line 1\nOddError: {token}\n'
     assert "OddError" in ask(unknown)
-
-
-def test_what_is_no_run_is_refused(tmp_path, capsys):
-    assert main(["doctor", str(tmp_path / "nowhere")]) == 2
-    assert "no run folder" in capsys.readouterr().err

@@ -82,17 +82,6 @@ def test_a_difference_that_no_resample_varies_has_wilsons_interval(base, tuned, 
     assert found["difference"] == pytest.approx(expected, abs=1e-3)
 
 
-def judge_exact(flags: list[tuple[bool, bool]]) -> dict:
-    exact = statistics.compare_flags(*map(list, zip(*flags, strict=True)), resamples=1000)
-    return verdict.judge("exact_match", exact, LOSS, len(flags), CONFIG)
-
-
-def deal(both: int, base: int, tuned: int, rows: int) -> list[tuple[bool, bool]]:
-    """On `rows` questions, `both` right for both models, `base` and `tuned` right for one of them only."""
-    flags = [(True, True)] * both + [(True, False)] * base + [(False, True)] * tuned
-    return flags + [(False, False)] * (rows - len(flags))
-
-
 @pytest.mark.parametrize(
     ("both", "base", "tuned", "rows", "outcome", "said"),
     [
@@ -106,7 +95,10 @@ def deal(both: int, base: int, tuned: int, rows: int) -> list[tuple[bool, bool]]
     ],
 )
 def test_exact_match_is_judged_by_interval_and_mcnemar(both, base, tuned, rows, outcome, said):
-    found = judge_exact(deal(both, base, tuned, rows))
+    flags = [(True, True)] * both + [(True, False)] * base + [(False, True)] * tuned  # of the base and the tuned model
+    flags += [(False, False)] * (rows - len(flags))
+    exact = statistics.compare_flags(*map(list, zip(*flags, strict=True)), resamples=1000)
+    found = verdict.judge("exact_match", exact, LOSS, rows, CONFIG)
     assert found["outcome"] == outcome and said in found["verdict"] and found["judged_by"] == "exact_match"
 
 
