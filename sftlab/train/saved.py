@@ -208,7 +208,7 @@ def adopt_adapter(config: TrainConfig) -> TrainConfig:
     base = settings["base_model_name_or_path"]
     if (folder / "run.json").is_file():
         base = open_run(folder, config.trust_remote_code).config.model_name
-    if base not in (config.model_name, load.locate(config.model_name)):
+    if base != config.model_name and base != load.locate(config.model_name):
         raise UserError(f"model_name: the adapter in {folder} was trained on {base}. Add --model-name {base}.")
     targets = settings["target_modules"]
     adopted = replace(
@@ -223,13 +223,3 @@ def adopt_adapter(config: TrainConfig) -> TrainConfig:
     )
     print(f"init_adapter: trains on from {folder}, of rank {adopted.lora_r}, alpha {adopted.lora_alpha}, on {targets}")
     return adopted
-
-
-def continue_adapter(config: TrainConfig, model, tokenizer):
-    """Put --init-adapter on the model, to be trained on, and say where its prompt format was another."""
-    folder = Path(config.init_adapter)
-    if (folder / "tokenizer_config.json").is_file():  # PEFT itself saves none
-        before = load.load_tokenizer(str(folder), config.trust_remote_code).chat_template
-        if templates.strip_markers(before) != templates.strip_markers(tokenizer.chat_template):
-            print(f"init_adapter: {folder} was trained in another prompt format than this data set has")
-    return add_adapter(model, folder, is_trainable=True)

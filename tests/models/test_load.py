@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from peft import get_peft_model
 
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
@@ -40,6 +41,20 @@ def test_a_target_that_matches_nothing_is_named_with_those_that_exist():
 def test_a_model_that_cannot_be_had_is_explained(name, message, tmp_path):
     with pytest.raises(UserError, match=message):
         load.load_model(name or str(tmp_path))
+
+
+def test_experts_without_adapters_are_named_and_can_be_reached(capsys):
+    config = TrainConfig(model_name="random-tiny:gpt-oss-20b", use_lora=True, lora_dropout=0.0)
+    model = load.build_random(config.model_name)
+    load.report_experts(model, load.lora_config(config))
+    assert "get no adapters; --lora-target-parameters " in capsys.readouterr().out
+    config.lora_target_parameters = ",".join(load.find_experts(model))
+    lora = load.lora_config(config)
+    load.check_targets(model, lora)
+    load.report_experts(model, lora)
+    assert not capsys.readouterr().out
+    trained = [name for name, weight in get_peft_model(model, lora).named_parameters() if weight.requires_grad]
+    assert sum("experts" in name and "lora_" in name for name in trained) >= 4
 
 
 def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_address):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sftlab import files
 from sftlab.config.configs import DataConfig, TrainConfig
@@ -119,6 +120,17 @@ def test_the_trainer_learns_the_prepared_labels(dataset, tmp_path):
     kept = batch["labels"][0] != -100
     answer = data_set.load_prepared(dataset)[0]["train"][0]["messages"][1]["content"]
     assert kept.sum() and trainer.processing_class.decode(batch["input_ids"][0][kept]) == answer + "</s>"
+
+
+def test_training_on_begins_with_the_adapter_and_its_options(finished, dataset, tmp_path):
+    folders = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "init_adapter": finished.output_dir}
+    options = SHORT | LORA | folders | {"learning_rate": 0, "lora_r": 4}
+    result = train_run.train(TrainConfig(**options))
+    before, after = (
+        load_file(Path(folder) / "adapter_model.safetensors") for folder in (finished.output_dir, tmp_path / "run")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
+    assert result["metrics"]["steps"] == 2 and result["config"]["lora_r"] == finished.lora_r
 
 
 NEW_TOKENS = SHORT | LORA | {"lora_r": 2, "learning_rate": 1e-2, "batch_size": 32}
