@@ -132,13 +132,10 @@ def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
         *(f"  {name:<24}{size / 1e9:>10.3f} GB" for name, size in whole.parts.items()),
         f"  {'peak':<24}{whole.total / 1e9:>10.3f} GB",
     ]
-    if not gpu:
-        lines.append("  This is with freed memory given back; kept for speed, it may be up to twice that.")
     if room := plan.room * 1e9 if plan.room else machine.find_limit(gpu):
         fits = whole.total <= room
         lines.append(f"{'fits' if fits else 'does not fit'} in {room / 1e9:.1f} GB")
         if not fits:
             start = Option(config, plan)
-            lines += [*advise(start, room), "each alone:"]
-            lines += [f"  {option.flags:<64}{option.total / 1e9:>9.2f} GB" for option in list_options(start)]
+            lines += advise(start, room)
     return lines

@@ -177,8 +177,6 @@ def build(config: TrainConfig, settings, layers: int):
         quantise.prepare_quantised(model, config.gradient_checkpointing)
     if lora := load.lora_config(config):
         load.check_targets(model, lora)
-        if lora.use_dora and quantization:
-            raise RuntimeError("DoRA reads the lengths of quantised weights, which are not there")
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
         for weight in model.parameters():
             if weight.requires_grad:

@@ -116,10 +116,8 @@ def measure_call() -> float:
     """Measure the seconds that a tiny linear layer takes on this CPU, forward and backward: the best of a few."""
     import torch
 
-    # no random numbers: a run draws the same ones whether this was measured before, or meanwhile, or not
-    layers = torch.nn.Sequential(*(torch.nn.utils.skip_init(torch.nn.Linear, 16, 16) for _ in range(20)))
-    for weight in layers.parameters():
-        torch.nn.init.constant_(weight, 1 / 16)
+    with torch.random.fork_rng(devices=[]):  # a run draws the same numbers whether this was measured before or not
+        layers = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(20)))
     x = torch.ones(16, 16, requires_grad=True)
     return min(timeit.repeat(lambda: layers(x).sum().backward(), number=1, repeat=10)) / len(layers)
 
@@ -129,7 +127,7 @@ def measure_rate(bf16: bool, size: int | None = None) -> float:
     import torch
 
     device, size = ("cuda", size or 8192) if torch.cuda.is_available() else ("cpu", size or 768)
-    own = torch.Generator(device).manual_seed(0)  # or a cell that runs meanwhile would draw other numbers
+    own = torch.Generator(device).manual_seed(0)  # as above
     dtype = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     return 2 * size**3 / min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=6))  # .item() waits

@@ -1,8 +1,8 @@
 """The loss of SFT computed on completion tokens only, in one pass over the logits.
 
 On a CPU, TRL's fused loss scores positions without a label, too, and computes the logits twice. Here only positions in the
-loss are multiplied by the output layer, a few hundred at a time in one buffer; loss, gradient, accuracy and entropy all come
-from the one softmax. On a GPU TRL's own kernel scores these positions only, and is taken there.
+loss are multiplied by the output layer, a few hundred at a time in one buffer; loss, gradient and accuracy all come from the
+one softmax. On a GPU TRL's own kernel scores these positions only, and is taken there.
 
     python benchmarks/train.py
 """
@@ -22,7 +22,7 @@ class AnswerLoss(torch.autograd.Function):
     """Cross-entropy summed over positions, from hidden states and the output layer's weight.
 
     hidden: (n, width), weight: (vocabulary, width), bias: (vocabulary) or None, targets: (n), width as the model's.
-    Returns (loss, right, entropy), each a float32 sum over the positions; only the loss has a gradient. It is computed
+    Returns (loss, right), each a float32 sum over the positions; only the loss has a gradient. It is computed
     in the forward pass already, as softmax minus one-hot, so the logits are never kept.
     """
 
@@ -35,7 +35,7 @@ class AnswerLoss(torch.autograd.Function):
         buffer, spare = (torch.empty(rows, vocabulary, dtype=torch.float32) for _ in range(2))
         needed = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         grads = [torch.zeros_like(part, dtype=torch.float32) if asked else None for part, asked in needed]
-        loss, right, entropy = (torch.zeros((), dtype=torch.float32) for _ in range(3))
+        loss, right = (torch.zeros((), dtype=torch.float32) for _ in range(2))
         for start in range(0, count, rows):
             states = hidden[start : start + rows].to(dtype)
             odd = -len(states) % SIXTEEN if dtype != torch.float32 else 0
@@ -53,7 +53,6 @@ class AnswerLoss(torch.autograd.Function):
             log_total = top - probs.amax(-1, keepdim=True).log()
             loss = loss + (log_total - chosen).sum()
             right = right + (chosen == top).sum()
-            entropy = entropy + (log_total - logits.mul_(probs).sum(-1, keepdim=True)).sum()
             if needs_grad:
                 probs.scatter_add_(1, wanted, probs.new_full(wanted.shape, -1.0))
                 grad = probs.to(dtype)
@@ -65,8 +64,8 @@ class AnswerLoss(torch.autograd.Function):
                     grads[2] += probs.sum(0)
         ctx.save_for_backward(*grads)
         ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
-        ctx.mark_non_differentiable(right, entropy)
-        return loss, right, entropy
+        ctx.mark_non_differentiable(right)
+        return loss, right
 
     @staticmethod
     def backward(ctx, scale, *_):
@@ -91,7 +90,7 @@ def has_plain_head(model) -> bool:
 
 
 def add_answer_head(model) -> None:
-    """Let `model(…, answer_labels=labels)` return (loss summed, trained tokens, right ones, entropy summed).
+    """Let `model(…, answer_labels=labels)` return (loss summed, trained tokens, right ones).
 
     labels: (batch, length), -100 where nothing is trained; the token at i is predicted from the positions before it.
     """
@@ -105,8 +104,8 @@ def add_answer_head(model) -> None:
         trained = targets != IGNORED
         head = self.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        loss, right, entropy = AnswerLoss.apply(hidden[:, :-1][trained], head.weight, bias, targets[trained])
-        return loss, trained.sum(), right, entropy
+        loss, right = AnswerLoss.apply(hidden[:, :-1][trained], head.weight, bias, targets[trained])
+        return loss, trained.sum(), right
 
     # generate() passes position_ids only to a forward that names them, and padding shifts positions without them
     answer_forward.__signature__ = inspect.signature(type(model).forward)

@@ -155,7 +155,6 @@ def list_facts(run: Run) -> dict[str, str]:
         "learning rate": (run.find_last("learning_rate"), "{:.4g}"),
         "tokens per second": (speed and speed[1], "{:,.0f}"),
         "memory": (run.progress.get("memory_bytes", 0) / 1e9 or None, "{:.2f} GB"),
-        "memory of the GPU": (run.progress.get("gpu_memory_bytes", 0) / 1e9 or None, "{:.2f} GB"),
     }
     return texts | {name: "" if value is None else form.format(value) for name, (value, form) in numbers.items()}
 

@@ -9,10 +9,10 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import TrainerCallback
 
+from sftlab import machine
 from sftlab.train import distributed
 from sftlab.train import folder as run_folder
 
@@ -87,7 +87,7 @@ class LiveLog(TrainerCallback):
         at = {"time": now, "step": state.global_step, "tokens": tokens}
         if doing == "training" and state.global_step > self.first_step:
             self.began = self.began or {"began": at}  # the first step is slow, and doesn't count for the speed
-        more = {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch} | measure_memory()
+        more = {"doing": doing, "max_steps": state.max_steps, "epoch": state.epoch, "memory_bytes": machine.read_held()}
         with contextlib.suppress(OSError):
             run_folder.update_progress(self.folder, at | self.began | more)
 
@@ -97,9 +97,9 @@ class LiveLog(TrainerCallback):
         self.note(state, "training", soon=False)
 
     def on_log(self, args, state, control, **kwargs):
-        entry = state.log_history[-1] | {"time": time.time(), "max_steps": state.max_steps} | measure_memory()
+        more = {"time": time.time(), "max_steps": state.max_steps, "memory_bytes": machine.read_held()}
         with contextlib.suppress(OSError):
-            run_folder.append_entry(self.folder, entry)
+            run_folder.append_entry(self.folder, state.log_history[-1] | more)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.note(state, "training", soon=state.global_step > self.first_step + 1)
@@ -109,14 +109,6 @@ class LiveLog(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.note(state, "ending", soon=False)
-
-
-def measure_memory() -> dict:
-    """Return the bytes that this process holds: resident, and what torch has taken of its GPU."""
-    found = {"memory_bytes": psutil.Process().memory_info().rss}
-    if torch.cuda.is_available():
-        found["gpu_memory_bytes"] = torch.cuda.memory_reserved()
-    return found
 
 
 class CountState(TrainerCallback):

@@ -2,7 +2,7 @@
 
 run.json holds the configuration, and is written first; log.jsonl and progress.json follow the run from its first step on
 (the Trainer writes its own log into checkpoints only); result.json is written last. An entry of log.jsonl is one of the
-Trainer's `log_history` with `time` (seconds since the epoch), `max_steps`, `memory_bytes` and, on a GPU, `gpu_memory_bytes`.
+Trainer's `log_history` with `time` (seconds since the epoch), `max_steps` and `memory_bytes` (of the process, or on a GPU there).
 
     python -c "from sftlab.train import folder; print(folder.find_last('runs/first'))"
 """

@@ -106,7 +106,7 @@ def make_trainer(config: TrainConfig):
     model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer, ends)
     lora = add_adapters(config, model, rows)
     if config.init_adapter:
-        model, lora = saved.continue_adapter(config, model, rows.tokenizer), None
+        model, lora = saved.add_adapter(model, Path(config.init_adapter), is_trainable=True), None
     choice = attention.set_attention(model, config.use_flash_attention, bf16)
     kernels = choose_kernels(config.use_liger_kernel, model)
     args.padding_free = in_rows = knows_bounds(config, model, bf16)

@@ -4,12 +4,12 @@ python -c "from sftlab.train.trainer import LabTrainer; help(LabTrainer)"
 """
 
 import math
-import random
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch.utils.data import ConcatDataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
 from sftlab import files
@@ -75,22 +75,20 @@ class LabTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         rest = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
-        loss, tokens, right, entropy = model(**rest, answer_labels=labels)
+        loss, tokens, right = model(**rest, answer_labels=labels)
         loss = loss / torch.as_tensor(tokens if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is of all processes, and gradients are averaged
-        self.keep_metrics(inputs, lengths, tokens, right, entropy)
+        self.keep_metrics(inputs, lengths, tokens, right)
         return loss
 
-    def keep_metrics(self, inputs, lengths, tokens, right, entropy) -> None:
-        """Keep what TRL logs with the loss, summed over the processes in one exchange. lengths: tokens of each row, if known."""
+    def keep_metrics(self, inputs, lengths, tokens, right) -> None:
+        """Keep what TRL logs with the loss but entropy, summed over the processes in one exchange. lengths: tokens of each row, if known."""
         mode = "train" if self.model.training else "eval"
         if lengths is None:
             lengths = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
-        seen = lengths.sum()
-        sums = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (tokens, right, entropy, seen)])
-        tokens, right, entropy, seen = self.accelerator.reduce(sums, "sum").tolist()
-        self._metrics[mode]["entropy"].append(entropy / max(1, tokens))
+        sums = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (tokens, right, lengths.sum())])
+        tokens, right, seen = self.accelerator.reduce(sums, "sum").tolist()
         self._metrics[mode]["mean_token_accuracy"].append(right / max(1, tokens))
         if mode == "train":
             self._total_train_tokens += int(seen)
@@ -180,7 +178,6 @@ def check_moved(weights) -> None:
 # Batches with little or no padding. Where the attention knows where samples begin, a batch is one row without any. Elsewhere
 # rows of about the same length go into a batch, in an order of the seed and the epoch alone, so that a resumed run has it, too.
 
-WINDOW = 50  # batches among whose rows those of like length are looked for
 MULTIPLE = {True: 16, False: 1}  # of tokens in a row, in bfloat16 and in float32, whose products are MKL's
 
 
@@ -197,16 +194,11 @@ class LikeLengths(Sampler):
         self.epoch = epoch
 
     def __iter__(self):
-        rng = random.Random(f"{self.seed} {self.epoch}")
-        rows = list(range(len(self.lengths)))
-        rng.shuffle(rows)
-        size, batches = self.batch_size, []
-        for start in range(0, len(rows), size * WINDOW):
-            window = sorted(rows[start : start + size * WINDOW], key=lambda row: self.lengths[row])
-            batches += [window[at : at + size] for at in range(0, len(window), size)]
-        last = batches.pop() if batches and len(batches[-1]) < size else []
-        rng.shuffle(batches)
-        return iter([row for batch in [*batches, last] for row in batch])
+        generator = torch.Generator().manual_seed(2**20 * self.seed + self.epoch)
+        rows = torch.tensor(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        *batches, last = rows.split(self.batch_size)  # which may be smaller
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return iter(torch.cat([*(batches[number] for number in order), last]).tolist())
 
 
 class InRows:

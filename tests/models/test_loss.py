@@ -13,7 +13,7 @@ from sftlab.train import run as train_run
 from sftlab.train.trainer import LabTrainer
 
 LORA = {"use_lora": True}
-NAMES = {"loss", "eval_loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_mean_token_accuracy"}
+NAMES = {"loss", "eval_loss", "grad_norm", "mean_token_accuracy", "num_tokens", "eval_mean_token_accuracy"}
 
 
 def make_trainer(dataset, folder, **options) -> LabTrainer:
@@ -50,7 +50,7 @@ def test_losses_gradients_and_metrics_are_those_of_trl_step_by_step(options, dat
         logs.append([{name: entry[name] for name in NAMES & set(entry)} for entry in trainer.state.log_history])
     for ours, theirs in zip(*logs, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6)
-    assert sum(map(len, logs[0])) > 15
+    assert sum(map(len, logs[0])) > 12
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -63,7 +63,7 @@ def test_every_architecture_of_the_catalogue_has_a_plain_head_and_the_same_loss(
     ids = torch.arange(40, 80).view(2, 20)
     labels = torch.where(torch.arange(20) < 8, load.IGNORED, ids)
     with torch.no_grad():
-        loss, tokens, _, _ = model(input_ids=ids, answer_labels=labels)
+        loss, tokens, _ = model(input_ids=ids, answer_labels=labels)
         logits = model(input_ids=ids).logits[:, :-1].transpose(1, 2)
     wanted = torch.nn.functional.cross_entropy(logits, labels[:, 1:])
     assert tokens == 24 and torch.allclose(loss / tokens, wanted, rtol=1e-5)

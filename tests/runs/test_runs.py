@@ -14,12 +14,7 @@ from sftlab.runs import background, logs, state
 from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
-ADDED = (
-    "time",
-    "max_steps",
-    "memory_bytes",
-    "gpu_memory_bytes",
-)  # what an entry of the log has more than the Trainer's
+ADDED = ("time", "max_steps", "memory_bytes")  # what an entry of the log has more than the Trainer's
 
 
 def strip(entries: list[dict]) -> list[dict]:
