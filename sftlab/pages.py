@@ -60,10 +60,9 @@ class Section:
 
 def format_score(value) -> str:
     """A number, or a value with its interval; in percent where all three lie in 0..1, as shares do."""
-    interval = isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value)
-    if interval and all(0 <= part <= 1 for part in value):
+    if isinstance(value, list) and all(0 <= part <= 1 for part in value):
         return "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * part for part in value))
-    if interval:
+    if isinstance(value, list):
         return "{:.4g} ({:.4g} to {:.4g})".format(*value)
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -77,22 +75,6 @@ def hub_address():
 
     with stand_in.serving() as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def serve():
-    """Starts a server on loopback from its handler class, silent, until the module's tests are over: its address."""
-    servers = []
-
-    def start(handler: type[BaseHTTPRequestHandler]) -> str:
-        silent = type("Silent", (handler,), {"log_message": lambda *_: None})
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), silent))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
 
 
 @pytest.fixture

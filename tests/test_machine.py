@@ -1,10 +1,7 @@
 """What suits a machine, whatever machine that is: precision, threads; and FLOPs are those of the formula."""
 
 import contextlib
-import gc
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -88,12 +85,6 @@ def test_flops_are_those_that_torch_counts(use_lora, dataset, tmp_path):
         assert duration.count_step(quantized, [64, 9]) == duration.count_step(model, [64, 9])
 
 
-def test_what_is_there_is_left_out_of_garbage_collection_only_where_no_model_is():
-    model, before = torch.nn.Linear(2, 2), gc.get_freeze_count()
-    machine.freeze_libraries.__wrapped__(True)
-    assert model.weight.any() and gc.get_freeze_count() == before
-
-
 @pytest.mark.parametrize(
     ("before", "running", "expected"),
     [
@@ -113,12 +104,3 @@ def test_threads_spin_less_where_other_programs_run_unless_it_is_set(before, run
     monkeypatch.setattr(machine, "count_running", lambda: running)
     machine.limit_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
-
-
-def test_spinning_is_limited_before_torch_is_loaded():
-    code = "import os, sys, sftlab; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() in (["False", machine.QUIET], ["False", machine.BUSY])

@@ -79,10 +79,11 @@ def test_environment_yml_lists_the_dependencies_of_pyproject_each_with_a_reason(
 
 
 def test_help_loads_nothing_heavy():
-    code = f"""import contextlib, sys
+    """And how long threads spin is decided by then, before torch is loaded."""
+    code = f"""import contextlib, os, sys
 from sftlab.cli import main
 with contextlib.suppress(SystemExit):
     main(["--help"])
-print("LOADED", *({HEAVY!r} & set(sys.modules)))"""
+print("LOADED", os.environ["GOMP_SPINCOUNT"].isdigit(), *({HEAVY!r} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "LOADED", done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED True", done.stdout + done.stderr

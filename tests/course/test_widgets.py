@@ -45,10 +45,7 @@ def test_a_valid_edit_is_the_configuration_at_once():
     ("name", "text", "message"),
     [
         ("lora_r", "0", "at least 1"),
-        ("lora_r", "8.5", "no int"),
         ("learning_rate", "fast", "2e-4 or 0.0002"),
-        ("learning_rate", "2", "between 0 and 1"),
-        ("max_steps", "0", "trains nothing"),
         ("deepspeed", "zero9", "Did you mean"),
         ("use_dora", "true", "add --use-lora"),
     ],
@@ -68,12 +65,8 @@ def test_what_is_refused_stays_in_its_field_and_is_said_there(name, text, messag
 
 
 def test_conflicts_stand_at_the_fields_that_make_them():
-    form, controls = make(TrainConfig())
-    form.answer({"set": {"use_4bit": "true", "lora_r": "8"}})
-    assert set(controls.state["problems"]) == {"use_4bit"}
-    form.answer({"set": {"use_lora": "true"}})
-    assert form.config.use_4bit and not controls.state["problems"]
-    form.answer({"set": {"use_8bit": "true"}})
+    form, controls = make(TrainConfig(use_4bit=True, use_lora=True))
+    form.answer({"set": {"use_8bit": "true", "lora_r": "8"}})
     assert set(controls.state["problems"]) == {"use_4bit", "use_8bit"}
 
 
