@@ -5,8 +5,9 @@ import re
 
 import pytest
 import trl
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM
 
+from sftlab.models import load
 from tests import families
 from tests.test_notebooks import FOLDER
 
@@ -23,16 +24,11 @@ def find_code(path) -> str:
 
 @pytest.fixture
 def real_model(tmp_path, monkeypatch):
-    """A folder that holds Qwen/Qwen3-8B, as transformers finds it there, with random weights, and twenty chats; 4 bits take blocks of 64."""
+    """A folder that holds Qwen/Qwen3-8B, as transformers finds it there, with random weights, and twenty chats."""
     tokenizer = families.make_tokenizer("qwen3", eos="<|im_end|>")
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    shape |= {
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    for part in (tokenizer, AutoModelForCausalLM.from_config(Qwen3Config(**shape))):
+    config = load.build_config("random-tiny:Qwen3-8B")
+    config.update({"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
+    for part in (tokenizer, AutoModelForCausalLM.from_config(config)):
         part.save_pretrained(tmp_path / "Qwen" / "Qwen3-8B")
     rows = [[{"role": "user", "content": asked}, {"role": "assistant", "content": told}] for asked, told in CHATS * 10]
     lines = [json.dumps({"messages": row}, ensure_ascii=False) for row in rows]

@@ -56,10 +56,6 @@ def test_padding_and_batches_change_no_loss_but_by_rounding(bits, bf16, dataset)
     assert sums == pytest.approx(alone, rel=rounding, abs=rounding) and (counts == same).all()
     assert model.training is False
     assert counts.tolist() == [sum(label != -100 for label in row["labels"]) for row in rows]
-    # transformers' own loss of a row is the mean over its answer's tokens
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        row = {name: torch.tensor([rows[3][name]]) for name in ("input_ids", "labels")}
-        assert model(**row).loss.item() == pytest.approx(sums[3] / counts[3], rel=rounding)
 
 
 def test_texts_are_scored_from_their_first_token(tiny):
