@@ -1,7 +1,6 @@
 """Scores: exact means exact, batches change nothing, and the bundled model knows but can't answer."""
 
 import pytest
-import torch
 
 from sftlab.config.configs import TrainConfig
 from sftlab.data import dataset as data_set

@@ -27,29 +27,28 @@ def test_a_stream_is_what_generate_says_in_whole_characters(question, tiny):
     assert all(chat.HALF not in piece for piece in pieces)
 
 
-def stream(tokenizer, text: str) -> list[str]:
-    """The pieces in which a text is shown whose tokens come one by one, after a prompt."""
-    pieces = []
-    streamer = chat.Streamer(tokenizer, pieces.append)
+def put(tokenizer, text: str, streamer) -> None:
+    """What `generate` does with a streamer, for a text whose tokens come one by one, after a prompt."""
     for token in [1, *tokenizer(text, add_special_tokens=False).input_ids]:
         streamer.put(torch.tensor([token]))
     streamer.end()
-    return pieces
 
 
 def test_kana_whose_bytes_are_tokens_of_their_own_come_whole(tiny):
-    text = "ゔ𠮷🙂ヸ かな"
-    pieces = stream(tiny[1], text)
+    text, pieces = "ゔ𠮷🙂ヸ かな", []
+    put(tiny[1], text, chat.Streamer(tiny[1], pieces.append))
     assert "".join(pieces) == text and chat.HALF not in "".join(pieces) and len(pieces) >= len(text) - 2
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gptoss", "lfm2_2_5"])
-def test_a_thought_is_told_from_the_answer_while_both_come(name):
-    tokenizer = families.make_tokenizer(name)
+def test_a_thought_is_told_from_the_answer_while_both_come_and_is_in_the_turn(name, tiny, monkeypatch):
+    tokenizer, pieces = families.make_tokenizer(name), []
     formats.set_format(tokenizer, "model")
     [example] = families.write_rows(tokenizer, "thought")
     written = example.text.removeprefix(formats.render_prompt(tokenizer, example.messages))
-    assert "".join(stream(tokenizer, written)).strip() == "(thinking) Thought0.\nIt is 4."
+    monkeypatch.setattr(tiny[0], "generate", lambda streamer, **_: put(tokenizer, written, streamer))
+    assert chat.reply(tiny[0], tokenizer, example.messages[:1], show=pieces.append) == families.THOUGHTS[0]
+    assert "".join(pieces).strip() == "(thinking) Thought0.\nIt is 4."
 
 
 def test_a_refusing_template_and_too_long_a_conversation():
