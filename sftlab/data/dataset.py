@@ -31,13 +31,8 @@ from sftlab.errors import UserError, place_error
 from sftlab.models import load
 
 FACTS = "sftlab.json"  # what `prepare` says about a set, in its folder
-NOT_OF_THE_SET = (
-    "output_dir",
-    "overwrite",
-    "trust_remote_code",
-    "offline",
-    "dry_run",
-)  # options that change nothing in it
+# options that change nothing in a set
+NOT_OF_THE_SET = ("output_dir", "overwrite", "trust_remote_code", "offline", "dry_run")
 DRY_ROWS = 3  # that --dry-run shows
 ROWS_PER_PROCESS = 4000  # fewer rows are tokenised before another process has started
 
@@ -277,14 +272,12 @@ def load_prepared(path: str | Path):
         ) from error
 
 
-def dataset_folder(config: DataConfig, rows: int) -> Path:
-    """`datasets/SOURCE_MODEL_N`: the model without its owner, N the training rows."""
-    return Path(config.output_dir) / f"{config.source}_{Path(config.model).name.replace(':', '-')}_{rows}"
-
-
 def claim_folder(config: DataConfig, rows: int) -> Path:
-    """The folder that a set goes to, its parent made. Raises UserError for one that exists, unless it may be replaced."""
-    folder = dataset_folder(config, rows)
+    """`datasets/SOURCE_MODEL_N`, its parent made: the model without its owner, N the training rows.
+
+    Raises UserError for a folder that exists, unless it may be replaced.
+    """
+    folder = Path(config.output_dir) / f"{config.source}_{Path(config.model).name.replace(':', '-')}_{rows}"
     if folder.exists() and not config.overwrite:
         raise UserError(f"{folder}: exists already. Use it as it is, or add --overwrite to make it again.")
     if folder.exists() and not (folder / FACTS).is_file():

@@ -11,7 +11,7 @@ import functools
 import json
 import os.path
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sftlab.data.readers import BadRow
 from sftlab.errors import UserError, near_match
@@ -121,8 +121,9 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
     today = datetime.date.today()
 
     def fix(text: str) -> str:
-        values = "".join(f"{{%- set {name} = {to_jinja(value)} %}}" for name, value in options.items())
-        return values + DATE.sub(lambda match: f"({json.dumps(today.strftime(match[2]))})", text)
+        values = {name: "none" if value is None else json.dumps(value) for name, value in options.items()}
+        set_values = "".join(f"{{%- set {name} = {value} %}}" for name, value in values.items())
+        return set_values + DATE.sub(lambda match: f"({json.dumps(today.strftime(match[2]))})", text)
 
     tokenizer.chat_template = fix(template)
     set_training_template(tokenizer, fix(training) if training else None)
@@ -138,10 +139,6 @@ def set_training_template(tokenizer, template: str | None) -> None:
     tokenizer.init_kwargs.pop(TRAINING, None)
     if template:
         tokenizer.init_kwargs[TRAINING] = template
-
-
-def to_jinja(value: object) -> str:
-    return "none" if value is None else json.dumps(value)
 
 
 def remove_surplus(chat_template: str, surplus: str) -> str:
@@ -178,8 +175,7 @@ def probe(tokenizer, chat_template: str | None, training: str | None, eos: int |
     asked = write(ASKED, found)
     if asked is None or QUESTION not in asked:
         found = Traits(parts=True)
-    text_arguments = write([*ASKED, CALL], found, tools=[TOOL]) is None
-    found = Traits(parts=found.parts, text_arguments=text_arguments)
+    found = replace(found, text_arguments=write([*ASKED, CALL], found, tools=[TOOL]) is None)
     plain = [{"role": "assistant", "content": answer} for answer in ANSWERS]
     thinking = [turn | {"reasoning_content": thought} for turn, thought in zip(plain, THOUGHTS, strict=True)]
     called = write([*ASKED, CALL, RESPONSE, plain[0]], found, tools=[TOOL]) or ""
@@ -190,18 +186,16 @@ def probe(tokenizer, chat_template: str | None, training: str | None, eos: int |
     thoughtful = THOUGHTS[0] in thought and THOUGHTS[1] in second
     thought_head = os.path.commonprefix([prompt, thought, second]) if thoughtful else prompt
     tail = one[one.rfind(ANSWERS[0]) + len(ANSWERS[0]) :]
-    end = find_end(tokenizer, tail, first=True)
-    ends = [eos] if end is None else [end, find_end(tokenizer, tail, first=False)]
+    behind = list_special(tokenizer, tail)
+    ends = [*behind[:1], *behind[-1:]] or [eos]
     calls = all(text in called for text in (FUNCTION, "av1", RESULT))
     if calls and (alone := write([*ASKED, CALL], found, tools=[TOOL])):
-        ends.append(find_end(tokenizer, alone[alone.rfind("av1") :], first=False))
-    traits = {
-        "parts": found.parts,
-        "text_arguments": text_arguments,
+        ends += list_special(tokenizer, alone[alone.rfind("av1") :])[-1:]
+    traits = vars(found) | {
         "thoughts": thoughtful,
         "calls": calls,
         "ends": tuple(dict.fromkeys(end for end in ends if end is not None)),
-        "added_end": tokenizer.eos_token or "" if end is None else "",
+        "added_end": "" if behind else tokenizer.eos_token or "",
         "lead": one[len(head) : one.rfind(ANSWERS[0])],
         "surplus": prompt[len(head) :],
         "surplus_of_thoughts": prompt[len(thought_head) :],
@@ -226,12 +220,11 @@ def joins_behind(tokenizer, head: str, text: str) -> bool:
     return whole[: len(alone)] != alone
 
 
-def find_end(tokenizer, tail: str, first: bool) -> int | None:
-    """The first, or the last, special token in the text after an answer; where none is special, of the added ones; or None."""
+def list_special(tokenizer, tail: str) -> list[int]:
+    """The special tokens in the text after an answer; where none is special, the added ones."""
     added = tokenizer.added_tokens_decoder
     ids = [token for token in tokenizer(tail, add_special_tokens=False).input_ids if token in added]
-    special = [token for token in ids if added[token].special] or ids
-    return special[0 if first else -1] if special else None
+    return [token for token in ids if added[token].special] or ids
 
 
 def find_core_end(tokenizer, text: str, start: int, ends: tuple[int, ...]) -> int:
