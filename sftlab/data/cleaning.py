@@ -8,7 +8,8 @@ import os
 import unicodedata
 from collections import defaultdict
 
-from sftlab.data.rows import get_answer, get_prompt, get_texts, require_rows, to_messages
+from sftlab.data.readers import require_rows
+from sftlab.data.rows import get_answer, get_prompt, get_texts, to_messages
 
 SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare
 PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points

@@ -18,15 +18,8 @@ from sftlab.config.configs import DataConfig
 from sftlab.data import cleaning, formats, masking, prepared, sources, templates
 from sftlab.data import report as data_report
 from sftlab.data.examples import Example, write_rows
-from sftlab.data.rows import (
-    Notes,
-    check_columns,
-    check_rows,
-    get_prompt,
-    map_texts,
-    parse_columns,
-    require_rows,
-)
+from sftlab.data.readers import group_reasons, require_rows
+from sftlab.data.rows import Notes, check_columns, check_rows, get_prompt, map_texts, parse_columns
 from sftlab.errors import UserError, place_error
 from sftlab.models import load
 
@@ -69,19 +62,12 @@ def tokenize(written: list[Example], tokenizer, folder: str | Path):
 
     Many rows are tokenised by as many processes as there are cores.
     """
-    from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
+    from datasets import Dataset, Features, Json, List, Value
 
+    kept, numbers = {"messages": Json(), "tools": Json()}, List(Value("int32"))
     texts = Dataset.from_generator(
         lambda: (vars(example) for example in written),
-        features=Features(
-            {
-                "messages": Json(),
-                "tools": Json(),
-                "text": Value("string"),
-                "spans": List(List(Value("int32"))),
-                "cuts": List(Value("int32")),
-            }
-        ),
+        features=Features(kept | {"text": Value("string"), "spans": List(numbers), "cuts": numbers}),
         cache_dir=str(folder),
         fingerprint="texts",
     )
@@ -89,16 +75,15 @@ def tokenize(written: list[Example], tokenizer, folder: str | Path):
     encoded = texts.map(
         encode_batch,
         batched=True,
-        features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))}),
-        remove_columns=texts.column_names,
+        features=Features(kept | {"input_ids": numbers, "labels": numbers}),
+        remove_columns=["text", "spans", "cuts"],
         fn_kwargs={"tokenizer": tokenizer},
         cache_file_name=str(Path(folder) / "encoded.arrow"),
         new_fingerprint="encoded",
         desc="tokenising",
         num_proc=processes if processes > 1 else None,
     )
-    shown = ["messages", "tools"] if any(example.tools for example in written) else ["messages"]
-    return concatenate_datasets([texts.select_columns(shown), encoded], axis=1)
+    return encoded if any(example.tools for example in written) else encoded.remove_columns("tools")
 
 
 def encode_batch(batch: dict, tokenizer) -> dict:
@@ -125,7 +110,7 @@ def gather_rows(
         rows, held_out = ([map_texts(row, cleaning.repair) for row in part] for part in (rows, held_out))
     rows, repeated = cleaning.drop_repeats(rows, outstanding, config.dedupe)
     rows, leaked = cleaning.drop_leaks(rows, held_out)
-    gone = "; ".join(data_report.group_reasons(dropped | repeated | leaked))
+    gone = "; ".join(group_reasons(dropped | repeated | leaked))
     train, test = split_rows(rows, held_out or None, config, f"{name} ({gone})" if gone else name)
     if config.num_samples and len(train) < config.num_samples:
         print(f"num_samples: {config.num_samples} were asked for, {len(train)} are there")

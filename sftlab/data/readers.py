@@ -21,6 +21,23 @@ class BadRow(Exception):
     cells: list[str]
 
 
+def require_rows(kept: list, dropped: dict[str, str], name: str) -> None:
+    """Raises UserError where no row is left, with the commonest reason first."""
+    if kept:
+        return
+    reasons = "; ".join(group_reasons(dropped)) or "there is none"
+    raise UserError(f"{name}: every row was dropped ({reasons}); nothing is left to learn from.")
+
+
+def group_reasons(dropped: dict[str, str]) -> list[str]:
+    """Reasons for dropped rows, the commonest first: each with its number of rows and an example."""
+    groups = {}
+    for place, why in dropped.items():
+        groups.setdefault(re.sub(r"\d[\d,.%]*|\".*\"", "N", why), []).append(f"{place}: {why}")
+    sizes = [(len(same), same[0]) for same in sorted(groups.values(), key=len, reverse=True)]
+    return [f"{count} rows, as {example}" if count > 1 else example for count, example in sizes]
+
+
 def read_files(paths: list[str | Path], kind: str) -> list[tuple[str, object]]:
     """Rows of files of one kind, each with its place in words: ("a.csv: row 3", row). A folder stands for its files.
 
@@ -78,6 +95,14 @@ def parse_json(text: str):
         raise
     except (RecursionError, ValueError) as error:
         raise json.JSONDecodeError(f"{error}"[:80], text, 0) from None
+
+
+def parse_cell(text: str, name: str):
+    """JSON in a text of a row. Raises BadRow for what is none."""
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"{name} is {json.dumps(text, ensure_ascii=False)[:40]}, which is no JSON ({error.msg})") from None
 
 
 def build_object(pairs: list[tuple[str, object]]) -> dict:

@@ -10,7 +10,8 @@ from pathlib import Path
 from sftlab import plots
 from sftlab.config.configs import DataConfig
 from sftlab.data import cleaning, masking, templates
-from sftlab.data.rows import get_answer, get_prompt, group_reasons
+from sftlab.data.readers import group_reasons
+from sftlab.data.rows import get_answer, get_prompt
 from sftlab.models.load import IGNORED
 from sftlab.pages import Chart, Html, Section, Table, write_page
 

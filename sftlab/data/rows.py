@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sftlab.data.readers import BadRow, parse_json
+from sftlab.data.readers import BadRow, parse_cell, require_rows
 from sftlab.errors import UserError, near_match
 
 # The columns that a row may have, and what they are called elsewhere: one exchange, or else a conversation.
@@ -114,23 +114,6 @@ def check_rows(
     return kept, dropped
 
 
-def require_rows(kept: list, dropped: dict[str, str], name: str) -> None:
-    """Raises UserError where no row is left, with the commonest reason first."""
-    if kept:
-        return
-    reasons = "; ".join(group_reasons(dropped)) or "there is none"
-    raise UserError(f"{name}: every row was dropped ({reasons}); nothing is left to learn from.")
-
-
-def group_reasons(dropped: dict[str, str]) -> list[str]:
-    """Reasons for dropped rows, the commonest first: each with its number of rows and an example."""
-    groups = {}
-    for place, why in dropped.items():
-        groups.setdefault(re.sub(r"\d[\d,.%]*|\".*\"", "N", why), []).append(f"{place}: {why}")
-    sizes = [(len(same), same[0]) for same in sorted(groups.values(), key=len, reverse=True)]
-    return [f"{count} rows, as {example}" if count > 1 else example for count, example in sizes]
-
-
 class RowReader:
     """Reads one raw row. columns: as `parse_columns` has them; what isn't used of the row, or changed, goes to `notes`."""
 
@@ -212,13 +195,12 @@ class RowReader:
         """Earlier turns, as pairs of a question and its answer."""
         if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
             raise BadRow(f"history is {shorten(history)}, not a list of pairs")
-        turns = [{"role": role, "content": text} for pair in history for role, text in zip(SIDES, pair, strict=True)]
-        return self.read_chat(turns, "history", None)
+        return self.read_chat([text for pair in history for text in pair], "history", None)
 
     def read_tools(self, tools: object) -> list[dict]:
         """The functions that may be called, each as {"type": "function", "function": {"name": …}}."""
         if isinstance(tools, str) and tools.strip():
-            tools = parse(tools, "tools")
+            tools = parse_cell(tools, "tools")
         if not tools:
             return []
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -232,7 +214,7 @@ class RowReader:
     def read_chat(self, turns: object, column: str, system: object) -> list[dict]:
         """A conversation: perhaps a system message, then users, answers and the results of tools. Raises BadRow for any other."""
         if isinstance(turns, str) and turns.lstrip().startswith("["):
-            turns = parse(turns, column)
+            turns = parse_cell(turns, column)
         if turns and isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
             turns = [{"role": SIDES[at % 2], "content": text} for at, text in enumerate(turns)]
         if not isinstance(turns, list) or not turns:
@@ -285,9 +267,7 @@ class RowReader:
         elif role == "tool" and text is not None and not isinstance(text, str):  # a result, as the tool gave it
             text = json.dumps(text, ensure_ascii=False)
             self.notes.count(self.notes.changed, "results of tools written as JSON", f"{self.place}: {text[:40]}")
-        if text is not None and not isinstance(text, str):
-            raise BadRow(f"{place}: its text is {shorten(text)}, not text")
-        if role == "system" and not (text or "").strip():
+        if role == "system" and (text is None or isinstance(text, str) and not text.strip()):
             return {}
         check_text(text, f"{place} ({role})", needed=not calls and role != "tool")
         if role == "assistant" and not calls and not THOUGHT.sub("", text, count=1):
@@ -311,7 +291,7 @@ class RowReader:
     def read_calls(self, calls: object, place: str) -> list[dict]:
         """Calls of tools, each as {"type": "function", "function": {"name": …, "arguments": {…}}}, with its id if it has one."""
         if isinstance(calls, str) and calls.strip():
-            calls = parse(calls, f"{place}: its call")
+            calls = parse_cell(calls, f"{place}: its call")
         if not calls:
             return []
         found = []
@@ -321,20 +301,12 @@ class RowReader:
                 raise BadRow(f"{place}: its call is {shorten(call)}, without the name of a function")
             arguments = function.get("arguments") or {}
             if isinstance(arguments, str):
-                arguments = parse(arguments, f"{place}: the arguments of {function['name']}")
+                arguments = parse_cell(arguments, f"{place}: the arguments of {function['name']}")
             if not isinstance(arguments, dict):
                 raise BadRow(f"{place}: the arguments of {function['name']} are {shorten(arguments)}, not an object")
             about = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
             found.append({"type": "function", **about, "function": {"name": function["name"], "arguments": arguments}})
         return found
-
-
-def parse(text: str, name: str):
-    """JSON in a text. Raises BadRow for what is none."""
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        raise BadRow(f"{name} is {shorten(text)}, which is no JSON ({error.msg})") from None
 
 
 def join_parts(parts: list, place: str) -> str:
