@@ -187,7 +187,7 @@ def chat(args, config):
 
 @Command("look", "sftlab report results/ --bandwidth 50", (configs.ReportConfig,), places={"folder": "[DIR]"})
 def report(args, config):
-    """Make a page of a folder of results: speed, scaling, memory, loss, use."""
+    """Make a page of a folder of results: speed, scaling, memory, loss."""
     from sftlab.bench.report import write_report
 
     quiet_libraries()

@@ -43,10 +43,7 @@ def write_sample(path: Path, sample: dict) -> None:
 
 
 def read_samples(path: Path):
-    """Read a metrics.jsonl as a pandas.DataFrame over seconds, NaN where a value wasn't known.
-
-    Raises ValueError, TypeError or KeyError for a file that holds something else, or no sample.
-    """
+    """Read a metrics.jsonl as a pandas.DataFrame over seconds, NaN where a value wasn't known."""
     from pandas import DataFrame
 
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

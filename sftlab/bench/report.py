@@ -14,14 +14,13 @@ from statistics import median
 from pandas import DataFrame
 
 from sftlab import pages, plots
-from sftlab.bench import monitor, results, scaling
+from sftlab.bench import results, scaling
 from sftlab.bench.results import DISTURBED, Result
 from sftlab.bench.scaling import Gain
 from sftlab.config.configs import SET_BY_BENCHMARK, ReportConfig, TrainConfig
 from sftlab.errors import UserError
 from sftlab.pages import Chart, Section, Table
 
-MOST_POINTS = 1000  # of a line over time
 COLUMNS = {  # of the table of all points: value of a `results.Run`, its size
     "tokens/s": ("tokens_per_second", 1),
     "tokens/s per device": ("tokens_per_second_per_device", 1),
@@ -58,29 +57,19 @@ def write_report(config: ReportConfig) -> Path:
     """Write the report of a folder and return its path. Raises UserError where there is nothing to report."""
     folder = Path(config.folder)
     found, problems = results.read_results(folder)
-    watched = []
-    for path in sorted(folder.rglob("metrics.jsonl")):
-        try:
-            watched.append(make_watched(path))
-        except (ValueError, TypeError, KeyError):
-            problems.append(f"{path}: holds no samples of `sftlab metrics`; left out")
-    if not found and not watched:
+    if not found:
         left_out = f" {len(problems)} files were left out: {problems[0]}." if problems else ""
-        raise UserError(
-            f"folder: {folder}: no results of `sftlab benchmark`, no metrics.jsonl.{left_out} Name another."
-        )
-    top = [f"Made {time.strftime('%Y-%m-%d %H:%M')} from {len(found)} points in {folder}."]
-    sections = [Section("Left out", [problems])] if problems else []
-    if found:
-        growth, facts = make_scaling(found, config.bandwidth)
-        uses = [max(run.others_use or 0 for run in result.runs) for result in found]
-        if disturbed := sum(use > DISTURBED for use in uses):
-            share = f"up to {max(uses):.0%} of the machine at {disturbed} of {len(uses)} points"
-            facts.append(f"DISTURBED: other programs took {share}; speeds are those of a busy machine")
-        top.append(facts)
-        sections = [make_setups(found), *sections, growth, make_points(found)]
+        raise UserError(f"folder: {folder}: no results of `sftlab benchmark`.{left_out} Name another.")
+    growth, facts = make_scaling(found, config.bandwidth)
+    uses = [max(run.others_use or 0 for run in result.runs) for result in found]
+    if disturbed := sum(use > DISTURBED for use in uses):
+        share = f"up to {max(uses):.0%} of the machine at {disturbed} of {len(uses)} points"
+        facts.append(f"DISTURBED: other programs took {share}; speeds are those of a busy machine")
+    made = f"Made {time.strftime('%Y-%m-%d %H:%M')} from {len(found)} points in {folder}."
+    sections = [Section("In short", [made, facts]), make_setups(found)]
+    sections += [Section("Left out", [problems])] if problems else []
     page = folder / "benchmark.html"  # report.html of a run folder is that of `sftlab evaluate`
-    pages.write_page(page, f"Benchmark: {folder}", [Section("In short", top), *sections, *watched])
+    pages.write_page(page, f"Benchmark: {folder}", [*sections, growth, make_points(found)])
     return page
 
 
@@ -167,14 +156,3 @@ def format_gain(gain: Gain) -> tuple[str, str]:
         return f"{gain.speedup:.3g}", f"{100 * efficiency:.3g} %"
     speedup = f"{gain.speedup:.3g} ({gain.low:.3g} to {gain.high:.3g})"
     return speedup, f"{100 * efficiency:.3g} % ({100 * low:.3g} to {100 * high:.3g})"
-
-
-def make_watched(path: Path) -> Section:
-    """Make the section on what `sftlab metrics` measured meanwhile: use over time, and the summary."""
-    samples = monitor.read_samples(path)
-    frame = samples.iloc[:: -(-len(samples) // MOST_POINTS)].filter(like="%")
-    series = frame.astype(object).where(frame.notna(), None).to_dict("list")  # None leaves a gap
-    chart = Chart(plots.lines([*frame.index.round(1)], series, "seconds", "%", "Use over time"))
-    return Section(
-        f"Watched: {path}", [chart, pages.Html("<pre>{}</pre>").format(monitor.summarise(samples))], page=True
-    )

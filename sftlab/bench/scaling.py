@@ -90,10 +90,6 @@ class Series:
     results: list[Result]
 
     @property
-    def scaling(self) -> str:
-        return self.results[0].point.scaling
-
-    @property
     def name(self) -> str:
         """What the points have in common."""
         point = self.results[0].point
@@ -216,4 +212,5 @@ def extend(series: Series, bandwidth: float) -> tuple[list[Speed], str]:
     except UserError as error:
         return [], str(error)
     counts = sorted({*NODES, *(speed.nodes for speed in series.speeds)} - {1})
-    return [one for nodes in counts for one in project(base, job, 1e9 * bandwidth, nodes, series.scaling)], ""
+    kind = series.results[0].point.scaling
+    return [one for nodes in counts for one in project(base, job, 1e9 * bandwidth, nodes, kind)], ""

@@ -6,8 +6,7 @@ import pytest
 from bs4 import BeautifulSoup
 from made_up import make_result
 
-from sftlab import cli
-from sftlab.bench import monitor, report, results
+from sftlab.bench import report, results
 from sftlab.config.configs import ReportConfig
 from sftlab.errors import UserError
 
@@ -70,30 +69,14 @@ def test_modelled_bounds_stand_apart_and_are_called_so(tmp_path):
     assert "weak: not modelled: the bounds begin at one node; measure that, too" in page
 
 
-def test_broken_files_are_named_and_metrics_are_watched(tmp_path):
+def test_a_broken_file_is_named_and_a_folder_without_results_refused(tmp_path):
     (tmp_path / "half.json").write_text('{"schema": 1', encoding="utf-8")
-    for folder in ("current", "older"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "older" / "metrics.jsonl").write_text('{"time": 3, "machine": {"cpu_percent": 5}}\n')
-    for number, use in enumerate((90, None, 70)):  # of a GPU that doesn't always answer
-        sample = monitor.take_sample() | {"time": 100.0 + number, "GPU 0: use, %": use}
-        monitor.write_sample(tmp_path / "current" / "metrics.jsonl", sample)
-    page = write(tmp_path, [make_result()])
-    left_out = find_section(page, "Left out")
-    assert "half.json" in left_out and "older/metrics.jsonl: holds no" in left_out
-    assert page.count('<th scope="row">tiny-base_1000_1x1_weak</th>') == 1
-    watched = find_section(page, f"Watched: {tmp_path / 'current' / 'metrics.jsonl'}")
-    assert "machine: memory" in watched and "3 samples over 2 s" in watched
-    assert re.search(r"GPU 0: use, % +80 +80 +90\n", watched)
-    assert "GPU 0: use, %: 90 at 0.0 -&gt; 70 at 2.0, lowest 70 at 2.0" in watched  # what the chart shows, in words
-
-
-def test_a_folder_of_metrics_alone_is_reported_and_an_empty_one_refused(tmp_path):
-    monitor.write_sample(tmp_path / "metrics.jsonl", monitor.take_sample())
+    with pytest.raises(UserError, match="no results of .* 1 files were left out: .*half.json"):
+        write(tmp_path, [])
     for _ in range(2):  # it replaces its own page
-        assert cli.main(["report", str(tmp_path)]) == 0
-    page = (tmp_path / "benchmark.html").read_text(encoding="utf-8")
-    assert "machine: memory" in page and "Measured: median" not in page
+        page = write(tmp_path, [make_result()])
+    assert "half.json" in find_section(page, "Left out")
+    assert page.count('<th scope="row">tiny-base_1000_1x1_weak</th>') == 1
     with pytest.raises(UserError, match="no results of"):
         write(tmp_path / "none", [])
     assert not (tmp_path / "none").exists()

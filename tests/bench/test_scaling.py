@@ -11,6 +11,7 @@ from sftlab import plots
 from sftlab.bench import scaling
 from sftlab.bench.scaling import BOUNDS, Job, Speed, compare, count_sent, project
 
+METHODS = ("ddp", "zero1", "zero2", "zero3")
 JOB = Job("ddp", 4e8, 4e8)
 BASE = Speed(1, 1, 16, 1600, (1000.0,), micro_batches=4)  # 1.6 s a step
 
@@ -30,14 +31,13 @@ def test_speed_up_and_efficiency_are_ratios_of_rates_with_an_interval_of_the_rep
 def test_no_interval_is_made_of_one_repeat_for_the_base_itself_or_of_a_model():
     base = Speed(1, 1, 8, 1000, (100.0, 90.0))
     assert compare(base, base).efficiency == (1, None, None)
-    assert compare(base, Speed(2, 1, 8, 1000, (150.0,))).efficiency == (0.75, None, None)
-    modelled = Speed(2, 1, 8, 1000, (142.5,), kind=BOUNDS[0])
-    assert compare(base, modelled).efficiency == (0.75, None, None)
+    for rate, kind in ((150.0, "measured"), (142.5, BOUNDS[0])):
+        assert compare(base, Speed(2, 1, 8, 1000, (rate,), kind=kind)).efficiency == (0.75, None, None)
 
 
 def test_points_become_series_that_differ_in_devices_alone():
     strong, weak = scaling.list_series(GRID)
-    assert (strong.scaling, weak.scaling) == ("strong", "weak")
+    assert (strong.name, weak.name) == ("tiny-base, 1000 rows, strong", "tiny-base, 1000 rows, weak")
     assert [speed.devices for speed in weak.speeds] == [1, 2, 4, 8]
     assert {speed.tokens for speed in strong.speeds} == {3200} and len(strong.speeds[0].rates) == 3
     assert [speed.micro_batches for speed in strong.speeds] == [8, 4, 2, 1]
@@ -46,35 +46,33 @@ def test_points_become_series_that_differ_in_devices_alone():
     assert [gain.ideal for gain in series.gains] == [1, 1]
 
 
+OTHERS = [
+    {"machine": MACHINE | {"cpu": "another"}},
+    {"config": {"use_lora": True}},
+    {"versions": {"torch": "9.9"}},
+    {"batch": 8},
+    {"data": {"fingerprint": "g"}},
+    {"choices": {"precision": "bfloat16: why"}},
+]
+
+
 @pytest.mark.parametrize("kind", ["strong", "weak"])
 def test_other_machines_options_batches_data_and_precisions_are_no_series(kind):
-    own = make_result(1, kind)
-    others = [
-        {"machine": MACHINE | {"cpu": "another"}},
-        {"config": {"use_lora": True}},
-        {"versions": {"torch": "9.9"}},
-        {"batch": 8},
-        {"data": {"fingerprint": "g"}},
-        {"choices": {"precision": "bfloat16: why"}},
-    ]
-    for other in others:
-        found = scaling.list_series([own, make_result(2, kind, **other)])
+    for other in OTHERS:
+        found = scaling.list_series([make_result(1, kind), make_result(2, kind, **other)])
         assert [len(series.results) for series in found] == [1, 1], other
-    [series] = scaling.list_series([own, make_result(2, kind, choices={"precision": "float32: for another reason"})])
-    assert len(series.results) == 2
+    same = make_result(2, kind, choices={"precision": "float32: for another reason"})
+    assert len(scaling.list_series([make_result(1, kind), same])) == 1
 
 
 def test_what_zero_lora_and_micro_batches_change():
     for devices, nodes in ((1, 1), (2, 1), (16, 2), (512, 64)):
-        sent = {
-            method: count_sent(Job(method, 14e9, 14e9), devices, nodes) for method in ("ddp", "zero1", "zero2", "zero3")
-        }
-        assert sent["ddp"] == sent["zero1"] == sent["zero2"] and sent["zero3"] == pytest.approx(1.5 * sent["zero2"])
-        assert (sent["ddp"] == 0) == (devices == 1)
+        ddp, *one_or_two, three = (count_sent(Job(method, 14e9, 14e9), devices, nodes) for method in METHODS)
+        assert one_or_two == [ddp, ddp] and three == pytest.approx(1.5 * ddp) and (ddp == 0) == (devices == 1)
     full, lora = (count_sent(Job("zero2", 14e9, trained), 8) for trained in (14e9, 14e7))
     assert lora == pytest.approx(full / 100)
     assert count_sent(Job("zero3", 14e9, 14e7), 8) == pytest.approx(7 / 8 * (2 * 14e9 + 1.4e8))  # frozen weights, too
-    for method, times in (("ddp", 1), ("zero1", 1), ("zero2", 4.5), ("zero3", 8)):
+    for method, times in zip(METHODS, (1, 1, 4.5, 8), strict=True):
         job = Job(method, 1e9, 1e9)
         assert count_sent(job, 4, micro_batches=8) / count_sent(job, 4) == pytest.approx(times), method
 
@@ -89,13 +87,16 @@ def test_what_is_exchanged_is_read_off_the_configuration():
 
 def test_the_bounds_by_hand():
     """On 2 nodes DDP sends 4e8 bytes: 0.4 s at 1 GB/s. On 4 it's 6e8, on 2 nodes of 8 devices 7.5e8 over 8 links."""
-    weak = project(BASE, JOB, 1e9, 2, "weak")
-    assert [speed.kind for speed in weak] == list(BOUNDS) and all("modelled" in kind for kind in BOUNDS)
-    assert [speed.seconds for speed in weak] == pytest.approx([1.6 + 0.4, 1.6])
-    assert [speed.seconds for speed in project(BASE, JOB, 1e9, 4, "strong")] == pytest.approx([0.4 + 0.6, 0.6])
     node = replace(BASE, devices=8, rows=128, tokens=12800, rates=(8000.0,))  # the links inside a node are in its step
-    assert [speed.seconds for speed in project(node, JOB, 1e9, 2, "weak")] == pytest.approx([1.6 + 0.09375, 1.6])
-    assert [speed.seconds for speed in project(node, JOB, 1e9, 2, "strong")] == pytest.approx([0.8 + 0.09375, 0.8])
+    for base, nodes, kind, compute, exchange in (
+        (BASE, 2, "weak", 1.6, 0.4),
+        (BASE, 4, "strong", 0.4, 0.6),
+        (node, 2, "weak", 1.6, 0.09375),
+        (node, 2, "strong", 0.8, 0.09375),
+    ):
+        bounds = project(base, JOB, 1e9, nodes, kind)
+        assert [speed.seconds for speed in bounds] == pytest.approx([compute + exchange, max(compute, exchange)])
+        assert [speed.kind for speed in bounds] == list(BOUNDS) and all("modelled" in kind for kind in BOUNDS)
     assert project(BASE, JOB, 1e9, 3, "strong") == []  # 16 rows on 3 devices
 
 
@@ -117,6 +118,5 @@ def test_a_series_is_extended_to_eight_nodes_and_stays_apart_from_its_bounds():
     assert [trace.name for trace in fig.data] == [f"weak, {kind}" for kind in (*BOUNDS, "measured")]
     for trace, dash in zip(fig.data[:2], ("dash", "dot"), strict=True):
         assert (trace.line.dash, trace.marker.symbol, list(trace.x)) == (dash, "circle-open", [2, 4, 8])
-    measured = fig.data[2]
-    assert (measured.line.dash, measured.marker.symbol, list(measured.x)) == ("solid", "circle", [1, 2])
+    assert (fig.data[2].line.dash, fig.data[2].marker.symbol, list(fig.data[2].x)) == ("solid", "circle", [1, 2])
     assert plots.draw_static(fig).startswith(b"\x89PNG") and "weak, modelled, no overlap: " in plots.summarise(fig)

@@ -50,23 +50,22 @@ def dry_run(capsys, configure):
     return run
 
 
-def test_the_commands_by_launcher(configure, dry_run):
-    train = configure("日本 語", deepspeed="configs/ds_config_7b.json")
-    flags = ["--output-dir", train.output_dir, "--deepspeed", train.deepspeed]
-    command = shlex.split(dry_run(train, flags, gpus_per_node=2, launcher="deepspeed").splitlines()[-1])
-    assert [Path(command[0]).name, *command[1:3]] == ["deepspeed", "--num_gpus", "2"]
-    assert command[-6:] == ["--module", "sftlab.train", *flags]
-    command = shlex.split(dry_run(train, flags, gpus_per_node=2).splitlines()[-1])
-    assert [Path(command[0]).name, *command[1:3]] == ["torchrun", "--nproc-per-node", "2"]
-    assert command[-7:] == ["--standalone", "-m", "sftlab.train", *flags]
-    assert not Path(train.output_dir).exists()
-
-
-@pytest.mark.parametrize(("visible", "gpus"), [("2,3,5", ["--include", "localhost:2,3"]), ("", ["--num_gpus", "2"])])
-def test_deepspeed_gets_as_many_of_the_visible_gpus_as_are_asked_for(visible, gpus, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "visible", "first", "last"),
+    [
+        ("deepspeed", "", ["--num_gpus", "2"], ["--module"]),
+        ("deepspeed", "2,3,5", ["--include", "localhost:2,3"], ["--module"]),  # or it would take others
+        ("torchrun", "2,3,5", ["--nproc-per-node", "2"], ["--standalone", "-m"]),
+    ],
+)
+def test_the_commands_by_launcher(program, visible, first, last, configure, dry_run, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    config = LaunchConfig(gpus_per_node=2, launcher="deepspeed")
-    assert launcher.build_command(config, ["a.module"], 0, "127.0.0.1", Path("logs"))[1:3] == gpus
+    train = configure("日本 語", deepspeed="configs/ds_config_7b.json")
+    last += ["sftlab.train", "--output-dir", train.output_dir, "--deepspeed", train.deepspeed]
+    out = dry_run(train, last[-4:], gpus_per_node=2, launcher=program)
+    command = shlex.split(out.splitlines()[-1])
+    assert [Path(command[0]).name, *command[1:3]] == [program, *first] and command[-len(last) :] == last
+    assert not Path(train.output_dir).exists()
 
 
 @pytest.mark.parametrize(
