@@ -17,15 +17,8 @@ NAMES = {"loss", "eval_loss", "grad_norm", "mean_token_accuracy", "num_tokens", 
 
 
 def make_trainer(dataset, folder, **options) -> LabTrainer:
-    short = {
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "eval_samples": 8,
-        "bf16": False,
-        "lora_dropout": 0,
-    }
-    folders = {"dataset_path": str(dataset), "output_dir": str(folder)}
+    short = {"max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
+    folders = {"dataset_path": str(dataset), "output_dir": str(folder), "lora_dropout": 0}
     return train_run.make_trainer(TrainConfig(**short | folders | options))
 
 

@@ -58,15 +58,8 @@ def test_shared_tokens_are_the_same_in_all_rows_and_none_of_them_is_trained_or_b
 
 
 def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(bf16, dataset, tmp_path, monkeypatch):
-    options = {
-        "max_steps": 2,
-        "batch_size": 8,
-        "use_lora": True,
-        "learning_rate": 2e-3,
-        "lora_dropout": 0,
-        "bf16": bf16,
-    }
-    options |= {"dataset_path": str(dataset), "logging_steps": 1, "eval_samples": 16}
+    options = {"max_steps": 2, "batch_size": 8, "use_lora": True, "learning_rate": 2e-3, "lora_dropout": 0}
+    options |= {"dataset_path": str(dataset), "logging_steps": 1, "eval_samples": 16, "bf16": bf16}
     logs = []
     for number in range(2):
         trainer = run.make_trainer(TrainConfig(**options, output_dir=str(tmp_path / str(number))))
