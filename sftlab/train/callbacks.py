@@ -5,7 +5,6 @@ python -c "from sftlab.train import callbacks; help(callbacks.LiveLog)"
 
 import contextlib
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -22,18 +21,17 @@ BETWEEN = 0.5  # seconds at least from one progress.json to the next
 class StopOnSignal(TrainerCallback):
     """Ends a run with a checkpoint after the step in which SIGINT, SIGTERM or SIGHUP (the terminal is gone) reaches a process.
 
-    A second SIGINT ends it at once. `received`: the signal, or None. Signals reach only the main thread.
+    A second SIGINT ends it at once. `received`: the signal, or None.
     """
 
     def __init__(self):
         self.received, self.before = None, {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not where nohup has had it ignored
-                numbers.append(signal.SIGHUP)
-            self.before = {number: signal.signal(number, self.receive) for number in numbers}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not where nohup has had it ignored
+            numbers.append(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self.receive) for number in numbers}
         return self
 
     def __exit__(self, *_):

@@ -13,7 +13,6 @@ import socket
 from typing import NamedTuple
 
 from sftlab.config.configs import TrainConfig
-from sftlab.errors import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others, while one loads or saves
 # What torch says where another process is gone.
@@ -77,9 +76,6 @@ def choose_device(world: World) -> None:
     import torch
 
     if torch.cuda.is_available():
-        if world.local_size > (gpus := torch.cuda.device_count()):
-            node = f"{world.local_size} processes on this node, which has {gpus} GPUs"
-            raise UserError(f"LOCAL_WORLD_SIZE: {node}; --num_gpus counts those of one node.")
         torch.cuda.set_device(world.local_rank)
     elif world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:  # or each would take all cores
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))

@@ -195,11 +195,7 @@ def get_step(checkpoint: Path) -> int | None:
 
 def append_entry(folder: Path, entry: dict) -> None:
     with (folder / LOG).open("a", encoding="utf-8") as log:
-        log.write(to_line(entry))
-
-
-def to_line(entry: dict) -> str:
-    return json.dumps(entry, ensure_ascii=False, default=float) + "\n"
+        log.write(json.dumps(entry, ensure_ascii=False, default=float) + "\n")
 
 
 def read_log(folder: str | Path) -> list[dict]:
@@ -216,4 +212,4 @@ def read_log(folder: str | Path) -> list[dict]:
 def cut_log(folder: Path, step: int) -> None:
     """Let the log of a resumed run end with the step of its checkpoint: what came after is trained again."""
     entries = [entry for entry in read_log(folder) if entry["step"] <= step and "train_loss" not in entry]
-    files.write_text(folder / LOG, "".join(map(to_line, entries)))
+    files.write_text(folder / LOG, "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries))

@@ -22,12 +22,6 @@ def test_the_catalogue_has_the_true_number_of_parameters():
             assert load.build_random(f"random:{known.name}").num_parameters() == known.parameters
 
 
-def test_a_target_that_matches_nothing_is_named_with_those_that_exist():
-    with pytest.raises(UserError, match="no layer 'q_prj'. Did you mean 'q_proj'.*down_proj"):
-        lora = load.lora_config(TrainConfig(use_lora=True, lora_target_modules="q_prj"))
-        load.check_targets(load.load_model("tiny-base"), lora)
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -35,12 +29,11 @@ def test_a_target_that_matches_nothing_is_named_with_those_that_exist():
         ("tiny-bse", "Did you mean 'tiny-base'"),
         ("no spaces allowed", "no valid Hub id"),
         ("random:gpt5", "after random: comes a catalogue name"),
-        ("", r"holds no config\.json"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_explained(name, message, tmp_path):
+def test_a_model_that_cannot_be_had_is_explained(name, message):
     with pytest.raises(UserError, match=message):
-        load.load_model(name or str(tmp_path))
+        load.load_model(name)
 
 
 def test_experts_without_adapters_are_named_and_can_be_reached(capsys):

@@ -102,7 +102,7 @@ def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_pa
     load.load_model("tiny-base").config.save_pretrained(other)
     for changes, error in (
         ({"dataset_path": empty}, "sftlab prepare"),
-        ({"lora_target_modules": "q_prj"}, "no layer 'q_prj'"),
+        ({"lora_target_modules": "q_prj"}, "no layer 'q_prj'. Did you mean 'q_proj'.*down_proj"),
         ({"model_name": empty}, "holds no config.json"),
         ({"model_name": folder}, "holds what is in model_name"),
         ({"output_dir": "."}, "holds what is the folder you work in"),
