@@ -67,7 +67,7 @@ def set_allocator(keep: bool) -> None:
 
 
 def free_memory(gpu: bool) -> int:
-    """Bytes that this process may still take: of the GPU, or what is free of main memory within its container's limit."""
+    """Bytes that this process may still take: of the GPU, or what is free of main memory within its limits."""
     import psutil
 
     if gpu:
@@ -75,6 +75,12 @@ def free_memory(gpu: bool) -> int:
 
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     limits = [psutil.virtual_memory().available]
+    if sys.platform == "linux":
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_DATA)[0]  # `ulimit -d`, with which notebook 07 runs out of memory
+        if most != resource.RLIM_INFINITY:
+            limits.append(most - psutil.Process().memory_info().data)
     with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where there is no limit; Linux alone has the files
         group = Path("/sys/fs/cgroup")
         facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
