@@ -19,9 +19,7 @@ from tests import families
 
 pytestmark = pytest.mark.slow
 WITHIN = 0.10  # of the exact match of qwen2_5
-TRAINING = "--num-epochs 3 --batch-size 16 --learning-rate 1e-3 --logging-steps 50 --eval-samples 16".split()
-
-
+LONG = "--num-epochs 3 --batch-size 16 --learning-rate 1e-3 --logging-steps 50 --eval-samples 16".split()
 SHORT = "--use-lora --max-steps 2 --batch-size 8 --learning-rate 1e-2 --no-bf16".split()
 
 
@@ -35,21 +33,26 @@ def build_model(name: str, folder) -> None:
         part.save_pretrained(folder)
 
 
+def run(*arguments) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(list(map(str, arguments))) == 0
+
+
+def go_through(name: str, folder, rows: list, training: list, questions: list) -> dict:
+    """A family's model, prepared, trained, evaluated and exported: the run's result."""
+    build_model(name, folder / "model")
+    run("prepare", "--model", folder / "model", "--format", "model", "--output-dir", folder / "sets", *rows)
+    [dataset] = (folder / "sets").iterdir()
+    run("train", "--model-name", folder / "model", "--dataset-path", dataset, "--output-dir", folder / "run", *training)
+    run("evaluate", folder / "run", "--num-texts", "2", *questions)
+    run("export", folder / "run", "--output-dir", folder / "export", "--dtype", "float32")
+    return files.read_json(folder / "run" / "result.json")
+
+
 def score(name: str, folder) -> float:
     """The share of held-out questions that a family's model answers after the same training as all others."""
-    build_model(name, folder / "model")
-    arguments = ["--model", folder / "model", "--format", "model", "--source", "facts", "--num-samples", "640"]
-    assert run("prepare", *arguments, "--output-dir", folder / "sets") == 0
-    [dataset] = (folder / "sets").iterdir()
-    arguments = ["--model-name", folder / "model", "--dataset-path", dataset, "--output-dir", folder / "run"]
-    assert run("train", *arguments, *TRAINING) == 0
-    assert run("evaluate", folder / "run", "--num-questions", "100", "--num-texts", "2") == 0
-    return files.read_json(folder / "run" / "result.json")["evaluation"]["exact_match"]["tuned"][0]
-
-
-def run(*arguments) -> int:
-    with contextlib.redirect_stdout(io.StringIO()):
-        return cli.main(list(map(str, arguments)))
+    result = go_through(name, folder, ["--source", "facts", "--num-samples", "640"], LONG, ["--num-questions", "100"])
+    return result["evaluation"]["exact_match"]["tuned"][0]
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +63,12 @@ def usual(tmp_path_factory) -> float:
 @pytest.mark.parametrize("name", families.NAMES)
 def test_a_family_learns_as_the_others_do_and_is_asked_and_exported_as_it_was_trained(name, usual, tmp_path):
     assert score(name, tmp_path) > usual - WITHIN
-    assert run("export", tmp_path / "run", "--output-dir", tmp_path / "export", "--dtype", "float32") == 0
     ends = files.read_json(tmp_path / "export" / "generation_config.json")["eos_token_id"]
     trained = load.load_tokenizer(str(tmp_path / "run"))
     assert {*templates.find_traits(trained).ends, trained.pad_token_id} <= set(ends)
     exported = AutoTokenizer.from_pretrained(tmp_path / "export")
     assert not templates.has_markers(exported.chat_template)
-    asked = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["evaluation"]["answers"]
+    asked = files.read_json(tmp_path / "run" / "result.json")["evaluation"]["answers"]
     model, tokenizer = saved.load_any(str(tmp_path / "export"))
     for one in asked[:3]:
         messages = [{"role": "user", "content": one["question"]}]
@@ -95,22 +97,15 @@ def write_mixture(path, numbers: range) -> None:
 
 @pytest.mark.parametrize("name", families.NAMES)
 def test_all_kinds_of_rows_that_a_template_writes_go_through_all_stages(name, tmp_path, monkeypatch, capfd):
-    build_model(name, tmp_path / "model")
-    write_mixture(tmp_path / "train.jsonl", range(4))
-    write_mixture(tmp_path / "test.jsonl", range(4, 6))
-    rows = ["--source", "jsonl", "--source-path", tmp_path / "train.jsonl", "--test-path", tmp_path / "test.jsonl"]
-    arguments = ["--model", tmp_path / "model", "--format", "model", "--output-dir", tmp_path / "sets"]
-    assert run("prepare", *arguments, *rows) == 0
-    [dataset] = (tmp_path / "sets").iterdir()
-    arguments = ["--model-name", tmp_path / "model", "--dataset-path", dataset, "--output-dir", tmp_path / "run"]
-    assert run("train", *arguments, *SHORT) == 0
-    assert run("evaluate", tmp_path / "run", "--num-texts", "2", "--num-questions", "0", "--max-new-tokens", "8") == 0
-    assert run("export", tmp_path / "run", "--output-dir", tmp_path / "export", "--dtype", "float32") == 0
-    result = files.read_json(tmp_path / "run" / "result.json")
+    paths = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    for path, numbers in zip(paths, (range(4), range(4, 6)), strict=True):
+        write_mixture(path, numbers)
+    rows = ["--source", "jsonl", "--source-path", paths[0], "--test-path", paths[1]]
+    result = go_through(name, tmp_path, rows, SHORT, ["--num-questions", "0", "--max-new-tokens", "8"])
     losses = result["evaluation"]["held_out_loss"]
     assert result["status"] == "completed" and losses["tuned"] < losses["base"]
     answers = result["evaluation"]["answers"]
-    rows = datasets.load_from_disk(dataset)["test"]
+    rows = datasets.load_from_disk(result["config"]["dataset_path"])["test"]
     held_out = [row for row in rows if compare.find_last_answer(row["labels"]) < 1024 - 8]  # positions
     tokenizers = [load.load_tokenizer(str(tmp_path / place)) for place in ("run", "export")]
     traits = templates.find_traits(tokenizers[0])

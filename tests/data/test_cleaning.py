@@ -93,13 +93,9 @@ def test_a_planted_leak_is_found(prompt, answer, number, why, shape):
     assert list(leaks) == [number] and leaks[number]["why"] == why and leaks[number]["train"] == 5
 
 
-def test_other_questions_are_no_leaks():
+def test_a_prompt_inside_another_is_a_leak_either_way_round_but_only_with_the_same_answer():
     pairs = [("What is the capital of Nigeria?", "Abuja"), ("宮崎県はどの地方に属していますか？", "九州地方")]
     assert cleaning.find_leaks(make(*pairs, ("17 + 4は？", "21")), HELD_OUT) == {}
-    assert cleaning.find_leaks([], HELD_OUT) == {}
-
-
-def test_a_prompt_inside_another_is_a_leak_either_way_round_but_only_with_the_same_answer():
     joke, cats = make(("Tell me a joke", "Why did the chicken …"), ("Tell me a joke about cats", "A cat walks …"))
     assert cleaning.find_leaks([cats], [joke]) == {} == cleaning.find_leaks([joke], [cats])
     plain, polite = make(

@@ -75,9 +75,7 @@ def test_no_prompt_is_on_both_sides_of_a_split():
     assert len(train) + len(test) == 100 and 25 <= len(test) <= 40
     assert data_set.split_rows(made, None, config) == (train, test)
     assert data_set.split_rows(made, None, DataConfig(test_size=0.3, seed=7)) != (train, test)
-
-
-def test_num_samples_takes_a_random_sample_not_the_head():
+    # a random sample, not the head
     train, _ = data_set.split_rows(make_rows(1000), None, DataConfig(num_samples=50))
     assert len(train) == 50 and max(int(row["output"]) for row in train) > 500
 
@@ -157,18 +155,12 @@ def test_a_special_token_in_a_tool_drops_its_row_and_many_notes_are_cut_to_a_lin
     assert lines[-1] == "not used: 5 more, which sftlab.json lists" and sum("not used" in line for line in lines) == 21
 
 
-def test_a_training_row_whose_prompt_is_held_out_is_dropped(configure, tokenizer):
-    config = configure(make_rows(5), [GOOD | {"instruction": "Question 3"}])
-    train, test, report = gather(config, tokenizer)
-    assert report["dropped"] == {"row 4": "its prompt is held out"}
-    assert (len(train), len(test)) == (4, 1)
-
-
 def test_held_out_rows_are_checked_and_repaired_too(configure, tokenizer):
     broken = "東京".encode().decode("latin-1")
-    held_out = [GOOD | {"output": broken}, GOOD | {"instruction": "End?", "output": "</s>"}]
-    _, test, report = gather(configure(make_rows(4), held_out, fix_mojibake=True), tokenizer)
-    assert [row["output"] for row in test] == ["東京"]
+    held_out = [GOOD | {"instruction": "Question 3", "output": broken}, GOOD | {"output": "</s>"}]
+    train, test, report = gather(configure(make_rows(5), held_out, fix_mojibake=True), tokenizer)
+    assert [row["output"] for row in test] == ["東京"] and len(train) == 4
+    assert report["dropped"] == {"row 4": "its prompt is held out"}
     assert report["dropped_test"] == {"row 2": "its text holds the special token </s>"}
 
 
@@ -195,9 +187,6 @@ def test_the_report_counts_what_the_rows_hold(tmp_path, tokenizer):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert all(words in page for words in ("row 6", "data:image/png;base64,", "trained: "))
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3", "")
-    config.fix_mojibake = True
-    train, test, _ = gather(config, tokenizer)
-    assert "レバノンの首都はどこですか。" in str(train + test) and "ã" not in str(train + test)
 
 
 def test_many_processes_give_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):
@@ -216,13 +205,11 @@ def test_a_row_as_long_as_the_limit_is_not_cut(tokenizer):
     assert counts["rows_without_trained_eos"] == 1 and counts["lengths"] == [(1, 2), (1, 3)]
 
 
-@pytest.mark.parametrize(
-    ("gone", "why"), [("test", "not whole"), ("train/*.arrow", "not whole"), ("sftlab.json", "not a")]
-)
+@pytest.mark.parametrize(("gone", "why"), [("train/*.arrow", "not whole"), ("sftlab.json", "not a")])
 def test_a_set_of_which_a_part_is_gone_is_refused_in_a_line(gone, why, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "set")
     for path in (tmp_path / "set").glob(gone):
-        shutil.rmtree(path) if path.is_dir() else path.write_bytes(path.read_bytes()[:100])
+        path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=why):
         data_set.load_prepared(tmp_path / "set")
 

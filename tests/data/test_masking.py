@@ -1,12 +1,10 @@
 """The mask: from spans, checked against a second, independent way; and the view of it."""
 
-import json
 import re
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken
 
 from sftlab.data import masking
 from sftlab.models import load
@@ -92,14 +90,10 @@ def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer):
 
 def test_where_bytes_do_not_add_up_the_offsets_decide():
     """A special token that takes the spaces beside it leaves fewer bytes than the text has."""
-    state = json.loads(load.load_tokenizer("tiny-base").backend_tokenizer.to_str())
-    for token in state["added_tokens"]:
-        token["rstrip"] = token["content"] == "<|im_start|>"
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>", eos_token="</s>"
-    )
+    tokenizer = load.load_tokenizer("tiny-base")
+    tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken("<turn>", rstrip=True)]})
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>  ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
+        "{% for m in messages %}{{ '<turn>  ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     )
     made = masking.encode_chats(tokenizer, [make_chat("首都は？", "東京")])

@@ -52,14 +52,8 @@ def test_tiny_base_learns_to_call_the_calculator_for_large_sums_only(tmp_path):
     kinds = {"call": [], "after a result": [], "answer": []}
     answers = found["answers"]
     for row, answer in zip(data_set.load_prepared(made)[0]["test"], answers, strict=True):
-        kind = (
-            "call"
-            if "tool_calls" in row["messages"][-1]
-            else "answer"
-            if len(row["messages"]) == 2
-            else "after a result"
-        )
-        kinds[kind].append(answer)
+        first_or_later = "answer" if len(row["messages"]) == 2 else "after a result"
+        kinds["call" if "tool_calls" in row["messages"][-1] else first_or_later].append(answer)
     right = {kind: sum(one["tuned_right"] for one in part) / len(part) for kind, part in kinds.items()}
     assert right["call"] > 0.85 and right["after a result"] > 0.85 and right["answer"] > 0.6, right
     assert sum("<tool_call>" in one["tuned"] for one in kinds["answer"]) <= 2
