@@ -73,14 +73,9 @@ def test_a_family_learns_as_the_others_do_and_is_asked_and_exported_as_it_was_tr
     for one in asked[:3]:
         messages = [{"role": "user", "content": one["question"]}]
         prompts = [templates.render_prompt(each, messages) for each in (trained, tokenizer)]
-        prompts.append(
-            exported.apply_chat_template(
-                templates.shape_messages(messages, templates.find_traits(exported)),
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        )
-        assert len(set(prompts)) == 1
+        shaped = templates.shape_messages(messages, templates.find_traits(exported))
+        plain = exported.apply_chat_template(shaped, tokenize=False, add_generation_prompt=True)
+        assert {*prompts} == {plain}
         assert chat.answer(model, tokenizer, messages, max_new_tokens=24) == one["tuned"].strip()
 
 

@@ -17,7 +17,7 @@ from test_attention import ALIKE, KNOWN, SAMPLES, losses
 from sftlab.config.configs import EvaluateConfig, ExportConfig, TrainConfig
 from sftlab.config.text import to_flags
 from sftlab.errors import UserError
-from sftlab.evaluate import compare, scores
+from sftlab.evaluate import compare
 from sftlab.export import chat, folder
 from sftlab.models import attention, load
 from sftlab.models.attention import VARLEN, packed_inputs
@@ -167,7 +167,6 @@ def test_every_way_to_train_reaches_its_end_and_learns(method, on_cpu, train, tm
     if "packing" not in options and not padded:  # the same rows in the same order as on a CPU
         apart = 0.15 if "bits" in method else 0.03
         assert found[0] == pytest.approx(on_cpu(use_lora=True)[0], rel=apart)
-    print(f"{method}: losses {found[0]:.3f} to {found[-1]:.3f}, {result['memory']}, {result['time']}")
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(train, tmp_path):
@@ -186,9 +185,7 @@ def test_a_run_is_evaluated_exported_and_talked_to(train, tmp_path):
     folder.export(ExportConfig(run_dir=str(tuned), output_dir=str(tmp_path / "merged")))
     model, tokenizer = load.load_model(str(tmp_path / "merged")), load.load_tokenizer(str(tmp_path / "merged"))
     assert model.device.type == "cuda"
-    rows = scores.read_facts("test", 32)
-    assert len(scores.ask(model, tokenizer, rows).answers) == 32
-    assert chat.answer(model, tokenizer, [{"role": "user", "content": rows[0]["instruction"]}], max_new_tokens=16)
+    assert chat.answer(model, tokenizer, [{"role": "user", "content": "Who are you?"}], max_new_tokens=16)
 
 
 def test_running_out_of_memory_says_what_to_change(train):

@@ -16,9 +16,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Knobs of a lesson that are no option of the lab; profile is the same everywhere.
 OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds",
              "wanted_model", "rounds", "options", "my_file", "my_test_file"}  # fmt: skip
-LESSONS = [
-    path for path in NOTEBOOKS if not path.stem.startswith("A")
-]  # A1, A2 …: appendix notebooks, without exercises
+LESSONS = [path for path in NOTEBOOKS if path.stem[0] != "A"]  # A1, A2 …: appendix notebooks, without exercises
 # A number of a run stands in a computed sentence, never in the prose.
 OF_A_RUN = re.compile(
     r"\b(?:our machine|here it|took|fell|rose|scored|printed|measured|reached|came out)\b[^.|?]{0,40}?\d"
@@ -46,9 +44,8 @@ def test_stored_with_the_outputs_of_its_sources(path):
     assert stored.find_faults(path) == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_short_and_without_numbers_of_a_run(path):
-    prose = sources(json.loads(path.read_text(encoding="utf-8")), "markdown")
+def test_short_and_without_numbers_of_a_run(notebook):
+    prose = sources(notebook, "markdown")
     assert sum(len(text.split()) for text in prose) <= 3000 and len(prose) <= 60
     for text in prose:
         text = re.sub(r"<details>.*?</details>|```.*?```|`[^`]*`", "", text, flags=re.DOTALL)

@@ -34,10 +34,7 @@ def real_model(tmp_path, monkeypatch):
     lines = [json.dumps({"messages": row}, ensure_ascii=False) for row in rows]
     (tmp_path / "my_chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    usual, short = (
-        trl.SFTConfig,
-        {"use_cpu": True, "max_steps": 3, "gradient_accumulation_steps": 2},
-    )  # bf16 needs use_cpu
+    usual, short = trl.SFTConfig, {"max_steps": 3, "gradient_accumulation_steps": 2, "use_cpu": True}  # as bf16 needs
     monkeypatch.setattr(trl, "SFTConfig", lambda **options: usual(**options | short))
     return tmp_path
 

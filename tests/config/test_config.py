@@ -74,7 +74,3 @@ def test_options_that_do_not_go_together_are_refused_with_reason_and_fix(options
     (tmp_path / "shards.json").write_text('{"zero_optimization": {"stage": 3}}')
     with pytest.raises(UserError, match=f"^{refusal}.*; .*{fix}"):
         TrainConfig(**options)
-
-
-def test_qlora_goes_with_zero2():
-    TrainConfig(**QLORA, deepspeed="zero2")

@@ -3,14 +3,10 @@
 import argparse
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import nbformat
 import pytest
-from course_notebooks import write_notebook
+from course_notebooks import stop_when, write_notebook
 
 from sftlab import files
 from sftlab.course import headless
@@ -112,12 +108,6 @@ def test_an_interrupt_stops_all_and_leaves_status_and_index(tmp_path):
     flag, out = tmp_path / "running", tmp_path / "out"
     write_notebook(tmp_path / "books" / "a.ipynb", f"import time\nopen({str(flag)!r}, 'w').close()\ntime.sleep(600)")
     write_notebook(tmp_path / "books" / "b.ipynb", "1")
-    command = [sys.executable, "-m", "sftlab.cli", "run", str(tmp_path / "books"), "--output-dir", str(out)]
-    process = subprocess.Popen(command, cwd=files.ROOT)
-    end = time.monotonic() + 120
-    while not flag.exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 130
+    assert stop_when(flag, "run", tmp_path / "books", "--output-dir", out)[0] == 130
     assert files.read_json(out / "a.json")["status"] == "interrupted" and not (out / "b.json").exists()
     assert "interrupted" in (out / "index.html").read_text()

@@ -3,15 +3,11 @@
 import json
 import math
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas
 import pytest
-from course_notebooks import write_notebook
+from course_notebooks import stop_when, write_notebook
 from scipy.stats import ttest_rel
 
 from sftlab.config.configs import SweepConfig
@@ -113,14 +109,9 @@ def test_a_metric_that_is_no_number_is_refused(wrong):
 def test_a_stop_leaves_the_table_and_the_same_command_resumes(toy, tmp_path, capsys):
     out, counter = tmp_path / "out", tmp_path / "counter"
     given = {"notebook": toy, "grid": ["lora_r=1,2"], "seeds": "3,4", "output_dir": str(out)}
-    command = [sys.executable, "-m", "sftlab.cli", "sweep", toy, "--grid", "lora_r=1,2", "--seeds", "3,4"]
-    command += ["-p", "word", str(counter), "--output-dir", str(out)]
-    process, end = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), time.monotonic() + 120
-    while time.monotonic() < end and not (out / "points" / "lora_r=2,seed=3").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, printed
+    command = ["sweep", toy, "--grid", "lora_r=1,2", "--seeds", "3,4", "-p", "word", counter, "--output-dir", out]
+    code, printed = stop_when(out / "points" / "lora_r=2,seed=3", *command)
+    assert code == 130, printed
     found = list(pandas.read_csv(out / "sweep.csv").status)
     assert found[0] == "completed" and found[2:] == ["waiting"] * 2
     assert sweep.run_sweep(SweepConfig.build(parameters=[["word", str(counter)]], **given)) == 0
