@@ -42,12 +42,9 @@ def has_bf16() -> bool:
     """Whether this CPU multiplies in bfloat16: AVX512-BF16, AMX-BF16, on ARM BF16. Others emulate it, several times slower."""
     import torch
 
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 is the first that has it
-    if found.get("avx512_bf16") or found.get("amx_bf16"):
-        return True
-    return (
-        bool(found.get("bf16")) and torch.backends.mkldnn.is_available()
-    )  # oneDNN, not in every build, has ARM's kernels
+    found = torch.cpu.get_capabilities()
+    arm = found.get("bf16") and torch.backends.mkldnn.is_available()  # oneDNN, not in every build, has ARM's kernels
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or arm)
 
 
 def find_glibc() -> ctypes.CDLL | None:
@@ -107,16 +104,6 @@ def read_held() -> int:
     import torch
 
     return torch.cuda.memory_reserved() if torch.cuda.is_available() else psutil.Process().memory_info().rss
-
-
-@contextlib.contextmanager
-def importing():
-    """Import libraries without garbage collection: they make half a million objects, and all of them stay."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @functools.cache
@@ -233,11 +220,6 @@ def find_gpus() -> tuple[list, str]:
     return handles, "" if handles else "NVML: no GPU"
 
 
-def read_driver() -> str | None:
-    """The version of NVIDIA's driver, or None where there is none."""
-    return ask("nvmlSystemGetDriverVersion") if find_gpus()[0] else None
-
-
 def describe_gpus() -> list[dict]:
     """Of each GPU: name, memory_total_bytes (None where NVML doesn't say)."""
     found = []
@@ -296,9 +278,8 @@ def describe_machine() -> list[str]:
     import psutil
 
     memory = psutil.virtual_memory().total / 2**30
-    lines = [
-        f"{name_processor()}, {count_cores()} cores, {memory:.0f} GiB memory, {platform.system()} {platform.machine()}"
-    ]
+    system = f"{memory:.0f} GiB memory, {platform.system()} {platform.machine()}"
+    lines = [f"{name_processor()}, {count_cores()} cores, {system}"]
     lines += [f"{gpu['name']}, {(gpu['memory_total_bytes'] or 0) / 2**30:.0f} GiB" for gpu in describe_gpus()]
     versions = list_versions()
     shown = ("python", "torch", "transformers", "trl", "peft")

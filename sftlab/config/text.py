@@ -10,6 +10,7 @@ number, and a folder called `007` stays one. JSON is YAML, too.
 import argparse
 import functools
 import math
+import os
 import shlex
 import typing
 from dataclasses import fields
@@ -21,7 +22,6 @@ from sftlab.errors import UserError, near_match
 from sftlab.files import ROOT
 
 FIELDS = TrainConfig.__dataclass_fields__
-ENDINGS = (".yaml", ".yml", ".json")
 NOTEBOOK = ROOT / "notebooks" / "08_hyperparameters.ipynb"
 
 
@@ -35,8 +35,6 @@ def read(source: str | Path) -> dict:
     path = Path(source)
     if path.is_file():
         return parse(path.read_bytes(), str(path))
-    if path.suffix in ENDINGS or len(path.parts) > 1:
-        raise UserError(f"{path}: no such file. Write one with options of `sftlab train`, as `lora_r: 8`.")
     known = read_presets()
     if str(source) not in known:
         hint = near_match(str(source), known)
@@ -124,11 +122,11 @@ def to_papermill(config: TrainConfig, notebook: str | Path | None = None, start:
     notebook: one whose configuration is made by `build(options, …)`; start: what it makes unasked. Every option is named in
     which one of the two differs from the defaults.
     """
-    place = Path(notebook or NOTEBOOK).resolve()
-    near = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
     names = choose(start or TrainConfig()) | choose(config)
     options = to_yaml({name: getattr(config, name) for name in names}, flow=True)
-    return shlex.join(["papermill", str(near), "out.ipynb", "-p", "options", options.strip()])
+    return shlex.join(
+        ["papermill", os.path.relpath(notebook or NOTEBOOK), "out.ipynb", "-p", "options", options.strip()]
+    )
 
 
 def list_forms(

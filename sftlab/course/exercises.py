@@ -25,10 +25,7 @@ SOLUTION = r"<summary>Solution {}</summary>\s*```python\n(.*?)```"
 
 @functools.cache
 def list_exercises() -> dict[str, dict]:
-    """All exercises and predictions of the course by number, such as 03.1: title, level, minutes, form, right, wrong, hints.
-
-    The files are read once in a process: one `prove` asks for its exercise again for each wrong answer.
-    """
+    """All exercises and predictions of the course by number, such as 03.1: title, level, minutes, form, right, wrong, hints."""
     import yaml
 
     found = {}

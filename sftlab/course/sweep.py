@@ -273,17 +273,13 @@ def judge(settings: pandas.DataFrame, scores: pandas.DataFrame, metric: str, dir
     ]
     alike, worse = (ranked[ranked.place == place] for place in ("no measurable difference", "worse"))
     if len(alike):
-        words.append(f"No measurable difference between it and {list_names(alike.index)}.")
+        words.append(f"No measurable difference between it and {'; '.join(alike.index)}.")
     if len(worse):
         behind, low, high = worse[BOUNDS[3:]].iloc[0]
         by = f"{behind:.3g} ({low:.3g} to {high:.3g})"
         by = f"has {by} times its {metric}" if relative else f"is behind by {by}"
-        words.append(f"Measurably worse: {list_names(worse.index)}; the nearest {by}.")
+        words.append(f"Measurably worse: {'; '.join(worse.index)}. The nearest {by}.")
     return " ".join(words)
-
-
-def list_names(names: pandas.Index) -> str:
-    return " and ".join(f"[{name}]" if "," in name else name for name in names)
 
 
 def find_warnings(settings: pandas.DataFrame, points: list[Point]) -> list[str]:

@@ -64,7 +64,8 @@ def check_device() -> Outcome:
     """torch's device, against what the driver says of the machine."""
     import torch
 
-    seen, driver, cuda = machine.describe_gpus(), machine.read_driver() or "unknown", torch.version.cuda
+    seen, cuda = machine.describe_gpus(), torch.version.cuda
+    driver = machine.ask("nvmlSystemGetDriverVersion") if seen else "unknown"
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         names = ", ".join(f"{one.name} ({one.total_memory / GB:.0f} GB)" for one in cards)

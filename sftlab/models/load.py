@@ -4,6 +4,7 @@ python -c "from sftlab.models import load; print(load.load_model('random-tiny:gp
 """
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -37,12 +38,13 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which optional kernels were not found
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft|torch\.distributed")
-    with machine.importing():
-        import datasets
-        import torch
-        import transformers
+    gc.disable()  # libraries make half a million objects, and all of them stay
+    import datasets
+    import torch
+    import transformers
 
-        quantise.import_bitsandbytes()
+    quantise.import_bitsandbytes()
+    gc.enable()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed prints that it found none
     transformers.logging.disable_progress_bar()

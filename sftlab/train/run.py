@@ -6,6 +6,7 @@ python -m sftlab.train …the same options…
 
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import os
 import platform
@@ -94,9 +95,10 @@ def make_trainer(config: TrainConfig):
 
     `trainer.choices`: what was chosen for this machine, and why. `trainer.expected`: what memory and time it will take.
     """
-    with machine.importing():
-        from sftlab.train.trainer import LabTrainer
+    gc.disable()  # libraries make half a million objects, and all of them stay
+    from sftlab.train.trainer import LabTrainer
 
+    gc.enable()
     check_machine(config)
     rows = read_rows(config)
     bf16, precision = choose_precision(config)

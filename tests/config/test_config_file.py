@@ -97,7 +97,6 @@ def test_papermill_has_the_notebook_of_the_form_read_its_command(tmp_path):
         ("lora_r: [", "no YAML"),
         ("use_4bit: true", "add --use-lora"),
         ("7c", "no preset '7c'"),
-        ("none.yaml", "no such file"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_name(text, message):

@@ -127,7 +127,7 @@ def test_intervals_are_those_of_paired_t_tests_corrected_for_the_choice():
     expected = ttest_rel(np.log(table["y"]), np.log(table["x"])).confidence_interval(1 - 0.05 / 2)
     behind = found.settings.loc["a=y", ["behind_low", "behind_high"]].tolist()
     assert behind == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
-    assert "No measurable difference between it and a=z. Measurably worse: a=y; the nearest has" in found.verdict
+    assert "No measurable difference between it and a=z. Measurably worse: a=y. The nearest has" in found.verdict
     upside = judge(table, "max").settings
     assert list(upside.index) == ["a=y", "a=z", "a=x"]
     expected = ttest_rel(table["y"], table["x"]).confidence_interval(1 - 0.05 / 2)
