@@ -61,9 +61,9 @@ def dry_run(capsys, configure):
 def test_the_commands_by_launcher(program, visible, first, last, configure, dry_run, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     train = configure("日本 語", deepspeed="configs/ds_config_7b.json")
-    last += ["sftlab.train", "--output-dir", train.output_dir, "--deepspeed", train.deepspeed]
-    out = dry_run(train, last[-4:], gpus_per_node=2, launcher=program)
-    command = shlex.split(out.splitlines()[-1])
+    flags = ["--output-dir", train.output_dir, "--deepspeed", train.deepspeed]
+    command = shlex.split(dry_run(train, flags, gpus_per_node=2, launcher=program).splitlines()[-1])
+    last = [*last, "sftlab.train", *flags]
     assert [Path(command[0]).name, *command[1:3]] == [program, *first] and command[-len(last) :] == last
     assert not Path(train.output_dir).exists()
 
