@@ -32,7 +32,7 @@ class AnswerLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
         matrix, needs_grad = weight.detach().to(dtype), any(ctx.needs_input_grad[:3])
         rows = max(1, min(count, NUMBERS // vocabulary))
-        buffer, spare = (torch.empty(rows, vocabulary, dtype=torch.float32) for _ in range(2))
+        buffer = torch.empty(rows, vocabulary, dtype=torch.float32)
         needed = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         grads = [torch.zeros_like(part, dtype=torch.float32) if asked else None for part, asked in needed]
         loss, right = (torch.zeros((), dtype=torch.float32) for _ in range(2))
@@ -40,7 +40,7 @@ class AnswerLoss(torch.autograd.Function):
             states = hidden[start : start + rows].to(dtype)
             odd = -len(states) % SIXTEEN if dtype != torch.float32 else 0
             wanted = targets[start : start + rows, None]
-            logits, probs = buffer[: len(wanted)], spare[: len(wanted)]
+            logits = buffer[: len(wanted)]
             if dtype == torch.float32:
                 torch.mm(states, matrix.t(), out=logits)
             else:
@@ -49,7 +49,7 @@ class AnswerLoss(torch.autograd.Function):
                 logits += bias
             top = logits.amax(-1, keepdim=True)
             chosen = logits.gather(1, wanted)
-            torch.softmax(logits, -1, out=probs)
+            probs = torch.softmax(logits, -1, out=logits)
             log_total = top - probs.amax(-1, keepdim=True).log()
             loss = loss + (log_total - chosen).sum()
             right = right + (chosen == top).sum()
