@@ -22,7 +22,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 ).split()
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+THEMES = ("JupyterLab Light", "JupyterLab Dark")
 # All cells of a notebook are drawn, not only those in sight, and nothing asks for news.
 SETTINGS = {"apputils-extension/notification": {"fetchNews": "false"}}
 SETTINGS |= {"notebook-extension/tracker": {"windowingMode": "none"}}

@@ -79,18 +79,16 @@ def wait_for_status(panel, words: str) -> None:
     panel.locator("[role=status]", has_text=words).first.wait_for()
 
 
-def look(page, shots, name: str, part) -> None:
-    """In both themes: a picture, and no serious fault of axe-core's."""
-    for theme, title in browser.THEMES.items():
+def look(page) -> None:
+    """In both themes no serious fault of axe-core's."""
+    for title in browser.THEMES:
         browser.execute(page, "apputils:change-theme", theme=title)
         page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=title)
         page.wait_for_timeout(300)
-        part.scroll_into_view_if_needed()
-        part.screenshot(path=shots / f"{name}-{theme}.png")
         assert not (faults := browser.find_faults(page, ".sftlab-form, .sftlab-run")), faults
 
 
-def test_a_learner_tunes_by_hand(chromium, address, folder, tmp_path):
+def test_a_learner_tunes_by_hand(chromium, address, folder):
     """Notebook 08 to its form: turn a knob by keyboard, start, reload in the middle, find the run, stop it, resume it."""
     cells = files.read_json(files.ROOT / "notebooks" / "08_hyperparameters.ipynb")["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -111,7 +109,7 @@ def test_a_learner_tunes_by_hand(chromium, address, folder, tmp_path):
     page.wait_for_function(shown)
     assert int(read_figure(page, "trained parameters").replace(",", "")) * 4 == int(before.replace(",", ""))
     assert "fits" in read_figure(page, "memory")
-    look(page, tmp_path, "form", form)
+    look(page)
     form.get_by_role("button", name="Start").focus()
     page.keyboard.press("Enter")
     wait_for_status(page.locator(".jp-Cell", has=form), "by-hand is running")
@@ -127,7 +125,7 @@ def test_a_learner_tunes_by_hand(chromium, address, folder, tmp_path):
     wait_for_status(panel, "by-hand was stopped")
     stopped = state.read(work / "by-hand")
     assert stopped.status == "interrupted" and 0 < stopped.step < stopped.max_steps
-    look(page, tmp_path, "panel", panel.locator(".jp-OutputArea"))
+    look(page)
     panel.get_by_role("button", name="Resume").click()
     wait_for_status(panel, "by-hand is running")
     end = time.monotonic() + browser.SECONDS

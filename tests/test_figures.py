@@ -11,10 +11,6 @@ FIGURES = sorted((Path(__file__).parents[1] / "notebooks" / "figures").glob("*.s
 FORBIDDEN = {"script", "foreignObject", "image", "use", "a", "animate"}
 
 
-def test_there_are_figures():
-    assert FIGURES
-
-
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
 def test_figure(path):
     text = path.read_text(encoding="utf-8")

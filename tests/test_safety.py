@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import pytest
 
 from sftlab.hub import stand_in
 
@@ -21,8 +20,7 @@ def write_notebook(path: Path, *sources: str, tags=()) -> Path:
     return path
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_planted_token_is_nowhere(tmp_path, dataset, hub_address, whole):
+def test_planted_token_is_nowhere(tmp_path, dataset, hub_address):
     """It lies in a token file and in HF_TOKEN; commands of every kind run, well and badly; then all that they left is searched."""
     home = tmp_path / "home"
     home.mkdir()
@@ -42,15 +40,10 @@ def test_planted_token_is_nowhere(tmp_path, dataset, hub_address, whole):
         ["train", "--model-name", "planted/private", "--dataset-path", str(dataset), "--output-dir", "none"],
         ["run", "own.ipynb", "--output-dir", "headless"],
         ["runs"],
-    ]
-    more = [
-        ["doctor"],
-        ["launch", "--gpus-per-node", "2", *train, "two"],
         ["doctor", "one"],
         ["evaluate", "one", "--num-questions", "4", "--num-texts", "2", "--resamples", "100"],
         ["export", "one"],
     ]
-    commands += more if whole else []
     run_all = "import json, sys\nfrom sftlab import cli\nprint([cli.main(each) for each in json.loads(sys.argv[1])])"
     done = subprocess.run([sys.executable, "-c", run_all, json.dumps(commands)], cwd=tmp_path, env=environment,
                           capture_output=True, text=True, timeout=600)  # fmt: skip
