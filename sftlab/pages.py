@@ -80,11 +80,6 @@ def load_template(package: str = "sftlab", name: str = "page.html.j2"):
     return Environment(loader=PackageLoader(package, "."), autoescape=True).get_template(name)
 
 
-def render(block) -> str:
-    """One block as HTML, for a widget."""
-    return str(load_template().module.draw(block))
-
-
 def write_page(path: Path, title: str, sections: Sequence[Section], intro: Sequence = ()) -> None:
     """Write a page, whole or not at all. `intro`: blocks below the title."""
     page = load_template().render(title=title, sections=sections, intro=intro)

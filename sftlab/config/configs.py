@@ -300,8 +300,6 @@ class SweepConfig(Options):
     overwrite: bool = option(False, "run points again that --output-dir holds as completed")
 
     def check(self) -> None:
-        if not self.notebook:
-            raise UserError("notebook: name one, as `sftlab sweep notebooks/08_hyperparameters.ipynb`.")
         if self.direction == "auto":
             self.direction = "min" if any(word in self.metric for word in LOWER) else "max"
 

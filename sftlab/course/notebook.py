@@ -76,4 +76,4 @@ def show_table(header, rows):
         return pages.Html(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
     table = pages.Table([mark(head) for head in header], [[mark(cell) for cell in row] for row in rows])
-    return Markdown(pages.render(table))  # not HTML, whose words Jupyter would align to the right
+    return Markdown(str(pages.load_template().module.draw(table)))  # as HTML, Jupyter would align words to the right

@@ -164,7 +164,7 @@ def print_end(folder: Path, points: list[Point], config: SweepConfig, found: Sum
 def plan_points(config: SweepConfig) -> tuple[Path, list[Point]]:
     """The notebook and the points, in the order in which they run. Raises UserError for what can't work; writes nothing."""
     if Path(config.notebook).is_dir():
-        raise UserError(f"{config.notebook} is a folder; a sweep is of one notebook: name it.")
+        raise UserError("notebook: name one, as `sftlab sweep notebooks/08_hyperparameters.ipynb`.")
     given, profile = config.parameters or [], notebook.resolve_profile(config.profile)
     grid = [parse_axis(text) for text in config.grid or []]
     if not grid:

@@ -55,6 +55,7 @@ def judge(table: dict[object, list[float | None]], direction: str = "min") -> sw
         ({"grid": ["lora_r=4", "lora_r=8"]}, "lora_r: it is given twice; give it once, with -p, or with all"),
         ({"grid": ["lora_r"]}, "names no values"),
         ({"grid": []}, "name a parameter"),
+        ({"notebook": ""}, "notebook: name one, as"),
         ({"grid": ["lora_r=4"], "parameters": [["seed", "8"]], "seeds": "1,2"}, "seed: it is given twice"),
         ({"grid": ["lora_r=4"], "output_dir": "."}, "is there and holds no sweep"),
     ],
