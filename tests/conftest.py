@@ -107,6 +107,5 @@ def pytest_terminal_summary(terminalreporter):
     """Tests in a browser that had none are not passed over in silence."""
     left_out = [one for one in terminalreporter.stats.get("skipped", []) if "test_browser.py" in one.nodeid]
     if left_out:
-        terminalreporter.section(
-            f"{len(left_out)} TESTS IN A BROWSER NOT RUN: no Chromium; `make browser` installs one", bold=True
-        )
+        words = f"{len(left_out)} TESTS IN A BROWSER NOT RUN: no Chromium; `make browser` installs one"
+        terminalreporter.section(words, bold=True)
