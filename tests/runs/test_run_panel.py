@@ -8,7 +8,7 @@ import sys
 import nbformat
 from nbclient import NotebookClient
 
-from sftlab import cli, files
+from sftlab import files
 from sftlab.runs import panel
 from sftlab.train import folder as run_folder
 
@@ -82,24 +82,18 @@ def test_without_a_reader_a_run_is_text_and_a_picture(make_run, tmp_path):
     assert "run is running" in printed and printed.count("20 of 100") == 3
 
 
-def test_the_terminal_lists_and_follows_runs(make_run, tmp_path, capsys):
+def test_the_terminal_lists_and_follows_runs(make_run, tmp_path, sftlab_command):
     run = make_run(losses=[3.0, 2.5], checkpoint=20)
-
-    def call(*arguments) -> tuple[int, str]:
-        code, printed = cli.main(["runs", *map(str, arguments)]), capsys.readouterr()
-        return code, printed.out + printed.err
-
-    code, out = call(tmp_path)
+    code, out, _ = sftlab_command("runs", tmp_path)
     heads, line = out.splitlines()
-    assert code == 0 and heads.split()[:3] == ["run", "status", "step"]
-    assert "20 of 100" in line
-    code, out = call("--stop", tmp_path)
-    assert code == 2 and "there is no run" in out
+    assert code == 0 and heads.split()[:3] == ["run", "status", "step"] and "20 of 100" in line
+    code, _, errors = sftlab_command("runs", "--stop", tmp_path)
+    assert code == 2 and "there is no run" in errors
     files.write_json(run.folder / "result.json", COMPLETED)
-    code, out = call("--follow", run.folder)
-    assert code == 0 and "100/100" in out and "loss=2.5" in out and "run is complete" in out
-    code, out = call("--resume", run.folder)
-    assert code == 2 and "is complete" in out
+    code, out, errors = sftlab_command("runs", "--follow", run.folder)
+    assert code == 0 and "100/100" in errors and "loss=2.5" in errors and "run is complete" in out
+    code, _, errors = sftlab_command("runs", "--resume", run.folder)
+    assert code == 2 and "is complete" in errors
 
 
 def test_no_library_is_loaded_to_look_at_runs(tmp_path):
