@@ -99,9 +99,9 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
 
     options: variables of the template, such as enable_thinking, which keep these values wherever it is used; a date that it
     would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it.
-    Raises UserError for a tokenizer without a template, and for an unknown variable.
+    Raises UserError for a tokenizer without a template, a date that can't be frozen, and an unknown variable.
     """
-    from jinja2 import TemplateError
+    from jinja2 import Environment, TemplateError, meta
     from trl.chat_template_utils import get_training_chat_template
 
     template = tokenizer.chat_template
@@ -111,10 +111,19 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
         )
     if isinstance(template, dict):
         template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
-    known = set(re.findall(r"\w+", template)) - {*GIVEN}
+    reader = Environment(extensions=["jinja2.ext.loopcontrols"])
+    known = meta.find_undeclared_variables(reader.parse(strip_markers(template))) - {
+        *GIVEN,
+        *tokenizer.special_tokens_map,
+    }
     for name in options.keys() - known:
         hint = near_match(name, known) or " Leave it out."
         raise UserError(f"chat_template_kwargs: this model's template has no variable {name!r}.{hint}")
+    if re.search(r"strftime_now\s*\(", DATE.sub("", template)):
+        raise UserError(
+            "format: this model's template writes the time in a form that isn't in it, so no date can be frozen. "
+            "Choose alpaca, chatml or llama2."
+        )
     training = None
     with contextlib.suppress(ValueError, TemplateError):  # TRL doesn't know it: answers are told apart by their prompts
         training = get_training_chat_template(tokenizer)

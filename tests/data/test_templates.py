@@ -112,13 +112,17 @@ def test_options_of_a_template_are_set_once_and_an_unknown_one_is_refused():
     assert prompts["not"] == prompts["thinking"] + "<think>\n\n</think>\n\n"
     for given, said in (
         ("enable_thoughts=true", "Did you mean 'enable_thinking'"),
+        ("if=1", "no variable 'if'"),
+        ("content=x", "no variable 'content'"),
         ("messages=[1,2]", "no variable 'messages'"),
         ("x=[1,2]", "no variable 'x'"),
         ("enable_thinking", "is no pair"),
     ):
         config = DataConfig(format="model", chat_template_kwargs=given)  # as a command line or a notebook gives it
         with pytest.raises(templates.UserError, match=said):
-            formats.set_format(asked["not"], "model", templates.parse_options(config.chat_template_kwargs))
+            formats.set_format(
+                families.make_tokenizer("qwen3"), "model", templates.parse_options(config.chat_template_kwargs)
+            )
 
 
 def test_a_template_that_can_not_be_trained_on_is_refused():
@@ -127,6 +131,9 @@ def test_a_template_that_can_not_be_trained_on_is_refused():
     with pytest.raises(BadRow, match="writes a question in another way"):
         formats.set_format(tokenizer, "model")
         examples.write_examples(tokenizer, CHATS["plain"])
+    tokenizer.chat_template = "{{ strftime_now(format_of_date) }}"
+    with pytest.raises(templates.UserError, match="no date can be frozen"):
+        formats.set_format(tokenizer, "model")
 
 
 @pytest.mark.parametrize(
