@@ -101,7 +101,7 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
     would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it.
     Raises UserError for a tokenizer without a template, a date that can't be frozen, and an unknown variable.
     """
-    from jinja2 import Environment, TemplateError, meta
+    from jinja2 import Environment, TemplateError, meta, nodes
     from trl.chat_template_utils import get_training_chat_template
 
     template = tokenizer.chat_template
@@ -111,11 +111,11 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
         )
     if isinstance(template, dict):
         template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
-    reader = Environment(extensions=["jinja2.ext.loopcontrols"])
-    known = meta.find_undeclared_variables(reader.parse(strip_markers(template))) - {
-        *GIVEN,
-        *tokenizer.special_tokens_map,
+    tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(strip_markers(template))
+    of_turns = {
+        name.name for loop in tree.find_all(nodes.For) for name in loop.find_all(nodes.Name) if name.ctx == "store"
     }
+    known = meta.find_undeclared_variables(tree) - of_turns - {*GIVEN, *tokenizer.special_tokens_map}
     for name in options.keys() - known:
         hint = near_match(name, known) or " Leave it out."
         raise UserError(f"chat_template_kwargs: this model's template has no variable {name!r}.{hint}")
