@@ -25,7 +25,7 @@ Where a command has others, they are named with it.
 # What the parser doesn't know of a command: further exit codes, and the files that it writes.
 EXITS = {
     "train": "128 + the signal's number after a signal: 130 for Ctrl-C, 143 for SIGTERM; a checkpoint is saved first",
-    "run": "1 a cell failed, 3 a kernel died",
+    "run": "1 a cell failed, 3 a kernel died, 4 a notebook timed out",
     "sweep": "as `run`, of the worst point; 1 also where a notebook recorded no such number",
     "launch": "how the first process that failed ended",
     "runs": "with `--follow`, 1 if the run did not complete",

@@ -1,7 +1,7 @@
 """Headless runs of notebooks with papermill: parameters are checked first, and every way to end has its name.
 
 Papermill alone passes unknown parameters on with a warning, and takes `sys.exit(0)` and a dead kernel for success. Here a
-notebook ends as completed, failed, dead kernel or interrupted. Each leaves NAME.ipynb, NAME.html and, written last,
+notebook ends as completed, failed, dead kernel, timed out or interrupted. Each leaves NAME.ipynb, NAME.html and, written last,
 NAME.json with its status, the cell that ended it and the error; all together leave index.html.
 
     sftlab run notebooks/04_first_sft.ipynb -p max_steps 50 --profile smoke
@@ -10,6 +10,7 @@ NAME.json with its status, the cell that ended it and the error; all together le
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -26,14 +27,14 @@ from sftlab.errors import UserError, near_match, place_error, refuse_token
 
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 KINDS = {"bool": bool, "int": int, "float": float, "str": str}
-EXIT_CODES = {"completed": 0, "failed": 1, "dead kernel": 3, "interrupted": 130}
+EXIT_CODES = {"completed": 0, "failed": 1, "dead kernel": 3, "timed out": 4, "interrupted": 130}
 
 
-def run_notebook(path: Path, job: dict, output_dir: Path, label: str = "") -> dict:
+def run_notebook(path: Path, job: dict, output_dir: Path, label: str = "", timeout: float | None = None) -> dict:
     """Run one notebook, write NAME.ipynb, NAME.html and last NAME.json into the new folder, and return its content.
 
-    job: what NAME.json says of the input, as `plan_jobs` has it; label: of the progress bar, which is shown if there is one.
-    What goes wrong in the notebook is a status, not an exception.
+    job: what NAME.json says of the input, as `plan_jobs` has it; label: of the progress bar, which is shown if there is one;
+    timeout: seconds for the whole notebook. What goes wrong in the notebook is a status, not an exception.
     """
     output, start, before = output_dir / f"{path.stem}.ipynb", time.monotonic(), dict(os.environ)
     os.environ |= {"SFTLAB_RUN_DIR": str(output_dir), "SFTLAB_PROFILE": job["profile"]}  # the kernel's, too
@@ -41,7 +42,7 @@ def run_notebook(path: Path, job: dict, output_dir: Path, label: str = "") -> di
     if job["parameters"].get("model_name", "tiny-base") == "tiny-base" and job["profile"] != "gpu":
         os.environ["HF_HUB_OFFLINE"] = "1"  # a slow network must not hold up a model that needs none
     try:
-        ended = run_cells(path, output, job["parameters"], label)
+        ended = run_cells(path, output, job["parameters"], label, timeout)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -59,12 +60,12 @@ def run_notebook(path: Path, job: dict, output_dir: Path, label: str = "") -> di
     return facts
 
 
-def run_cells(path: Path, output: Path, parameters: dict, label: str) -> dict:
+def run_cells(path: Path, output: Path, parameters: dict, label: str, timeout: float | None = None) -> dict:
     """Run a notebook by papermill's engine, which writes it after each cell: status, error, cell (from 0) and cell_source.
 
     The cell is the one of the source notebook that ended it.
     """
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.engines import papermill_engines
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
@@ -78,12 +79,17 @@ def run_cells(path: Path, output: Path, parameters: dict, label: str) -> dict:
     options |= {"extra_arguments": ["--log-level=50"]}  # the kernel's own log would break the progress bar
     options |= {"store_widget_state": False}  # GitHub refuses stored widget states
     options |= {"progress_bar": {"desc": label, "disable": False} if label else False}
+    if timeout:  # nbclient asks before each cell, so what is left makes a limit for the whole notebook
+        end = time.monotonic() + timeout
+        options["timeout_func"] = lambda cell: max(1, math.ceil(end - time.monotonic()))
     status, error = "completed", ""
     try:
         with contextlib.chdir(path.parent):
             papermill_engines.execute_notebook_with_engine(None, notebook, **options)
     except DeadKernelError:
         status, error = "dead kernel", "The kernel died; most often the machine ran out of memory."
+    except CellTimeoutError:
+        status, error = "timed out", f"The notebook took longer than the {timeout:g} seconds that it was given."
     except KeyboardInterrupt:
         status, error = "interrupted", "Interrupted from outside."
     except Exception as problem:  # a full disk, a kernel that doesn't start: the other notebooks shall still run
@@ -103,7 +109,7 @@ def run_cells(path: Path, output: Path, parameters: dict, label: str) -> dict:
     return ended | {"cell": started[-1], "cell_source": cell.source}
 
 
-def run_notebooks(paths, parameters: dict, output_dir, profile="") -> list[dict]:
+def run_notebooks(paths, parameters: dict, output_dir, profile="", timeout=None) -> list[dict]:
     """Run notebooks one after the other and return their statuses, as NAME.json holds them.
 
     Raises UserError, before anything is written, for input that can't work.
@@ -114,7 +120,7 @@ def run_notebooks(paths, parameters: dict, output_dir, profile="") -> list[dict]
     output_dir.mkdir(parents=True, exist_ok=True)
     statuses = []
     for number, (path, job) in enumerate(jobs.items(), 1):
-        statuses.append(run_notebook(path, job, output_dir, f"{number}/{len(jobs)} {path.stem}"))
+        statuses.append(run_notebook(path, job, output_dir, f"{number}/{len(jobs)} {path.stem}", timeout))
         write_index(output_dir)
         if statuses[-1]["status"] == "interrupted":
             break
@@ -132,13 +138,14 @@ def add_run_arguments(parser) -> None:
     add_parameters(parser)
     parser.add_argument("--profile", default="", help="smoke, cpu or gpu (default: $SFTLAB_PROFILE, else cpu)")
     parser.add_argument("--output-dir", default="", help="folder for all outputs (default: runs/DATE-TIME)")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="stop a notebook that takes longer in all")
 
 
 def run_command(args) -> int:
-    """`sftlab run`: 0 all completed, 1 a cell failed, 3 a kernel died, 130 interrupted; else UserError."""
+    """`sftlab run`: 0 all completed, 1 a cell failed, 3 a kernel died, 4 timed out, 130 interrupted; else UserError."""
     output_dir = Path(args.output_dir or files.ROOT / "runs" / time.strftime("%Y%m%d-%H%M%S"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop also leaves statuses and an index
-    statuses = run_notebooks(args.notebooks, dict(args.parameters), output_dir, args.profile)
+    statuses = run_notebooks(args.notebooks, dict(args.parameters), output_dir, args.profile, args.timeout)
     bad = [status for status in statuses if status["status"] != "completed"]
     print(f"{len(statuses) - len(bad)} completed, {len(bad)} not. Report: {output_dir / 'index.html'}")
     return max(EXIT_CODES[status["status"]] for status in statuses)

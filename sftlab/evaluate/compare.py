@@ -7,6 +7,7 @@ sftlab evaluate runs/first
 """
 
 import dataclasses
+import math
 import random
 import time
 
@@ -108,6 +109,7 @@ def compare_models(run: Run, rows: list[dict], base, tuned, config: EvaluateConf
     return {
         **verdict.judge(measure, clean["exact_match"], clean["held_out_loss"], clean["questions"], config),
         **whole,
+        "perplexity": {name: math.exp(min(whole["held_out_loss"][name], 700)) for name in both},
         "held_out_rows": len(run.splits["test"]),
         "ended": {name: one["ended"].mean() for name, one in both.items()},
         "leakage": {

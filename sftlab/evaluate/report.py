@@ -41,10 +41,11 @@ def row_of_losses(label: str, part: dict) -> tuple:
 
 
 def list_scores(found: dict) -> list:
-    """Exact match, loss and the share that ended, for both models, as a table."""
+    """Exact match, loss, perplexity and the share that ended, for both models, as a table."""
     rows = [
         row_of_shares("exact match", found["exact_match"]),
         row_of_losses("loss on the answers, nats per token", found["held_out_loss"]),
+        ("perplexity", *(f"{found['perplexity'][which]:.4g}" for which in BOTH), ""),
         ("answers that ended by themselves", *(f"{found['ended'][which]:.1%}" for which in BOTH), ""),
     ]
     uneven = found["exact_match"]["mcnemar"]

@@ -117,6 +117,14 @@ def advise(start: Option, room: float, may_cut: bool = True) -> list[str]:
     return [f"to make it fit, add: {' and '.join(filter(None, added))}", *lines]
 
 
+def find_largest(config: TrainConfig, plan: MemoryConfig, room: float, name: str, most: int) -> int:
+    """Find the largest power of two up to `most` for an option at which the run fits in `room` bytes; 0: none does."""
+    largest, value = 0, 1 if name == "batch_size" else 8
+    while value <= most and estimate(replace(config, **{name: value}), plan).total <= room:
+        largest, value = value, 2 * value
+    return largest
+
+
 def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
     """Write the estimate as lines for a terminal: parts, what fits where, and advice where it doesn't."""
     if config.deepspeed and not plan.zero:
@@ -134,7 +142,14 @@ def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
     ]
     if room := plan.room * 1e9 if plan.room else machine.find_limit(gpu):
         fits = whole.total <= room
-        lines.append(f"{'fits' if fits else 'does not fit'} in {room / 1e9:.1f} GB")
+        positions = load.find_positions(load.read_settings(config.model_name, config.trust_remote_code))
+        batch = find_largest(config, plan, room, "batch_size", 2**12)
+        length = find_largest(config, plan, room, "max_length", min(positions, 2**20))
+        lines += [
+            f"{'fits' if fits else 'does not fit'} in {room / 1e9:.1f} GB",
+            f"largest batch of 1, 2, 4, … at {config.max_length} tokens: {batch or 'none'}",
+            f"longest sequences of 8, 16, 32, … tokens at a batch of {config.batch_size}: {length or 'none'}",
+        ]
         if not fits:
             start = Option(config, plan)
             lines += advise(start, room)

@@ -42,6 +42,13 @@ def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, giv
     assert not (tmp_path / "out").exists()
 
 
+def test_a_notebook_that_takes_too_long_is_stopped(tmp_path):
+    book, out = write_notebook(tmp_path / "a.ipynb", "import time\ntime.sleep(600)"), tmp_path / "out"
+    assert run(book, "--output-dir", out, "--timeout", 3) == 4
+    found = files.read_json(out / "a.json")
+    assert (found["status"], found["cell"]) == ("timed out", 0) and "longer than the 3 seconds" in found["error"]
+
+
 def test_folders_and_files_that_can_not_work_are_refused(tmp_path):
     book = write_notebook(tmp_path / "books" / "04_first.ipynb", "1")
     mine = write_notebook(tmp_path / "full" / "04_first.ipynb", "my = 'work'")

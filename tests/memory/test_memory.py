@@ -95,6 +95,14 @@ def test_zero_divides_what_its_stage_says():
     assert "optimizer" not in estimate(config, replace(GPU, zero=1, offload=True)).parts
 
 
+def test_the_largest_batch_fits_and_twice_of_it_does_not():
+    config, plan = TrainConfig(model_name=SMALL, bf16=False, batch_size=1, max_length=16), MemoryConfig()
+    room = estimate(config, plan).total + 5e6  # gradients and state are the peak at first, whatever the batch
+    batch = advice.find_largest(config, plan, room, "batch_size", 2**12)
+    totals = [estimate(replace(config, batch_size=count), plan).total for count in (batch, 2 * batch)]
+    assert batch > 1 and totals[0] <= room < totals[1]
+
+
 @pytest.mark.parametrize("gigabytes", [80, pytest.param(24, marks=SLOW), pytest.param(10, marks=SLOW)])
 def test_advice_makes_it_fit_and_none_of_it_is_needless(gigabytes):
     config, room = TrainConfig(model_name="Llama-2-7b-hf", batch_size=8), gigabytes * 1e9
