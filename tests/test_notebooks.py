@@ -9,7 +9,7 @@ import pytest
 
 from sftlab.config.configs import FIELDS
 from sftlab.config.options import check_value
-from sftlab.course import exercises, stored
+from sftlab.course import exercises, headless, stored
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -42,6 +42,16 @@ def test_the_course_is_there():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_with_the_outputs_of_its_sources(path):
     assert stored.find_faults(path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_gpu_profile_runs_on_any_machine_with_a_model_of_random_weights(path, tmp_path):
+    """So that what has not met a GPU has at least met an interpreter."""
+    declared, _ = headless.read_notebook(path)
+    parameters = {"model_name": "random-tiny:Qwen3-8B"} if "model_name" in declared else {}
+    [found] = headless.run_notebooks([path], parameters, tmp_path / "out", "gpu")
+    assert found["status"] == "completed", found["error"]
 
 
 def test_short_and_without_numbers_of_a_run(notebook):
