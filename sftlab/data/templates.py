@@ -99,9 +99,9 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
 
     options: variables of the template, such as enable_thinking, which keep these values wherever it is used; a date that it
     would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it.
-    Raises UserError for a tokenizer without a template, a date that can't be frozen, and an unknown variable.
+    Raises UserError for a tokenizer without a template or with a broken one, a date that can't be frozen, and an unknown variable.
     """
-    from jinja2 import Environment, TemplateError, meta, nodes
+    from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
     from trl.chat_template_utils import get_training_chat_template
 
     template = tokenizer.chat_template
@@ -111,7 +111,11 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
         )
     if isinstance(template, dict):
         template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
-    tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(strip_markers(template))
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(strip_markers(template))
+    except TemplateSyntaxError as error:
+        why = f"this model's chat template is no valid Jinja (line {error.lineno}: {error.message.rstrip('.')})"
+        raise UserError(f"format: {why}. Fix it, or choose alpaca, chatml or llama2.") from error
     of_turns = {
         name.name for loop in tree.find_all(nodes.For) for name in loop.find_all(nodes.Name) if name.ctx == "store"
     }

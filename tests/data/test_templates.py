@@ -131,9 +131,14 @@ def test_a_template_that_can_not_be_trained_on_is_refused():
     with pytest.raises(BadRow, match="writes a question in another way"):
         formats.set_format(tokenizer, "model")
         examples.write_examples(tokenizer, CHATS["plain"])
-    tokenizer.chat_template = "{{ strftime_now(format_of_date) }}"
-    with pytest.raises(templates.UserError, match="no date can be frozen"):
-        formats.set_format(tokenizer, "model")
+    faults = {
+        "{{ strftime_now(form) }}": "no date can be frozen",
+        "\n{% if %}": "no valid Jinja .line 2: ",
+        "{% tag %}": "'tag'",
+    }
+    for tokenizer.chat_template, why in faults.items():
+        with pytest.raises(templates.UserError, match=why):
+            formats.set_format(tokenizer, "model")
 
 
 @pytest.mark.parametrize(
