@@ -3,6 +3,7 @@
 python -c "from sftlab.data import masking; help(masking.view_mask)"
 """
 
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, islice, pairwise
@@ -167,10 +168,11 @@ class MaskView:
         return [f"{'✓' if ok else '✗ NOT:'} {text}" for text, ok in self.verdicts.items()]
 
     def __repr__(self) -> str:
-        """Lines for a terminal; what is trained stands between ⟦ and ⟧."""
-        parts, before = [], ""
+        """Lines of text, in colours on a terminal; what is trained stands between ⟦ and ⟧."""
+        parts, before, coloured = [], "", sys.stdout.isatty()
         for text, kind, _ in [*self.groups, ("", "", "")]:
-            parts.append("⟦" * (kind == "trained" != before) + "⟧" * (before == "trained" != kind) + text)
+            parts.append("⟦" * (kind == "trained" != before) + "⟧" * (before == "trained" != kind))
+            parts.append(f"{ANSI[kind]}{text}\x1b[0m" if text and coloured else text)
             before = kind
         return "\n  ".join(["".join(parts), self.summary, *self.list_verdicts()])
 
@@ -199,3 +201,4 @@ STYLES = {  # colours of Okabe and Ito, told apart by the line below, too
     "cut off": "background:#fff;color:#777;border-bottom:3px dashed #d55e00;text-decoration:line-through",
 }
 TAGS = {"trained": "b", "special": "i", "masked": "span", "cut off": "s"}
+ANSI = {"trained": "\x1b[1;97;44m", "special": "\x1b[30;43m", "masked": "\x1b[2m", "cut off": "\x1b[9;31m"}

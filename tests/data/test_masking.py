@@ -77,7 +77,7 @@ def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole(tokenizer
     assert [position for _, at in groups for position in at] == list(range(len(ids)))
 
 
-def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer):
+def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer, monkeypatch):
     made = masking.encode_chats(tokenizer, [make_chat("<script>alert(1)</script>", "はい、😀。" * 4)])
     row = {name: values[0] for name, values in made.items()}
     view = masking.view_mask(row, tokenizer, max_length=len(row["input_ids"]) - 4)
@@ -86,6 +86,8 @@ def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer):
     assert "✗ NOT: nothing is cut off" in html and "✗ NOT: the end of sequence" in html
     assert tokenizer.decode(row["input_ids"]) in str(view).replace("⟦", "").replace("⟧", "")
     assert "⟦" + "はい、😀。" * 4 + "</s>⟧" in str(masking.view_mask(row, tokenizer))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert "\x1b" not in html and all(begin in str(view) for begin in masking.ANSI.values())
 
 
 def test_where_bytes_do_not_add_up_the_offsets_decide():
