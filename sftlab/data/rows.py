@@ -161,6 +161,9 @@ class RowReader:
                 tools = []
             return found | ({"tools": tools} if tools else {})
         if pairs == [None, None] and (text := take("text", ("text",))) is not None:
+            if "parent_id" in row and "text" not in self.columns:
+                way = "Use a version of the set with `messages`, or read each as plain text with --columns text=text"
+                raise UserError(f"{self.name}: {self.place}: is one message of a tree (it has parent_id). {way}.")
             check_text(text, "text")
             return {"text": text}
         texts = {ours: take(ours, COLUMNS[ours]) for ours in ("instruction", "input", "output")}
@@ -187,12 +190,16 @@ class RowReader:
         if system:
             check_text(system, "system", needed=False)
             texts |= {"system": system} if system.strip() else {}
+        if isinstance(history, str) and history.strip():
+            history = parse_cell(history, "history")
         if history:
             texts["history"] = self.read_history(history)
         return texts
 
     def read_history(self, history: object) -> list[dict]:
-        """Earlier turns, as pairs of a question and its answer."""
+        """Earlier turns, given as messages, or as pairs of a question and its answer."""
+        if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
+            return self.read_chat(history, "history", None)
         if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
             raise BadRow(f"history is {shorten(history)}, not a list of pairs")
         return self.read_chat([text for pair in history for text in pair], "history", None)

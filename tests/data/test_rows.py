@@ -63,6 +63,9 @@ SHAPES = [
     ({"prompt": "首都は？", "completion": "東京"}, PAIR),
     ({"prompt": [USER], "completion": [REPLY]}, PAIR),
     ({"instruction": "首都は？", "output": "東京", "history": [["首都は？", "東京"]]}, PAIR * 2),
+    ({"instruction": "首都は？", "output": "東京", "history": PAIR}, PAIR * 2),
+    ({"instruction": "首都は？", "output": "東京", "history": json.dumps([["首都は？", "東京"]])}, PAIR * 2),
+    ({"instruction": "首都は？", "output": "東京", "history": "[]"}, PAIR),
     ({"messages": json.dumps(PAIR)}, PAIR),
     ({"messages": PAIR, "system": "簡潔に。"}, [SYSTEM, *PAIR]),
     ({"messages": [SYSTEM | {"role": "developer"}, *PAIR]}, [SYSTEM, *PAIR]),
@@ -107,11 +110,19 @@ def test_rows_of_many_shapes_are_read_without_a_flag(row, wanted):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, REPLY]}, "trains on text"),
         ({"messages": [USER]}, "without an answer"),
         (GOOD | {"history": [["首都は？"]]}, "not a list of pairs"),
+        (GOOD | {"history": "[["}, "history is .* no JSON"),
     ],
 )
 def test_what_carries_meaning_and_can_not_be_used_drops_its_row(row, why):
     _, dropped = check(GOOD, row)
     assert re.search(why, dropped["row 2"])
+
+
+def test_a_tree_of_single_messages_is_refused_with_the_way_out():
+    message = {"message_id": "b", "parent_id": "a", "text": "東京", "role": "assistant"}
+    with pytest.raises(UserError, match="row 1: is one message of a tree .*--columns text=text"):
+        check(message)
+    assert check(message, columns={"text": "text"})[0] == [{"place": "row 1", "text": "東京"}]
 
 
 def test_every_key_that_is_not_used_is_counted_with_an_example():
