@@ -88,7 +88,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str):
-    """A JSON value. Raises JSONDecodeError, also for a key that an object has twice, and for what Python's reader refuses in other ways."""
+    """A JSON value. Raises JSONDecodeError, also for what Python's reader refuses in other ways, and what `build_object` does."""
     try:
         return json.loads(text, object_pairs_hook=build_object)
     except json.JSONDecodeError:
@@ -101,16 +101,17 @@ def parse_cell(text: str, name: str):
     """JSON in a text of a row. Raises BadRow for what is none."""
     try:
         return parse_json(text)
-    except json.JSONDecodeError as error:
-        raise BadRow(f"{name} is {json.dumps(text, ensure_ascii=False)[:40]}, which is no JSON ({error.msg})") from None
+    except (json.JSONDecodeError, BadRow) as error:
+        why = getattr(error, "msg", error)
+        raise BadRow(f"{name} is {json.dumps(text, ensure_ascii=False)[:40]}, which is no JSON ({why})") from None
 
 
 def build_object(pairs: list[tuple[str, object]]) -> dict:
-    """An object of JSON. Raises ValueError where a key stands there twice: which value is meant is anyone's guess."""
+    """An object of JSON. Raises BadRow where a key stands there twice: which value is meant is anyone's guess."""
     found = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {name!r} stands there twice")
+            raise BadRow(f"the key {name!r} stands there twice")
         found[name] = value
     return found
 
@@ -126,6 +127,8 @@ def read_json(path: str | Path) -> list:
             return read_jsonl(path)
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: {place}: not JSON ({error.msg}); fix it there.") from None
+    except BadRow as fault:
+        raise UserError(f"{path}: not JSON ({fault} in an object); keep one of them.") from None
     if isinstance(content, dict) and len(lists := [one for one in content.values() if isinstance(one, list)]) == 1:
         content = lists[0]
     if not isinstance(content, list):
@@ -138,13 +141,16 @@ def read_json(path: str | Path) -> list:
 
 
 def read_jsonl(path: Path) -> list:
-    """One JSON value per line; empty lines are passed over. Raises UserError with the line's number."""
+    """One JSON value per line, or a BadRow; empty lines are passed over. Raises UserError with the line's number."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             rows.append(parse_json(line))
+        except BadRow as fault:
+            fault.cells = [line]
+            rows.append(fault)
         except json.JSONDecodeError as error:
             hint = " For one array over many lines use --source json." if line.strip() in "[{" else ""
             raise UserError(f"{path}: line {number}: not JSON ({error.msg}); one object per line.{hint}") from None

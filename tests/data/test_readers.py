@@ -65,6 +65,10 @@ def test_what_can_not_be_read_is_a_message_and_no_crash(tmp_path):
     for name, why in (("deep", "recursion"), ("twice", "the key 'role' stands there twice")):
         with pytest.raises(UserError, match=f"not JSON .*{why}"):
             readers.read_json(tmp_path / f"{name}.json")
+    (tmp_path / "twice.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}', encoding="utf-8")
+    (_, row), (_, fault) = readers.read_files([tmp_path / "twice.jsonl"], "jsonl")
+    assert row == {"text": "a"} and "the key 'text' stands there twice" in str(fault) and '"c"' in fault.cells[0]
+    (tmp_path / "twice.jsonl").unlink()
     with pytest.raises(UserError, match="the folder holds no .jsonl or .ndjson file"):
         readers.read_files([tmp_path], "jsonl")
     with pytest.raises(UserError, match="none.csv: no such file"):
