@@ -15,6 +15,7 @@ from collections.abc import Callable
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # a token of the Hugging Face Hub; a whole one has 34 after hf_
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_WORDS = re.compile("PytorchStreamWriter|inline_container|Not enough disk space")  # of errors without a number
 PLACES = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -45,11 +46,11 @@ def place_error(place: object, why: str, instead: str = "", option: str = "outpu
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that the disk is full: from Python, safetensors or torch."""
+    """Whether an error, or one that led to it, says that the disk is full: from Python, safetensors, torch or datasets."""
     while error is not None:
         words = str(error)
         codes = {int(number) for number in re.findall(r"\b(?:code:|os error) (\d+)", words)}  # safetensors, in Rust
-        if {getattr(error, "errno", None), *codes} & FULL or re.search("PytorchStreamWriter|inline_container", words):
+        if {getattr(error, "errno", None), *codes} & FULL or FULL_WORDS.search(words):
             return True
         error = error.__cause__ or error.__context__
     return False

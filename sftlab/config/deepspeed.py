@@ -34,7 +34,7 @@ def find_config(name: str) -> Path:
 
 
 def read_zero(name: str | None) -> dict:
-    """The `zero_optimization` of a configuration; empty without one. Raises UserError for a file that is no JSON."""
+    """The `zero_optimization` of a configuration; empty without one. Raises UserError for a file that is none."""
     if not name:
         return {}
     path = find_config(name)
@@ -42,7 +42,10 @@ def read_zero(name: str | None) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"deepspeed: {path} is no JSON: {error}.") from error
-    return content.get("zero_optimization", {}) if isinstance(content, dict) else {}
+    zero = content.get("zero_optimization", {}) if isinstance(content, dict) else None
+    if not isinstance(zero, dict):
+        raise UserError(f'deepspeed: {path} has no ZeRO options. Write {{"zero_optimization": {{"stage": 2}}}}.')
+    return zero
 
 
 def find_stage(name: str | None) -> int:
@@ -55,4 +58,5 @@ def find_stage(name: str | None) -> int:
 
 def offloads(name: str | None) -> bool:
     """Whether a configuration keeps the optimizer's state in the host's memory."""
-    return read_zero(name).get("offload_optimizer", {}).get("device", "none") != "none"
+    offload = read_zero(name).get("offload_optimizer")
+    return isinstance(offload, dict) and offload.get("device", "none") != "none"

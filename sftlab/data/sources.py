@@ -70,7 +70,7 @@ def list_paths(paths: list[str]) -> list[str]:
     for text in paths:
         listed = [text]
         if text.endswith((".yaml", ".yml")):
-            with contextlib.suppress(OSError, yaml.YAMLError):
+            with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
                 listed = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
             if listed == [text] or not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
                 raise UserError(

@@ -112,7 +112,7 @@ def talk(config: ChatConfig) -> list[dict]:
     options = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     options["show"] = functools.partial(print, end="", flush=True)
     start = [{"role": "system", "content": config.system}] if config.system else []
-    messages = start
+    messages, sys.stdin = start, sys.stdin or io.StringIO()  # it may be closed
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a pipe may be in another encoding
     if sys.stdin.isatty():

@@ -49,6 +49,8 @@ def test_a_name_an_old_path_and_a_file_of_ones_own(tmp_path):
     ("text", "message"),
     [
         ("{", "is no JSON"),
+        ("[]", "has no ZeRO options"),
+        ('{"zero_optimization": 3}', "has no ZeRO options"),
         ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
         ('{"zero_optimization": {"stage": "auto"}}', "ZeRO stage 'auto'"),
     ],

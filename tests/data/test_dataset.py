@@ -228,7 +228,9 @@ def test_a_mixture_takes_a_share_of_each_file_and_counts_it(configure, tmp_path,
         assert f"rows read: 10 of {paths[0]}, 20 of {paths[1]}" in printed
         assert "would make 27 train rows, 3 test rows" in printed and printed.count("⟦") == 3
     (tmp_path / "mix.yaml").write_text("a: [1", encoding="utf-8")
-    for given in (f"{paths[0]}*0", f"{paths[0]}*2", f"{paths[0]}*x", str(tmp_path / "mix.yaml")):
+    (tmp_path / "old.yaml").write_text(f"- {paths[0]}  # 実行", encoding="cp932")
+    lists = [str(tmp_path / f"{name}.yaml") for name in ("mix", "old")]
+    for given in (f"{paths[0]}*0", f"{paths[0]}*2", f"{paths[0]}*x", *lists):
         with pytest.raises(UserError, match="source_path: .*as .*a.json"):
             sources.load_source(DataConfig(source="jsonl", source_path=[given]))
 
