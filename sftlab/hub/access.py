@@ -59,7 +59,7 @@ def find_state(name: str, reached: bool) -> tuple[str, str]:
             return "cached", ""
         if not reached:
             raise ConnectionError
-        page = HfApi().model_info(name, expand=["gated", "private"], timeout=15)
+        page = HfApi().model_info(name, expand=["gated", "private"], timeout=hub_client.WAIT)
         HfApi().auth_check(name)
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         return hub_client.read_state(error)

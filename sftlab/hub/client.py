@@ -14,6 +14,7 @@ from sftlab.errors import UserError
 TOKENS = "https://huggingface.co/settings/tokens"
 # Each state that a model can be in for you: means, what_to_do, and the Hub's words that tell it.
 STATES = yaml.safe_load(Path(__file__).with_name("states.yaml").read_text(encoding="utf-8"))
+WAIT = 15  # seconds for an answer
 TOKEN_FAULTS = ("wrong token", "expired token")  # states of the token alone, whatever is asked for
 
 
@@ -27,8 +28,9 @@ def reach(timeout: float = 3.0) -> bool:
     if not (get_token() or "").isascii():  # it would end the first request, in the HTTP library
         raise UserError("token: it holds a character that no token has, copied with it perhaps. Copy it again.")
     constants.HF_HUB_OFFLINE = False  # set by an earlier probe, perhaps; the network may be back
+    get_session().timeout = WAIT  # some of the client's requests, as its auth-check, would wait for ever
     try:
-        get_session().head(constants.ENDPOINT, timeout=(timeout, 15, 15, timeout))  # to connect, read, write, wait
+        get_session().head(constants.ENDPOINT, timeout=(timeout, WAIT, WAIT, timeout))  # to connect, read, write, wait
     except (errors.HTTPError, OSError):
         constants.HF_HUB_OFFLINE = "unreachable"  # read by the client at every request; True is the user's own wish
         return False

@@ -63,7 +63,7 @@ def plan(hub_id: str, revision: str | None = None) -> list:
     """
     silent = functools.partial(tqdm, disable=True)
     try:
-        page = HfApi().model_info(hub_id, revision=revision, timeout=15)
+        page = HfApi().model_info(hub_id, revision=revision, timeout=hub_client.WAIT)
         names = choose_files([file.rfilename for file in page.siblings or ()])
         return snapshot_download(hub_id, revision=page.sha, allow_patterns=names, tqdm_class=silent, dry_run=True)
     except UserError as error:

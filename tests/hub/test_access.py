@@ -1,11 +1,14 @@
 """Each state of access, told apart by the real client on a stand-in for the Hub; and one explanation for each."""
 
+import threading
+
 import pytest
 
 from sftlab import cli
 from sftlab.errors import UserError
 from sftlab.hub import access, stand_in
 from sftlab.hub import client as hub_client
+from sftlab.hub import token as hub_token
 from sftlab.models import load
 
 NOWHERE = "http://127.0.0.1:9"
@@ -55,6 +58,19 @@ def test_what_needs_no_hub_and_what_is_in_the_cache(hub_address, tmp_path, monke
         assert error.startswith("model lab/granted: not on this machine, and the Hub can't be reached. Connect")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert access.check_all(["lab/granted"])[0].state == "offline"
+
+
+def test_a_hub_that_stops_answering_is_waited_for_no_longer_than_the_limit(tmp_path, monkeypatch):
+    class Silent(stand_in.StandIn):
+        def do_GET(self):
+            asked.wait(20) if self.path.endswith(("auth-check", "whoami-v2")) else super().do_GET()
+
+    asked, token = threading.Event(), stand_in.TOKENS["read"]
+    monkeypatch.setattr(hub_client, "WAIT", 0.5)
+    with stand_in.serving(Silent) as silent, stand_in.visiting(silent, tmp_path, token):
+        assert access.check_all(["lab/granted"])[0].state == "no network"
+        assert hub_token.ask_account(token)[0] == "no network"
+        asked.set()
 
 
 @pytest.mark.parametrize("name", ["pending", "none", "granted"])
