@@ -98,6 +98,8 @@ def test_a_prompt_inside_another_is_a_leak_either_way_round_but_only_with_the_sa
     assert cleaning.find_leaks(make(*pairs, ("17 + 4は？", "21")), HELD_OUT) == {}
     joke, cats = make(("Tell me a joke", "Why did the chicken …"), ("Tell me a joke about cats", "A cat walks …"))
     assert cleaning.find_leaks([cats], [joke]) == {} == cleaning.find_leaks([joke], [cats])
+    short, longer = make(("Hi", "yes"), ("Is this high?", "yes"))
+    assert cleaning.find_leaks([short], [longer]) == {} == cleaning.find_leaks([longer], [short])
     plain, polite = make(
         ("Name the capital of Chad", "N'Djamena"), ("Be so kind: name the capital of Chad!", "N'Djamena")
     )
