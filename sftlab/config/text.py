@@ -63,9 +63,11 @@ def parse(text: str | bytes, where: str) -> dict:
         raise UserError(f"{where}: no YAML: {' '.join(str(error).split())}. Write `lora_r: 8`, in UTF-8.") from error
     if not isinstance(found or {}, dict):
         raise UserError(f"{where}: no options in it. Write one on a line, as `lora_r: 8`, or all as `{{lora_r: 8}}`.")
-    values = {}
+    values, names = {}, [key.value.replace("-", "_") for key, _ in yaml.compose(text).value] if found else []
     for key, value in (found or {}).items():
         name = key.replace("-", "_")
+        if names.count(name) > 1:
+            raise UserError(f"{where}: {name} stands there twice. Keep one.")
         if name not in FIELDS:
             raise UserError(f"{where}: sftlab train has no option {key!r}.{near_match(name, FIELDS)}")
         try:

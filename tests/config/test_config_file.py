@@ -95,6 +95,7 @@ def test_papermill_has_the_notebook_of_the_form_read_its_command(tmp_path):
         ("lora_r: {a: 1}", "options: lora_r: {'a': '1'} is no int"),
         ("- lora_r: 8", "no options in it"),
         ("lora_r: [", "no YAML"),
+        ("lora_r: 8\nseed: 1\nlora-r: 16", "options: lora_r stands there twice"),
         ("use_4bit: true", "add --use-lora"),
         ("7c", "no preset '7c'"),
     ],
