@@ -149,6 +149,7 @@ def read_point(point: Point, folder: Path) -> bool:
 def print_end(folder: Path, points: list[Point], config: SweepConfig, found: Summary) -> int:
     """Print the table, the verdict, and what failed; return the exit code."""
     table = found.settings.drop(columns="setting").map(format_number).reset_index(names="setting")
+    table = table.loc[:, table.ne("").any()]  # with a single seed there are no intervals
     print("", table.to_string(index=False), "", found.verdict, *(f"- {line}" for line in found.warnings), sep="\n")
     codes = [EXIT_CODES[point.status] for point in points if point.status != "waiting"]
     for point in points:
