@@ -190,8 +190,8 @@ class RowReader:
         if system:
             check_text(system, "system", needed=False)
             texts |= {"system": system} if system.strip() else {}
-        if isinstance(history, str) and history.strip():
-            history = parse_cell(history, "history")
+        if isinstance(history, str):
+            history = parse_cell(history, "history") if history.strip() else []
         if history:
             texts["history"] = self.read_history(history)
         return texts

@@ -65,7 +65,7 @@ SHAPES = [
     ({"instruction": "首都は？", "output": "東京", "history": [["首都は？", "東京"]]}, PAIR * 2),
     ({"instruction": "首都は？", "output": "東京", "history": PAIR}, PAIR * 2),
     ({"instruction": "首都は？", "output": "東京", "history": json.dumps([["首都は？", "東京"]])}, PAIR * 2),
-    ({"instruction": "首都は？", "output": "東京", "history": "[]"}, PAIR),
+    ({"instruction": "首都は？", "output": "東京", "history": " "}, PAIR),
     ({"messages": json.dumps(PAIR)}, PAIR),
     ({"messages": PAIR, "system": "簡潔に。"}, [SYSTEM, *PAIR]),
     ({"messages": [SYSTEM | {"role": "developer"}, *PAIR]}, [SYSTEM, *PAIR]),
