@@ -37,7 +37,7 @@ WRITES = {
     "train": "`OUTPUT_DIR/`: the model or adapter with its tokenizer, `checkpoint-N/`, `run.json`, `log.jsonl`, `progress.json`, "
     "`trainer_state.json` and, last, `result.json`",
     "run": "`OUTPUT_DIR/`: `NAME.ipynb`, `NAME.html` and `NAME.json` of each notebook, `index.html`, and `work/` with the notebooks' own files",
-    "sweep": "`OUTPUT_DIR/`: `sweep.json`, `sweep.csv`, and a folder for each point",
+    "sweep": "`OUTPUT_DIR/`: `sweep.json`, `sweep.csv`, `sweep.html`, and a folder for each point",
     "launch": "what `train` writes; `OUTPUT_DIR-logs/` with each rank's output; with `--slurm` nothing",
     "evaluate": "`result.json` and `report.html` in the run folder",
     "report": "`benchmark.html` in the folder",

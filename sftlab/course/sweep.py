@@ -30,7 +30,7 @@ import numpy
 import pandas
 from scipy.stats import t
 
-from sftlab import files
+from sftlab import files, pages, plots
 from sftlab.config.configs import SweepConfig
 from sftlab.course import headless, notebook
 from sftlab.course.headless import EXIT_CODES
@@ -158,7 +158,7 @@ def print_end(folder: Path, points: list[Point], config: SweepConfig, found: Sum
             codes.append(1)
         elif point.status not in ("completed", "waiting"):
             print(f"  {point.name}: {point.status}: {point.error}")
-    print(f"A line for each point: {folder / 'sweep.csv'}")
+    print(f"A line for each point: {folder / 'sweep.csv'}; a chart: {folder / 'sweep.html'}")
     return max(codes)
 
 
@@ -307,8 +307,19 @@ def format_number(value: object) -> str:
     return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
+def draw_settings(settings: pandas.DataFrame, metric: str) -> pages.Chart:
+    """The metric's mean over the values of the grid's first parameter, with a line for each setting of the others."""
+    axis, series = next(iter(settings.setting.iloc[0])), {}
+    xs = sorted({setting[axis] for setting in settings.setting}, key=lambda value: (value is None, value))
+    for setting, mean in zip(settings.setting, settings["mean"], strict=True):
+        line = name_values({name: value for name, value in setting.items() if name != axis}) or metric
+        series.setdefault(line, dict.fromkeys(xs))[setting[axis]] = mean
+    series = {line: list(means.values()) for line, means in series.items()}
+    return pages.Chart(plots.lines([*map(write_value, xs)], series, axis, metric, f"{metric} and {axis}"))
+
+
 def write_results(folder: Path, config: SweepConfig, points: list[Point]) -> Summary:
-    """Write sweep.json, and sweep.csv with a line for each point; return what the points show."""
+    """Write sweep.json, sweep.csv with a line for each point, and sweep.html with a chart; return what the points show."""
     found = summarise(points, config.metric, config.direction)
     about = points[0].job | {"parameters": dict(config.parameters or []), "metric": config.metric}
     about |= {"direction": config.direction, "verdict": found.verdict, "warnings": found.warnings}
@@ -320,4 +331,6 @@ def write_results(folder: Path, config: SweepConfig, points: list[Point]) -> Sum
         rows.append(point.setting | ({} if point.seed == "" else {"seed": point.seed}) | facts | point.metrics)
     table = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
     files.write_text(folder / "sweep.csv", "\ufeff" + table)  # the first sign tells a spreadsheet that it's UTF-8
+    section = pages.Section("In short", [found.verdict, draw_settings(found.settings, config.metric)])
+    pages.write_page(folder / "sweep.html", f"Sweep of {config.notebook}", [section])
     return found

@@ -89,6 +89,8 @@ def test_a_sweep_keeps_failures_apart_and_the_same_command_runs_only_what_is_lef
     assert "Lowest mean eval_loss over 2 seeds: lora_r=4 with 0.1008" in printed
     found = json.loads((out / "sweep.json").read_text())
     assert [one["place"] for one in found["settings"]] == ["best", "out: failed"]
+    page = (out / "sweep.html").read_text(encoding="utf-8")
+    assert found["verdict"] in page and "eval_loss: 0.1008 at 4 -&gt; 0.1008 at 4" in page and "data:image/png" in page
     table = pandas.read_csv(out / "sweep.csv", encoding="utf-8-sig")
     assert list(table.status) == ["completed", "failed"] * 2 and table.eval_loss[0] == 0.094
     assert list(table.lora_r) == [4, 64] * 2 and list(table.seed) == [1, 1, 2, 2]
@@ -157,6 +159,13 @@ def test_the_true_best_is_ruled_out_in_no_more_than_one_sweep_in_twenty():
 )
 def test_what_can_not_be_known_is_reported(table, words):
     assert words in judge(table).verdict
+
+
+def test_the_chart_has_a_line_for_each_value_of_the_other_parameter():
+    settings = [{"a": 10, "b": True}, {"a": 2, "b": False}, {"a": 2, "b": True}]  # one is still to come
+    fig = sweep.draw_settings(pandas.DataFrame({"setting": settings, "mean": [1.0, 2.0, 3.0]}), "loss").fig
+    found = {trace.name: (trace.x, trace.y) for trace in fig.data}
+    assert found == {"b=true": (("2", "10"), (3.0, 1.0)), "b=false": (("2", "10"), (2.0, None))}
 
 
 def test_warnings_are_of_points_to_come_and_an_edge_of_the_grid():
