@@ -310,12 +310,12 @@ def format_number(value: object) -> str:
 def draw_settings(settings: pandas.DataFrame, metric: str) -> pages.Chart:
     """The metric's mean over the values of the grid's first parameter, with a line for each setting of the others."""
     axis, series = next(iter(settings.setting.iloc[0])), {}
-    xs = sorted({setting[axis] for setting in settings.setting}, key=lambda value: (value is None, value))
+    values = {write_value(setting[axis]): setting[axis] for setting in settings.setting}  # which may be lists
+    xs = sorted(values, key=lambda x: (values[x] is None, values[x]))
     for setting, mean in zip(settings.setting, settings["mean"], strict=True):
         line = name_values({name: value for name, value in setting.items() if name != axis}) or metric
-        series.setdefault(line, dict.fromkeys(xs))[setting[axis]] = mean
-    series = {line: list(means.values()) for line, means in series.items()}
-    return pages.Chart(plots.lines([*map(write_value, xs)], series, axis, metric, f"{metric} and {axis}"))
+        series.setdefault(line, [None] * len(xs))[xs.index(write_value(setting[axis]))] = mean
+    return pages.Chart(plots.lines(xs, series, axis, metric, f"{metric} and {axis}"))
 
 
 def write_results(folder: Path, config: SweepConfig, points: list[Point]) -> Summary:

@@ -166,6 +166,8 @@ def test_the_chart_has_a_line_for_each_value_of_the_other_parameter():
     fig = sweep.draw_settings(pandas.DataFrame({"setting": settings, "mean": [1.0, 2.0, 3.0]}), "loss").fig
     found = {trace.name: (trace.x, trace.y) for trace in fig.data}
     assert found == {"b=true": (("2", "10"), (3.0, 1.0)), "b=false": (("2", "10"), (2.0, None))}
+    lists = pandas.DataFrame({"setting": [{"a": ["q", "v"]}, {"a": None}], "mean": [1.0, 2.0]})
+    assert sweep.draw_settings(lists, "loss").fig.data[0].x == ("['q', 'v']", "None")
 
 
 def test_warnings_are_of_points_to_come_and_an_edge_of_the_grid():
