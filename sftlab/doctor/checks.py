@@ -23,6 +23,7 @@ from sftlab import __version__, files, machine
 from sftlab.config.configs import DoctorConfig
 from sftlab.doctor import diagnosis, known_errors
 from sftlab.hub import client as hub_client
+from sftlab.hub import token as hub_token
 
 REINSTALL = '.venv/bin/pip install -c constraints.txt -e ".[test]"'
 TORCH_PAGE = "https://pytorch.org/get-started/locally"
@@ -78,6 +79,31 @@ def check_device() -> Outcome:
         return FAILS, f"{seen[0]['name']} is there, but {why}; driver {driver}", fix
     cpu = f"torch {torch.__version__}, {machine.count_cores()} cores, {torch.get_num_threads()} threads"
     return NOTE, f"no GPU ({machine.find_gpus()[1]}); the course runs on this CPU: {cpu}", ""
+
+
+def check_precision() -> Outcome:
+    bf16, why = machine.choose_precision()
+    return OK, f"{'bfloat16' if bf16 else 'float32'} is taken: {why}", ""
+
+
+def check_attention() -> Outcome:
+    found = importlib.util.find_spec("flash_attn")
+    return OK, f"flash-attn {metadata.version('flash-attn')}" if found else "torch's; flash-attn is not installed", ""
+
+
+def check_deepspeed() -> Outcome:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if missing := [tool for tool in ("deepspeed", "ninja", "g++") if not shutil.which(tool, path=path)]:
+        return NOTE, f"no {', no '.join(missing)}: several devices train by DDP alone", f"{REINSTALL}; apt install g++"
+    return OK, f"deepspeed {metadata.version('deepspeed')}, with a compiler for its parts", ""
+
+
+def check_token() -> Outcome:
+    from huggingface_hub import get_token
+
+    if not get_token():
+        return NOTE, "none; only gated models need one", "sftlab token"
+    return OK, f"there is one, from {[*hub_token.list_variables(), 'the token file'][0]}", ""
 
 
 def check_quantization() -> Outcome:
@@ -146,7 +172,10 @@ def check_network() -> Outcome:
     return NOTE, found, "behind a proxy: export HTTPS_PROXY=http://HOST:PORT"
 
 
-CHECKS = (check_packages, check_device, check_quantization, check_memory, check_disk, check_network, check_notebooks)
+CHECKS = (
+    *(check_packages, check_device, check_precision, check_quantization, check_attention, check_deepspeed),
+    *(check_memory, check_disk, check_token, check_network, check_notebooks),
+)
 
 
 class Line(NamedTuple):

@@ -21,11 +21,15 @@ from sftlab.doctor.checks import FAILS, NOTE, OK
 def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, capsys):
     token = "hf_" + "Y" * 34
     monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("SFTLAB_BF16", "0")
     monkeypatch.setenv("HOME", str(tmp_path))
     code, printed = main(["doctor"]), capsys.readouterr()
     assert code == 0 and "nothing fails" in printed.out
     assert token not in printed.out + printed.err and str(tmp_path) not in printed.out
     assert re.search("note +device .*the course runs\\s+on this CPU", printed.out)
+    names = "packages device precision quantization attention deepspeed memory disk token network notebooks".split()
+    assert re.findall(r"^(?:ok|note) +(\S+) ", printed.out, re.MULTILINE) == names
+    assert "float32 is taken" in printed.out and "there is one, from HF_TOKEN" in printed.out
     assert "4 bits off by 0.0" in printed.out and re.search("note +network", printed.out)
 
 
