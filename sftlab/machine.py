@@ -229,12 +229,13 @@ def describe_gpus() -> list[dict]:
     return found
 
 
-def read_gpus() -> list[tuple[int | None, int | None]]:
-    """Of each GPU now: its use in percent (None if it is split, MIG), bytes in use; None for what it doesn't tell."""
+def read_gpus() -> list[tuple[int | None, ...]]:
+    """Of each GPU now: use in percent (None if it is split, MIG), bytes in use, milliwatts, °C; None for what it doesn't tell."""
     found = []
     for handle in find_gpus()[0]:
         use, memory = ask("nvmlDeviceGetUtilizationRates", handle), ask("nvmlDeviceGetMemoryInfo", handle)
-        found.append((use and use.gpu, memory and memory.used))
+        power, heat = ask("nvmlDeviceGetPowerUsage", handle), ask("nvmlDeviceGetTemperature", handle, 0)
+        found.append((use and use.gpu, memory and memory.used, power, heat))
     return found
 
 

@@ -5,7 +5,7 @@ measured until then: `time` (seconds since the epoch), and each value by its nam
 
     machine: processor, %    100: all cores at work, since the sample before
     machine: memory, GB      in use, without caches
-    GPU 0: use, %            and its memory (`machine.read_gpus`); null for what a GPU doesn't tell
+    GPU 0: use, %            and its memory, power and temperature (`machine.read_gpus`); null for what a GPU doesn't tell
 
     python -c "from sftlab.bench import monitor; print(monitor.take_sample())"
 """
@@ -31,8 +31,9 @@ def take_sample() -> dict:
     memory = psutil.virtual_memory()
     used = (memory.total - memory.available) / 1e9
     sample = {"time": time.time(), "machine: processor, %": psutil.cpu_percent(), "machine: memory, GB": used}
-    for index, (use, size) in enumerate(machine.read_gpus()):
+    for index, (use, size, power, heat) in enumerate(machine.read_gpus()):
         sample |= {f"GPU {index}: use, %": use, f"GPU {index}: memory, GB": size and size / 1e9}
+        sample |= {f"GPU {index}: power, W": power and power / 1000, f"GPU {index}: temperature, °C": heat}
     return sample
 
 

@@ -46,11 +46,12 @@ def test_what_a_gpu_does_not_answer_is_none_and_without_a_driver_there_is_a_reas
     nvml.nvmlDeviceGetCount.return_value = 1
     nvml.nvmlDeviceGetName.return_value = "GPU é"
     nvml.nvmlDeviceGetMemoryInfo.return_value = MagicMock(used=3e9, total=8)
+    nvml.nvmlDeviceGetPowerUsage.return_value, nvml.nvmlDeviceGetTemperature.return_value = 70500, 41
     nvml.nvmlDeviceGetUtilizationRates.side_effect = nvml.NVMLError("Not Supported")
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     machine.find_gpus.cache_clear()
     sample = monitor.take_sample()
-    assert (sample["GPU 0: use, %"], sample["GPU 0: memory, GB"]) == (None, 3)
+    assert list(sample.values())[3:] == [None, 3, 70.5, 41] and list(sample)[-1] == "GPU 0: temperature, °C"
     assert machine.describe_gpus() == [{"name": "GPU é", "memory_total_bytes": 8}]
     machine.find_gpus.cache_clear()
     nvml.nvmlInit.side_effect = nvml.NVMLError("Not Supported")
