@@ -190,6 +190,16 @@ def get_step(checkpoint: Path) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+def clear_full_disk(folder: Path) -> UserError:
+    """Delete what a full disk left of a checkpoint, and return the error that names the last whole one."""
+    for partial in folder.glob("checkpoint-*"):
+        if not is_whole(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+    last = find_last(folder)
+    left = f"{last} is whole: make room, and add --resume" if last else "Make room, and start again with --overwrite"
+    return UserError(f"output_dir: the disk of {folder} is full. {left}.")
+
+
 # The live log.
 
 

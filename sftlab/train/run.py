@@ -23,7 +23,7 @@ from sftlab import files, machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import TrainConfig
 from sftlab.data import dataset, formats, prepared, templates
-from sftlab.errors import UserError
+from sftlab.errors import UserError, is_full
 from sftlab.memory import duration
 from sftlab.models import attention, load, quantise
 from sftlab.train import distributed, forecast, saved
@@ -268,6 +268,8 @@ def train(config: TrainConfig) -> dict:
         try:
             return run_steps(config, trainer, checkpoint, about, started)
         except BaseException as error:
+            if is_full(error):
+                error = run_folder.clear_full_disk(Path(config.output_dir))
             status, reason = run_folder.explain_end(error)
             found = {"status": status, "error": reason} | ({"rank": world.rank} if world.size > 1 else {})
             if not isinstance(error, UserError | KeyboardInterrupt):
@@ -275,7 +277,7 @@ def train(config: TrainConfig) -> dict:
             if not (Path(config.output_dir) / "result.json").exists():  # else another process has said why
                 with contextlib.suppress(OSError):  # the disk may be full
                     write_result(found | about, trainer, started)
-            raise
+            raise error
 
 
 def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict, started: float) -> dict:

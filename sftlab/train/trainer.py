@@ -4,6 +4,7 @@ python -c "from sftlab.train.trainer import LabTrainer; help(LabTrainer)"
 """
 
 import math
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -33,7 +34,8 @@ class LabTrainer(SFTTrainer):
 
     def __init__(self, *args, lengths: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lengths = lengths
+        self.lengths, self.losses = lengths, deque([0.0] * 10, maxlen=10)
+        self.advice = f"Lower --learning-rate (now {self.args.learning_rate:g}) or add --warmup-steps 0.03."
         self.validation = torch.zeros(2, dtype=torch.float64)  # summed loss and tokens of the evaluation at work
         if (processes := self.accelerator.num_processes) > 1 and (rows := self.eval_dataset) is not None:
             empty = rows[0] | {"labels": [IGNORED] * len(rows[0]["labels"])}
@@ -94,13 +96,25 @@ class LabTrainer(SFTTrainer):
             self._total_train_tokens += int(seen)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
+    def training_step(self, *args, **kwargs):
+        """Raise UserError, in all processes at once, where each of the last ten batches is far worse than a blind guess."""
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(self.accelerator.reduce(loss, "mean").item() * self.current_gradient_accumulation_steps)
+        most = 1.5 * math.log(self.model.config.get_text_config().vocab_size)
+        if min(self.losses) > most:
+            found = f"above {most:.1f}, 1.5 times that of a blind guess, in {len(self.losses)} batches"
+            raise UserError(f"the loss explodes at step {self.state.global_step + 1}: {found}. {self.advice}")
+        return loss
+
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and not 0 <= norm < math.inf:  # DeepSpeed says -1 for a gradient that is no number
-            last, rate = run_folder.find_last(self.args.output_dir), self.args.learning_rate
+            last, step = run_folder.find_last(self.args.output_dir), self.state.global_step + 1
+            broken = (name for name, weight in self.model.named_parameters() if not weight.isfinite().all())
+            if step == 1 and not self.is_deepspeed_enabled and (name := next(broken, "")):  # DeepSpeed has stepped
+                raise UserError(f"model_name: {name} holds values that are no numbers. Load the model again.")
             kept = f"The last checkpoint, {last}, is from before. " if last else ""
-            fix = f"Lower --learning-rate (now {rate:g}) or add --warmup-steps 0.03; at step 1, look at the base's weights."
-            raise UserError(f"the loss or a gradient is no number at step {self.state.global_step + 1}. {kept}{fix}")
+            raise UserError(f"the loss or a gradient is no number at step {step}. {kept}{self.advice}")
         return norm
 
     def _run_epoch(self, *args, **kwargs):

@@ -17,7 +17,8 @@ import torch
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.config.text import to_flags
-from sftlab.errors import UserError, explain, is_full
+from sftlab.errors import UserError, is_full
+from sftlab.models import load
 from sftlab.train import callbacks, run
 from sftlab.train import folder as run_folder
 
@@ -113,15 +114,12 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(dataset, four_steps, 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # stands for the disk: no file may be larger
     try:
-        with pytest.raises(Exception) as full:
+        with pytest.raises(UserError, match=r"run is full. .*checkpoint-4 is whole: make room, and add --resume"):
             train(dataset, four_steps, **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert explain(full.value).startswith("the disk is full")
-    assert (four_steps / "checkpoint-8").is_dir() and run_folder.find_last(
-        four_steps
-    ).name == "checkpoint-4"  # a torn one
-    assert files.read_json(four_steps / "result.json")["status"] == "failed"
+    assert [path.name for path in four_steps.glob("checkpoint-*")] == ["checkpoint-4"]  # a torn one takes no room
+    assert files.read_json(four_steps / "result.json")["error"].startswith("refused: output_dir: the disk of")
     torch_says = RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
     assert is_full(torch_says) and is_full(OSError("Not enough disk space. Needed: 1 KiB"))  # as datasets says it
     assert train(dataset, four_steps, **options)["status"] == "completed"
@@ -146,6 +144,22 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(dataset, tmp_pat
     with pytest.raises(UserError, match=words):
         trainer.train()
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
+def test_a_loss_that_explodes_ends_the_run(dataset, tmp_path):
+    options = {"learning_rate": 1.0, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2, "max_steps": 12}
+    words = r"explodes at step \d: above 12.0, 1.5 times .*Lower --learning-rate \(now 1\)"
+    with pytest.raises(UserError, match=words):
+        train(dataset, tmp_path / "run", **options)
+
+
+def test_a_base_with_a_weight_that_is_no_number_is_named(dataset, tmp_path):
+    model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match=r"model_name: model\.layers\.1\.mlp\.up_proj\.weight holds"):
+        train(dataset, tmp_path / "run", model_name=str(tmp_path / "broken"), max_steps=1)
 
 
 def test_a_folder_in_which_another_run_is_at_work_or_was_just_begun_is_refused(tmp_path):
