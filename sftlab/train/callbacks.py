@@ -58,7 +58,8 @@ class StopOnSignal(TrainerCallback):
 class EvaluateEpochs(TrainerCallback):
     """Takes the validation loss at the end of each epoch and of the run, within the last step: its checkpoint comes after it.
 
-    (The Trainer's own evaluation of an epoch comes after the checkpoint, which would be written again where it is the best.)
+    A run that ends with its best checkpoint gets one where the loss is the lowest so far. (The Trainer's own evaluation of an
+    epoch comes after the checkpoint, which would be written again where it is the best.)
     """
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -67,6 +68,10 @@ class EvaluateEpochs(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_evaluate = False
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if args.load_best_model_at_end and (state.best_metric is None or metrics["eval_loss"] < state.best_metric):
+            control.should_save = True
 
 
 class LiveLog(TrainerCallback):

@@ -34,7 +34,7 @@ TRACEBACK_LINES = 40  # of an unforeseen error's, that result.json keeps
 # Options that TRL's SFTConfig has under the same names.
 SAME_NAMES = (
     "max_steps gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm "
-    "packing gradient_checkpointing logging_steps save_total_limit seed report_to dataloader_num_workers".split()
+    "packing gradient_checkpointing logging_steps save_steps save_total_limit seed report_to dataloader_num_workers".split()
 )
 
 
@@ -45,8 +45,7 @@ def sft_config(config: TrainConfig, bf16: bool):
     """
     from trl import SFTConfig
 
-    best, evaluated = config.load_best_model_at_end, "steps" if config.eval_steps else "epoch"
-    return SFTConfig(
+    args = SFTConfig(
         **{name: getattr(config, name) for name in SAME_NAMES},
         output_dir=config.output_dir,
         run_name=Path(config.output_dir).name,
@@ -61,16 +60,15 @@ def sft_config(config: TrainConfig, bf16: bool):
         max_length=config.max_length if config.packing else None,
         eval_packing=False,
         dataset_kwargs={"skip_prepare_dataset": not config.packing},
-        eval_strategy=evaluated,
+        eval_strategy="steps" if config.eval_steps else "epoch",
         eval_steps=config.eval_steps or None,
-        save_strategy=evaluated if best else "steps",
-        save_steps=best and config.eval_steps or config.save_steps,
-        load_best_model_at_end=best,
         metric_for_best_model="loss",
         logging_first_step=True,
         logging_nan_inf_filter=False,
         log_on_each_node=False,
     )
+    args.load_best_model_at_end = config.load_best_model_at_end  # said to SFTConfig, it would change save_steps
+    return args
 
 
 @dataclass
@@ -146,8 +144,8 @@ def check_machine(config: TrainConfig) -> None:
     if (gpus := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
         start = f"start with `sftlab launch --gpus-per-node {gpus} train …`, or set CUDA_VISIBLE_DEVICES=0."
         raise UserError(f"this machine has {gpus} GPUs, and one process uses one: {start}")
-    if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("report_to: tensorboard is not installed. Add it: pip install tensorboard.")
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise UserError(f"report_to: {config.report_to} is not installed. Add it: pip install {config.report_to}.")
 
 
 def read_rows(config: TrainConfig) -> Rows:

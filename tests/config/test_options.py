@@ -10,6 +10,7 @@ from sftlab.config.text import to_flags
 from sftlab.errors import UserError
 from sftlab.hub import catalog
 from sftlab.hub.catalog import MODELS
+from sftlab.train import folder as run_folder
 from sftlab.train import run
 
 SHORT = {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
@@ -89,9 +90,11 @@ def test_packing_is_refused_where_samples_can_t_be_kept_apart(name, configure):
         run.make_trainer(configure(model_name=f"random-tiny:{name}", packing=True))
 
 
-def test_the_best_checkpoint_is_kept_and_is_what_a_run_that_gets_worse_ends_with(configure, tmp_path):
+def test_the_best_checkpoint_is_written_beside_the_others_and_is_what_a_run_that_gets_worse_ends_with(
+    configure, tmp_path
+):
     """At this learning rate the held-out loss soon rises."""
-    kept = {"load_best_model_at_end": True, "eval_steps": 4, "save_steps": 1000, "save_total_limit": 1}
+    kept = {"load_best_model_at_end": True, "eval_steps": 4, "save_steps": 30, "save_total_limit": 20}
     rate = {"lr_scheduler_type": "constant", "learning_rate": 4e-3, "max_steps": 40, "batch_size": 8}
     result = run.train(configure(**kept, **rate))
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
@@ -100,11 +103,16 @@ def test_the_best_checkpoint_is_kept_and_is_what_a_run_that_gets_worse_ends_with
     assert best < result["metrics"]["steps"] and result["metrics"]["best_eval_loss"] == held_out[best]
     kept, saved = tmp_path / "run" / f"checkpoint-{best}" / "model.safetensors", tmp_path / "run" / "model.safetensors"
     assert kept.read_bytes() == saved.read_bytes()
+    lowest = {step for step in held_out if held_out[step] == min(loss for at, loss in held_out.items() if at <= step)}
+    checkpoints = {run_folder.get_step(path) for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert checkpoints == lowest | {30, 40} and lowest < held_out.keys()
 
 
-def test_a_tracker_gets_the_log(configure, tmp_path, sftlab_command):
-    code, _, error = sftlab_command("train", *to_flags(configure(report_to="tensorboard")))
-    files = list(tmp_path.rglob("events.out.tfevents.*"))
+@pytest.mark.parametrize("name", ["tensorboard", pytest.param("trackio", marks=pytest.mark.slow)])
+def test_a_tracker_gets_the_log(name, configure, tmp_path, sftlab_command):
+    own = {"TRACKIO_DIR": str(tmp_path)} if name == "trackio" else {}  # read when trackio is imported: another process
+    code, _, error = sftlab_command("train", *to_flags(configure(report_to=name)), **own)
+    files = list(tmp_path.rglob("*.db*" if own else "events.out.tfevents.*"))
     assert code == 0 and any(b"mean_token_accuracy" in path.read_bytes() for path in files), error
 
 
