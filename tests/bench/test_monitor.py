@@ -61,15 +61,19 @@ def test_what_a_gpu_does_not_answer_is_none_and_without_a_driver_there_is_a_reas
 
 @pytest.fixture
 def send_signal(tmp_path):
-    """Sends this process a signal once metrics.jsonl has two samples."""
+    """Sends this process a signal once metrics.jsonl has two samples, and again if it is lost, as it may be in a destructor."""
+    done = threading.Event()
 
     def send(number: int) -> None:
         path, end = tmp_path / "metrics.jsonl", time.monotonic() + 60
         while time.monotonic() < end and (not path.exists() or path.read_bytes().count(b"\n{") < 1):
             sum(range(10**5))  # a core is busy
-        os.kill(os.getpid(), number)
+        while not done.is_set():
+            os.kill(os.getpid(), number)
+            done.wait(20)
 
-    return lambda number: threading.Thread(target=send, args=(number,), daemon=True).start()
+    yield lambda number: threading.Thread(target=send, args=(number,), daemon=True).start()
+    done.set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
