@@ -13,7 +13,7 @@ from sftlab.data.rows import get_answer, get_prompt, get_texts, to_messages
 
 SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare
 PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points
-SHORTEST = 6  # characters of a prompt inside another: fewer are there by chance, as "Hi" is in "Is this high?"
+SHORTEST = 6  # bytes of a prompt inside another: fewer are there by chance, as "Hi" is in "Is this high?"; a kanji has 3
 CANDIDATES = 100  # comparisons of one row: bounds the time where thousands of rows share most of their text
 AROUND = " ?!.,:;…\"'()。、・「」『』"  # after NFKC, which makes full-width ones of these
 
@@ -128,7 +128,7 @@ def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) 
     for number, row in enumerate(held_out):
         asked, alike = fold(get_prompt(row)).strip(AROUND), answers[fold(get_answer(row))]
         nested = [(min(asked, prompt, key=len), at) for prompt, at in alike if asked in prompt or prompt in asked]
-        inside = [at for shorter, at in nested if len(shorter) >= SHORTEST]
+        inside = [at for shorter, at in nested if len(shorter.encode()) >= SHORTEST]
         if asked in prompts:
             leaks[number] = {"why": "same prompt", "train": prompts[asked], "similar": 1.0}
         elif inside:
