@@ -13,7 +13,7 @@ from sftlab.data.rows import get_answer, get_prompt, get_texts, to_messages
 
 SHINGLE = 5  # characters: short enough for Japanese, long enough that chance overlap is rare
 PERMUTATIONS = 128  # of MinHash; its estimate of a similarity is off by about 1/sqrt(128) = 9 points
-SHORTEST = 6  # bytes of a prompt inside another: fewer are there by chance, as "Hi" is in "Is this high?"; a kanji has 3
+SHORTEST = 6  # bytes of a prompt inside another; fewer are there by chance: "Hi" is in "Is this high?"; a kanji has 3
 CANDIDATES = 100  # comparisons of one row: bounds the time where thousands of rows share most of their text
 AROUND = " ?!.,:;…\"'()。、・「」『』"  # after NFKC, which makes full-width ones of these
 
