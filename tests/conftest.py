@@ -39,6 +39,16 @@ def dataset(tmp_path_factory) -> Path:
     return data_set.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
 
 
+@pytest.fixture
+def configure(dataset, tmp_path):
+    """Makes the configuration of a short run with some options into tmp_path/run."""
+    from sftlab.config.configs import TrainConfig
+
+    usual = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "eval_samples": 8, "bf16": False}
+    usual |= {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1}
+    return lambda **options: TrainConfig(**usual | options)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> tuple:
     """tiny-base and its tokenizer, in the Alpaca format."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sftlab import machine
 from sftlab.config.configs import TrainConfig
@@ -14,18 +15,15 @@ from sftlab.memory import duration
 from sftlab.models import load
 from sftlab.train import run
 
+CPUS = [({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True, False)]  # emulates bfloat16
+CPUS += [({"avx512_bf16": True}, True, True), ({"avx512_bf16": False, "amx_bf16": True}, True, True)]
+CPUS += [({"neon": True, "bf16": bf16}, onednn, bf16 and onednn) for bf16 in (False, True) for onednn in (False, True)]
+SPINNING = [({}, 0, machine.QUIET), ({}, 64, machine.BUSY), ({"OMP_WAIT_POLICY": "PASSIVE"}, 64, None)]
+SPINNING += [({"GOMP_SPINCOUNT": machine.BUSY}, 0, machine.QUIET)]  # of a process that started this one
+SPINNING += [({"GOMP_SPINCOUNT": "7"}, 64, "7")]
 
-@pytest.mark.parametrize(
-    ("found", "onednn", "expected"),
-    [
-        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True, False),  # emulates bfloat16
-        ({"avx512_bf16": True}, True, True),
-        ({"avx512_bf16": False, "amx_bf16": True}, True, True),
-        ({"neon": True, "bf16": False}, True, False),
-        ({"neon": True, "bf16": True}, True, True),
-        ({"neon": True, "bf16": True}, False, False),
-    ],
-)
+
+@pytest.mark.parametrize(("found", "onednn", "expected"), CPUS)
 def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(found, onednn, expected, monkeypatch):
     monkeypatch.delenv("SFTLAB_BF16", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
@@ -55,23 +53,18 @@ def test_the_environment_decides_what_the_configuration_leaves_open(value, monke
         load.choose_precision(TrainConfig())
 
 
-def test_a_resumed_run_keeps_the_precision_that_it_began_with(dataset, tmp_path, monkeypatch):
-    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "batch_size": 2}
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(configure, monkeypatch):
     monkeypatch.setenv("SFTLAB_BF16", "0")
-    assert run.train(TrainConfig(**options))["choices"]["precision"].startswith("float32")
+    assert run.train(configure(bf16=None))["choices"]["precision"].startswith("float32")
     monkeypatch.setenv("SFTLAB_BF16", "1")
-    trainer = run.make_trainer(TrainConfig(**options, resume=True))
+    trainer = run.make_trainer(configure(bf16=None, resume=True))
     assert trainer.choices["precision"] == "float32: as when the run began"
 
 
 @pytest.mark.parametrize("use_lora", [False, True], ids=["full", "lora"])
-def test_flops_are_those_that_torch_counts(use_lora, dataset, tmp_path):
+def test_flops_are_those_that_torch_counts(use_lora, configure):
     """torch's own counter, on one sample without recomputation; attention on a CPU is counted whole, not its causal half."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config = TrainConfig(
-        dataset_path=str(dataset), output_dir=str(tmp_path), use_flash_attention=False, bf16=False, use_lora=use_lora
-    )
+    config = configure(use_flash_attention=False, use_lora=use_lora)
     model = run.make_trainer(config).model.train()
     ids = torch.arange(5, 69)[None]
     with FlopCounterMode(display=False) as counter:
@@ -85,16 +78,7 @@ def test_flops_are_those_that_torch_counts(use_lora, dataset, tmp_path):
         assert duration.count_step(quantized, [64, 9]) == duration.count_step(model, [64, 9])
 
 
-@pytest.mark.parametrize(
-    ("before", "running", "expected"),
-    [
-        ({}, 0, machine.QUIET),
-        ({}, 64, machine.BUSY),
-        ({"GOMP_SPINCOUNT": machine.BUSY}, 0, machine.QUIET),  # of a process that started this one
-        ({"GOMP_SPINCOUNT": "7"}, 64, "7"),
-        ({"OMP_WAIT_POLICY": "PASSIVE"}, 64, None),
-    ],
-)
+@pytest.mark.parametrize(("before", "running", "expected"), SPINNING)
 def test_threads_spin_less_where_other_programs_run_unless_it_is_set(before, running, expected, monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)

@@ -1,8 +1,9 @@
-"""Static checks of the notebooks: their stored outputs, the fixed order, exercises, parameters that agree with the configuration."""
+"""Static checks of the notebooks and their drawings: stored outputs, the fixed order, exercises, parameters that agree with the configuration."""
 
 import ast
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from sftlab.course import exercises, headless, stored
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+FIGURES = sorted((FOLDER / "figures").glob("*.svg"))
+SVG = "{http://www.w3.org/2000/svg}"
+FORBIDDEN = {"script", "foreignObject", "image", "use", "a", "animate"}
 # Knobs of a lesson that are no option of the lab; profile is the same everywhere.
 OWN_KNOBS = {"profile", "ranks", "question", "max_answer", "long_epochs", "questions", "samples", "block_size", "seeds",
              "wanted_model", "rounds", "options", "my_file", "my_test_file"}  # fmt: skip
@@ -120,3 +124,19 @@ def test_parameters_agree_with_the_configuration(notebook):
 def test_no_cell_installs_or_logs_in(notebook):
     for text in sources(notebook, "code"):
         assert not re.search(r"pip install|hf_[A-Za-z0-9]{8}|notebook_login|login\(", text)
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
+def test_a_figure_is_plain_svg_safe_to_embed_and_reads_in_light_and_dark(path):
+    text = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.tag == f"{SVG}svg" and root.get("viewBox")
+    for name in ("title", "desc"):
+        assert (root.findtext(f"{SVG}{name}") or "").strip(), f"no <{name}>"
+    assert not FORBIDDEN & {element.tag.removeprefix(SVG) for element in root.iter()}
+    attributes = [(key, value) for element in root.iter() for key, value in element.attrib.items()]
+    assert not [key for key, _ in attributes if key.startswith("on") or key.endswith("href")]
+    assert not re.search(r"@import|url\((?!#)", text), "something outside the file"
+    assert "@media (prefers-color-scheme: dark)" in text
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?:[^;}]*?(\d+)px", text)]
+    assert sizes and min(sizes) >= 12 and len(text.encode()) <= 12 * 1024

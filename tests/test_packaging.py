@@ -1,10 +1,4 @@
-"""pyproject.toml, constraints.txt and environment.yml tell one story, and `sftlab` is light to import.
-
-The ranges live in pyproject.toml, the exact versions in constraints.txt, the reasons in environment.yml. What one of
-them says and another does not is a broken install on somebody's machine.
-
-    pytest tests/test_packaging.py
-"""
+"""pyproject.toml has the ranges, constraints.txt the exact versions, environment.yml the reasons; `sftlab` is light to import."""
 
 import importlib.metadata
 import re

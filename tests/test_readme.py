@@ -76,10 +76,8 @@ def test_both_languages_have_the_same_commands_and_links():
 
 @pytest.mark.parametrize("text", [README, JAPANESE], ids=["English", "Japanese"])
 def test_the_course_is_told_as_its_notebooks_have_it(text):
-    rows = {
-        link: (title, minutes)
-        for title, link, minutes in re.findall(r"^\| \[(.*?)\]\((.*?)\) \|.*\| (\S+) \|$", text, re.M)
-    }
+    found = re.findall(r"^\| \[(.*?)\]\((.*?)\) \|.*\| (\S+) \|$", text, re.M)
+    rows = {link: (title, minutes) for title, link, minutes in found}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         words = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")

@@ -5,19 +5,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-import nbformat
+from course_notebooks import write_notebook
 
+from sftlab.config.configs import FIELDS
 from sftlab.hub import stand_in
 
 TOKEN = stand_in.TOKENS["read"]
-
-
-def write_notebook(path: Path, *sources: str, tags=()) -> Path:
-    cells = [nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)}) for source in sources]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    return path
 
 
 def test_planted_token_is_nowhere(tmp_path, dataset, hub_address):
@@ -57,10 +51,8 @@ def test_planted_token_is_nowhere(tmp_path, dataset, hub_address):
 
 def test_no_command_takes_a_token(tmp_path, sftlab_command):
     """What stands in a command line is in the process list and in the shell's history, and papermill would store it."""
-    from sftlab.config.configs import FIELDS
-
     assert not [name for name in FIELDS if re.search(r"token$|secret|password", name)]
-    own = write_notebook(tmp_path / "own.ipynb", "token: str = ''", tags=["parameters"])
+    own = write_notebook(tmp_path / "own.ipynb", parameters="token: str = ''")
     given = ["-p", "token", TOKEN, "--output-dir", tmp_path / "out"]
     for command in (["run", own, *given], ["train", "--output-dir", TOKEN], ["token", TOKEN]):
         code, output, errors = sftlab_command(*command)

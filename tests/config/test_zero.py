@@ -10,6 +10,10 @@ from sftlab.errors import UserError
 
 FILES = sorted(deepspeed_configs.CONFIGS.glob("*.json"))
 
+FAULTS = [("{", "is no JSON"), ("[]", "has no ZeRO options"), ('{"zero_optimization": 3}', "has no ZeRO options")]
+FAULTS += [('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3")]
+FAULTS += [('{"zero_optimization": {"stage": "auto"}}', "ZeRO stage 'auto'")]
+
 
 def list_keys(content: dict) -> set[str]:
     """All keys, those of inner objects too."""
@@ -45,16 +49,7 @@ def test_a_name_an_old_path_and_a_file_of_ones_own(tmp_path):
         deepspeed_configs.find_config("zero-2")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "is no JSON"),
-        ("[]", "has no ZeRO options"),
-        ('{"zero_optimization": 3}', "has no ZeRO options"),
-        ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
-        ('{"zero_optimization": {"stage": "auto"}}', "ZeRO stage 'auto'"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), FAULTS)
 def test_a_file_that_says_nothing_sensible_is_named(tmp_path, text, message):
     path = tmp_path / "own.json"
     path.write_text(text, encoding="utf-8")

@@ -1,8 +1,6 @@
 """Headless runs through the real papermill and real kernels: what is refused, coerced, skipped, and how runs end."""
 
 import argparse
-import json
-import re
 
 import nbformat
 import pytest
@@ -25,23 +23,6 @@ def run(*arguments) -> int:
     return headless.run_command(parser.parse_args([str(argument) for argument in arguments]))
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["-p", "lora_rr", "4"], "no parameter 'lora_rr'. Did you mean 'lora_r'? Declared: learning_rate, limit"),
-        (["-p", "lora_r", "1.5"], "lora_r: '1.5' is no int"),
-        (["-p", "packing", "maybe"], "packing: 'maybe' is no bool"),
-        (["--profile", "gqu"], "profile: 'gqu' is not one of smoke, cpu, gpu. Did you mean 'gpu'?"),
-    ],
-)
-def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, given, message):
-    book = write_notebook(tmp_path / "a.ipynb", "1", parameters=PARAMETERS)
-    with pytest.raises(UserError) as caught:
-        run(book, "--output-dir", tmp_path / "out", *given)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_notebook_that_takes_too_long_is_stopped(tmp_path):
     book, out = write_notebook(tmp_path / "a.ipynb", "import time\ntime.sleep(600)"), tmp_path / "out"
     assert run(book, "--output-dir", out, "--timeout", 3) == 4
@@ -49,26 +30,31 @@ def test_a_notebook_that_takes_too_long_is_stopped(tmp_path):
     assert (found["status"], found["cell"]) == ("timed out", 0) and "longer than the 3 seconds" in found["error"]
 
 
-def test_folders_and_files_that_can_not_work_are_refused(tmp_path):
-    book = write_notebook(tmp_path / "books" / "04_first.ipynb", "1")
+def test_what_can_not_work_is_refused_in_one_line_and_nothing_is_written(tmp_path):
+    book = write_notebook(tmp_path / "books" / "04_first.ipynb", "1", parameters=PARAMETERS)
     mine = write_notebook(tmp_path / "full" / "04_first.ipynb", "my = 'work'")
     (tmp_path / "broken.ipynb").write_text("{")
     (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
     for message, *given in (
+        ("no parameter 'lora_rr'. Did you mean 'lora_r'? Declared: learning_rate, limit", book, "-p", "lora_rr", "4"),
+        ("lora_r: '1.5' is no int", book, "-p", "lora_r", "1.5"),
+        ("packing: 'maybe' is no bool", book, "-p", "packing", "maybe"),
+        ("profile: 'gqu' is not one of smoke, cpu, gpu. Did you mean 'gpu'?", book, "--profile", "gqu"),
         ("Did you mean '04_first.ipynb'?", book.with_name("04_fist.ipynb")),
         ("no notebook there", tmp_path / "empty"),
         ("can't be read", tmp_path / "broken.ipynb"),
         ("is there and not empty", book, "--output-dir", mine.parent),
         ("a name of its own", book, mine),
     ):
-        with pytest.raises(UserError, match=re.escape(message)):
-            run(*given)
+        with pytest.raises(UserError) as caught:
+            run("--output-dir", tmp_path / "out", *given)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_parameters_arrive_as_declared_and_results_are_collected(tmp_path):
-    check = (
-        f"import json, os\nprint(json.dumps([[{NAMES}], os.environ['SFTLAB_PROFILE'], os.environ['HF_HUB_OFFLINE']]))"
-    )
+    check = f"import os\nprint([{NAMES}], os.environ['SFTLAB_PROFILE'], os.environ['HF_HUB_OFFLINE'])"
     keep = "from sftlab.course import record\nrecord('b', before={'facts': 0.1}, after={'facts': (0.5, 0.4, 0.6)})"
     draw = "from sftlab import plots\nplots.show(plots.lines([1, 2], {'a': [3, 4]}, 'x', 'y', 'A'))"
     book = write_notebook(tmp_path / "books {x}" / "a.ipynb", check, keep, draw, parameters=PARAMETERS)
@@ -76,7 +62,7 @@ def test_parameters_arrive_as_declared_and_results_are_collected(tmp_path):
     pairs = "-p lora_r 4 -p learning_rate 2e-5 -p packing false -p name null -p ranks [4,16] -p limit 7".split()
     assert run(book.parent, "--output-dir", out, "--profile", "smoke", *pairs) == 0
     *_, checked, _, drawn = nbformat.read(out / "a.ipynb", 4).cells
-    assert json.loads(checked.outputs[0].text) == [["smoke", 4, 2e-5, False, None, [4, 16], 7], "smoke", "1"]
+    assert checked.outputs[0].text == "['smoke', 4, 2e-05, False, None, [4, 16], 7] smoke 1\n"
     assert list(drawn.outputs[0].data) == ["application/vnd.plotly.v1+json", "image/png", "text/plain"]
     assert files.read_json(out / "a.json")["parameters"]["ranks"] == [4, 16]
     assert {"index.html", "a.html", "a.ipynb"} <= {path.name for path in out.iterdir()}
@@ -92,10 +78,10 @@ def test_each_way_to_end_has_its_status_and_the_rest_still_runs(tmp_path, capsys
     out = tmp_path / "out"
     assert run(books, "--output-dir", out) == 3
     found = [files.read_json(out / f"{name}.json") for name in ("a_failed", "b_dead", "c_quit", "d_fine")]
-    assert [one["status"] for one in found] == ["failed", "dead kernel", "failed", "completed"]
-    assert [one["cell"] for one in found] == [1, 0, 0, None]
-    assert "without a network" in found[0]["error"]  # which tests cut, in kernels, too
-    assert "sys.exit" in found[2]["error"]
+    ends = [("failed", 1), ("dead kernel", 0), ("failed", 0), ("completed", None)]
+    assert [(one["status"], one["cell"]) for one in found] == ends
+    # the network is cut in kernels, too
+    assert "without a network" in found[0]["error"] and "sys.exit" in found[2]["error"]
     printed, bars = capsys.readouterr()
     assert "4/4 d_fine" in bars and "2/2" in bars  # a progress bar for each notebook
     assert "a_failed: failed in cell 2\n    socket.getaddrinfo" in printed and "ran out of memory" in printed

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from sftlab import plots
+from sftlab import files, plots
 from sftlab.course import html, notebook
 
 EVIL = "<script>alert(1)</script>"
@@ -40,10 +40,8 @@ def page(tmp_path_factory) -> str:
     outputs = [nbformat.v4.new_output("display_data", data) for data in (chart, {"text/markdown": table.data}, widget)]
     outputs.append(nbformat.v4.new_output("stream", text=EVIL))
     book = nbformat.v4.new_notebook(metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}})
-    book.cells = [
-        nbformat.v4.new_markdown_cell(PROSE),
-        nbformat.v4.new_code_cell(f"print('{EVIL}')", outputs=outputs, execution_count=1),
-    ]
+    code = nbformat.v4.new_code_cell(f"print('{EVIL}')", outputs=outputs, execution_count=1)
+    book.cells = [nbformat.v4.new_markdown_cell(PROSE), code]
     folder = tmp_path_factory.mktemp("run")
     (folder / "near.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     nbformat.write(book, folder / "a.ipynb")
@@ -85,13 +83,12 @@ def test_formulas_are_drawn_and_tables_are_read_as_they_were_given(page):
 
 def test_index_shows_scores_loss_and_failures_and_escapes_all_of_it(tmp_path):
     failed = {"notebook": "b", "status": "failed", "seconds": 75.2, "cell": 2, "cell_source": EVIL, "error": EVIL}
-    (tmp_path / "b.json").write_text(json.dumps(failed))
+    files.write_json(tmp_path / "b.json", failed)
     (tmp_path / "other.json").write_text("[1]")
     record = {"title": EVIL, "note": EVIL, "before": {EVIL: [0.1, 0.05, 0.2], "ppl": 12.3456}, "log_history": HISTORY}
     odd = {"log_history": [EVIL], "before": {"a": 0.125}}
     for name, facts in (("a", record | {"after": {EVIL: [0.5, 0.4, 0.6]}}), ("b", odd)):
-        (tmp_path / "work" / name).mkdir(parents=True)
-        (tmp_path / "work" / name / "record.json").write_text(json.dumps(facts))
+        files.write_json(tmp_path / "work" / name / "record.json", facts)
     text = html.write_index(tmp_path).read_text()
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)") >= 4
     assert "1 min 15 s" in text and "failed in cell 3" in text

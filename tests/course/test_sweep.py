@@ -12,18 +12,33 @@ from scipy.stats import ttest_rel
 
 from sftlab.config.configs import SweepConfig
 from sftlab.course import notebook, sweep
-from sftlab.course.sweep import Point
 from sftlab.errors import UserError
 
-PARAMETERS = (
-    'lora_r: int = 16  # rank\nlearning_rate: float = 2e-4  # rate\nword: str = "a"  # a text\nseed: int = 1  # seed'
-)
+PARAMETERS = 'lora_r: int = 16  # rank\nlearning_rate: float = 2e-4\nword: str = "a"  # a text\nseed: int = 1'
 COUNT = "open(word, 'a').write('x') if word.startswith('/') else None"
 RECORD = """from sftlab import course
 assert lora_r != 64, "too large"
 loss = abs(learning_rate - 1e-3) * 100 + seed * 0.01 + lora_r * 1e-3 * seed
 import numpy
 course.record("toy", metrics={"eval_loss": numpy.float64(loss), "steps": numpy.int64(3)})"""
+REFUSED = [
+    ({"grid": ["lora_rr=4"]}, "no parameter 'lora_rr'. Did you mean 'lora_r'?"),
+    ({"grid": ["lora_r=4,x"]}, "lora_r: 'x' is no int"),
+    ({"grid": ["learning_rate=1e-4,7"]}, "learning_rate: 7 is out of range"),
+    ({"grid": ["lora_r=4", "lora_r=8"]}, "lora_r: it is given twice; give it once, with -p, or with all"),
+    ({"grid": ["lora_r"]}, "names no values"),
+    ({"grid": []}, "name a parameter"),
+    ({"notebook": ""}, "notebook: name one, as"),
+    ({"grid": ["lora_r=4"], "parameters": [["seed", "8"]], "seeds": "1,2"}, "seed: it is given twice"),
+    ({"grid": ["lora_r=4"], "output_dir": "."}, "is there and holds no sweep"),
+]
+UNSURE = [
+    ({"x": [1.0], "y": [0.5]}, "Nothing can be said about chance: another seed"),
+    ({"x": [1.0, 1.0], "y": [0.5, 0.5]}, "the seeds changed nothing"),
+    ({"x": [1.0, 1.1, 1.2], "y": [0.1, None, 0.2]}, "a=x with 1.097"),
+    ({"x": [1.0, None], "y": [None, 1.0]}, "no seed was completed by all"),
+    ({"x": [1.0, 1.1, 1.2], "y": [1.0, 1.1, 1.2]}, "No measurable difference between it and a=y"),
+]
 
 
 @pytest.fixture
@@ -32,13 +47,13 @@ def toy(tmp_path):
     return str(write_notebook(tmp_path / "toy.ipynb", COUNT, RECORD, parameters=PARAMETERS))
 
 
-def make_points(table: dict[object, list[float | None]]) -> list[Point]:
+def make_points(table: dict[object, list[float | None]]) -> list[sweep.Point]:
     """Points of an axis `a` from setting -> the metric with each seed; None: a point that failed."""
     points = []
     for seed in range(len(next(iter(table.values())))):
         for setting, values in table.items():
             status, metrics = ("failed", {}) if values[seed] is None else ("completed", {"loss": values[seed]})
-            points.append(Point({"a": setting}, seed, {}, f"{setting}-{seed}", status, metrics=metrics))
+            points.append(sweep.Point({"a": setting}, seed, {}, f"{setting}-{seed}", status, metrics=metrics))
     return points
 
 
@@ -46,20 +61,7 @@ def judge(table: dict[object, list[float | None]], direction: str = "min") -> sw
     return sweep.summarise(make_points(table), "loss", direction)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"grid": ["lora_rr=4"]}, "no parameter 'lora_rr'. Did you mean 'lora_r'?"),
-        ({"grid": ["lora_r=4,x"]}, "lora_r: 'x' is no int"),
-        ({"grid": ["learning_rate=1e-4,7"]}, "learning_rate: 7 is out of range"),
-        ({"grid": ["lora_r=4", "lora_r=8"]}, "lora_r: it is given twice; give it once, with -p, or with all"),
-        ({"grid": ["lora_r"]}, "names no values"),
-        ({"grid": []}, "name a parameter"),
-        ({"notebook": ""}, "notebook: name one, as"),
-        ({"grid": ["lora_r=4"], "parameters": [["seed", "8"]], "seeds": "1,2"}, "seed: it is given twice"),
-        ({"grid": ["lora_r=4"], "output_dir": "."}, "is there and holds no sweep"),
-    ],
-)
+@pytest.mark.parametrize(("given", "message"), REFUSED)
 def test_what_can_not_work_is_refused_before_anything_is_written(toy, tmp_path, given, message):
     with pytest.raises(UserError) as caught:
         sweep.run_sweep(SweepConfig.build(**{"notebook": toy, "output_dir": str(tmp_path / "out")} | given))
@@ -147,16 +149,7 @@ def test_the_true_best_is_ruled_out_in_no_more_than_one_sweep_in_twenty():
     assert lost <= 0.05 * sweeps + 3 * (sweeps * 0.05 * 0.95) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ({"x": [1.0], "y": [0.5]}, "Nothing can be said about chance: another seed"),
-        ({"x": [1.0, 1.0], "y": [0.5, 0.5]}, "the seeds changed nothing"),
-        ({"x": [1.0, 1.1, 1.2], "y": [0.1, None, 0.2]}, "a=x with 1.097"),
-        ({"x": [1.0, None], "y": [None, 1.0]}, "no seed was completed by all"),
-        ({"x": [1.0, 1.1, 1.2], "y": [1.0, 1.1, 1.2]}, "No measurable difference between it and a=y"),
-    ],
-)
+@pytest.mark.parametrize(("table", "words"), UNSURE)
 def test_what_can_not_be_known_is_reported(table, words):
     assert words in judge(table).verdict
 

@@ -8,9 +8,11 @@ import pytest
 
 from sftlab.config.configs import TrainConfig
 from sftlab.course import widgets
-from sftlab.course.widgets import find_figures
 from sftlab.models import load
 from sftlab.runs import background, panel
+
+REFUSED = [("lora_r", "0", "at least 1"), ("learning_rate", "fast", "2e-4 or 0.0002")]
+REFUSED += [("deepspeed", "zero9", "Did you mean"), ("use_dora", "true", "add --use-lora")]
 
 
 def make(config: TrainConfig):
@@ -36,15 +38,7 @@ def test_every_option_is_a_control_of_a_group_with_help_range_and_default():
     assert set(controls.state["changed"]) == {"learning_rate", "lora_r", "bf16"}
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("lora_r", "0", "at least 1"),
-        ("learning_rate", "fast", "2e-4 or 0.0002"),
-        ("deepspeed", "zero9", "Did you mean"),
-        ("use_dora", "true", "add --use-lora"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text", "message"), REFUSED)
 def test_what_is_refused_stays_in_its_field_and_is_said_there(name, text, message):
     form, controls = make(TrainConfig())
     form.show_figures([widgets.make_figure("steps", "8")])
@@ -104,11 +98,9 @@ def test_figures_are_worked_out_once_when_asked_for_and_a_failure_is_one_line(mo
 
 
 def test_figures_are_those_of_the_run(dataset):
-    """Parameters and steps as the trainer has them, and what can't be known explained instead."""
-
     def ask(**options) -> dict:
         shared = {"dataset_path": str(dataset), "use_lora": True, "max_length": 128, "bf16": False}
-        return {one["name"]: one for one in find_figures(TrainConfig(**shared, **options))}
+        return {one["name"]: one for one in widgets.find_figures(TrainConfig(**shared, **options))}
 
     found = ask(lora_r=8, batch_size=8, gradient_accumulation_steps=3, num_epochs=2)
     model = load.load_model("tiny-base")
@@ -130,6 +122,5 @@ def test_a_form_is_made_only_where_someone_sits(monkeypatch, capsys):
 
 
 def test_the_browser_gets_no_html():
-    """Whatever a model or a folder is called is put there as text."""
     script = (Path(widgets.__file__).parent / "form" / "form.js").read_text(encoding="utf-8")
     assert "innerHTML" not in script and "insertAdjacentHTML" not in script and "eval(" not in script

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from sftlab import files
-from sftlab.cli import main
 from sftlab.config.configs import TrainConfig
+from sftlab.config.text import to_flags
 from sftlab.doctor import diagnosis, known_errors
 from sftlab.runs import state
 from sftlab.train import folder as run_folder
@@ -18,6 +18,12 @@ from sftlab.train.trainer import LabTrainer
 
 SAMPLES = yaml.safe_load(Path(__file__).with_name("error_samples.yaml").read_text(encoding="utf-8"))
 TRACED = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n'
+RISING = [[67, 70, 90, 100, 120, 130, 160, 172]]  # and no advice to take longer steps
+RISING += [[2.82, 5.55, 6.18, 12.8, 8.6, 9.7, 7.4, 6.3, 6.3, 6.4, 5.4, 4.5, 4.6, 5, 4, 4.3]]
+CURVES = [([5, 4, 3, float("nan")], [], "losses: nan at logged step 4"), (["nan"], [], "losses: nan")]
+CURVES += [([0.0] * 3, [], "losses: 0.0"), ([5.0 + 0.01 * (at % 3) for at in range(12)], [], "losses: flat")]
+CURVES += [(losses, [], "losses: rising") for losses in RISING]
+CURVES += [([5.0 - 0.1 * at for at in range(12)], [], None), ([5.0] * 4, [], None), ([5.0] * 12, [5, 3], None)]
 
 
 def match(text: str) -> list[str]:
@@ -55,18 +61,16 @@ def test_several_errors_are_ranked_and_the_last_failure_counts():
     assert match(refused) == ["said-by-the-lab", "port-in-use"]  # what the lab says comes first
 
 
-def test_an_unknown_error_is_printed_with_its_place(dataset, tmp_path, capsys, monkeypatch):
+def test_an_unknown_error_is_printed_with_its_place(configure, sftlab_command, monkeypatch):
     def training_step(*_, **__):
         raise ZeroDivisionError("a new kind of trouble")
 
     monkeypatch.setattr(LabTrainer, "training_step", training_step)
-    folder = tmp_path / "unknown"
-    flags = f"train --dataset-path {dataset} --output-dir {folder} --max-steps 2 --no-bf16 --eval-samples 8"
-    assert main(flags.split()) == 1
-    error = capsys.readouterr().err
-    assert "Traceback" in error and error.rstrip().endswith(f"sftlab doctor {folder} says more")
-    assert main(["doctor", str(folder)]) == 1
-    assert re.search("not known here.*test_diagnose.py.*a new kind of trouble", capsys.readouterr().out, re.DOTALL)
+    code, _, error = sftlab_command("train", *to_flags(config := configure()))
+    assert code == 1 and "Traceback" in error
+    assert error.rstrip().endswith(f"sftlab doctor {config.output_dir} says more")
+    code, out, _ = sftlab_command("doctor", config.output_dir)
+    assert code == 1 and re.search("not known here.*test_diagnose.py.*a new kind of trouble", out, re.DOTALL)
 
 
 def test_a_killed_run(tmp_path):
@@ -81,9 +85,9 @@ def test_a_killed_run(tmp_path):
     assert any("--resume" in fix for fix in found.findings[0].fix) and "killed" in found.findings[0].symptom
 
 
-def test_a_healthy_run_and_a_flat_one(tuned_run, tmp_path, capsys):
-    assert main(["doctor", str(tuned_run)]) == 0
-    assert "completed at step 3" in capsys.readouterr().out
+def test_a_healthy_run_and_a_flat_one(tuned_run, tmp_path, sftlab_command):
+    code, out, _ = sftlab_command("doctor", tuned_run)
+    assert code == 0 and "completed at step 3" in out
     shutil.copytree(tuned_run, tmp_path / "flat")
     (tmp_path / "flat" / run_folder.LOG).unlink()
     for step in range(8):
@@ -105,30 +109,15 @@ def test_slowness_is_found_in_numbers(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("losses", "validation", "fault"),
-    [
-        ([5, 4, 3, float("nan")], [], "losses: nan at logged step 4"),
-        (["nan"], [], "losses: nan"),
-        ([0.0] * 3, [], "losses: 0.0"),
-        ([5.0 + 0.01 * (at % 3) for at in range(12)], [], "losses: flat"),
-        ([67, 70, 90, 100, 120, 130, 160, 172], [], "losses: rising"),  # and no advice to take longer steps
-        ([2.82, 5.55, 6.18, 12.8, 8.6, 9.7, 7.4, 6.3, 6.3, 6.4, 5.4, 4.5, 4.6, 5, 4, 4.3], [], "losses: rising"),
-        ([5.0 - 0.1 * at for at in range(12)], [], None),
-        ([5.0] * 4, [], None),
-        ([5.0] * 12, [5, 3], None),
-    ],
-)
+@pytest.mark.parametrize(("losses", "validation", "fault"), CURVES)
 def test_curves_are_judged(losses, validation, fault):
     found = diagnosis.find_faults([{"loss": loss} for loss in losses] + [{"eval_loss": loss} for loss in validation])
     assert found == [] if fault is None else found[0].startswith(fault)
 
 
 def test_the_rank_that_failed_first_comes_first(tmp_path):
-    folder = tmp_path / "two-logs" / "ranks-0"
-    folder.mkdir(parents=True)
     for rank, words in enumerate(["RuntimeError: Connection closed by peer [127.0.0.1]:1", "KeyError: 'text'"]):
-        (folder / f"20260101_rank{rank}.log").write_text(f"{TRACED}{words}\n", encoding="utf-8")
+        files.write_text(tmp_path / "two-logs" / "ranks-0" / f"20260101_rank{rank}.log", f"{TRACED}{words}\n")
     found = diagnosis.diagnose(tmp_path / "two")
     assert list_names(found) == ["missing-column"]
     assert found.findings[0].file.endswith("rank1.log") and found.findings[0].line == 3
@@ -141,15 +130,14 @@ def test_of_a_long_log_the_end_is_read(tmp_path):
     assert list_names(found) == ["missing-column"] and found.findings[0].line == 0
 
 
-def test_no_token_and_no_home_is_printed(tmp_path, capsys, monkeypatch):
+def test_no_token_and_no_home_is_printed(tmp_path, sftlab_command, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     token, log = "hf_" + "Z" * 34, tmp_path / "error.log"
 
     def ask(text: str) -> str:
         log.write_text(text, encoding="utf-8")
-        assert main(["doctor", str(log)]) == 1
-        out = capsys.readouterr().out
-        assert token[-12:] not in out and str(tmp_path) not in out
+        code, out, _ = sftlab_command("doctor", log)
+        assert code == 1 and token[-12:] not in out and str(tmp_path) not in out
         return out
 
     assert "'~/x" in ask(f"HF_TOKEN={token}\nPermissionError: [Errno 13] Permission denied: '{tmp_path}/x {token}'\n")

@@ -1,53 +1,42 @@
 """The check-up: each check sees what it's there for, one that breaks spoils no other, and nothing private is in the report."""
 
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
 import torch
 from bitsandbytes import functional
 
-from sftlab import machine
-from sftlab.cli import main
+from sftlab import files, machine
 from sftlab.doctor import checks
 from sftlab.doctor.checks import FAILS, NOTE, OK
 
+PACKAGES = [({"trl": "1.16.99"}, NOTE, ["trl 1.16.99 (tested: "])]
+PACKAGES += [({"trl": "0.9", "peft": None}, FAILS, ["trl 0.9 (needs", "peft is not installed"])]
 
-def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, capsys):
+
+def test_the_whole_check_up_on_this_machine(tmp_path, monkeypatch, sftlab_command):
     token = "hf_" + "Y" * 34
-    monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setenv("SFTLAB_BF16", "0")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    code, printed = main(["doctor"]), capsys.readouterr()
-    assert code == 0 and "nothing fails" in printed.out
-    assert token not in printed.out + printed.err and str(tmp_path) not in printed.out
-    assert re.search("note +device .*the course runs\\s+on this CPU", printed.out)
+    for name, value in {"HF_TOKEN": token, "SFTLAB_BF16": "0", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    code, out, error = sftlab_command("doctor")
+    assert code == 0 and "nothing fails" in out and token not in out + error and str(tmp_path) not in out
+    assert re.search("note +device .*the course runs\\s+on this CPU", out) and re.search("note +network", out)
     names = "packages device precision quantization attention deepspeed memory disk token network notebooks".split()
-    assert re.findall(r"^(?:ok|note) +(\S+) ", printed.out, re.MULTILINE) == names
-    assert "float32 is taken" in printed.out and "there is one, from HF_TOKEN" in printed.out
-    assert "4 bits off by 0.0" in printed.out and re.search("note +network", printed.out)
+    assert re.findall(r"^(?:ok|note) +(\S+) ", out, re.MULTILINE) == names
+    assert "float32 is taken" in out and "there is one, from HF_TOKEN" in out and "4 bits off by 0.0" in out
 
 
-def test_a_broken_installation_is_lines_that_fail(tmp_path):
+def test_a_broken_installation_is_lines_that_fail(tmp_path, sftlab_command):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
-    done = subprocess.run([sys.executable, "-m", "sftlab", "doctor"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and "fails  device" in done.stdout and "libcudart" in done.stdout, done.stderr
-    assert "ok     packages" in done.stdout and f"of {len(checks.CHECKS)} fail: device" in done.stdout
+    code, out, error = sftlab_command("doctor", PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    assert code == 1 and "fails  device" in out and "libcudart" in out, error
+    assert "ok     packages" in out and f"of {len(checks.CHECKS)} fail: device" in out
 
 
-@pytest.mark.parametrize(
-    ("installed", "outcome", "words"),
-    [
-        ({"trl": "1.16.99"}, NOTE, ["trl 1.16.99 (tested: "]),
-        ({"trl": "0.9", "peft": None}, FAILS, ["trl 0.9 (needs", "peft is not installed"]),
-    ],
-)
+@pytest.mark.parametrize(("installed", "outcome", "words"), PACKAGES)
 def test_packages_that_are_missing_outside_or_untested(installed, outcome, words, monkeypatch):
     real = metadata.version
 
@@ -87,10 +76,8 @@ def test_a_quantization_that_does_not_work(monkeypatch):
 
 
 def test_the_kernel_of_another_python(monkeypatch, tmp_path):
-    kernel = tmp_path / "kernels" / "python3"
-    kernel.mkdir(parents=True)
     about = {"argv": ["/usr/bin/python9", "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}
-    (kernel / "kernel.json").write_text(json.dumps(about))
+    files.write_json(tmp_path / "kernels" / "python3" / "kernel.json", about)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     state, found, step = checks.check_notebooks()
     assert state == NOTE and "/usr/bin/python9" in found and "--sys-prefix" in step

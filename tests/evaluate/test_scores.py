@@ -1,11 +1,16 @@
-"""Scores: exact means exact, batches change nothing, and the bundled model knows but can't answer."""
+"""Scores: exact means exact, batches change nothing; the bundled model knows but can't answer; a spoiled one has forgotten."""
 
 import pytest
+import torch
 
 from sftlab.config.configs import TrainConfig
+from sftlab.data import cleaning
 from sftlab.data import dataset as data_set
-from sftlab.evaluate import scores
+from sftlab.errors import UserError
+from sftlab.evaluate import forgetting, scores
 from sftlab.models import load
+
+UNFIT = [("a.txt", "one\nparagraph", "holds one text"), ("a.txt", "", "is empty"), ("gone.txt", "", "no such file")]
 
 
 def test_exact_means_exact_and_scores_can_be_cut_by_row():
@@ -23,9 +28,8 @@ def test_answers_do_not_depend_on_the_batch(tiny):
 
 
 def test_the_bundled_questions_are_about_different_things():
-    train, test = (
-        {row["instruction"]: row["language"] for row in scores.read_facts(split)} for split in ("train", "test")
-    )
+    splits = scores.read_facts("train"), scores.read_facts("test")
+    train, test = ({row["instruction"]: row["language"] for row in rows} for rows in splits)
     assert len(train) == 1408 and len(test) == 1420 and not train.keys() & test.keys()
     assert all(0.45 < list(rows.values()).count("ja") / len(rows) < 0.55 for rows in (train, test))
 
@@ -46,8 +50,7 @@ def test_rows_of_conversations_are_asked_for_their_last_answer(tiny):
 
 @pytest.mark.parametrize("bits", [32, 4])
 def test_padding_and_batches_change_no_loss_but_by_rounding(bits, bf16, dataset):
-    split = data_set.load_prepared(dataset)[0]["test"]
-    rows = [split[number] for number in range(12)]
+    rows = list(data_set.load_prepared(dataset)[0]["test"].select(range(12)))
     model = load.load_model("tiny-base", TrainConfig(bf16=bf16, use_lora=bits == 4, use_4bit=bits == 4))
     sums, counts = scores.measure_rows(model, rows, 0, batch_size=12, bf16=bf16)
     alone, same = scores.measure_rows(model, rows, 0, batch_size=1, bf16=bf16)
@@ -67,3 +70,34 @@ def test_texts_are_scored_from_their_first_token(tiny):
     wrong = scores.encode_texts(tokenizer, ["The capital of France is Tokyo."])
     assert scores.measure_rows(model, wrong, 0)[0][0] > sums[0] + 3
     assert len(scores.encode_texts(tokenizer, texts, 4)[0]["input_ids"]) == 4
+
+
+def test_the_bundled_prose_is_in_both_languages():
+    texts = forgetting.read_texts()
+    assert len(texts) == len(set(texts)) == 40 and all(60 < len(text.encode()) < 400 for text in texts)
+    assert sum(cleaning.find_language(text) == "Japanese" for text in texts) == 20
+
+
+@pytest.mark.parametrize(("name", "content", "message"), UNFIT)
+def test_unfit_prose_is_refused(name, content, message, tmp_path):
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        forgetting.read_texts(tmp_path / name)
+
+
+def test_a_spoiled_model_forgot_and_the_size_is_said(tiny):
+    model, tokenizer = load.load_model("tiny-base"), tiny[1]  # of its own, to be spoiled
+    name, texts, facts = forgetting.choose_probe("tiny-base", None, 40)
+    assert texts[1] == "The atomic number of hassium is 108."
+    how = {"batch_size": 40, "bf16": False, "max_length": 256}
+    before = forgetting.measure_probe(model, tokenizer, texts, facts, **how)
+    same = forgetting.compare_probe(name, texts, before, before, resamples=500)
+    assert not same["forgot"] and same["verdict"].startswith("No measurable forgetting")
+    assert same["completed"]["base"][0] > 0.9
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    after = forgetting.measure_probe(model, tokenizer, texts, facts, **how)
+    found = forgetting.compare_probe(name, texts, before, after, resamples=500)
+    assert found["forgot"] and found["verdict"].startswith("Forgot: the loss on prose changed by +")
+    assert found["loss"]["difference"][1] > 0

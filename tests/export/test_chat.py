@@ -71,13 +71,7 @@ def test_a_piped_conversation_with_a_run(tuned_run, sftlab_command, monkeypatch)
     assert "> What is the capital of France?\n" in out and "never read" not in out
 
 
-def test_without_a_standard_input_it_ends_at_once(tiny, monkeypatch):
-    monkeypatch.setattr(chat, "load", lambda config: tiny)
-    monkeypatch.setattr("sys.stdin", None)
-    assert chat.talk(ChatConfig()) == []
-
-
-def test_the_conversation_is_sent_with_each_question_and_ctrl_c_forgets_one(tiny, monkeypatch, capsys):
+def test_each_question_has_the_conversation_ctrl_c_forgets_one_and_no_input_ends_it(tiny, monkeypatch, capsys):
     seen = []
 
     def reply(model, tokenizer, messages, show, **options):
@@ -94,3 +88,5 @@ def test_the_conversation_is_sent_with_each_question_and_ctrl_c_forgets_one(tiny
     last = [["one", "いい", "two"], ["one", "いい", "three"], ["four"]]
     assert seen == [["Be kind.", *texts] for texts in [["one"], *last]]
     assert "いい … stopped" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", None)
+    assert chat.talk(ChatConfig()) == []
