@@ -18,6 +18,15 @@ from sftlab.train import run
 SHORT = {"batch_size": 32, "learning_rate": 3e-3, "bf16": False, "eval_samples": 0, "logging_steps": 1}
 # The trainer lays rows out in another way than an evaluation does, so that sums are rounded otherwise; bfloat16 keeps 8 bits.
 ROUNDING = {False: 1e-4, True: 2e-2}
+LORA, slow = {"use_lora": True}, pytest.mark.slow
+METHODS = [
+    pytest.param({}, False, id="full"),
+    pytest.param(LORA, True, id="chatml"),  # with new tokens
+    pytest.param(LORA | {"use_8bit": True}, False, id="8-bit"),
+    pytest.param(LORA | {"model_name": "random-tiny:gpt2"}, False, id="random"),
+    pytest.param(LORA | {"use_4bit": True}, True, id="4-bit", marks=slow),
+    pytest.param(LORA | {"gradient_checkpointing": True}, False, id="checkpointing", marks=slow),
+]
 QUICK = {"num_questions": 0, "num_texts": 8, "resamples": 500, "batch_size": 64}
 
 
@@ -42,8 +51,7 @@ def prepare_rows(rows: list[dict], folder: Path, held_out: int = 12, **options) 
 @pytest.fixture(scope="module")
 def learned(dataset, tmp_path_factory) -> Path:
     """A LoRA run of 16 steps, which has learned to answer."""
-    options = {"use_lora": True, "num_epochs": 4, "learning_rate": 4e-3}
-    return train_run(dataset, tmp_path_factory.mktemp("runs") / "learned", **options)
+    return train_run(dataset, tmp_path_factory.mktemp("runs") / "learned", **LORA, num_epochs=4, learning_rate=4e-3)
 
 
 def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
@@ -58,21 +66,7 @@ def test_a_run_that_learned_is_better_and_its_result_keeps_all_else(learned):
     assert "Better: " in (learned / "report.html").read_text(encoding="utf-8")
 
 
-LORA = {"use_lora": True}
-
-
-@pytest.mark.parametrize(
-    ("options", "bf16"),
-    [
-        ({}, False),
-        (LORA, True),  # with chatml's new tokens
-        (LORA | {"use_8bit": True}, False),
-        (LORA | {"model_name": "random-tiny:gpt2"}, False),
-        pytest.param(LORA | {"use_4bit": True}, True, marks=pytest.mark.slow),
-        pytest.param(LORA | {"gradient_checkpointing": True}, False, marks=pytest.mark.slow),
-    ],
-    ids=["full", "chatml", "8-bit", "random", "4-bit", "checkpointing"],
-)
+@pytest.mark.parametrize(("options", "bf16"), METHODS)
 def test_the_tuned_loss_is_the_trainers(options, bf16, tmp_path):
     prepared = prepare_rows(scores.read_facts("train", 16), tmp_path / "set", format="chatml" if bf16 else "alpaca")
     folder = train_run(prepared, tmp_path / "run", max_steps=2, batch_size=8, bf16=bf16, **options)
@@ -81,8 +75,7 @@ def test_the_tuned_loss_is_the_trainers(options, bf16, tmp_path):
     tolerance = 0.02 if "use_8bit" in options else ROUNDING[bf16]  # LLM.int8 looks at a batch for what it keeps whole
     assert found["held_out_loss"]["tuned"] == pytest.approx(trained, abs=tolerance)
     assert found["held_out_loss"]["base"] != pytest.approx(trained, abs=0.05)
-    assert found["forgetting"]["texts"] == 8
-    assert ("completed" in found["forgetting"]) == ("model_name" not in options)
+    assert found["forgetting"]["texts"] == 8 and ("completed" in found["forgetting"]) == ("model_name" not in options)
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing(tmp_path):
@@ -90,8 +83,7 @@ def test_a_model_against_itself_differs_by_exactly_nothing(tmp_path):
     unchanged = train_run(prepared, tmp_path / "run", max_steps=1, learning_rate=0)
     found = evaluate(unchanged, smallest_gain=0.3, max_new_tokens=4)
     assert found["outcome"] == "no measurable gain"
-    for part in (found["held_out_loss"], found["forgetting"]["loss"]):
-        assert part["difference"] == [0, 0, 0]
+    assert found["held_out_loss"]["difference"] == found["forgetting"]["loss"]["difference"] == [0, 0, 0]
     assert not found["forgetting"]["forgot"] and all(row["base"] == row["tuned"] for row in found["answers"])
 
 

@@ -19,6 +19,7 @@ from tests import families
 
 SYSTEM, *CHAT = [{"role": role, "content": text} for role, text in
                  [("system", "短く。"), ("user", "What is 2 + 2?"), ("assistant", "It is 4."), ("user", "富士山は？")]]  # fmt: skip
+LIBRARIES = {"merged": "transformers", "adapter": "peft"}
 # What a Modelfile's template may hold of Go's language, and the same for Jinja. The loop's `end` is the last one.
 GO = {
     r"(.*)\{\{ end \}\}": r"\1{% endfor %}",
@@ -35,21 +36,17 @@ GO = {
 @pytest.fixture(scope="module")
 def exports(tuned_run, tmp_path_factory) -> dict:
     """The tuned run's exports by their kind, merged and adapter: (folder, what export.json holds)."""
-    place, made = tmp_path_factory.mktemp("exports"), {}
-    for kind in ("merged", "adapter"):
-        config = ExportConfig(run_dir=str(tuned_run), output_dir=str(place / kind), kind=kind)
-        made[kind] = place / kind, folder.export(config)
-    return made
+    place, run = tmp_path_factory.mktemp("exports"), str(tuned_run)
+    configs = [ExportConfig(run_dir=run, output_dir=str(place / kind), kind=kind) for kind in LIBRARIES]
+    return {config.kind: (place / config.kind, folder.export(config)) for config in configs}
 
 
-@pytest.mark.parametrize(("kind", "library"), [("merged", "transformers"), ("adapter", "peft")])
-def test_the_card_is_true_and_its_code_runs_and_names_no_path_of_this_machine(
-    kind, library, exports, tuned_run, monkeypatch, capsys
-):
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_the_card_is_true_and_its_code_runs_and_names_no_path_of_this_machine(kind, exports, tuned_run, capsys):
     place, facts = exports[kind]
     card = ModelCard.load(place / "README.md")
-    assert card.data.license == "mit"
-    assert (card.data.pipeline_tag, card.data.library_name) == ("text-generation", library)
+    found = card.data.license, card.data.pipeline_tag, card.data.library_name
+    assert found == ("mit", "text-generation", LIBRARIES[kind])
     assert (place / "Modelfile").exists() == (kind == "merged") and "vllm serve" in card.text
     assert "128 rows were trained on, 64 held out" in card.text and "| held-out loss" in card.text
     assert not re.search(r"\n{3,}", card.text) and "| lora_r | 16 |" in card.text
@@ -57,8 +54,8 @@ def test_the_card_is_true_and_its_code_runs_and_names_no_path_of_this_machine(
     for file in place.iterdir():
         assert not any(path in file.read_bytes() for path in ours), file
     code = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
-    monkeypatch.chdir(place.parent)
-    exec(code.replace("PATH/OF/data_samples/tiny-base", str(load.TINY_BASE)), {})
+    with contextlib.chdir(place.parent):
+        exec(code.replace("PATH/OF/data_samples/tiny-base", str(load.TINY_BASE)), {})
     assert "capital of France" in capsys.readouterr().out
     assert facts["checks"]["reloaded"]["relative"] < 1e-5
 

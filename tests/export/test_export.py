@@ -1,16 +1,15 @@
 """Export: merged and adapter folders of many kinds of run load plainly and give the trained model; a fault stops them."""
 
 import errno
-import json
-import re
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers.normalizers import NFKC
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sftlab import machine
-from sftlab.config.configs import DataConfig, ExportConfig, TrainConfig
+from sftlab import files, machine
+from sftlab.config.configs import DataConfig, ExportConfig
 from sftlab.data import dataset
 from sftlab.errors import UserError
 from sftlab.evaluate import scores
@@ -19,20 +18,27 @@ from sftlab.export import folder as export_folder
 from sftlab.models import load
 from sftlab.train import run, saved
 
-STEPS = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-2, "max_length": 128, "bf16": False, "eval_samples": 8}
+STEPS = {"max_steps": 3, "batch_size": 8, "learning_rate": 2e-2, "max_length": 128, "eval_samples": 8}
+MISTRAL, slow = "Mistral-7B-v0.1", pytest.mark.slow
+FAULTS = {"file": "again against saved: the logits are off", "disk": "the disk is full, and nothing was put in place"}
 # The run measured its held-out loss in its own precision, of which bfloat16 keeps 8 bits; exports are measured in float32.
 ROUNDING = {False: 2e-4, True: 2e-2}
+GROWN = [
+    ("phi-2", {"bf16": True}),  # a head with a bias, which PEFT forgets beside trained token rows
+    (MISTRAL, {"use_4bit": True, "bf16": True}),
+    pytest.param("gpt2", {}, marks=slow),  # tied embeddings, Conv1D
+    pytest.param(MISTRAL, {"use_dora": True, "use_rslora": True, "lora_alpha": 8}, marks=slow),
+]
 
 
 @pytest.fixture
-def make_run(dataset, tmp_path):
+def make_run(configure):
     """A run of three steps, large enough to change the model a lot: its folder."""
 
-    def make(model_name: str, dataset_path=dataset, **options):
-        folder = tmp_path / "run"
-        config = {"model_name": model_name, "dataset_path": str(dataset_path), "output_dir": str(folder)}
-        run.train(TrainConfig(**STEPS | {"use_lora": True} | config | options))
-        return folder
+    def make(model_name: str, **options) -> Path:
+        config = configure(**STEPS | {"use_lora": True, "model_name": model_name} | options)
+        run.train(config)
+        return Path(config.output_dir)
 
     return make
 
@@ -68,7 +74,7 @@ def check_loss(folder, dataset_path, run, bf16: bool) -> None:
     rows = dataset.load_prepared(dataset_path)[0]["test"].select(range(STEPS["eval_samples"]))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     sums, counts = scores.measure_rows(model, list(rows), 0, batch_size=1)
-    trained = json.loads((run / "result.json").read_text())["metrics"]["eval_loss"]
+    trained = files.read_json(run / "result.json")["metrics"]["eval_loss"]
     assert sums.sum() / counts.sum() == pytest.approx(trained, abs=ROUNDING[bf16])
 
 
@@ -80,21 +86,11 @@ def test_every_architecture_merges_to_the_model_that_was_trained(name, bf16, mak
     check_loss(tmp_path / "export", dataset, run, bf16)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("phi-2", {"bf16": True}),  # a head with a bias, which PEFT forgets beside trained token rows
-        ("Mistral-7B-v0.1", {"use_4bit": True, "bf16": True}),
-        pytest.param("gpt2", {}, marks=pytest.mark.slow),  # tied embeddings, Conv1D
-        pytest.param(
-            "Mistral-7B-v0.1", {"use_dora": True, "use_rslora": True, "lora_alpha": 8}, marks=pytest.mark.slow
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "options"), GROWN)
 def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, save_base, make_run, tmp_path):
     base = save_base(f"random-tiny:{name}", renamed=("<|im_start|>", "<|im_end|>"))
     grown = dataset.prepare(DataConfig(model=base, format="chatml", num_samples=64, output_dir=str(tmp_path / "sets")))
-    run = make_run(base, grown, **options)
+    run = make_run(base, dataset_path=str(grown), **options)
     export(run, tmp_path / "export", dtype="float32")
     check_loss(tmp_path / "export", grown, run, "bf16" in options)
     if name == "phi-2":
@@ -102,9 +98,7 @@ def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, s
             export(run, tmp_path / "adapter", kind="adapter")
 
 
-@pytest.mark.parametrize(
-    ("name", "bits", "bf16"), [("Mistral-7B-v0.1", 4, True), ("Mistral-7B-v0.1", 8, False), ("gpt2", 4, False)]
-)
+@pytest.mark.parametrize(("name", "bits", "bf16"), [(MISTRAL, 4, True), (MISTRAL, 8, False), ("gpt2", 4, False)])
 def test_a_quantised_base_is_merged_both_ways_measured(name, bits, bf16, save_base, make_run, dataset, tmp_path):
     run = make_run(save_base(f"random-tiny:{name}"), bf16=bf16, **{f"use_{bits}bit": True})
     facts = export(run, tmp_path / "export", dtype="float32")
@@ -116,16 +110,8 @@ def test_a_quantised_base_is_merged_both_ways_measured(name, bits, bf16, save_ba
     assert f"quantized to {bits} bits" in card and "on the published base" in card
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("file", "again against saved: the logits are off"),
-        ("disk", "the disk is full, and nothing was put in place"),
-    ],
-)
-def test_a_fault_of_file_or_disk_puts_nothing_in_place(
-    fault, message, tuned_run, tmp_path, monkeypatch, sftlab_command
-):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_file_or_disk_puts_nothing_in_place(fault, tuned_run, tmp_path, monkeypatch, sftlab_command):
     """A fault of the merge is in notebook 12."""
     right = PreTrainedModel.save_pretrained
 
@@ -138,7 +124,7 @@ def test_a_fault_of_file_or_disk_puts_nothing_in_place(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
     code, _, error = sftlab_command("export", tuned_run, "--output-dir", tmp_path / "out" / "x")
-    assert code == 2 and re.search(message, error) and list((tmp_path / "out").iterdir()) == []
+    assert code == 2 and FAULTS[fault] in error and list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_answer_that_ends_elsewhere_is_a_difference():
@@ -159,16 +145,13 @@ def test_a_template_or_a_token_that_is_lost_is_named(tuned_run):
         checks.require_same_tokens(kept, other)
 
 
-def test_what_is_no_finished_run_is_refused(tuned_run, tmp_path, sftlab_command):
+def test_unfinished_runs_folders_in_use_and_little_memory_are_refused(tuned_run, tmp_path, sftlab_command, monkeypatch):
     code, _, error = sftlab_command("export", tuned_run / "checkpoint-2", "--output-dir", tmp_path / "x")
     assert code == 2 and "is a checkpoint. Name its run" in error and len(error.strip().splitlines()) == 1
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "result.json").write_text('{"status": "interrupted"}')
     with pytest.raises(UserError, match="is interrupted"):
         saved.open_run(tmp_path)
-
-
-def test_what_exists_stays_and_memory_that_is_not_there_is_named_first(tuned_run, tmp_path, monkeypatch):
     for options, message in (({}, "exists"), ({"overwrite": True}, "is not an export")):
         with pytest.raises(UserError, match=message):
             export(tuned_run, tmp_path, **options)
@@ -182,4 +165,4 @@ def test_a_full_fine_tuning_has_no_adapter_and_is_saved_in_the_dtype(make_run, t
     with pytest.raises(UserError, match="there is no adapter"):
         export(full, tmp_path / "x", kind="adapter")
     export(full, tmp_path / "export", dtype="float16")
-    assert json.loads((tmp_path / "export" / "config.json").read_text())["dtype"] == "float16"
+    assert files.read_json(tmp_path / "export" / "config.json")["dtype"] == "float16"
