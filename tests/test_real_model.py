@@ -9,17 +9,15 @@ from transformers import AutoModelForCausalLM
 
 from sftlab.models import load
 from tests import families
-from tests.test_notebooks import FOLDER
+from tests.test_notebooks import NOTEBOOKS, sources
 
-CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 CHATS = [("What is the capital of Japan?", "Tokyo."), ("富士山の高さは？", "3,776メートルです。")]
 
 
 def find_code(path) -> str:
     """The Python code of a notebook's section "On a real model"; its blocks are one program."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    return "\n".join(CODE.findall(text.partition("\n## On a real model\n")[2]))
+    text = "\n".join(sources(json.loads(path.read_text(encoding="utf-8")), "markdown"))
+    return "\n".join(re.findall(r"```python\n(.*?)```", text.partition("\n## On a real model\n")[2], re.DOTALL))
 
 
 @pytest.fixture
@@ -39,8 +37,6 @@ def real_model(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in sorted(FOLDER.glob("*.ipynb")) if find_code(path)], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", [*filter(find_code, NOTEBOOKS)], ids=lambda path: path.stem)
 def test_the_code_to_copy_runs(path, real_model):
     exec(compile(find_code(path), path.stem, "exec"), {"__name__": "__main__"})

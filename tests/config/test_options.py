@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sftlab.config.configs import OPTIMIZERS, TrainConfig
+from sftlab.config.configs import OPTIMIZERS
 from sftlab.config.text import to_flags
 from sftlab.errors import UserError
 from sftlab.hub import catalog
@@ -13,28 +13,17 @@ from sftlab.hub.catalog import MODELS
 from sftlab.train import folder as run_folder
 from sftlab.train import run
 
-SHORT = {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
 SHAPES = {model.model_type: model.name for model in MODELS if model.name != "tiny-base"}  # one of each architecture
-
-
-@pytest.fixture
-def configure(dataset, tmp_path):
-    """Makes the configuration of a short run with some options."""
-    places = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run")}
-    return lambda **options: TrainConfig(**places | SHORT | options)
-
-
-def log(config: TrainConfig, name: str = "loss") -> list[float]:
-    trainer = run.make_trainer(config)
-    trainer.train()
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
 QUANTIZED = [
     pytest.param(name, bits, marks=[] if kind in ("gpt2", "falcon", "llama") else pytest.mark.slow)
     for kind, name in SHAPES.items()
     for bits in ("use_4bit", "use_8bit")
 ]
+
+
+def log(trainer, name: str) -> list[float]:
+    trainer.train()
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 @pytest.mark.parametrize(("name", "bits"), [*((name, "") for name in SHAPES.values()), *QUANTIZED])
@@ -50,8 +39,8 @@ def test_lora_trains_its_layers_in_every_architecture_quantised_too(name, bits, 
 
 
 def test_accumulated_batches_are_the_one_large_batch(configure):
-    large = log(configure(), "grad_norm")
-    many = log(configure(batch_size=1, gradient_accumulation_steps=4), "grad_norm")
+    options = {}, {"batch_size": 1, "gradient_accumulation_steps": 4}
+    large, many = (log(run.make_trainer(configure(**each)), "grad_norm") for each in options)
     assert many == pytest.approx(large, rel=1e-4)
 
 
@@ -60,8 +49,7 @@ def test_padding_changes_nothing_but_the_time(configure):
     for attention in (None, False):
         trainer = run.make_trainer(configure(use_flash_attention=attention, max_steps=4))
         trainer.lengths = None  # in the usual order of rows
-        trainer.train()
-        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        losses.append(log(trainer, "loss"))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
 
 
@@ -74,11 +62,9 @@ def test_a_packed_row_holds_whole_samples_and_learns_their_answers(configure):
     parts = (torch.tensor(packed[0][name]).split(packed[0]["seq_lengths"]) for name in ("input_ids", "labels"))
     alone = [trainer.data_collator([{"input_ids": ids, "labels": labels}]) for ids, labels in zip(*parts, strict=True)]
     count = sum((part["labels"] != -100).sum() for part in alone)
-    trainer.model.eval()
+    model = trainer.model.eval()
     with torch.no_grad():
-        whole, *parts = (
-            trainer.compute_loss(trainer.model, each, num_items_in_batch=count).item() for each in (batch, *alone)
-        )
+        whole, *parts = (trainer.compute_loss(model, each, False, count).item() for each in (batch, *alone))
     assert (batch["labels"] != -100).sum() == count > 10 and whole == pytest.approx(sum(parts), rel=1e-5)
     cut = run.make_trainer(configure(packing=True, max_length=58))  # than which some rows are longer
     assert max(len(ids) for ids in cut.train_dataset["input_ids"]) == 58
