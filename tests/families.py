@@ -22,7 +22,6 @@ SPECIAL = re.compile(
     r"<[|｜][^<>|｜{}'\"\\ ]+[|｜]>|<(?:start|end)_of_(?:turn|image)>|<end_of_utterance>|<sop>|\[gMASK\]"
     r"|<\|(?:turn|channel|tool|tool_call|tool_response)>|<(?:turn|channel|tool|tool_call|tool_response)\|>"
 )
-PLAIN = ("<think>", "</think>")  # tokens, but not special ones, in the models that have them
 
 
 def make_tokenizer(name: str, eos: str | None = None):
@@ -31,7 +30,7 @@ def make_tokenizer(name: str, eos: str | None = None):
     template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     found = sorted({*SPECIAL.findall(template), *([eos] if eos else [])} - {"</s>", "<s>"})
     tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, *found]})
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
     if eos:
         tokenizer.eos_token = eos
     if name.startswith("qwen"):  # as theirs
@@ -116,20 +115,16 @@ def compare_labels(tokenizer, training: str | None, kind: str) -> str | None:
     return "" if in_loss == list(map(bool, theirs["assistant_masks"])) else "other labels"
 
 
-def find_training_template(name: str) -> str | None:
-    try:
-        return get_training_chat_template(make_tokenizer(name))
-    except ValueError:
-        return None  # TRL has none for this template
-
-
 def describe(name: str) -> str:
     """A template's line of the table."""
     tokenizer = make_tokenizer(name)
     date = "frozen" if templates.writes_date(tokenizer.chat_template) else ""
     formats.set_format(tokenizer, "model")
     ends = ", ".join(f"`{end}`" for end in tokenizer.convert_ids_to_tokens(list(templates.find_traits(tokenizer).ends)))
-    training = find_training_template(name)
+    try:
+        training = get_training_chat_template(make_tokenizer(name))
+    except ValueError:
+        training = None  # TRL has none for this template
     compared = [compare_labels(tokenizer, training, kind) for kind in CHATS]
     known = [one for one in compared if one is not None]
     alike = " ".join(dict.fromkeys(filter(None, known))) or "yes" if known else "TRL has none" if not training else ""

@@ -23,24 +23,18 @@ LONG = "--num-epochs 3 --batch-size 16 --learning-rate 1e-3 --logging-steps 50 -
 SHORT = "--use-lora --max-steps 2 --batch-size 8 --learning-rate 1e-2 --no-bf16".split()
 
 
-def build_model(name: str, folder) -> None:
-    """tiny-base with the tokens and the template of a family."""
-    tokenizer = families.make_tokenizer(name)
-    model = AutoModelForCausalLM.from_pretrained(load.TINY_BASE)
-    model.resize_token_embeddings(len(tokenizer))
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]  # a list, which survives
-    for part in (tokenizer, model):
-        part.save_pretrained(folder)
-
-
 def run(*arguments) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         assert cli.main(list(map(str, arguments))) == 0
 
 
 def go_through(name: str, folder, rows: list, training: list, questions: list) -> dict:
-    """A family's model, prepared, trained, evaluated and exported: the run's result."""
-    build_model(name, folder / "model")
+    """tiny-base with a family's tokens and template, prepared, trained, evaluated and exported: the run's result."""
+    tokenizer, model = families.make_tokenizer(name), AutoModelForCausalLM.from_pretrained(load.TINY_BASE)
+    model.resize_token_embeddings(len(tokenizer))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]  # a list, which survives
+    for part in (tokenizer, model):
+        part.save_pretrained(folder / "model")
     run("prepare", "--model", folder / "model", "--format", "model", "--output-dir", folder / "sets", *rows)
     [dataset] = (folder / "sets").iterdir()
     run("train", "--model-name", folder / "model", "--dataset-path", dataset, "--output-dir", folder / "run", *training)
@@ -68,9 +62,8 @@ def test_a_family_learns_as_the_others_do_and_is_asked_and_exported_as_it_was_tr
     assert {*templates.find_traits(trained).ends, trained.pad_token_id} <= set(ends)
     exported = AutoTokenizer.from_pretrained(tmp_path / "export")
     assert not templates.has_markers(exported.chat_template)
-    asked = files.read_json(tmp_path / "run" / "result.json")["evaluation"]["answers"]
     model, tokenizer = saved.load_any(str(tmp_path / "export"))
-    for one in asked[:3]:
+    for one in files.read_json(tmp_path / "run" / "result.json")["evaluation"]["answers"][:3]:
         messages = [{"role": "user", "content": one["question"]}]
         prompts = [templates.render_prompt(each, messages) for each in (trained, tokenizer)]
         shaped = templates.shape_messages(messages, templates.find_traits(exported))
@@ -79,8 +72,8 @@ def test_a_family_learns_as_the_others_do_and_is_asked_and_exported_as_it_was_tr
         assert chat.answer(model, tokenizer, messages, max_new_tokens=24) == one["tuned"].strip()
 
 
-def write_mixture(path, numbers: range) -> None:
-    """Rows of all kinds that `families.CHATS` has, a number in each question to tell them apart, as JSON Lines."""
+def write_mixture(path, numbers: range):
+    """Write rows of all kinds that `families.CHATS` has, a number in each question to tell them apart: the path."""
     with path.open("w", encoding="utf-8") as lines:
         for kind, number in itertools.product(families.CHATS, numbers):
             messages = json.loads(json.dumps(families.CHATS[kind]))
@@ -88,13 +81,12 @@ def write_mixture(path, numbers: range) -> None:
             question["content"] += f" ({kind} {number})"
             tools = {"tools": [templates.TOOL]} if kind == "call" else {}
             lines.write(json.dumps({"messages": messages} | tools) + "\n")
+    return path
 
 
 @pytest.mark.parametrize("name", families.NAMES)
 def test_all_kinds_of_rows_that_a_template_writes_go_through_all_stages(name, tmp_path, monkeypatch, capfd):
-    paths = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
-    for path, numbers in zip(paths, (range(4), range(4, 6)), strict=True):
-        write_mixture(path, numbers)
+    paths = write_mixture(tmp_path / "train.jsonl", range(4)), write_mixture(tmp_path / "test.jsonl", range(4, 6))
     rows = ["--source", "jsonl", "--source-path", paths[0], "--test-path", paths[1]]
     result = go_through(name, tmp_path, rows, SHORT, ["--num-questions", "0", "--max-new-tokens", "8"])
     losses = result["evaluation"]["held_out_loss"]
@@ -109,15 +101,13 @@ def test_all_kinds_of_rows_that_a_template_writes_go_through_all_stages(name, tm
         thought = answered[-1].get("reasoning_content", "") if traits.thoughts else ""
         prompts = [templates.render_prompt(one, row["messages"], row.get("tools")) for one in tokenizers]
         ids = tokenizers[0](prompts[0], add_special_tokens=False).input_ids
-        assert prompts[0] == prompts[1]
-        assert compare.find_last_answer(row["labels"]) <= len(ids)
+        assert prompts[0] == prompts[1] and compare.find_last_answer(row["labels"]) <= len(ids)
         if row["input_ids"][: len(ids)] != ids:
             assert traits.joins and (len(answered) > 1 or thought)  # earlier answers are tokenised apart in a row
             continue
         read = templates.parse_answer(tokenizers[0], row["input_ids"][len(ids) :])
         assert (read[0], read[1].strip(), read[2]) == (thought, asked["expected"].strip(), True)
-    kinds = [families.describe_kind(tokenizers[0], kind) for kind in families.CHATS]
-    system = ["--system", "簡潔に。"] if kinds[2] == "1 row" else []
+    system = ["--system", "簡潔に。"] if families.describe_kind(tokenizers[0], "system") == "1 row" else []
     monkeypatch.setattr("sys.stdin", io.StringIO("Two and 2?\n富士山は？\n"))
     capfd.readouterr()
     assert cli.main(["chat", str(tmp_path / "export"), "--max-new-tokens", "8", *system]) == 0

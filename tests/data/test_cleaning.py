@@ -14,11 +14,9 @@ def make_chat(*turns) -> dict:
 
 
 def test_duplicates_are_found_as_a_reader_sees_them():
-    made = make(
-        ("首都は？", "東京"), ("What?", "That."), ("首都は? ", "東京"), (" what?", "that."), ("首都は？", "京都")
-    )
-    assert cleaning.find_exact(made) == {2: 0, 3: 1}
-    assert cleaning.find_conflicts(made) == [[0, 2, 4]]
+    pairs = ("首都は？|東京", "What?|That.", "首都は? |東京", " what?|that.", "首都は？|京都")
+    made = make(*(pair.split("|") for pair in pairs))
+    assert cleaning.find_exact(made) == {2: 0, 3: 1} and cleaning.find_conflicts(made) == [[0, 2, 4]]
 
 
 def test_near_duplicates_are_found_at_their_true_similarity_and_others_are_left():
@@ -35,22 +33,17 @@ def test_near_duplicates_are_found_at_their_true_similarity_and_others_are_left(
 
 
 def test_a_long_system_message_makes_no_near_duplicates_and_no_leaks():
-    system = "Answer in one word, politely, in the language of the question. " * 20
-    chats = [
-        make_chat(("system", system), ("user", f"質問{number}は？"), ("assistant", f"{number * 7919}"))
-        for number in range(100)
-    ]
+    system = "system", "Answer in one word, politely, in the language of the question. " * 20
+    asked = [(("user", f"質問{number}は？"), ("assistant", f"{number * 7919}")) for number in range(100)]
+    chats = [make_chat(system, *turns) for turns in asked]
     assert not cleaning.find_near(chats, 0.8) and not cleaning.find_leaks(chats[1:], chats[:1], 0.8)
 
 
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [("東京", "latin-1"), ("naïve café", "cp1252"), ("こんにちは", "cp932"), ("フランス", "cp932")],
-)
-def test_mojibake_is_repaired_and_sound_text_is_left(text, encoding):
-    broken = text.encode("utf-8").decode(encoding)
-    assert broken != text and cleaning.repair(broken) == text
-    assert cleaning.repair(text) == text
+def test_mojibake_is_repaired_and_sound_text_is_left():
+    encodings = {"東京": "latin-1", "naïve café": "cp1252", "こんにちは": "cp932", "フランス": "cp932"}
+    for text, encoding in encodings.items():
+        broken = text.encode("utf-8").decode(encoding)
+        assert broken != text and cleaning.repair(broken) == text == cleaning.repair(text)
 
 
 @pytest.mark.parametrize("source", sources.SAMPLE_FILES)
@@ -62,12 +55,9 @@ def test_bundled_rows_hold_no_mojibake_and_no_control_characters(source):
     assert 0.4 < list(map(cleaning.find_language, texts)).count("Japanese") / len(made) < 0.6
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [("東京タワー", "Japanese"), ("Tokyo", "Latin script"), ("Москва", "other script"), ("42", "Latin script")],
-)
-def test_languages_are_told_by_their_letters(text, wanted):
-    assert cleaning.find_language(text) == wanted
+def test_languages_are_told_by_their_letters():
+    wanted = {"東京タワー": "Japanese", "Tokyo": "Latin script", "Москва": "other script", "42": "Latin script"}
+    assert {text: cleaning.find_language(text) for text in wanted} == wanted
 
 
 HELD_OUT = make(
@@ -100,8 +90,7 @@ def test_a_prompt_inside_another_is_a_leak_either_way_round_but_only_with_the_sa
     assert cleaning.find_leaks([cats], [joke]) == {} == cleaning.find_leaks([joke], [cats])
     short, longer = make(("Hi", "yes"), ("Is this high?", "yes"))
     assert cleaning.find_leaks([short], [longer]) == {} == cleaning.find_leaks([longer], [short])
-    plain, polite = make(
-        ("Name the capital of Chad", "N'Djamena"), ("Be so kind: name the capital of Chad!", "N'Djamena")
-    )
+    prompts = "Name the capital of Chad", "Be so kind: name the capital of Chad!"
+    plain, polite = make(*((prompt, "N'Djamena") for prompt in prompts))
     for train, held_out in ((plain, polite), (polite, plain)):
         assert cleaning.find_leaks([train], [held_out])[0]["why"] == "prompt inside"

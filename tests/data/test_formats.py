@@ -14,13 +14,9 @@ from sftlab.errors import UserError
 from sftlab.models import load
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
-CHAT = [
-    {"role": "system", "content": "Answer briefly. 簡潔に。"},
-    {"role": "user", "content": " 日本の首都は？\n"},
-    {"role": "assistant", "content": "東京です。 "},
-    {"role": "user", "content": "And its currency?"},
-    {"role": "assistant", "content": "The yen."},
-]
+ROLES = "system", "user", "assistant", "user", "assistant"
+TEXTS = "Answer briefly. 簡潔に。", " 日本の首都は？\n", "東京です。 ", "And its currency?", "The yen."
+CHAT = [{"role": role, "content": text} for role, text in zip(ROLES, TEXTS, strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from transformers import AddedToken
 
 from sftlab.data import masking
 from sftlab.models import load
+from tests import families
 
-letters = st.characters(exclude_categories=["Cs"])
 words = st.text(st.sampled_from("ab 東京カナ。\n#[]{%<>𠮷😀é\u200d"), min_size=1, max_size=12)
-texts = st.one_of(words, st.text(letters, min_size=1, max_size=20)).filter(lambda text: text.strip())
-safe = texts.filter(lambda text: not re.search(r"<s>|</s>|<pad>|<\|im_", text))
+texts = st.one_of(words, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+safe = texts.filter(lambda text: text.strip() and not re.search(r"<s>|</s>|<pad>|<\|im_", text))
 
 
 @st.composite
@@ -26,19 +26,15 @@ def chats(draw):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chat=chats())
 def test_the_mask_is_what_turn_by_turn_rendering_says(in_format, chat):
-    tokenizer = in_format
-    made = masking.encode_chats(tokenizer, [chat])
+    tokenizer, made = in_format, masking.encode_chats(in_format, [chat])
     ids, labels = made["input_ids"][0].tolist(), made["labels"][0].tolist()
     text = tokenizer.apply_chat_template(chat, tokenize=False)
     assert ids == tokenizer.encode(text, add_special_tokens=False) and tokenizer.decode(ids) == text
     # the second way: a token is trained if its bytes reach into what the text gains by an assistant's turn
     render, answers = tokenizer.apply_chat_template, [at for at, turn in enumerate(chat) if turn["role"] == "assistant"]
-    ends = [(chat[:at], chat[: at + 1]) for at in answers]
-    pairs = [
-        (render(asked, tokenize=False, add_generation_prompt=True), render(all, tokenize=False)) for asked, all in ends
-    ]
-    spans = [(len(before), len(after.rstrip("\n"))) for before, after in pairs]
-    borders = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
+    starts = [len(render(chat[:at], tokenize=False, add_generation_prompt=True)) for at in answers]
+    ends = [len(render(chat[: at + 1], tokenize=False).rstrip("\n")) for at in answers]
+    borders = [[len(text[:edge].encode()) for edge in span] for span in zip(starts, ends, strict=True)]
     at, wanted = 0, []
     for token in ids:
         size = len(tokenizer.convert_ids_to_tokens(token)) if token not in tokenizer.all_special_ids else 0
@@ -47,10 +43,6 @@ def test_the_mask_is_what_turn_by_turn_rendering_says(in_format, chat):
         wanted.append(token if inside else masking.IGNORED)
         at += size
     assert at == len(text.encode()) and labels == wanted
-
-
-def make_chat(question: str, answer: str) -> list[dict]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def test_the_verdicts_name_each_fault(tokenizer):
@@ -78,7 +70,8 @@ def test_the_tokenizer_keeps_any_text_and_shows_split_characters_whole(tokenizer
 
 
 def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer, monkeypatch):
-    made = masking.encode_chats(tokenizer, [make_chat("<script>alert(1)</script>", "はい、😀。" * 4)])
+    turns = {"user": "<script>alert(1)</script>", "assistant": "はい、😀。" * 4}
+    made = masking.encode_chats(tokenizer, [[{"role": role, "content": text} for role, text in turns.items()]])
     row = {name: values[0] for name, values in made.items()}
     view = masking.view_mask(row, tokenizer, max_length=len(row["input_ids"]) - 4)
     html = view._repr_html_()
@@ -91,13 +84,12 @@ def test_the_view_shows_every_kind_and_escapes_what_the_data_holds(tokenizer, mo
 
 
 def test_where_bytes_do_not_add_up_the_offsets_decide():
-    """A special token that takes the spaces beside it leaves fewer bytes than the text has."""
     tokenizer = load.load_tokenizer("tiny-base")
-    tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken("<turn>", rstrip=True)]})
+    tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken("<turn>", rstrip=True)]})  # it takes spaces
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<turn>  ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     )
-    made = masking.encode_chats(tokenizer, [make_chat("首都は？", "東京")])
+    made = masking.encode_chats(tokenizer, [families.CHATS["system"][1:]])
     trained = [token for token in made["labels"][0].tolist() if token != masking.IGNORED]
-    assert tokenizer.decode(trained) == "東京</s>"
+    assert tokenizer.decode(trained) == "日本の山です。</s>"

@@ -6,9 +6,8 @@ import pytest
 
 from sftlab.config.configs import DataConfig, EvaluateConfig, TrainConfig
 from sftlab.data import dataset as data_set
-from sftlab.data import formats, masking, sources
+from sftlab.data import masking, sources
 from sftlab.evaluate import compare
-from sftlab.models import load
 from sftlab.train import run
 
 TOOLS = {"source_path": [str(sources.SAMPLES / "tools.jsonl")], "test_path": str(sources.SAMPLES / "tools_test.jsonl")}
@@ -23,23 +22,20 @@ def write_turn(turn: dict) -> str:
 
 
 @pytest.mark.parametrize(("paths", "number"), [(REASONING, 60), (TOOLS, 1064 + 236)], ids=["reasoning", "tools"])
-def test_thoughts_and_calls_are_in_the_loss_and_results_are_not(paths, number, tmp_path):
+@pytest.mark.parametrize("in_format", ["chatml"], indirect=True)
+def test_thoughts_and_calls_are_in_the_loss_and_results_are_not(paths, number, in_format, tmp_path):
     made = data_set.prepare(DataConfig(source="jsonl", format="chatml", output_dir=str(tmp_path), **paths))
     splits, report = data_set.load_prepared(made)
     assert not any(report[name] for name in ("dropped", "dropped_test", "unused", "changed"))
     rows = [row for split in splits.values() for row in split]
     assert len(rows) == number
-    tokenizer = load.load_tokenizer("tiny-base")
-    formats.set_format(tokenizer, "chatml")
     for row in rows:
-        view = masking.view_mask(row, tokenizer)
-        sides = {side: [text for text, kind, _ in view.groups if (kind == "trained") == side] for side in (True, False)}
-        assert "".join(sides[True]) == "".join(
-            write_turn(turn) for turn in row["messages"] if turn["role"] == "assistant"
-        )
-        for turn in row["messages"]:
-            if turn["role"] == "tool":
-                assert f"<|im_start|>tool\n{turn['content']}<|im_end|>" in "".join(sides[False])
+        view = masking.view_mask(row, in_format)
+        trained = "".join(text for text, kind, _ in view.groups if kind == "trained")
+        masked = "".join(text for text, kind, _ in view.groups if kind != "trained")
+        results = [turn["content"] for turn in row["messages"] if turn["role"] == "tool"]
+        assert trained == "".join(write_turn(turn) for turn in row["messages"] if turn["role"] == "assistant")
+        assert all(f"<|im_start|>tool\n{result}<|im_end|>" in masked for result in results)
         assert all(view.verdicts.values())
 
 
@@ -48,9 +44,8 @@ def test_tiny_base_learns_to_call_the_calculator_for_large_sums_only(tmp_path):
     made = data_set.prepare(DataConfig(source="jsonl", format="chatml", output_dir=str(tmp_path), **TOOLS))
     options = {"use_lora": True, "learning_rate": 3e-3, "batch_size": 8, "num_epochs": 2, "lr_scheduler_type": "cosine"}
     run.train(TrainConfig(dataset_path=str(made), output_dir=str(tmp_path / "run"), **options))
-    found = compare.evaluate_run(EvaluateConfig(run_dir=str(tmp_path / "run"), num_questions=0))
+    answers = compare.evaluate_run(EvaluateConfig(run_dir=str(tmp_path / "run"), num_questions=0))["answers"]
     kinds = {"call": [], "after a result": [], "answer": []}
-    answers = found["answers"]
     for row, answer in zip(data_set.load_prepared(made)[0]["test"], answers, strict=True):
         first_or_later = "answer" if len(row["messages"]) == 2 else "after a result"
         kinds["call" if "tool_calls" in row["messages"][-1] else first_or_later].append(answer)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from sftlab import machine
 from sftlab.config.configs import MemoryConfig, TrainConfig
@@ -120,8 +121,6 @@ def test_advice_makes_it_fit_and_none_of_it_is_needless(gigabytes):
 
 
 def test_a_model_that_cannot_be_counted_is_trained_all_the_same(dataset, tmp_path, monkeypatch):
-    from transformers.models.llama.modeling_llama import LlamaMLP
-
     plain = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: plain(self, x) if x.sum() > 0 else plain(self, x))
     options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "eval_samples": 2}
@@ -138,20 +137,17 @@ def test_the_fullest_batch_is_one_that_is_likely():
     lengths = list(range(1, 101))
     assert forecast.find_fullest(lengths, 4, 10, in_rows=False) == 400
     few, many = (forecast.find_fullest(lengths, 4, steps, in_rows=True) for steps in (1, 400))
-    assert 10 <= few < many <= 97 + 98 + 99 + 100
-    assert forecast.find_fullest([3, 4], 8, 5, in_rows=True) == 7
+    assert 10 <= few < many <= 97 + 98 + 99 + 100 and forecast.find_fullest([3, 4], 8, 5, in_rows=True) == 7
 
 
 def test_a_run_that_does_not_fit_is_refused_and_one_that_runs_out_says_what_to_do(dataset, tmp_path, monkeypatch):
     options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "batch_size": 64, "max_steps": 1}
     config = TrainConfig(model_name=SMALL, bf16=False, use_flash_attention=False, **options)
-    with monkeypatch.context() as full:
-        full.setattr(machine, "free_memory", lambda gpu: 5 * 10**7)
-        with pytest.raises(UserError, match="would not fit; to make it fit, add: --"):
-            run.train(config)
-    with pytest.raises(UserError, match="^out of memory .* To make it fit, add: --"):
-        with forecast.advising(config):
-            torch.empty(2**60)
+    with pytest.raises(UserError, match="^out of memory .* To make it fit, add: --"), forecast.advising(config):
+        torch.empty(2**60)
+    monkeypatch.setattr(machine, "free_memory", lambda gpu: 5 * 10**7)
+    with pytest.raises(UserError, match="would not fit; to make it fit, add: --"):
+        run.train(config)
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -80,9 +80,8 @@ def test_gradients_are_those_of_the_samples_alone(rows, shared, bf16):
 
 def test_a_window_narrower_than_a_sample_is_kept():
     model = make_model("Mistral-7B-v0.1", None)
-    model.config.sliding_window = 8
-    for layer in model.model.layers:
-        layer.self_attn.sliding_window = 8
+    for part in (model.config, *(layer.self_attn for layer in model.model.layers)):
+        part.sliding_window = 8
     narrow = losses(model, SAMPLES, packed_inputs(SAMPLES))
     model.set_attn_implementation("eager")
     assert torch.allclose(narrow, losses(model, SAMPLES), rtol=1e-4, atol=1e-4)
@@ -103,11 +102,8 @@ def test_a_packed_row_without_its_bounds_is_refused_and_a_model_whose_samples_le
     whole, model, inputs = attention.attend, make_model("tiny-base", None), packed_inputs(SAMPLES)
     with pytest.raises(ValueError, match="would see each other"):
         model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
-
-    def attend(*args, cu_seq_lens_q=None, **rest):
-        return whole(*args, cu_seq_lens_q=cu_seq_lens_q[[0, -1]], **rest)
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, VARLEN, attend)
+    leaky = VARLEN, lambda *args, cu_seq_lens_q, **rest: whole(*args, cu_seq_lens_q=cu_seq_lens_q[[0, -1]], **rest)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, *leaky)
     assert attention.leaks(model)
     with pytest.raises(UserError, match="see each other"):
         run.make_trainer(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), packing=True))

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from huggingface_hub import constants
 from peft import get_peft_model
 
 from sftlab.config.configs import TrainConfig
@@ -13,16 +14,11 @@ from sftlab.hub import client as hub_client
 from sftlab.models import load
 from sftlab.train import run, saved
 
+FAULTS = {"nobody/nothing": "can't be reached", "tiny-bse": "Did you mean 'tiny-base'"}
+FAULTS |= {"no spaces allowed": "no valid Hub id", "random:gpt5": "after random: comes a catalogue name"}
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nobody/nothing", "can't be reached"),
-        ("tiny-bse", "Did you mean 'tiny-base'"),
-        ("no spaces allowed", "no valid Hub id"),
-        ("random:gpt5", "after random: comes a catalogue name"),
-    ],
-)
+
+@pytest.mark.parametrize(("name", "message"), FAULTS.items())
 def test_a_model_that_cannot_be_had_is_explained(name, message):
     with pytest.raises(UserError, match=message):
         load.load_model(name)
@@ -43,8 +39,6 @@ def test_experts_without_adapters_are_named_and_can_be_reached(capsys):
 
 
 def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_address):
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert not hub_client.reach() and constants.is_offline_mode()
@@ -57,42 +51,31 @@ def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_address):
 CODE = """
 import os
 from transformers import LlamaConfig, LlamaForCausalLM
-
 open(os.environ["CODE_RAN"], "a").close()
-
 class OwnConfig(LlamaConfig):
     model_type = "own_llama"
-
 class OwnModel(LlamaForCausalLM):
     config_class = OwnConfig
 """
 
 
-@pytest.fixture
-def own_model(tmp_path, monkeypatch):
-    """tiny-base as a model whose classes come with it; where its code runs, it leaves the file `ran`."""
+def test_the_code_of_a_model_runs_only_where_it_is_asked_for(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("CODE_RAN", str(tmp_path / "ran"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("somebody was asked"))
-    folder = tmp_path / "own"
-    shutil.copytree(load.TINY_BASE, folder)
+    folder = shutil.copytree(load.TINY_BASE, tmp_path / "own")  # tiny-base as a model whose classes come with it
     (folder / "own.py").write_text(CODE)
     settings = json.loads((folder / "config.json").read_text())
-    settings["model_type"] = "own_llama"
-    settings["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    (folder / "config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def test_it_runs_only_where_it_is_asked_for(own_model, dataset, tmp_path):
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "own_llama", "auto_map": classes}))
     options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "max_length": 64}
     options |= {"use_lora": True, "lora_target_modules": "q_proj", "batch_size": 2, "eval_samples": 2, "bf16": False}
-    config = TrainConfig(model_name=str(own_model), **options)
+    config = TrainConfig(model_name=str(folder), **options)
     for refused in (run.train, lambda config: saved.load_any(config.model_name)):
-        with pytest.raises(UserError, match=rf"Read it in {own_model}; .* add --trust-remote-code"):
+        with pytest.raises(UserError, match=rf"Read it in {folder}; .* add --trust-remote-code"):
             refused(config)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "run").exists()
-    run.train(TrainConfig(model_name=str(own_model), trust_remote_code=True, **options))
+    run.train(TrainConfig(model_name=str(folder), trust_remote_code=True, **options))
     assert (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="--trust-remote-code"):  # a run that was trusted isn't so for those who read it
         saved.load_run(saved.open_run(tmp_path / "run"))

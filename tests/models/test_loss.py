@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from test_attention import KNOWN
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sftlab.config.configs import TrainConfig
 from sftlab.models import load
@@ -13,6 +14,9 @@ from sftlab.train import run as train_run
 from sftlab.train.trainer import LabTrainer
 
 LORA = {"use_lora": True}
+RARE = [LORA | {"gradient_checkpointing": True}, LORA | {"use_4bit": True}]
+OPTIONS = [{}, LORA | {"gradient_accumulation_steps": 2, "batch_size": 2}]
+OPTIONS += [pytest.param(one, marks=pytest.mark.slow) for one in RARE]
 NAMES = {"loss", "eval_loss", "grad_norm", "mean_token_accuracy", "num_tokens", "eval_mean_token_accuracy"}
 
 
@@ -22,16 +26,7 @@ def make_trainer(dataset, folder, **options) -> LabTrainer:
     return train_run.make_trainer(TrainConfig(**short | folders | options))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        LORA | {"gradient_accumulation_steps": 2, "batch_size": 2},
-        pytest.param(LORA | {"gradient_checkpointing": True}, marks=pytest.mark.slow),
-        pytest.param(LORA | {"use_4bit": True}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_losses_gradients_and_metrics_are_those_of_trl_step_by_step(options, dataset, tmp_path):
     logs = []
     for plain in (False, True):
@@ -63,8 +58,6 @@ def test_every_architecture_of_the_catalogue_has_a_plain_head_and_the_same_loss(
 
 
 def test_a_model_with_a_cap_on_its_logits_goes_trls_way():
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = AutoConfig.for_model("gemma2", **load.TINY_SHAPE, head_dim=16, vocab_size=64)
     assert config.final_logit_softcapping and not has_plain_head(AutoModelForCausalLM.from_config(config))
 
