@@ -49,6 +49,19 @@ def configure(dataset, tmp_path):
     return lambda **options: TrainConfig(**usual | options)
 
 
+@pytest.fixture
+def short_run(dataset, tmp_path):
+    """Makes the configuration of a short training of tiny-base into tmp_path/NAME."""
+    from sftlab.config.configs import TrainConfig
+
+    def make(name: str = "run", **options):
+        usual = {"use_lora": True, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3}
+        usual |= {"eval_samples": 8, "dataset_path": str(dataset), "output_dir": str(tmp_path / name)}
+        return TrainConfig(**usual | options)
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def tiny() -> tuple:
     """tiny-base and its tokenizer, in the Alpaca format."""

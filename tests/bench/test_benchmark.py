@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import trl
 from made_up import make_run
 
 from sftlab import cli, machine
@@ -22,16 +23,16 @@ from sftlab.data import dataset as data_set
 from sftlab.errors import UserError
 
 TINY = "random-tiny:gpt2"
+HOW = [{"use_flash_attention": False}, {"gradient_accumulation_steps": 2}, {"packing": True, "max_length": 256}]
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Path:
+def data(tmp_path_factory) -> DataConfig:
     """48 questions in a file of one's own, of which 43 are trained on."""
     path = tmp_path_factory.mktemp("rows") / "rows.json"
-    questions = [f"What is {n} + {n}? {'Please. ' * (n % 7)}" for n in range(48)]
-    content = [{"instruction": text, "output": f"{2 * n}"} for n, text in enumerate(questions)]
-    path.write_text(json.dumps(content))
-    return path
+    rows = [{"instruction": f"{n} + {n}? {'Please. ' * (n % 7)}", "output": f"{2 * n}"} for n in range(48)]
+    path.write_text(json.dumps(rows))
+    return DataConfig(source="json", source_path=[str(path)])
 
 
 @pytest.mark.parametrize("nodes", [[1, 2, 4, 8], [2, 3]])
@@ -72,41 +73,33 @@ def test_the_processes_of_a_machine_divide_its_cores(monkeypatch):
     assert "4 share 2 cores" in measure.describe_node(grid, points[-1])["node_is"]
 
 
-def test_a_set_for_each_size_is_made_of_the_rows_that_there_are(rows, tmp_path):
-    config = DataConfig(source="json", source_path=[str(rows)], output_dir=str(tmp_path))
-    sets = measure.prepare_sizes(config, [10, 100])
+def test_a_set_for_each_size_is_made_of_the_rows_that_there_are(data, tmp_path):
+    sets = measure.prepare_sizes(replace(data, output_dir=str(tmp_path)), [10, 100])
     assert [len(data_set.load_prepared(one["path"])[0]["train"]) for one in sets.values()] == [10, 43]
     assert [(one["rows"], one["distinct_rows"]) for one in sets.values()] == [(10, 10), (100, 43)]
 
 
-HOW = [{"use_flash_attention": False}, {"gradient_accumulation_steps": 2}, {"packing": True, "max_length": 256}]
-
-
 @pytest.mark.parametrize("how", HOW, ids=["padded", "without padding", "packed"])
-def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, tmp_path):
+def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, short_run, tmp_path):
     """An epoch isn't timed, and the next one is: each row once."""
-    splits, _ = data_set.load_prepared(dataset)
-    lengths = [len(ids) for ids in splits["train"]["input_ids"]]
+    rows = data_set.load_prepared(dataset)[0]["train"]
     batch, accumulation = 1 if "packing" in how else 8, how.get("gradient_accumulation_steps", 1)
-    steps = len(lengths) // batch // accumulation
-    if "packing" in how:
-        from trl import pack_dataset
-
-        steps = len(pack_dataset(splits["train"].select_columns(["input_ids", "labels"]), 256, "bfd"))
-    common = {"model_name": TINY, "dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "bf16": False}
-    config = TrainConfig(batch_size=batch, max_steps=2 * steps, logging_steps=10**6, **common, **how)
+    packed = trl.pack_dataset(rows.select_columns(["input_ids", "labels"]), 256, "bfd")
+    steps = len(packed) if "packing" in how else len(rows) // batch // accumulation
+    common = {"use_lora": False, "batch_size": batch, "max_steps": 2 * steps, "logging_steps": 10**6}
+    config = short_run(model_name=TINY, **common, **how)
     point = Point(TINY, 128, 1, 1, "strong", batch * accumulation, batch, accumulation)
     plan = {"point": asdict(point), "config": asdict(config), "untimed": steps, "steps": steps}
     measured = worker.measure_point(plan)
     run = results.Run(**measured["run"])
-    assert run.tokens == sum(lengths)
+    assert run.tokens == sum(map(len, rows["input_ids"]))
     assert len(run.losses) == 2 * steps and run.step_seconds.steps == steps
     assert measured["choices"]["attention"].startswith("sdpa" if "use_flash_attention" in how else "variable-length")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 @pytest.fixture
-def grid(rows, tmp_path, monkeypatch):
+def grid(data, tmp_path, monkeypatch):
     """Runs a grid of two points whose workers are made up: (exit code, the points in the order in which they ran)."""
     order, machine = [], {"cpu": "one", "cores": 2}
 
@@ -123,7 +116,6 @@ def grid(rows, tmp_path, monkeypatch):
         monkeypatch.setattr(measure, "run_point", run_point)
         common = {"nodes": ["1,2"], "sizes": ["40"], "output_dir": str(tmp_path / "out")}
         config = TrainConfig(model_name=TINY, batch_size=2, learning_rate=rate)
-        data = DataConfig(source="json", source_path=[str(rows)])
         return measure.run_benchmark(BenchmarkConfig(**common, **options), config, data), list(order)
 
     return run
@@ -174,10 +166,9 @@ def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     about = {"untimed": 1, "bf16": True, "begun": datetime(2026, 1, 2, tzinfo=UTC)}
     run = worker.combine([one, two], point, 2000.0, 18.0, about)
     assert (run.tokens, run.tokens_per_second, run.tokens_per_second_per_device) == (150, 15.0, 7.5)
+    assert run.losses == [2.5, 1.5] == [run.first_loss, run.last_loss] and run.peak_bytes == [7, 9]
     assert asdict(run.step_seconds) == pytest.approx({"median": 3.0, "p10": 1.4, "p90": 7.6, "steps": 5, "warmup": 1})
-    assert run.peak_bytes == [7, 9]
     assert run.flops_per_second_per_device == 2000 / 10 / 2 and run.utilisation is None
-    assert run.losses == [2.5, 1.5] == [run.first_loss, run.last_loss]
     assert run.others_use == pytest.approx(0.325 - 18 / 10 / 8) and run.started == "2026-01-02T00:00:00+00:00"
     gpus = [part | {"device": {"gpu": "NVIDIA H100 PCIe"}} for part in (one, two)]
     assert worker.combine(gpus, point, 2000.0, 12.0, about).utilisation == pytest.approx(100 / 756e12)
@@ -187,15 +178,10 @@ def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
 def test_what_was_measured_with_other_options_is_never_mixed(grid, tmp_path, capsys):
     grid(repeats=1)
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}
-    for changed, options in (
-        ("learning_rate 0.001 -> 0.01", {"rate": 1e-2}),
-        ("steps 30 -> 7", {"steps": 7}),
-        ("global_batch 4 -> 8", {"global_batch": 8}),
-    ):
-        with pytest.raises(
-            UserError,
-            match=rf"_1x1_strong.json was measured with other settings or hardware .*{changed}.*Add --overwrite",
-        ):
+    changes = {"learning_rate 0.001 -> 0.01": {"rate": 1e-2}, "steps 30 -> 7": {"steps": 7}}
+    for changed, options in (changes | {"global_batch 4 -> 8": {"global_batch": 8}}).items():
+        words = rf"_1x1_strong.json was measured with other settings or hardware .*{changed}.*Add --overwrite"
+        with pytest.raises(UserError, match=words):
             grid(**options)
     elsewhere = {"machine": {"cpu": "other", "cores": 2}, "precision": "bfloat16"}
     assert grid(repeats=2, **elsewhere) == (1, ["1", "2"])
@@ -208,8 +194,7 @@ def test_what_was_measured_with_other_options_is_never_mixed(grid, tmp_path, cap
     assert grid(rate=1e-2, repeats=1) == (0, ["2"]) and read_counts(tmp_path) == [1, 1]
 
 
-def test_two_processes_train_as_one_does_and_everything_is_written_down(rows, tmp_path, monkeypatch):
-    """A real grid, of one process, which is this one, and two: four steps of the same global batch without dropout."""
+def test_two_processes_train_as_one_does_and_everything_is_written_down(data, tmp_path, monkeypatch):
     start = measure.run_command
 
     def run_command(command, work, environment):
@@ -219,11 +204,11 @@ def test_two_processes_train_as_one_does_and_everything_is_written_down(rows, tm
     common = {"sizes": ["40"], "untimed_steps": 2, "steps": 4, "repeats": 1}
     bench = BenchmarkConfig(nodes=["1,2"], output_dir=str(tmp_path), **common)
     config = TrainConfig(model_name="random-tiny:Llama-2-7b-hf", batch_size=4, bf16=False, learning_rate=1e-2)
-    assert measure.run_benchmark(bench, config, DataConfig(source="json", source_path=[str(rows)])) == 0
+    assert measure.run_benchmark(bench, config, data) == 0
     (one, two), problems = results.read_results(tmp_path)
-    points = [(result.point.devices, result.point.global_batch) for result in (one, two)]
-    assert not problems and points == [(1, 8), (2, 8)]
-    first, second = one.runs[0], two.runs[0]
+    assert not problems and (one.point.devices, two.point.devices) == (1, 2)
+    assert one.point.global_batch == two.point.global_batch == 8
+    [first], [second] = one.runs, two.runs
     assert first.losses == pytest.approx(second.losses, rel=1e-5) and first.last_loss < first.first_loss
     assert first.tokens == second.tokens and len(second.peak_bytes) == 2
     assert two.machine["machines"] == 1 and "2 share" in two.machine["node_is"]
@@ -248,9 +233,7 @@ def test_a_point_that_is_ended_takes_its_processes_along(tmp_path):
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"), [("sftlab: dataset_path: no", "dataset_path: no"), ("last words", "exit code 2")]
-)
+@pytest.mark.parametrize(("words", "message"), [("sftlab: size: no", "size: no"), ("last words", "exit code 2")])
 def test_the_error_of_a_worker_that_fails_is_that_of_the_point(words, message, tmp_path):
     code = measure.run_command(["sh", "-c", f"echo first; echo {words} >&2; exit 2"], tmp_path, {})
     assert str(measure.explain_failure(tmp_path, code)) == f"{message}\n  first\n  {words}"

@@ -13,27 +13,15 @@ from sftlab import cli, machine
 from sftlab.bench import monitor
 
 
-@pytest.fixture(autouse=True)
-def keep_signals():
-    """What a watch does on signals ends with its test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("gpus", [True, False])
 def test_the_summary_of_known_samples(gpus, tmp_path):
-    rows = [(0, 30.0, 0), (1, 40.0, 100), (3, 95.0, 90), (9, 45.0, None)]
-    for time_, cpu, use in rows:
+    for time_, cpu, use in ((0, 30.0, 0), (1, 40.0, 100), (3, 95.0, 90), (9, 45.0, None)):
         gpu = {"GPU 0: use, %": use, "GPU 1: use, %": 0, "GPU 1: memory, GB": None} if gpus else {}
         monitor.write_sample(tmp_path / "samples", {"time": 100 + time_, "machine: processor, %": cpu} | gpu)
     with (tmp_path / "samples").open("a") as killed:
         killed.write('{"time": 110, "mach')
     heads, *lines = monitor.summarise(monitor.read_samples(tmp_path / "samples")).splitlines()
-    assert (
-        heads.split() == ["mean", "median", "peak"] and lines[0].split() == "machine: processor, % 52.5 42.5 95".split()
-    )
+    assert f"{heads} {lines[0]}".split() == "mean median peak machine: processor, % 52.5 42.5 95".split()
     share = "GPU at 90 % or more: 67% of the samples" if gpus else "CPU at 90 % or more: 25% of the samples"
     assert lines[-2:] == ["4 samples over 9 s", share]  # an idle GPU doesn't count, nor does what isn't known
     if gpus:
@@ -41,12 +29,10 @@ def test_the_summary_of_known_samples(gpus, tmp_path):
 
 
 def test_what_a_gpu_does_not_answer_is_none_and_without_a_driver_there_is_a_reason(monkeypatch):
-    """With a made-up pynvml, to test what is decided from its answers; no driver or GPU takes part."""
-    nvml = MagicMock(NVMLError=type("NVMLError", (Exception,), {}))
-    nvml.nvmlDeviceGetCount.return_value = 1
-    nvml.nvmlDeviceGetName.return_value = "GPU é"
-    nvml.nvmlDeviceGetMemoryInfo.return_value = MagicMock(used=3e9, total=8)
-    nvml.nvmlDeviceGetPowerUsage.return_value, nvml.nvmlDeviceGetTemperature.return_value = 70500, 41
+    memory = MagicMock(used=3e9, total=8)
+    answers = {"Count": 1, "Name": "GPU é", "MemoryInfo": memory, "PowerUsage": 70500, "Temperature": 41}
+    answers = {f"nvmlDeviceGet{name}.return_value": value for name, value in answers.items()}
+    nvml = MagicMock(NVMLError=type("NVMLError", (Exception,), {}), **answers)
     nvml.nvmlDeviceGetUtilizationRates.side_effect = nvml.NVMLError("Not Supported")
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     machine.find_gpus.cache_clear()
@@ -62,7 +48,7 @@ def test_what_a_gpu_does_not_answer_is_none_and_without_a_driver_there_is_a_reas
 @pytest.fixture
 def send_signal(tmp_path):
     """Sends this process a signal once metrics.jsonl has two samples, and again if it is lost, as it may be in a destructor."""
-    done = threading.Event()
+    done, before = threading.Event(), [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def send(number: int) -> None:
         path, end = tmp_path / "metrics.jsonl", time.monotonic() + 60
@@ -74,6 +60,8 @@ def send_signal(tmp_path):
 
     yield lambda number: threading.Thread(target=send, args=(number,), daemon=True).start()
     done.set()
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

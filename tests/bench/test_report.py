@@ -12,7 +12,6 @@ from sftlab.errors import UserError
 
 BOUNDS = "Scaling, MODELLED: two bounds, not runs"
 POINT = "tiny-base_1000_2x1_weak"
-
 MODELLED = {"modelled, no overlap", "modelled, full overlap"}
 
 

@@ -14,6 +14,8 @@ from sftlab.bench.scaling import BOUNDS, Job, Speed, compare, count_sent, projec
 METHODS = ("ddp", "zero1", "zero2", "zero3")
 JOB = Job("ddp", 4e8, 4e8)
 BASE = Speed(1, 1, 16, 1600, (1000.0,), micro_batches=4)  # 1.6 s a step
+OTHERS = [{"machine": MACHINE | {"cpu": "another"}}, {"config": {"use_lora": True}}, {"versions": {"torch": "9.9"}}]
+OTHERS += [{"batch": 8}, {"data": {"fingerprint": "g"}}, {"choices": {"precision": "bfloat16: why"}}]
 
 
 def test_speed_up_and_efficiency_are_ratios_of_rates_with_an_interval_of_the_repeats():
@@ -44,16 +46,6 @@ def test_points_become_series_that_differ_in_devices_alone():
     small = MACHINE | {"cores": 2}  # one process with two threads, two with one: the same two cores
     [series] = scaling.list_series([make_result(n, machine=small | {"threads": 2 // n}) for n in (1, 2)])
     assert [gain.ideal for gain in series.gains] == [1, 1]
-
-
-OTHERS = [
-    {"machine": MACHINE | {"cpu": "another"}},
-    {"config": {"use_lora": True}},
-    {"versions": {"torch": "9.9"}},
-    {"batch": 8},
-    {"data": {"fingerprint": "g"}},
-    {"choices": {"precision": "bfloat16: why"}},
-]
 
 
 @pytest.mark.parametrize("kind", ["strong", "weak"])
@@ -88,12 +80,9 @@ def test_what_is_exchanged_is_read_off_the_configuration():
 def test_the_bounds_by_hand():
     """On 2 nodes DDP sends 4e8 bytes: 0.4 s at 1 GB/s. On 4 it's 6e8, on 2 nodes of 8 devices 7.5e8 over 8 links."""
     node = replace(BASE, devices=8, rows=128, tokens=12800, rates=(8000.0,))  # the links inside a node are in its step
-    for base, nodes, kind, compute, exchange in (
-        (BASE, 2, "weak", 1.6, 0.4),
-        (BASE, 4, "strong", 0.4, 0.6),
-        (node, 2, "weak", 1.6, 0.09375),
-        (node, 2, "strong", 0.8, 0.09375),
-    ):
+    cases = [(BASE, 2, "weak", 1.6, 0.4), (BASE, 4, "strong", 0.4, 0.6)]
+    cases += [(node, 2, "weak", 1.6, 0.09375), (node, 2, "strong", 0.8, 0.09375)]
+    for base, nodes, kind, compute, exchange in cases:
         bounds = project(base, JOB, 1e9, nodes, kind)
         assert [speed.seconds for speed in bounds] == pytest.approx([compute + exchange, max(compute, exchange)])
         assert [speed.kind for speed in bounds] == list(BOUNDS) and all("modelled" in kind for kind in BOUNDS)
@@ -119,4 +108,3 @@ def test_a_series_is_extended_to_eight_nodes_and_stays_apart_from_its_bounds():
     for trace, dash in zip(fig.data[:2], ("dash", "dot"), strict=True):
         assert (trace.line.dash, trace.marker.symbol, list(trace.x)) == (dash, "circle-open", [2, 4, 8])
     assert (fig.data[2].line.dash, fig.data[2].marker.symbol, list(fig.data[2].x)) == ("solid", "circle", [1, 2])
-    assert plots.draw_static(fig).startswith(b"\x89PNG") and "weak, modelled, no overlap: " in plots.summarise(fig)

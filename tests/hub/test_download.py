@@ -34,7 +34,11 @@ def test_what_broke_off_for_good_is_named_and_whole_files_are_kept(hub_address, 
 
 
 def test_a_model_is_fetched_once_announced_and_then_loaded_offline(hub_address, tmp_path, capsys):
-    with stand_in.visiting(hub_address, tmp_path):
+    with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
+        assert cli.main(["download", "lab/pending"]) == 2
+        error = capsys.readouterr().err
+        assert "your request waits" in error and len(error.strip().splitlines()) == 1
+        assert cli.main(["download", "tiny-base"]) == 0 and "nothing to fetch" in capsys.readouterr().out
         assert cli.main(["download", "lab/public"]) == 0
         said = capsys.readouterr()
         assert "lab/public: 8.24MB of 8.24MB to fetch, 6 of 7 files, into" in said.err and "whole: " in said.out
@@ -68,11 +72,3 @@ def test_only_safe_files_that_are_used_are_chosen():
     for name, message in (("pytorch_model.bin", r"are pickles \(pytorch_model\.bin\)"), ("x.onnx", "holds no weights")):
         with pytest.raises(UserError, match=f"{message}.*safetensors/convert"):
             download.choose_files(["config.json", name])
-
-
-def test_the_command_names_what_stands_in_the_way(hub_address, tmp_path, capsys):
-    with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
-        assert cli.main(["download", "lab/pending"]) == 2
-        error = capsys.readouterr().err
-        assert "your request waits" in error and len(error.strip().splitlines()) == 1
-        assert cli.main(["download", "tiny-base"]) == 0 and "nothing to fetch" in capsys.readouterr().out

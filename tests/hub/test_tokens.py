@@ -15,6 +15,12 @@ from sftlab.hub import stand_in
 from sftlab.hub import token as hub_token
 
 PLANTED, SECOND = stand_in.TOKENS["read"], stand_in.TOKENS["write"]
+WRONG = {"  \n": "nothing was given", PLANTED[3:]: "doesn't begin with hf_", PLANTED[:15]: "12 characters, of which 0"}
+WRONG |= {"api_org_" + "x" * 30: "make one of your own"}
+TAKEN = {"write": "a token of the type Read is enough", "fine-grained": "fine-grained: may read gated repositories"}
+TAKEN |= {"no gated right": "may not read gated repositories, tick that"}
+REFUSED = {"unknown": "it is not stored: the Hub does not know your token", "": "no terminal to ask on"}
+REFUSED |= {"expired": "it is not stored: your token has expired"}
 
 
 @pytest.fixture
@@ -30,15 +36,7 @@ def command(hub_address, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("  \n", "nothing was given"),
-        (PLANTED[3:], "doesn't begin with hf_"),
-        ("api_org_" + "x" * 30, "make one of your own"),
-        (PLANTED[:15], "12 characters, of which 0"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), WRONG.items())
 def test_a_wrong_form_is_named_without_the_text(text, message):
     with pytest.raises(UserError, match=message) as caught:
         hub_token.check_form(text)
@@ -46,12 +44,8 @@ def test_a_wrong_form_is_named_without_the_text(text, message):
 
 
 def test_the_planted_token_is_in_no_output_and_no_file_but_the_clients_own(command, tmp_path):
-    said = [
-        command("token", text=PLANTED + "\n"),
-        command("token", "--status"),
-        command("access", "lab/granted", "lab/pending"),
-        command("access", "lab/none"),
-    ]
+    said = [command("token", text=PLANTED + "\n"), command("token", "--status")]
+    said += [command("access", "lab/granted", "lab/pending"), command("access", "lab/none")]
     assert [code for code, _ in said] == [0, 0, 1, 1], said
     assert f"stored: hf_…{PLANTED[-4:]} in" in said[0][1] and "rights: read: enough" in said[0][1]
     assert "account: learner" in said[1][1] and "pending" in said[2][1]
@@ -64,20 +58,10 @@ def test_the_planted_token_is_in_no_output_and_no_file_but_the_clients_own(comma
     assert code == 1 and "no token" in text
 
 
-@pytest.mark.parametrize(
-    ("text", "code", "words"),
-    [
-        (stand_in.TOKENS["unknown"], 2, "it is not stored: the Hub does not know your token"),
-        (stand_in.TOKENS["expired"], 2, "it is not stored: your token has expired"),
-        ("", 2, "no terminal to ask on"),
-        (SECOND, 0, "a token of the type Read is enough"),
-        (stand_in.TOKENS["no gated right"], 0, "may not read gated repositories, tick that"),
-        (stand_in.TOKENS["fine-grained"], 0, "fine-grained: may read gated repositories"),
-    ],
-)
-def test_rights_are_printed_and_what_the_hub_does_not_take_is_not_stored(text, code, words, command, tmp_path):
-    found, said = command("token", text=text)
-    assert found == code and words in said
+@pytest.mark.parametrize(("kind", "words"), (TAKEN | REFUSED).items())
+def test_rights_are_printed_and_what_the_hub_does_not_take_is_not_stored(kind, words, command, tmp_path):
+    code, said = command("token", text=stand_in.TOKENS.get(kind, ""))
+    assert code == (2 if kind in REFUSED else 0) and words in said
     assert (tmp_path / "token").exists() == (code == 0) and (code == 0 or len(said.strip().splitlines()) == 1)
 
 

@@ -19,20 +19,8 @@ def gone() -> dict:
 
 
 @pytest.fixture
-def configure(dataset, tmp_path):
-    """Makes the configuration of a short training of tiny-base into tmp_path/NAME."""
-
-    def make(name: str = "run", **options) -> TrainConfig:
-        usual = {"use_lora": True, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3}
-        usual |= {"eval_samples": 8, "dataset_path": str(dataset), "output_dir": str(tmp_path / name)}
-        return TrainConfig(**usual | options)
-
-    return make
-
-
-@pytest.fixture
-def make_run(tmp_path, set_progress, monkeypatch):
-    """Makes a run folder at a step of 100: its log has these losses, one each 10 steps; its process is this one."""
+def make_run(tmp_path, monkeypatch):
+    """Makes a run folder at a step of 100: its log has these losses, one each 10 steps; this process began it 10 s ago."""
     monkeypatch.setattr(panel, "EVERY", 0.02)
 
     def make(name: str = "run", losses=(), result: dict | None = None, checkpoint: int = 0, **progress) -> state.Run:
@@ -45,24 +33,14 @@ def make_run(tmp_path, set_progress, monkeypatch):
             files.write_json(folder / f"checkpoint-{checkpoint}" / "trainer_state.json", {"global_step": checkpoint})
         if result:
             files.write_json(folder / "result.json", result)
-        usual = {"process": run_folder.identify(), "started": 100.0, "step": 10 * len(losses)}
-        set_progress(folder, **usual | progress)
+        now, step = time.time(), progress.get("step", 10 * len(losses))
+        usual = {"process": run_folder.identify(), "started": 100.0, "step": step, "tokens": step * 7, "time": now}
+        usual |= {"max_steps": 100, "epoch": 1.5, "doing": "training", "memory_bytes": 5e8}
+        usual |= {"began": {"time": now - 10, "step": 0, "tokens": 0}}
+        run_folder.update_progress(folder, usual | progress)
         return state.read(folder)
 
     return make
-
-
-@pytest.fixture
-def set_progress():
-    """Writes progress.json as a training does that has been at it for 10 seconds."""
-
-    def write(folder, **changes) -> None:
-        now = time.time()
-        usual = {"time": now, "tokens": changes["step"] * 7, "max_steps": 100, "epoch": 1.5, "doing": "training"}
-        usual |= {"memory_bytes": 5e8, "began": {"time": now - 10, "step": 0, "tokens": 0}}
-        run_folder.update_progress(folder, usual | changes)
-
-    return write
 
 
 @pytest.fixture

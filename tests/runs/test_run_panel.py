@@ -20,7 +20,7 @@ def read_texts(box) -> str:
     return " ".join(child.value for child in box.children if hasattr(child, "value"))
 
 
-def test_a_panel_follows_its_run_to_the_end_and_its_thread_ends_then(make_run, set_progress, wait_until):
+def test_a_panel_follows_its_run_to_the_end_and_its_thread_ends_then(make_run, wait_until):
     run = make_run(losses=[3.0])
     box = panel.make_panel(run)
     status, facts, buttons, message, chart = box.children
@@ -28,7 +28,7 @@ def test_a_panel_follows_its_run_to_the_end_and_its_thread_ends_then(make_run, s
     assert [button.disabled for button in buttons.children] == [False, True] and len(chart.data[0].x) == 1
     run_folder.append_entry(run.folder, {"loss": 2.0, "step": 20})
     run_folder.append_entry(run.folder, {"eval_loss": 2.5, "step": 20})
-    set_progress(run.folder, step=20, doing="evaluating")
+    run_folder.update_progress(run.folder, {"step": 20, "doing": "evaluating"})
     wait_until(lambda: "measures the validation loss" in status.value)
     # the state, too, which a page that is reloaded asks for
     wait_until(lambda: [trace["y"] for trace in chart.get_state()["_widget_data"]] == [[3.0, 2.0], [2.5]])

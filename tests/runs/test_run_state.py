@@ -10,6 +10,12 @@ from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 
 TRACED = "Traceback (most recent call last):\n  File x\n    y\nValueError: z\n"
+REFUSED = ("dataset_path: nowhere is not there.", "rank 1: max_length: raise it")
+ENDS = {f"sftlab: {said}\n": f"refused: {said}" for said in REFUSED}
+ENDS |= {"sftlab: interrupted\n": "", TRACED + "it continues\n" * 20: ""}
+ENDS |= {TRACED + "of two lines\nsftlab doctor run: why, and what to do\n": "ValueError: z"}
+RANKS = TRACED.replace("T", "[rank0]: T").replace("\n ", "\n[rank0]:  ").replace("V", "[rank0]: V")
+ENDS |= {RANKS: "ValueError: z"}
 STOPPED = {"status": "interrupted", "signal": "SIGTERM", "metrics": {"steps": 20}}
 
 
@@ -25,10 +31,11 @@ def test_a_start_that_is_refused_leaves_the_run_of_before_and_its_options(make_r
     assert (run.status, run.step, run.config.lora_r) == ("starting", 0, 64)
 
 
-def test_why_a_start_ended_that_left_no_note(tmp_path, put_start):
-    folder = tmp_path / "run"
-    run = put_start(folder)
-    assert run.status == "killed"
+def test_why_a_start_ended_that_left_no_note(tmp_path, put_start, gone):
+    folder, own = tmp_path / "run", run_folder.identify()
+    for process in (own | {"since_boot": own["since_boot"] - 1}, gone):  # one that has its number now is not the run
+        run = put_start(folder, process)
+        assert run.status == "killed"
     with pytest.raises(UserError, match="no whole checkpoint"):
         background.resume(run)
     run = put_start(folder, output=TRACED)  # an import that fails
@@ -64,22 +71,12 @@ def test_a_run_that_has_begun_in_another_process_is_not_that_of_an_earlier_start
         assert ("start" in state.read(folder).progress) == kept and state.read(folder).status == "starting"
 
 
-@pytest.mark.parametrize(
-    ("output", "reason"),
-    [
-        ("sftlab: dataset_path: nowhere is not there.\n", "refused: dataset_path: nowhere is not there."),
-        ("sftlab: rank 1: max_length: raise it\n", "refused: rank 1: max_length: raise it"),
-        ("sftlab: interrupted\n", ""),
-        (TRACED + "of two lines\nsftlab doctor run: why, and what to do\n", "ValueError: z"),
-        (TRACED.replace("T", "[rank0]: T").replace("\n ", "\n[rank0]:  ").replace("V", "[rank0]: V"), "ValueError: z"),
-        (TRACED + "it continues\n" * 20, ""),
-    ],
-)
+@pytest.mark.parametrize(("output", "reason"), ENDS.items())
 def test_the_end_of_an_output_says_why_a_process_ended(output, reason):
     assert logs.explain_end(output) == reason
 
 
-def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_after_it(configure, monkeypatch):
+def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_after_it(short_run, monkeypatch):
     write_json = files.write_json
 
     def write(path, content):
@@ -88,8 +85,8 @@ def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_a
         write_json(path, content)
 
     monkeypatch.setattr(files, "write_json", write)
-    config = configure(eval_steps=0, max_steps=1)
-    with pytest.raises(OSError, match="No space left"):
+    config = short_run(eval_steps=0, max_steps=1)
+    with pytest.raises(UserError, match="is full"):
         train_run.train(config)
     run = state.read(config.output_dir)
     assert run.status == "failed"
@@ -98,10 +95,10 @@ def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_a
 
 
 def test_an_interrupt_as_a_training_begins_is_its_end_and_one_before_leaves_an_earlier_run(
-    make_run, configure, gone, monkeypatch
+    make_run, short_run, gone, monkeypatch
 ):
     before, begin = make_run(process=gone, step=20), run_folder.begin
-    config = configure(max_steps=1, overwrite=True)
+    config = short_run(max_steps=1, overwrite=True)
 
     def interrupt(*arguments):
         if begun:
@@ -113,8 +110,3 @@ def test_an_interrupt_as_a_training_begins_is_its_end_and_one_before_leaves_an_e
         with pytest.raises(KeyboardInterrupt):
             train_run.train(config)
         assert state.read(before.folder).status == status
-
-
-def test_a_process_that_has_taken_the_number_of_a_run_is_not_the_run():
-    own = run_folder.identify()
-    assert run_folder.is_alive(own) and not run_folder.is_alive(own | {"since_boot": own["since_boot"] - 1})

@@ -26,8 +26,7 @@ def wait_for_step(wait_until):
     def wait(run: state.Run, step: int) -> state.Run:
         def look():
             now = state.read(run.folder)
-            output = logs.read_end(logs.find_logs(run.folder) / logs.LOG)
-            assert now.status in state.ACTIVE, (now.status, now.reason, output)
+            assert now.status in state.ACTIVE, (now, logs.read_end(logs.find_logs(run.folder) / logs.LOG))
             return now.step >= step and now
 
         return wait_until(look)
@@ -35,8 +34,8 @@ def wait_for_step(wait_until):
     return wait
 
 
-def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(configure):
-    config = configure(max_steps=8, save_steps=4, eval_steps=4)
+def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(short_run):
+    config = short_run(max_steps=8, save_steps=4, eval_steps=4)
     train_run.train(config)
     folder = state.read(config.output_dir).folder
     whole, live = read_json(folder / "trainer_state.json")["log_history"], run_folder.read_log(folder)
@@ -57,11 +56,11 @@ def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(conf
 
 
 def test_a_run_outlives_who_started_it_and_is_found_killed_resumed_and_stopped(
-    configure, tmp_path, monkeypatch, wait_for_step, wait_until
+    short_run, tmp_path, monkeypatch, wait_for_step, wait_until
 ):
     monkeypatch.chdir(tmp_path)
     options = {"output_dir": "own/run", "max_steps": 4000, "save_steps": 5, "eval_steps": 1000, "logging_steps": 1000}
-    config = TrainConfig(**vars(configure()) | options)
+    config = TrainConfig(**vars(short_run()) | options)
     run = background.start(config)
     assert run.status == "starting" and os.getsid(run.process["pid"]) == run.process["pid"]  # no Ctrl-C reaches it
     with pytest.raises(UserError, match="a run is at work in"):
@@ -89,12 +88,12 @@ def test_a_run_outlives_who_started_it_and_is_found_killed_resumed_and_stopped(
     assert strip(stopped.history)[:-1] == read_json(last / "trainer_state.json")["log_history"]
 
 
-def test_why_a_run_is_refused_is_known(configure, tmp_path):
+def test_why_a_run_is_refused_is_known(short_run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("ten years")
     with pytest.raises(UserError, match="output_dir: .*run exists"):
-        background.start(configure())
-    ended = background.wait(background.start(configure("other", dataset_path="nowhere")))
+        background.start(short_run())
+    ended = background.wait(background.start(short_run("other", dataset_path="nowhere")))
     assert ended.status == "failed" and ended.reason.startswith("refused: ") and "nowhere" in ended.reason
     assert [found.folder.name for found in state.find(tmp_path)] == ["other"]
-    run_folder.claim_folder(configure("other"), 1)  # which nothing is in
+    run_folder.claim_folder(short_run("other"), 1)  # which nothing is in

@@ -7,8 +7,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftlab.config.configs import TrainConfig
-from sftlab.data import prepared
+from sftlab.data import load_prepared, prepared
 from sftlab.data.prepared import count_shared, cut_rows
 from sftlab.train import run
 from sftlab.train.trainer import LikeLengths
@@ -33,9 +32,8 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_seed_and_epoch_with_little
 
 @given(st.lists(st.lists(st.sampled_from([-100, 7]), min_size=1, max_size=12), min_size=1), st.integers(1, 14))
 def test_rows_are_cut_and_those_that_teach_nothing_are_left_out(labels, max_length):
-    split = Dataset.from_dict(
-        {"input_ids": [list(range(len(row))) for row in labels], "labels": labels, "messages": ["x"] * len(labels)}
-    )
+    ids = [list(range(len(row))) for row in labels]
+    split = Dataset.from_dict({"input_ids": ids, "labels": labels, "messages": ["x"] * len(labels)})
     cut, lengths = cut_rows(split.select(range(len(labels))[::-1]), max_length)  # a selection, in an order of its own
     wanted = [row[:max_length] for row in labels[::-1] if 7 in row[:max_length]]
     assert list(cut["labels"]) == wanted and lengths == [len(row) for row in wanted]
@@ -57,14 +55,16 @@ def test_shared_tokens_are_the_same_in_all_rows_and_none_of_them_is_trained_or_b
     assert count_shared(*splits) == max(0, min(min(ends) - 1, alike))
 
 
-def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(bf16, dataset, tmp_path, monkeypatch):
-    options = {"max_steps": 2, "batch_size": 8, "use_lora": True, "learning_rate": 2e-3, "lora_dropout": 0}
-    options |= {"dataset_path": str(dataset), "logging_steps": 1, "eval_samples": 16, "bf16": bf16}
-    logs = []
+def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(bf16, dataset, short_run, monkeypatch):
+    options = {"max_steps": 2, "batch_size": 8, "lora_dropout": 0, "logging_steps": 1, "eval_samples": 16, "bf16": bf16}
+    rows, logs = load_prepared(dataset)[0]["train"].select(range(8)), []
+    answers = [messages[1]["content"] for messages in rows["messages"]]
     for number in range(2):
-        trainer = run.make_trainer(TrainConfig(**options, output_dir=str(tmp_path / str(number))))
+        trainer = run.make_trainer(short_run(str(number), **options))
         assert ("computed once" in trainer.choices["batches"]) == (number == 0)
-        places = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])["input_ids"].numel()
+        batch = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])
+        places, kept = batch["input_ids"].numel(), batch["input_ids"][batch["labels"] != -100]
+        assert trainer.processing_class.decode(kept) == "".join(f"{answer}</s>" for answer in answers)
         trainer.train()
         logs.append((places, [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]))
         monkeypatch.setattr(prepared, "LEAST", 10**6)

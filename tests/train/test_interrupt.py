@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -24,13 +25,12 @@ from sftlab.train import folder as run_folder
 
 BASE = {"batch_size": 4, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3, "save_steps": 4, "eval_samples": 8}
 LORA = {"use_lora": True, "gradient_accumulation_steps": 2, "eval_steps": 8}
-FOUR_BIT = LORA | {"use_4bit": True}
 FULL_EPOCHS = {"batch_size": 7, "save_total_limit": 1, "model_name": "random-tiny:gpt-neo-125M"}
-METHODS = {
-    "lora": LORA,
-    "4-bit": pytest.param(FOUR_BIT, marks=pytest.mark.slow),
-    "full, evaluated at each epoch": pytest.param(FULL_EPOCHS, marks=pytest.mark.slow),
-}
+SLOW = {"4-bit": LORA | {"use_4bit": True}, "full, evaluated at each epoch": FULL_EPOCHS}
+METHODS = {"lora": LORA} | {name: pytest.param(options, marks=pytest.mark.slow) for name, options in SLOW.items()}
+EXPLODES = {"learning_rate": 1.0, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2, "max_steps": 12}
+ENDED = {r"explodes at step \d: above 12.0, 1.5 times .*Lower --learning-rate \(now 1\)": EXPLODES}
+ENDED |= {"moved nothing": {"use_lora": True, "learning_rate": 0, "max_steps": 1}}
 
 
 def train(dataset: Path, folder: Path, **options) -> dict:
@@ -85,59 +85,51 @@ def test_a_stopped_and_killed_run_logs_what_an_undisturbed_one_does(options, dat
         assert resumed == pytest.approx(entry, rel=1e-5), f"stopped at {stop}, killed after {killed_at}"
 
 
-@pytest.fixture(scope="module")
-def complete_run(dataset, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("four_steps") / "run"
-    train(dataset, folder, use_lora=True, max_steps=4)
-    return folder
-
-
 @pytest.fixture
-def four_steps(complete_run, tmp_path) -> Path:
-    """A complete run of four steps, with the checkpoint of the last one, for one test to change."""
-    return Path(shutil.copytree(complete_run, tmp_path / "run"))
+def complete(tuned_run, tmp_path) -> TrainConfig:
+    """Resumes a complete run of three steps, with a checkpoint of the last one, in a copy for one test to change."""
+    folder = shutil.copytree(tuned_run, tmp_path / "run")
+    return TrainConfig(**files.read_json(folder / "run.json")["config"] | {"output_dir": str(folder), "resume": True})
 
 
-def test_a_run_killed_after_its_last_step_is_ended_without_another(dataset, four_steps):
-    options = {"use_lora": True, "max_steps": 4, "resume": True}
-    saved = {path.name: path.read_bytes() for path in four_steps.iterdir() if path.suffix in (".safetensors", ".jinja")}
+def test_a_run_killed_after_its_last_step_is_ended_without_another(complete):
+    folder = Path(complete.output_dir)
+    saved = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".safetensors", ".jinja")}
     with pytest.raises(UserError, match="the run in .* is complete. Raise --max-steps"):
-        train(dataset, four_steps, **options)
+        run.train(complete)
     for name in (*saved, "result.json", "trainer_state.json"):
-        (four_steps / name).unlink()
-    assert train(dataset, four_steps, **options)["metrics"]["steps"] == 4
-    assert saved == {name: (four_steps / name).read_bytes() for name in saved} and len(saved) == 2
+        (folder / name).unlink()
+    assert run.train(complete)["metrics"]["steps"] == 3
+    assert saved == {name: (folder / name).read_bytes() for name in saved} and len(saved) == 2
 
 
-def test_a_full_disk_is_said_and_the_last_checkpoint_stays(dataset, four_steps, capsys):
-    options = {"use_lora": True, "max_steps": 8, "resume": True}
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(complete, capsys):
+    folder, complete.max_steps = Path(complete.output_dir), 6
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # stands for the disk: no file may be larger
     try:
-        with pytest.raises(UserError, match=r"run is full. .*checkpoint-4 is whole: make room, and add --resume"):
-            train(dataset, four_steps, **options)
+        with pytest.raises(UserError, match=r"run is full. .*checkpoint-3 is whole: make room, and add --resume"):
+            run.train(complete)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in four_steps.glob("checkpoint-*")] == ["checkpoint-4"]  # a torn one takes no room
-    assert files.read_json(four_steps / "result.json")["error"].startswith("refused: output_dir: the disk of")
+    assert {path.name[-2:] for path in folder.glob("checkpoint-*")} == {"-2", "-3"}  # a torn one takes no room
+    assert files.read_json(folder / "result.json")["error"].startswith("refused: output_dir: the disk of")
     torch_says = RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
     assert is_full(torch_says) and is_full(OSError("Not enough disk space. Needed: 1 KiB"))  # as datasets says it
-    assert train(dataset, four_steps, **options)["status"] == "completed"
-    assert "changed since the run began: max_steps 4 -> 8" in capsys.readouterr().out
+    assert run.train(complete)["status"] == "completed"
+    assert "changed since the run began: max_steps 3 -> 6" in capsys.readouterr().out
 
 
-def test_options_that_a_checkpoint_depends_on_stay_as_they_were(dataset, four_steps):
+def test_options_that_a_checkpoint_depends_on_stay_as_they_were(complete):
     for name, value, error in (("lora_r", 8, "began with 16, not 8"), ("seed", 99, "not 99. Give it as it was")):
         with pytest.raises(UserError, match=f"{name}: the run in .* {error}"):
-            train(dataset, four_steps, **{"use_lora": True, "max_steps": 6, "resume": True, name: value})
-    before = TrainConfig(**files.read_json(four_steps / "run.json")["config"])
+            run.train(replace(complete, max_steps=6, **{name: value}))
     with pytest.raises(UserError, match="processes: the run in .* began with 1, not 2"):
-        run_folder.check_resumed(replace(before, output_dir=str(four_steps)), 2)
+        run_folder.check_resumed(complete, 2)
 
 
-def test_a_gradient_that_is_no_number_never_reaches_the_weights(dataset, tmp_path):
-    options = BASE | {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 6}
-    trainer = run.make_trainer(TrainConfig(**options))
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(short_run):
+    trainer = run.make_trainer(short_run(**BASE, use_lora=False, max_steps=6))
     weight = trainer.model.model.layers[0].mlp.up_proj.weight
     weight.register_hook(lambda grad: grad * (float("inf") if trainer.state.global_step == 4 else 1))
     words = "a gradient is no number at step 5.*checkpoint-4, is from before.*Lower --learning-rate"
@@ -146,11 +138,13 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(dataset, tmp_pat
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
 
 
-def test_a_loss_that_explodes_ends_the_run(dataset, tmp_path):
-    options = {"learning_rate": 1.0, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2, "max_steps": 12}
-    words = r"explodes at step \d: above 12.0, 1.5 times .*Lower --learning-rate \(now 1\)"
+@pytest.mark.parametrize(("words", "options"), ENDED.items(), ids=["explodes", "moved nothing"])
+def test_a_training_that_explodes_or_moves_nothing_ends_as_failed(words, options, dataset, tmp_path):
     with pytest.raises(UserError, match=words):
         train(dataset, tmp_path / "run", **options)
+    result = files.read_json(tmp_path / "run" / "result.json")
+    assert result["status"] == "failed" and re.search(words, result["error"])
+    assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
 def test_a_base_with_a_weight_that_is_no_number_is_named(dataset, tmp_path):

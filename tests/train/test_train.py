@@ -19,28 +19,27 @@ from sftlab.train import folder as run_folder
 from sftlab.train import run as train_run
 from sftlab.train import saved
 
-SHORT = {"max_steps": 2, "batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
+SHORT = {"max_steps": 2, "batch_size": 8, "logging_steps": 1}
 BF16 = {"bf16": True}
-LORA = {"use_lora": True}
-METHODS = {
-    "full": {},
-    "full in bfloat16": BF16,
-    "lora": LORA,
-    "lora in bfloat16": LORA | BF16,
-    "lora with checkpointing": LORA | {"gradient_checkpointing": True},
-    "rsLoRA": LORA | {"use_rslora": True},
-    "DoRA in bfloat16": LORA | BF16 | {"use_dora": True},
-    "packing in bfloat16": LORA | BF16 | {"packing": True, "batch_size": 1, "max_length": 256},
-    "8-bit in bfloat16": LORA | BF16 | {"use_8bit": True},
-    "4-bit": LORA | {"use_4bit": True},
-    "4-bit DoRA with checkpointing": LORA | BF16 | {"use_4bit": True, "use_dora": True, "gradient_checkpointing": True},
-}
+FULL = {"use_lora": False}
+METHODS = {"full": FULL, "full in bfloat16": FULL | BF16, "lora": {}, "lora in bfloat16": BF16}
+METHODS |= {"lora with checkpointing": {"gradient_checkpointing": True}, "rsLoRA": {"use_rslora": True}}
+METHODS |= {"DoRA in bfloat16": BF16 | {"use_dora": True}, "8-bit in bfloat16": BF16 | {"use_8bit": True}}
+METHODS |= {"packing in bfloat16": BF16 | {"packing": True, "batch_size": 1, "max_length": 256}}
+CHECKPOINTED = {"use_4bit": True, "use_dora": True, "gradient_checkpointing": True}
+METHODS |= {"4-bit": {"use_4bit": True}, "4-bit DoRA with checkpointing": BF16 | CHECKPOINTED}
+NEW_TOKENS = SHORT | {"lora_r": 2, "learning_rate": 1e-2, "batch_size": 32}
+BASES = [("tiny-base", False), ("random-tiny:phi-2", False), ("random-tiny:gpt2", True)]  # and whether in bfloat16
+NO_GPU, NOT_THERE = "Liger's kernels need an NVIDIA GPU", "liger-kernel isn't installed"
+LIGER = [(False, True, None, f"transformers': {NO_GPU}"), (False, True, True, f"use_liger_kernel: {NO_GPU}. Leave it")]
+LIGER += [(True, False, None, f"transformers': {NOT_THERE}"), (True, False, True, f"use_liger_kernel: {NOT_THERE}")]
+LIGER += [(True, True, False, "transformers', as asked"), (True, True, None, "Liger's"), (True, True, True, "Liger's")]
+LIGER += [(True, True, "gpt2", "transformers': liger-kernel has none for gpt2")]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_trained_parameter_moves_no_frozen_one_and_the_model_answers(method, dataset, tmp_path):
-    options = SHORT | METHODS[method]
-    config = TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **options)
+def test_every_trained_parameter_moves_no_frozen_one_and_the_model_answers(method, short_run):
+    config = short_run(**SHORT | METHODS[method])
     trainer = train_run.make_trainer(config)
     before = {name: (w.requires_grad, w.detach().clone()) for name, w in trainer.model.named_parameters()}
     trainer.train()
@@ -72,15 +71,10 @@ def finished(tuned_run) -> TrainConfig:
     return TrainConfig(**files.read_json(tuned_run / "run.json")["config"])
 
 
-def test_a_run_folder_is_whole_and_loads(finished):
-    folder = Path(finished.output_dir)
-    names = "adapter_model.safetensors tokenizer.json chat_template.jinja trainer_state.json run.json log.jsonl".split()
-    assert not [name for name in names if not (folder / name).is_file()]
-    result = files.read_json(folder / "result.json")
+def test_the_result_names_status_options_metrics_and_versions(finished):
+    result = files.read_json(Path(finished.output_dir) / "result.json")
     assert result["status"] == "completed" and result["config_hash"] == finished.hash()
     assert result["metrics"]["steps"] == 3 and result["metrics"]["eval_loss"] < 8 and result["versions"]["torch"]
-    model, tokenizer = load.load_model(str(folder)), load.load_tokenizer(str(folder))
-    assert len(scores.ask(model, tokenizer, scores.read_facts("test", 2)).answers) == 2
 
 
 def test_an_existing_run_is_never_lost_unasked(finished, tmp_path):
@@ -100,58 +94,38 @@ def test_overwrite_deletes_nothing_before_the_new_run_can_start(finished, tmp_pa
     tokenizer.add_tokens(["capital"])
     tokenizer.save_pretrained(other)
     load.load_model("tiny-base").config.save_pretrained(other)
-    for changes, error in (
-        ({"dataset_path": empty}, "sftlab prepare"),
-        ({"lora_target_modules": "q_prj"}, "no layer 'q_prj'. Did you mean 'q_proj'.*down_proj"),
-        ({"model_name": empty}, "holds no config.json"),
-        ({"model_name": folder}, "holds what is in model_name"),
-        ({"output_dir": "."}, "holds what is the folder you work in"),
-        ({"model_name": folder, "output_dir": new}, "holds an adapter"),
-        ({"model_name": other}, "was made for tiny-base"),
-    ):
+    errors = {"sftlab prepare": {"dataset_path": empty}, "holds no config.json": {"model_name": empty}}
+    errors |= {"no layer 'q_prj'. Did you mean 'q_proj'.*down_proj": {"lora_target_modules": "q_prj"}}
+    errors |= {"holds what is in model_name": {"model_name": folder}, "was made for tiny-base": {"model_name": other}}
+    errors |= {"holds what is the folder you work in": {"output_dir": "."}}
+    errors |= {"holds an adapter": {"model_name": folder, "output_dir": new}}
+    for error, changes in errors.items():
         with pytest.raises(UserError, match=error):
             train_run.train(TrainConfig(**vars(finished) | changes | {"overwrite": True}))
         assert (Path(folder) / "result.json").is_file() and not Path(new).exists()
 
 
-def test_the_trainer_learns_the_prepared_labels(dataset, tmp_path):
-    trainer = train_run.make_trainer(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **SHORT))
-    batch = trainer.data_collator([trainer.train_dataset[0]])
-    kept = batch["labels"][0] != -100
-    answer = data_set.load_prepared(dataset)[0]["train"][0]["messages"][1]["content"]
-    assert kept.sum() and trainer.processing_class.decode(batch["input_ids"][0][kept]) == answer + "</s>"
-
-
-def test_training_on_begins_with_the_adapter_and_its_options(finished, dataset, tmp_path):
-    folders = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "init_adapter": finished.output_dir}
-    options = SHORT | LORA | folders | {"learning_rate": 0, "lora_r": 4}
-    result = train_run.train(TrainConfig(**options))
-    before, after = (
-        load_file(Path(folder) / "adapter_model.safetensors") for folder in (finished.output_dir, tmp_path / "run")
-    )
+def test_training_on_begins_with_the_adapter_and_its_options(finished, short_run):
+    config = short_run(**SHORT | {"learning_rate": 0, "lora_r": 4, "init_adapter": finished.output_dir})
+    result = train_run.train(config)
+    before, after = (load_file(Path(one.output_dir) / "adapter_model.safetensors") for one in (finished, config))
     assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
     assert result["metrics"]["steps"] == 2 and result["config"]["lora_r"] == finished.lora_r
 
 
-NEW_TOKENS = SHORT | LORA | {"lora_r": 2, "learning_rate": 1e-2, "batch_size": 32}
-
-
 @pytest.fixture(scope="module")
 def chatml_dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("chatml")
-    return data_set.prepare(DataConfig(format="chatml", num_samples=32, output_dir=str(folder)))
+    folder = str(tmp_path_factory.mktemp("chatml"))
+    return data_set.prepare(DataConfig(format="chatml", num_samples=32, output_dir=folder))
 
 
-@pytest.mark.parametrize(
-    ("name", "bf16"), [("tiny-base", False), ("random-tiny:phi-2", False), ("random-tiny:gpt2", True)]
-)
-def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chatml_dataset, tmp_path, capsys):
-    folders = {"dataset_path": str(chatml_dataset), "output_dir": str(tmp_path / "run")}
-    config = TrainConfig(**NEW_TOKENS | folders | {"bf16": bf16, "model_name": name})
+@pytest.mark.parametrize(("name", "bf16"), BASES)
+def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chatml_dataset, short_run, capsys):
+    config = short_run(**NEW_TOKENS, dataset_path=str(chatml_dataset), bf16=bf16, model_name=name)
     result = train_run.train(config)  # a step is all rows, so that the losses can be compared
     assert "their embeddings are trained" in capsys.readouterr().out
     weights = []
-    for kind, model in saved.load_models(saved.read_run(tmp_path / "run")):
+    for kind, model in saved.load_models(saved.read_run(config.output_dir)):
         model = model.merge_and_unload() if kind == "tuned" else model
         weights.append([part.weight.clone() for part in (model.get_input_embeddings(), model.get_output_embeddings())])
     for before, after in zip(*weights, strict=True):
@@ -159,44 +133,21 @@ def test_of_the_embeddings_only_the_new_tokens_rows_are_trained(name, bf16, chat
     assert result["metrics"]["last_loss"] < result["metrics"]["first_loss"]
 
 
-def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(tmp_path):
+def test_tokens_that_the_tokenizer_lacks_are_added_and_saved_with_the_adapter(short_run, tmp_path):
     folder = tmp_path / "plain"  # tiny-base without its reserved tokens, as most base models are
     shutil.copytree(load.TINY_BASE, folder)
     for path in folder.glob("tokenizer*.json"):
         path.write_text(path.read_text(encoding="utf-8").replace("<|im_", "<|unused_"), encoding="utf-8")
     size = len(load.load_tokenizer(str(folder)))
-    options = {"format": "chatml", "num_samples": 32, "output_dir": str(tmp_path / "sets")}
-    made = data_set.prepare(DataConfig(model=str(folder), **options))
-    folders = {"model_name": str(folder), "dataset_path": str(made), "output_dir": str(tmp_path / "run")}
-    train_run.train(TrainConfig(**NEW_TOKENS | folders | BF16))
+    data = DataConfig(model=str(folder), format="chatml", num_samples=32, output_dir=str(tmp_path / "sets"))
+    train_run.train(short_run(**NEW_TOKENS | BF16, model_name=str(folder), dataset_path=str(data_set.prepare(data))))
     tuned, again = load.load_model(str(tmp_path / "run")), load.load_tokenizer(str(tmp_path / "run"))
     assert len(again) == tuned.get_input_embeddings().weight.shape[0] == size + 2
     assert again.eos_token == "<|im_end|>" and again.convert_tokens_to_ids("<|im_end|>") == size + 1
     assert scores.ask(tuned, again, [{"instruction": "日本の首都は？", "output": "東京"}], "chatml").answers
 
 
-def test_adapters_that_never_moved_end_the_run(dataset, tmp_path):
-    options = SHORT | LORA | {"learning_rate": 0, "max_steps": 1}
-    with pytest.raises(UserError, match="moved nothing"):
-        train_run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), **options))
-    result = files.read_json(tmp_path / "run" / "result.json")
-    assert result["status"] == "failed" and "moved nothing" in result["error"]
-    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("gpu", "installed", "asked", "outcome"),
-    [
-        (False, True, None, "transformers': Liger's kernels need an NVIDIA GPU"),
-        (False, True, True, "use_liger_kernel: Liger's kernels need an NVIDIA GPU. Leave it out."),
-        (True, False, None, "transformers': liger-kernel isn't installed"),
-        (True, False, True, "use_liger_kernel: liger-kernel isn't installed"),
-        (True, True, False, "transformers', as asked"),
-        (True, True, None, "Liger's"),
-        (True, True, True, "Liger's"),
-        (True, True, "gpt2", "transformers': liger-kernel has none for gpt2"),
-    ],
-)
+@pytest.mark.parametrize(("gpu", "installed", "asked", "outcome"), LIGER)
 def test_liger_kernels_are_taken_where_they_can_run(gpu, installed, asked, outcome, monkeypatch):
     table = types.ModuleType("liger_kernel.transformers.monkey_patch")
     table.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": None}
