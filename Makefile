@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help first run lab test test-precision test-all browser lint docs render constraints
+.PHONY: help first run lab test test-precision test-all browser lint docs render ja constraints
 
 # Python 3.11 is tried before its followers because the versions in constraints.txt were tested on it.
 CHECK_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -48,7 +48,7 @@ test: lint  ## lint, unit tests, and every notebook at its smallest size
 # emulates it, which takes longer. The unit tests name the precision that they are about, and run in both. Each open
 # exercise is solved by its folded solution, and its wrong answers are tried.
 RUN_NOTEBOOKS = $(IN_VENV) SFTLAB_BF16=$(BF16) SFTLAB_PROFILE=smoke SFTLAB_SOLUTIONS=1 PYTHONPATH="$(CURDIR)/tests/no_network" \
-	pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/
+	pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --ignore=notebooks/ja notebooks/
 test: BF16 = 0
 test-precision: BF16 = 1
 test-precision: export HF_HUB_OFFLINE = 1
@@ -82,6 +82,9 @@ docs: .venv/installed  ## write docs/reference.md again, from the options of the
 
 render: .venv/installed  ## run the notebooks whose stored outputs are stale, and store what they put out
 	$(IN_VENV) python -m sftlab.course.stored
+
+ja: .venv/installed  ## write the Japanese edition, notebooks/ja, from the notebooks and its catalogues
+	$(IN_VENV) python docs/make_ja.py
 
 # The pins come from a real install in an empty environment. torch is named by version because a bare `torch` takes
 # the newest release; its CUDA packages (not nvidia-ml-py, which is the lab's) are left out because torch pins them

@@ -15,6 +15,8 @@ import math
 import textwrap
 import warnings
 
+from sftlab import language
+
 # Okabe and Ito's colour-blind safe palette, the two with least contrast on white last (jfly.uni-koeln.de/color).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
@@ -115,8 +117,24 @@ def show(fig) -> None:
     """Displays a figure in a notebook: one output with the interactive data, a PNG and the numbers in words."""
     from IPython.display import display
 
+    if language.chosen.messages:
+        fig = translate_labels(fig)
     data = {PLOTLY_MIME: json.loads(fig.to_json()), "image/png": draw_static(fig), "text/plain": summarise(fig)}
     display(data, raw=True)
+
+
+def translate_labels(fig):
+    """A copy of a figure with its title, axes, names and categories in the language of the running notebook."""
+    from plotly.graph_objects import Figure
+
+    fig = Figure(fig)
+    for title in (fig.layout.title, fig.layout.xaxis.title, fig.layout.yaxis.title):
+        title.text = title.text and language.translate(title.text)
+    for trace in fig.data:
+        trace.name = trace.name and language.translate(trace.name)
+        if any(isinstance(x, str) for x in trace.x):
+            trace.x = [language.translate(str(x)) for x in trace.x]
+    return fig
 
 
 def summarise(fig) -> str:

@@ -18,8 +18,10 @@ from types import SimpleNamespace
 from sftlab import files
 from sftlab.course import notebook
 from sftlab.errors import UserError, near_match
+from sftlab.language import translate
 
 FOLDER = files.ROOT / "notebooks"
+TEXTS = ("title", "form", "then", "say", "hints")  # the keys whose values the reader sees
 SOLUTION = r"<summary>Solution {}</summary>\s*```python\n(.*?)```"
 
 
@@ -35,31 +37,41 @@ def list_exercises() -> dict[str, dict]:
 
 
 def find_exercise(number: str) -> dict:
-    """One of `list_exercises`; raises UserError for a number that isn't there."""
+    """One of `list_exercises`, in the notebook's language; raises UserError for a number that isn't there."""
     known = list_exercises()
     if number not in known:
         raise UserError(f"exercise: there is no {number!r}.{near_match(number, known)}")
-    return known[number]
+    return replace_texts(known[number], translate)
+
+
+def replace_texts(facts, rewrite, key=""):
+    """A copy of an exercise's facts with each text that the reader sees passed through `rewrite`."""
+    if isinstance(facts, dict):
+        return {name: replace_texts(value, rewrite, name) for name, value in facts.items()}
+    if isinstance(facts, list):
+        return [replace_texts(value, rewrite, key) for value in facts]
+    return rewrite(facts) if key in TEXTS else facts
 
 
 def exercise(number: str) -> None:
     """Print what an exercise is about, how hard it is, how long it takes, and what an answer looks like."""
     facts = find_exercise(number)
     level = "●" * facts["level"] + "○" * (3 - facts["level"])
-    print(f"{number} · {facts['title']} · {level} · about {facts['minutes']} min · hint: course.hint({number!r})")
-    print(f"Your answer: {facts['form']}.")
+    time_needed = translate(f"about {facts['minutes']} min · hint:")
+    print(f"{number} · {facts['title']} · {level} · {time_needed} course.hint({number!r})")
+    print(translate(f"Your answer: {facts['form']}."))
 
 
 def check(number: str, answer) -> None:
     """Print whether the answer is right, or what is wrong with it and why; `...` in it leaves the exercise open."""
     names = _read_names()
     if _is_open(answer):
-        print(f"{number} is still open: replace the dots. The notebook goes on without.")
+        print(translate(f"{number} is still open: replace the dots. The notebook goes on without."))
         if os.environ.get("SFTLAB_SOLUTIONS"):
             prove(number, names)
         return
     right, words = judge(number, answer, names)
-    print(f"{number}: {'right' if right else 'not yet'}. {words}".rstrip())
+    print(f"{number}: {translate('right.') if right else translate('not yet.')} {words}".rstrip())
     before = _read_progress().get(number, {})
     facts = {"attempts": before.get("attempts", 0) + 1}
     if right:
@@ -80,7 +92,7 @@ def judge(number: str, answer, names: dict) -> tuple[bool, str]:
     if holds(facts["right"]):
         return True, facts.get("then", "")
     said = [case["say"] for case in facts["wrong"] if holds(case["when"])]
-    return False, said[0] if said else f"Expected: {facts['form']}. Try course.hint({number!r})."
+    return False, said[0] if said else translate(f"Expected: {facts['form']}. Try course.hint({number!r}).")
 
 
 def hint(number: str) -> None:
@@ -88,26 +100,28 @@ def hint(number: str) -> None:
     hints, before = find_exercise(number).get("hints", []), _read_progress().get(number, {})
     given = before.get("hints", 0)
     if given == len(hints):
-        print(f"{number}: no more hints; the solution is folded away below the exercise.", *hints, sep="\n  ")
+        ended = translate(f"{number}: no more hints; the solution is folded away below the exercise.")
+        print(ended, *hints, sep="\n  ")
         return
-    print(f"{number}, hint {given + 1} of {len(hints)}: {hints[given]}")
+    print(translate(f"{number}, hint {given + 1} of {len(hints)}: {hints[given]}"))
     _note(number, {"hints": given + 1})
 
 
 def predict(number: str, guess) -> None:
     """Write down what the reader expects, before the output is there; `...` is no guess."""
     if _is_open(guess):
-        print(f"{number}: write down your guess in place of the dots, then go on.")
+        print(translate(f"{number}: write down your guess in place of the dots, then go on."))
         return
     _note(number, {"guess": guess if isinstance(guess, int | float) else str(guess)})
-    print(f"{number}: noted. You expect {guess}.")
+    print(translate(f"{number}: noted. You expect {guess}."))
 
 
 def compare(number: str, actual) -> None:
     """Put the reader's guess beside what came out."""
     guess = _read_progress().get(number, {}).get("guess")
     shown = f"{actual:.4g}" if isinstance(actual, float) else actual
-    print(f"{find_exercise(number)['title']}: {shown}. " + (f"You expected {guess}." if guess is not None else ""))
+    expected = "" if guess is None else translate(f"You expected {guess}.")
+    print(f"{find_exercise(number)['title']}: {shown}. {expected}")
 
 
 def progress():

@@ -35,7 +35,8 @@ def export_html(ipynb: Path, page: Path) -> None:
             data["text/html"] = picture.format(data.get("text/plain", ""), "".join(data["image/png"].split()))
     source = Path(notebook.metadata.get("papermill", {}).get("input_path", ipynb))
     filters = {"markdown2html": make_markdown_filter(source.parent)}
-    exporter = HTMLExporter(raw_template=TEMPLATE, filters=filters)
+    language = notebook.metadata.get("sftlab", {}).get("language", "en")
+    exporter = HTMLExporter(raw_template=TEMPLATE, filters=filters, language_code=language)
     content, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": Path(ipynb).stem}})
     files.write_text(Path(page), content)
 

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from sftlab import files, pages
+from sftlab import files, language, pages
 from sftlab.config.options import coerce
 from sftlab.errors import UserError, near_match
 from sftlab.files import ROOT
@@ -19,10 +19,16 @@ PROFILES = ("smoke", "cpu", "gpu")
 
 
 def start(name: str, profile: str = "") -> tuple[str, Path]:
-    """The set-up of every notebook: its profile and its work folder; the libraries' chatter is turned down."""
+    """The set-up of every notebook: its profile, work folder and language; the libraries' chatter is turned down."""
+    from IPython import get_ipython
+    from IPython.display import Markdown
+
     from sftlab.models import load
 
     load.quiet_libraries()
+    if language.choose(name) and (shell := get_ipython()):
+        formatter = shell.display_formatter.formatters["text/markdown"]
+        formatter.for_type(Markdown, lambda shown: language.translate_parts(shown.data))
     return resolve_profile(profile), work_folder(name)
 
 
@@ -72,7 +78,7 @@ def show_table(header, rows):
     from IPython.display import Markdown
 
     def mark(cell) -> pages.Html:
-        escaped = str(pages.Html.escape(str(cell).replace("\n", "↵")))
+        escaped = str(pages.Html.escape(language.translate(str(cell)).replace("\n", "↵")))
         return pages.Html(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
     table = pages.Table([mark(head) for head in header], [[mark(cell) for cell in row] for row in rows])
