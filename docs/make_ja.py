@@ -224,7 +224,7 @@ def list_messages(path: Path, shared: set[str]) -> dict[str, str]:
             replace_outputs([output for output in cell.outputs if output not in charts], False, collector)
             replace_outputs(charts, False, charted)
     for text in own:
-        if text in collector.used | charted.used and text not in labels:
+        if text in collector.used or text in charted.used - labels:
             found.setdefault(text, "output")
             if found[text] == PROSE:
                 found[text] = "prose and output"
@@ -338,8 +338,6 @@ def update_catalogues() -> dict[str, polib.POFile]:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         found[path.stem] = update_catalogue(EDITION / "po" / f"{path.stem}.po", list_messages(path, shared))
     common = dict.fromkeys(sorted(shared), "shared")
-    for catalogue in found.values():
-        catalogue[:] = [entry for entry in catalogue if entry.msgid not in common or PROSE in entry.comment]
     return {"common": update_catalogue(EDITION / "po" / "common.po", common)} | found
 
 

@@ -21,6 +21,7 @@ class Messages:
         self.messages, self.used = messages, set()
         letters = {message: len(PLACE.sub("", message)) for message in messages if PLACE.search(message)}
         longest_first = sorted(letters, key=letters.get, reverse=True)
+        self.sentences = [message for message in messages if message not in letters and message.count(" ") > 2]
         self.patterns = [
             (message, _compile(message, "(.*?)"), _compile(message, r"([^;\s][^;\n]*)")) for message in longest_first
         ]
@@ -35,16 +36,23 @@ class Messages:
         if text in self.messages:
             self.used.add(text)
             return self.messages[text]
-        for message, whole, part in self.patterns:
-            found = whole.fullmatch(text)
-            if found and not any(map(part.search, found.groups())):  # several of one kind are no single message
-                return self._fill(message, found.groups())
+        for message, whole, _ in self.patterns:
+            if found := whole.fullmatch(text):
+                literals = [literal for literal in map(str.strip, PLACE.split(message)[::2]) if len(literal) > 2]
+                if not any(
+                    literal in value for literal in literals for value in found.groups()
+                ):  # else there are several
+                    return self._fill(message, found.groups())
         return text
 
     def translate_parts(self, text: str) -> str:
         """A text that was put together from several messages, such as sentences one after the other."""
         if (whole := self.translate(text)) != text:
             return whole
+        for message in self.sentences:
+            if message in text:
+                self.used.add(message)
+                text = text.replace(message, self.messages[message])
         for message, _, part in self.patterns:
             text = part.sub(lambda found, message=message: self._fill(message, found.groups()), text)
         return text
@@ -86,6 +94,14 @@ def read_catalogue(path: Path) -> dict[str, str]:
 def translate(text: str) -> str:
     """The text in the language of the running notebook; as it is if the notebook is English or no message is found."""
     return chosen.translate(text)
+
+
+def translate_label(text: str) -> str:
+    """The same for a label of a chart, whose parts commas and colons divide."""
+    whole = translate(text)
+    for mark in (", ", ": ") if whole == text else ():
+        whole = mark.join(map(translate, whole.split(mark)))
+    return whole
 
 
 def translate_parts(text: str) -> str:

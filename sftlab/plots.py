@@ -129,11 +129,11 @@ def translate_labels(fig):
 
     fig = Figure(fig)
     for title in (fig.layout.title, fig.layout.xaxis.title, fig.layout.yaxis.title):
-        title.text = title.text and language.translate(title.text)
+        title.text = title.text and language.translate_label(title.text)
     for trace in fig.data:
-        trace.name = trace.name and language.translate(trace.name)
+        trace.name = trace.name and language.translate_label(trace.name)
         if any(isinstance(x, str) for x in trace.x):
-            trace.x = [language.translate(str(x)) for x in trace.x]
+            trace.x = [language.translate_label(str(x)) for x in trace.x]
     return fig
 
 
