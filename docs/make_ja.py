@@ -311,7 +311,7 @@ def find_faults(entry: polib.POEntry, terms: list[tuple[str, str, list[str]]]) -
         faults.append("** that is no bold: set a space outside of it")
     for english, wanted, others in terms:
         if (
-            re.search(rf"(?<![\w`]){english}s?(?![\w`])", re.sub(r"`[^`]*`", "", source), re.IGNORECASE)
+            re.search(rf"(?<![\w`]){english}s?(?![\w`])", re.sub(r'`[^`]*`|"[^"]*"', "", source), re.IGNORECASE)
             and wanted not in text
         ):
             faults.append(f"{english}: {wanted}")
