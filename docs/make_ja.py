@@ -21,9 +21,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy
 import polib
 import yaml
 from markdown_it import MarkdownIt
+from plotly.graph_objects import Figure
 
 from sftlab import files, plots
 from sftlab.course import exercises, stored
@@ -37,6 +39,7 @@ ITEM = re.compile(r"(\s*(?:[-*]|\d+\.) )(.*)")
 JAPANESE = "[ぁ-んァ-ヶー一-龠々]"
 SWITCH = "[日本語]"  # the link at the top of each English notebook
 TERMS = "## One word for one term"
+CELL = re.compile(r"(?<=>)[^<>]*(?:<code>[^<>]*</code>[^<>]*)*(?=</t[hd]>)")
 # A cell whose printed lines are those of an exercise.
 EXERCISE = re.compile(r"course\.(exercise|check|predict|compare|progress)\(")
 
@@ -106,15 +109,10 @@ def replace_outputs(outputs: list, is_exercise: bool, messages: Messages) -> lis
     outputs = copy.deepcopy(outputs)
     for output in outputs:
         data = output.get("data", {})
-        if "text/markdown" in data:
-            text = data["text/markdown"]
-            in_cells = re.compile(r"(<t[hd](?: [^>]*)?>)(.*?)(?=</t[hd]>)", re.DOTALL)
-            is_table = "<table>" in text
-            data["text/markdown"] = (
-                in_cells.sub(lambda found: found[1] + replace_cell(found[2], messages), text)
-                if is_table
-                else messages.translate_parts(text)
-            )
+        if "<table>" in data.get("text/markdown", ""):
+            data["text/markdown"] = CELL.sub(lambda found: replace_cell(found[0], messages), data["text/markdown"])
+        elif "text/markdown" in data:
+            data["text/markdown"] = messages.translate_parts(data["text/markdown"])
         elif plots.PLOTLY_MIME in data:
             replace_chart(data, messages)
         elif output["output_type"] == "stream" and is_exercise:
@@ -126,35 +124,26 @@ def replace_cell(cell: str, messages: Messages) -> str:
     """A cell of a table as `course.show_table` writes it."""
     text = html.unescape(re.sub("</?code>", "`", cell)).replace("↵", "\n")
     changed = messages.translate(text)
-    if changed == text:
-        return cell
-    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(changed.replace("\n", "↵")))
+    return cell if changed == text else re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(changed.replace("\n", "↵")))
 
 
 def replace_chart(data: dict, messages: Messages) -> None:
     """A chart in place: its data, its picture and its words, if any text of it has a translation."""
-    import numpy
-    from plotly.graph_objects import Figure
-
-    from sftlab import language
-
-    def decode(value):
-        if isinstance(value, dict) and "bdata" in value:
-            return numpy.frombuffer(base64.b64decode(value["bdata"]), value["dtype"]).tolist()
-        if isinstance(value, dict):
-            return {key: decode(part) for key, part in value.items()}
-        return [decode(part) for part in value] if isinstance(value, list) else value
-
-    figure = Figure(decode(json.loads(json.dumps(data[plots.PLOTLY_MIME]))))
-    before, language.chosen = language.chosen, messages
-    try:
-        changed = plots.translate_labels(figure)
-    finally:
-        language.chosen = before
+    figure = Figure(decode_arrays(data[plots.PLOTLY_MIME]))
+    changed = plots.translate_labels(figure, messages)
     if changed.to_dict() != figure.to_dict():
-        data[plots.PLOTLY_MIME] = json.loads(changed.to_json())
-        output = {"data": {"image/png": base64.b64encode(plots.draw_static(changed)).decode()}}
-        data |= stored.clean_output(output)["data"] | {"text/plain": plots.summarise(changed)}
+        picture = {"data": {"image/png": base64.b64encode(plots.draw_static(changed)).decode()}}
+        data |= stored.clean_output(picture)["data"]
+        data |= {plots.PLOTLY_MIME: json.loads(changed.to_json()), "text/plain": plots.summarise(changed)}
+
+
+def decode_arrays(value):
+    """A figure's JSON with lists for the arrays that plotly stores as base64."""
+    if isinstance(value, dict) and "bdata" in value:
+        return numpy.frombuffer(base64.b64decode(value["bdata"]), value["dtype"]).tolist()
+    if isinstance(value, dict):
+        return {key: decode_arrays(part) for key, part in value.items()}
+    return [decode_arrays(part) for part in value] if isinstance(value, list) else value
 
 
 # --- Messages
@@ -291,32 +280,31 @@ def list_open(catalogue: polib.POFile) -> list[polib.POEntry]:
 
 def find_faults(entry: polib.POEntry, terms: list[tuple[str, str, list[str]]]) -> list[str]:
     """What is wrong with the form of a translation. terms: as `read_terms` returns them."""
-    source, text = entry.msgid, entry.msgstr
-    plain = re.sub(r"`[^`]*`|\]\([^)]*\)|\{\w+\}", " ", text)
-    places, spans, links = (re.compile(pattern) for pattern in (r"\{\w+\}", r"`[^`]+`", r"\]\([^)]+\)"))
-    faults = [f"{what} {', '.join(sorted(lost))} is missing"
-              for what, form in (("place", places), ("code", spans), ("link", links))
-              if (lost := set(form.findall(source)) - set(form.findall(text)))]  # fmt: skip
-    if unknown := set(places.findall(text)) - set(places.findall(source)):
-        faults.append(f"unknown place {', '.join(unknown)}")
+    source, text, faults = entry.msgid, entry.msgstr, []
+    for what, form in (("place", r"\{\w+\}"), ("code", "`[^`]+`"), ("link", r"\]\([^)]+\)")):
+        kept, found = set(re.findall(form, source)), set(re.findall(form, text))
+        faults += [f"{what} {one} is missing" for one in sorted(kept - found)]
+        faults += [f"{what} {one} is unknown" for one in sorted(found - kept) if what == "place"]
     if source.startswith("|") and source.count("|") != text.count("|"):
         faults.append("another number of table cells")
-    if found := re.search(rf"{JAPANESE}[A-Za-z0-9]|[A-Za-z0-9]{JAPANESE}", plain):
+    plain = re.sub(r"`[^`]*`|\]\([^)]*\)|\{\w+\}", " ", text)
+    if found := re.search(f"{JAPANESE}[A-Za-z0-9]|[A-Za-z0-9]{JAPANESE}", plain):
         faults.append(f"no space in {found[0]!r}")
     if found := re.search("[０-９Ａ-Ｚａ-ｚ]", text):
         faults.append(f"full-width {found[0]!r}")
-    if "**" in re.sub(r"<code>.*?</code>", "", MarkdownIt().renderInline(text)) and "**" not in re.sub(
-        r"<code>.*?</code>", "", MarkdownIt().renderInline(source)
-    ):
-        faults.append("** that is no bold: set a space outside of it")
+    if has_stars(text) and not has_stars(source):
+        faults.append("** that is not bold: punctuation or a space belongs outside of it")
+    words = re.sub(r'`[^`]*`|"[^"]*"', "", source)
     for english, wanted, others in terms:
-        if (
-            re.search(rf"(?<![\w`]){english}s?(?![\w`])", re.sub(r'`[^`]*`|"[^"]*"', "", source), re.IGNORECASE)
-            and wanted not in text
-        ):
+        if re.search(rf"\b{english}s?\b", words, re.IGNORECASE) and wanted not in text:
             faults.append(f"{english}: {wanted}")
         faults += [f"{other}: {wanted}" for other in others if other in text]
     return faults
+
+
+def has_stars(text: str) -> bool:
+    """Whether Markdown shows stars instead of bold text."""
+    return "**" in re.sub("<code>.*?</code>", "", MarkdownIt().renderInline(text))
 
 
 def read_terms() -> list[tuple[str, str, list[str]]]:

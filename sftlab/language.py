@@ -14,35 +14,58 @@ PLACE = re.compile(r"\{(\w+)\}")
 PROSE = "prose"  # the comment of a message that stands in the notebook itself
 
 
+class Pattern:
+    """A message with places for values."""
+
+    def __init__(self, message: str):
+        self.message, self.literals = message, PLACE.split(message)[::2]
+        # No letter bounds a place at the beginning or the end, so in a longer text it reaches to the semicolon or the line.
+        self.whole, self.part = self._compile("(.*?)"), self._compile(r"([^;\s][^;\n]*)")
+
+    def _compile(self, edge: str) -> re.Pattern:
+        places = ["(.*?)"] * (len(self.literals) - 1)
+        places[0] = places[0] if self.literals[0] else edge
+        places[-1] = places[-1] if self.literals[-1] else edge
+        pairs = zip(map(re.escape, self.literals), [*places, ""], strict=True)
+        return re.compile("".join(literal + place for literal, place in pairs), re.DOTALL)
+
+    def match(self, text: str) -> tuple[str, ...] | None:
+        """The values in a text that is this message; None if it isn't, or if it is several of the kind."""
+        found = self.whole.fullmatch(text)
+        words = [literal.strip() for literal in self.literals if len(literal.strip()) > 2]
+        several = found and any(word in value for word in words for value in found.groups())
+        return None if several or not found else found.groups()
+
+
 class Messages:
     """Translates texts by messages: English -> other language. `used` collects the messages that were found in a text."""
 
     def __init__(self, messages: dict[str, str]):
         self.messages, self.used = messages, set()
-        letters = {message: len(PLACE.sub("", message)) for message in messages if PLACE.search(message)}
-        longest_first = sorted(letters, key=letters.get, reverse=True)
-        self.sentences = [message for message in messages if message not in letters and message.count(" ") > 2]
-        self.patterns = [
-            (message, _compile(message, "(.*?)"), _compile(message, r"([^;\s][^;\n]*)")) for message in longest_first
-        ]
+        patterns = [Pattern(message) for message in messages if PLACE.search(message)]
+        self.patterns = sorted(patterns, key=lambda pattern: len("".join(pattern.literals)), reverse=True)
+        self.sentences = [message for message in messages if not PLACE.search(message) and message.count(" ") > 2]
 
     def _fill(self, message: str, values: tuple[str, ...]) -> str:
         self.used.add(message)
-        known = dict(zip(PLACE.findall(message), map(self.translate_parts, values), strict=True))
+        known = dict(zip(PLACE.findall(message), map(self.translate_parts, values), strict=False))
         return PLACE.sub(lambda place: known.get(place[1], place[0]), self.messages[message])
 
     def translate(self, text: str) -> str:
         """The whole text by one message; as it is if there is none."""
         if text in self.messages:
-            self.used.add(text)
-            return self.messages[text]
-        for message, whole, _ in self.patterns:
-            if found := whole.fullmatch(text):
-                literals = [literal for literal in map(str.strip, PLACE.split(message)[::2]) if len(literal) > 2]
-                if not any(
-                    literal in value for literal in literals for value in found.groups()
-                ):  # else there are several
-                    return self._fill(message, found.groups())
+            return self._fill(text, ())
+        for pattern in self.patterns:
+            if (values := pattern.match(text)) is not None:
+                return self._fill(pattern.message, values)
+        return text
+
+    def translate_label(self, text: str) -> str:
+        """A label of a chart: the whole, or the parts that commas and colons divide."""
+        if (whole := self.translate(text)) != text:
+            return whole
+        for mark in (", ", ": "):
+            text = mark.join(map(self.translate, text.split(mark)))
         return text
 
     def translate_parts(self, text: str) -> str:
@@ -51,23 +74,10 @@ class Messages:
             return whole
         for message in self.sentences:
             if message in text:
-                self.used.add(message)
-                text = text.replace(message, self.messages[message])
-        for message, _, part in self.patterns:
-            text = part.sub(lambda found, message=message: self._fill(message, found.groups()), text)
+                text = text.replace(message, self._fill(message, ()))
+        for pattern in self.patterns:
+            text = pattern.part.sub(lambda found, own=pattern.message: self._fill(own, found.groups()), text)
         return text
-
-
-def _compile(message: str, edge: str) -> re.Pattern:
-    """A message as a pattern; `edge` stands for a place at its beginning or end, which no letter bounds."""
-    literals = PLACE.split(message)[::2]
-    places = ["(.*?)"] * (len(literals) - 1)
-    if not literals[0]:
-        places[0] = edge
-    if not literals[-1]:
-        places[-1] = edge
-    parts = [re.escape(literal) + place for literal, place in zip(literals, [*places, ""], strict=True)]
-    return re.compile("".join(parts), re.DOTALL)
 
 
 chosen = Messages({})
@@ -94,14 +104,6 @@ def read_catalogue(path: Path) -> dict[str, str]:
 def translate(text: str) -> str:
     """The text in the language of the running notebook; as it is if the notebook is English or no message is found."""
     return chosen.translate(text)
-
-
-def translate_label(text: str) -> str:
-    """The same for a label of a chart, whose parts commas and colons divide."""
-    whole = translate(text)
-    for mark in (", ", ": ") if whole == text else ():
-        whole = mark.join(map(translate, whole.split(mark)))
-    return whole
 
 
 def translate_parts(text: str) -> str:

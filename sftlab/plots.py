@@ -118,22 +118,22 @@ def show(fig) -> None:
     from IPython.display import display
 
     if language.chosen.messages:
-        fig = translate_labels(fig)
+        fig = translate_labels(fig, language.chosen)
     data = {PLOTLY_MIME: json.loads(fig.to_json()), "image/png": draw_static(fig), "text/plain": summarise(fig)}
     display(data, raw=True)
 
 
-def translate_labels(fig):
-    """A copy of a figure with its title, axes, names and categories in the language of the running notebook."""
+def translate_labels(fig, messages: language.Messages):
+    """A copy of a figure with its title, axes, names and categories translated."""
     from plotly.graph_objects import Figure
 
     fig = Figure(fig)
     for title in (fig.layout.title, fig.layout.xaxis.title, fig.layout.yaxis.title):
-        title.text = title.text and language.translate_label(title.text)
+        title.text = title.text and messages.translate_label(title.text)
     for trace in fig.data:
-        trace.name = trace.name and language.translate_label(trace.name)
+        trace.name = trace.name and messages.translate_label(trace.name)
         if any(isinstance(x, str) for x in trace.x):
-            trace.x = [language.translate_label(str(x)) for x in trace.x]
+            trace.x = [messages.translate_label(str(x)) for x in trace.x]
     return fig
 
 
