@@ -12,6 +12,8 @@ import platform
 import sys
 from pathlib import Path
 
+import psutil
+
 from sftlab import __version__
 from sftlab.errors import UserError
 
@@ -65,8 +67,6 @@ def set_allocator(keep: bool) -> None:
 
 def free_memory(gpu: bool) -> int:
     """Bytes that this process may still take: of the GPU, or what is free of main memory within its limits."""
-    import psutil
-
     if gpu:
         import torch
 
@@ -89,8 +89,6 @@ def free_memory(gpu: bool) -> int:
 
 def find_limit(gpu: bool) -> int:
     """Bytes that this process may hold in all, the libraries included; 0 where there is no GPU."""
-    import psutil
-
     if gpu:
         import torch
 
@@ -100,7 +98,6 @@ def find_limit(gpu: bool) -> int:
 
 def read_held() -> int:
     """Bytes that are held now: by the GPU's allocator, else by this process."""
-    import psutil
     import torch
 
     return torch.cuda.memory_reserved() if torch.cuda.is_available() else psutil.Process().memory_info().rss
@@ -169,7 +166,6 @@ def name_processor() -> str:
 
 def name_device() -> dict:
     """What this process computes on: cpu, cores, memory_GB (10^9 bytes), gpu and gpu_GB (or None)."""
-    import psutil
     import torch
 
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device()) if torch.cuda.is_available() else None
@@ -276,8 +272,6 @@ def count_running() -> int:
 
 def describe_machine() -> list[str]:
     """Processor, memory, GPUs and the versions that matter, in a few lines for people."""
-    import psutil
-
     memory = psutil.virtual_memory().total / 2**30
     system = f"{memory:.0f} GiB memory, {platform.system()} {platform.machine()}"
     lines = [f"{name_processor()}, {count_cores()} cores, {system}"]

@@ -16,6 +16,8 @@ import typing
 from dataclasses import fields
 from pathlib import Path
 
+import yaml
+
 from sftlab.config.configs import LaunchConfig, TrainConfig
 from sftlab.config.options import Options, check_value
 from sftlab.errors import UserError, near_match
@@ -45,8 +47,6 @@ def read(source: str | Path) -> dict:
 @functools.cache
 def read_presets() -> dict[str, dict]:
     """Settings to begin with: name -> a row of presets.yaml, which says what it holds, with its options as their types."""
-    import yaml
-
     rows = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
     for row in rows.values():
         row["options"] = {name: check_value(FIELDS[name], value) for name, value in row["options"].items()}
@@ -55,8 +55,6 @@ def read_presets() -> dict[str, dict]:
 
 def parse(text: str | bytes, where: str) -> dict:
     """The options that a YAML mapping names, as their types. where: what a message calls the text."""
-    import yaml
-
     try:
         found = yaml.load(text, yaml.BaseLoader)  # every value as it stands: the options' types read it
     except yaml.YAMLError as error:
@@ -94,8 +92,6 @@ def write(config: TrainConfig) -> str:
 
 
 def to_yaml(values: dict, flow: bool = False) -> str:
-    import yaml
-
     breaks = "\x85\u2028\u2029"  # PyYAML would read them as spaces, unless they are escaped
     plain = not any(mark in str(value) for value in values.values() for mark in breaks)
     form = {"default_flow_style": flow, "sort_keys": False, "allow_unicode": plain, "width": math.inf}

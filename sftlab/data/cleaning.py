@@ -8,6 +8,9 @@ import os
 import unicodedata
 from collections import defaultdict
 
+import numpy
+from tqdm.auto import tqdm
+
 from sftlab.data.readers import require_rows
 from sftlab.data.rows import get_answer, get_prompt, get_texts, to_messages
 
@@ -43,8 +46,6 @@ def find_conflicts(rows: list[dict]) -> list[list[int]]:
 
 def hash_shingles(text: str):
     """Hashes (uint64) of all runs of five characters of a folded text, each once."""
-    import numpy
-
     codes = numpy.frombuffer(fold(text).encode("utf-32-le", "replace"), dtype=numpy.uint32).astype(numpy.uint64)
     if len(codes) < SHINGLE:
         codes = numpy.pad(codes, (0, SHINGLE - len(codes)))
@@ -81,8 +82,6 @@ class NearRows:
 
     def find_nearest(self, sketch: tuple) -> tuple[float, int]:
         """The highest similarity among the first hundred candidates, and whose it is: of equals the earliest; (0.0, 0) without any."""
-        import numpy
-
         best = 0.0, 0
         for number in sorted(self.sketches.query(sketch[1]))[:CANDIDATES]:
             one, other = sketch[0], self.shingles[number]
@@ -93,12 +92,8 @@ class NearRows:
 
 def find_near(rows: list[dict], threshold: float = 0.9) -> dict[int, tuple[int, float]]:
     """Rows that nearly repeat an earlier one that is kept: index -> (index of that one, Jaccard similarity)."""
-    from tqdm.auto import tqdm
-
-    kept, near = (
-        defaultdict(lambda: NearRows(threshold)),
-        {},
-    )  # by the system message: rows that differ in it are no repeats
+    kept = defaultdict(lambda: NearRows(threshold))  # by the system message: rows that differ in it are no repeats
+    near = {}
     quiet = len(rows) < 5000 or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
     for index, row in enumerate(tqdm(rows, desc="near duplicates", leave=False, disable=quiet)):
         alike = kept[fold("".join(turn["content"] for turn in to_messages(row) if turn["role"] == "system"))]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, islice, pairwise
 
+import numpy
+
 from sftlab.data import examples, templates
 from sftlab.data.readers import BadRow
 from sftlab.errors import UserError
@@ -37,8 +39,6 @@ def encode_texts(
     Both are lists with one int64 array per text, as long as each other. cuts: where a text is tokenised in parts. All is
     tokenised in one call, on all cores unless TOKENIZERS_PARALLELISM forbids it.
     """
-    import numpy
-
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -74,7 +74,6 @@ def measure_tokens(tokenizer, count: int):
 
     In a byte-level vocabulary every character of a token is one byte. count: tokens, so that added ones count.
     """
-    import numpy
     from tokenizers import decoders
 
     backend = tokenizer.backend_tokenizer
@@ -87,8 +86,6 @@ def measure_tokens(tokenizer, count: int):
 
 def find_offsets(encodings: list, parts: list[str]) -> tuple:
     """Where each token begins and ends, in characters of the text that the parts make; asking for this costs half of tokenising."""
-    import numpy
-
     lengths = accumulate(map(len, parts), initial=0)
     pairs = [numpy.reshape(one.offsets, (-1, 2)) + before for one, before in zip(encodings, lengths, strict=False)]
     return tuple(numpy.concatenate(pairs).T)
@@ -96,8 +93,6 @@ def find_offsets(encodings: list, parts: list[str]) -> tuple:
 
 def read_labels(split) -> tuple:
     """The labels of a datasets.Dataset in one array; the row of each, and its place in it; and the lengths of the rows."""
-    import numpy
-
     column = split.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
     lengths = numpy.diff(column.offsets.to_numpy())
     rows = numpy.repeat(numpy.arange(len(lengths)), lengths)

@@ -6,6 +6,8 @@ python -c "from sftlab.data import prepared; help(prepared.cut_splits)"
 import contextlib
 import functools
 
+import numpy
+
 from sftlab.config.configs import TrainConfig
 from sftlab.data import masking, report, templates
 from sftlab.errors import UserError
@@ -61,8 +63,6 @@ def cut_rows(split, max_length: int, whole: bool = False):
     `whole`: not cut, because packing does that itself, and takes no rows that are made when they are read.
     Returns (the Dataset with `input_ids` and `labels`, the lengths of its rows in tokens).
     """
-    import numpy
-
     labels, rows, places, lengths = masking.read_labels(split)
     kept = numpy.unique(rows[(labels != IGNORED) & (places < max_length)])
     lengths = numpy.minimum(lengths[kept], max_length).tolist()
@@ -103,8 +103,6 @@ def count_shared(*splits) -> int:
 
     A chat format often begins with the same sentences. In a row without padding they may stand once for a whole batch.
     """
-    import numpy
-
     columns, limits = [], []
     for split in splits:
         labels, _, places, lengths = masking.read_labels(split)

@@ -7,6 +7,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy
+
 from sftlab import plots
 from sftlab.config.configs import DataConfig
 from sftlab.data import cleaning, masking, templates
@@ -56,8 +58,6 @@ def count_tokens(dataset, tokenizer, max_length: int) -> dict:
 
     `lengths`: a list of (prompt tokens, answer tokens), uncut, one entry per row.
     """
-    import numpy
-
     labels, rows, places, lengths = masking.read_labels(dataset)
 
     def count_in_rows(chosen):
@@ -80,8 +80,6 @@ def count_tokens(dataset, tokenizer, max_length: int) -> dict:
 
 def find_percentiles(lengths: list[tuple[int, int]]) -> dict[str, int]:
     """Percentile in percent -> length of rows in tokens."""
-    import numpy
-
     values = numpy.percentile(list(map(sum, lengths)), MARKS, method="higher").tolist()
     return dict(zip(map(str, MARKS), values, strict=True))
 

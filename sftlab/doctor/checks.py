@@ -19,6 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+from huggingface_hub import constants, get_token
+
 from sftlab import __version__, files, machine
 from sftlab.config.configs import DoctorConfig
 from sftlab.doctor import diagnosis, known_errors
@@ -99,8 +102,6 @@ def check_deepspeed() -> Outcome:
 
 
 def check_token() -> Outcome:
-    from huggingface_hub import get_token
-
     if not get_token():
         return NOTE, "none; only gated models need one", "sftlab token"
     return OK, f"there is one, from {[*hub_token.list_variables(), 'the token file'][0]}", ""
@@ -138,8 +139,6 @@ def check_notebooks() -> Outcome:
 
 
 def check_disk() -> Outcome:
-    from huggingface_hub import constants
-
     places = {"downloads": constants.HF_HUB_CACHE, "runs": "runs", "temporary": tempfile.gettempdir()}
     free = {name: shutil.disk_usage(files.find_existing(Path(place))).free for name, place in places.items()}
     found = ", ".join(f"{name} ({places[name]}) {size / GB:.0f} GB free" for name, size in free.items())
@@ -151,8 +150,6 @@ def check_disk() -> Outcome:
 
 
 def check_memory() -> Outcome:
-    import psutil
-
     free, whole = machine.free_memory(gpu=False), psutil.virtual_memory()
     limit = f", {free / GB:.1f} GB within this process's limits" if free < 0.95 * whole.available else ""
     found = f"{whole.available / GB:.1f} of {whole.total / GB:.1f} GB free{limit}"
@@ -162,8 +159,6 @@ def check_memory() -> Outcome:
 
 
 def check_network() -> Outcome:
-    from huggingface_hub import constants
-
     if hub_client.is_offline():
         return NOTE, "switched off by HF_HUB_OFFLINE; what is bundled works without", "unset HF_HUB_OFFLINE"
     if hub_client.reach():

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 
 import numpy
+from tqdm.auto import tqdm
 
 from sftlab.data import formats, templates
 from sftlab.data.sources import SAMPLES
@@ -84,8 +85,6 @@ def generate(model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size
 
 def iterate_batches(title: str, lengths: list[int], size: int):
     """Row numbers of batches of rows of like length, which hold little padding; with a bar."""
-    from tqdm.auto import tqdm
-
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     quiet = len(order) <= size or "TQDM_DISABLE" in os.environ  # which tqdm's bar for notebooks doesn't read
     for start in tqdm(range(0, len(order), size), desc=title, leave=False, disable=quiet):

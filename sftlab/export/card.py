@@ -8,6 +8,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+from huggingface_hub import ModelCard, ModelCardData, errors
+
 from sftlab.data import sources, templates
 from sftlab.data.readers import BadRow
 from sftlab.evaluate import report
@@ -25,8 +27,6 @@ def write_card(run: Run, facts: dict, name: str) -> str:
 
     facts: what export.json holds; name: of the export's folder.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     licence, source, adapter = find_licence(run), name_source(run), facts["kind"] == "adapter"
     card_data = ModelCardData(
         base_model=None if facts["about_base"] else facts["base"],
@@ -58,8 +58,6 @@ def write_card(run: Run, facts: dict, name: str) -> str:
 
 def find_licence(run: Run) -> str:
     """The base's licence: the catalogue's, else that of the base's own card; `other` where neither says."""
-    from huggingface_hub import ModelCard, errors
-
     name = run.config.model_name
     here = Path(name).is_dir()
     if not here and (known := catalog.find_model(name)):

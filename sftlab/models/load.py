@@ -11,6 +11,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from huggingface_hub import errors, hf_hub_download
+from safetensors import SafetensorError
+
 from sftlab import machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import TrainConfig
@@ -57,8 +60,6 @@ def locate(name: str, weights: bool = False) -> str:
 
     Raises UserError, in one line, if it can't be had, or the disk has no room for it.
     """
-    from huggingface_hub import errors, hf_hub_download
-
     if name == "tiny-base":
         if not (TINY_BASE / "config.json").is_file():
             raise UserError(f"model tiny-base: {TINY_BASE} is missing; run the lab from a clone of its repository.")
@@ -83,8 +84,6 @@ def locate(name: str, weights: bool = False) -> str:
 @contextlib.contextmanager
 def guarded(name: str, path: str):
     """Turn into a UserError what is wrong in a model's files, and transformers' refusal of Python code that it brings along."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:

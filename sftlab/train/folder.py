@@ -16,6 +16,8 @@ import shutil
 import time
 from pathlib import Path
 
+import psutil
+
 from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError, place_error
@@ -103,8 +105,6 @@ def identify(pid: int | None = None) -> dict:
 
     Process ids are given again, and clocks are set. Raises psutil.Error where there is no such process.
     """
-    import psutil
-
     since_boot = psutil.Process(pid).create_time() - psutil.boot_time()
     return {"pid": pid or os.getpid(), "since_boot": round(since_boot, 2), "host": platform.node()}
 
@@ -127,8 +127,6 @@ def is_elsewhere(process: dict) -> bool:
 
 def is_alive(process: dict) -> bool:
     """Whether a process (`identify`) is at work. One of another machine can't be asked, and counts as alive."""
-    import psutil
-
     if is_elsewhere(process):
         return True
     try:
