@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from sftlab import __version__
 from sftlab.config import configs
-from sftlab.config.configs import TrainConfig
 from sftlab.config.text import add_options, build_options
 from sftlab.course import headless
 from sftlab.errors import UserError, run_guarded
@@ -106,7 +105,7 @@ def prepare(args, config):
     dataset.prepare(config)
 
 
-@Command("train", "sftlab train --config quick --output-dir runs/first", (TrainConfig,))
+@Command("train", "sftlab train --config quick --output-dir runs/first", (configs.TrainConfig,))
 def train(args, config):
     """Fine-tune a model on a prepared data set."""
     from sftlab.train.__main__ import run_training
@@ -205,7 +204,7 @@ def metrics(args, config):
 @Command(
     "scale",
     "sftlab memory meta-llama/Llama-2-7b-hf --device gpu --room 24 --use-lora --batch-size 4",
-    (configs.MemoryConfig, TrainConfig),
+    (configs.MemoryConfig, configs.TrainConfig),
     places={"model_name": "[MODEL]"},
 )
 def memory(args, plan, config):
@@ -228,7 +227,7 @@ def launch(args, config):
     if not args.training or args.training[0] != "train":
         example = "`sftlab launch --gpus-per-node 2 train --use-lora`"
         raise UserError(f"launch: after its own options come `train` and those of the training, as {example}.")
-    training = build_options(TrainConfig, build_parser().parse_args(args.training))
+    training = build_options(configs.TrainConfig, build_parser().parse_args(args.training))
     from sftlab.runs import launcher
 
     quiet_libraries()
@@ -241,7 +240,7 @@ def launch(args, config):
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     source = "facts for tiny-base, else alpaca"
     add_options(parser, configs.DataConfig, only=configs.DATA_OF_BENCHMARK, source=source)
-    add_options(parser, TrainConfig, but=configs.SET_BY_BENCHMARK)
+    add_options(parser, configs.TrainConfig, but=configs.SET_BY_BENCHMARK)
 
 
 @Command(
@@ -253,7 +252,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 )
 def benchmark(args, bench):
     """Measure throughput and scaling: data sets of some sizes, on 1, 2, 4, … nodes."""
-    config = build_options(TrainConfig, args)
+    config = build_options(configs.TrainConfig, args)
     args.source = getattr(args, "source", "facts" if config.model_name == "tiny-base" else "alpaca")
     rows = build_options(configs.DataConfig, args)
     from sftlab.bench import measure

@@ -19,8 +19,7 @@ from pathlib import Path
 from pandas import DataFrame
 
 from sftlab import files, machine
-from sftlab.bench import results
-from sftlab.bench.results import DISTURBED, Point, Result, Run
+from sftlab.bench.results import DISTURBED, Point, Result, Run, read_result, write_result
 from sftlab.config.configs import SET_BY_BENCHMARK, BenchmarkConfig, DataConfig, LaunchConfig, TrainConfig
 from sftlab.data import dataset
 from sftlab.errors import UserError, place_error
@@ -113,7 +112,7 @@ def read_measured(grid: Grid, points: list[Point]) -> dict[str, Result]:
         if not path.exists():
             continue
         try:
-            found = results.read_result(path)
+            found = read_result(path)
         except ValueError as error:
             raise place_error(path, f"can't be read: {error}", "Move it away") from error
         steps = found.runs[0].step_seconds
@@ -217,7 +216,7 @@ def add_run(grid: Grid, point: Point, before: Result | None) -> Result:
     both = before or result, result
     places = (one.machine | one.versions | {"precision": one.choices["precision"].split(":")[0]} for one in both)
     check_alike(grid.folder / f"{point.name}.json", *places)
-    results.write_result(grid.folder, result)
+    write_result(grid.folder, result)
     return result
 
 

@@ -13,13 +13,12 @@ from statistics import median
 
 from pandas import DataFrame
 
-from sftlab import pages, plots
-from sftlab.bench import results, scaling
-from sftlab.bench.results import DISTURBED, Result
-from sftlab.bench.scaling import Gain
+from sftlab import plots
+from sftlab.bench import scaling
+from sftlab.bench.results import DISTURBED, Result, read_results
 from sftlab.config.configs import SET_BY_BENCHMARK, ReportConfig, TrainConfig
 from sftlab.errors import UserError
-from sftlab.pages import Chart, Section, Table
+from sftlab.pages import Chart, Section, Table, write_page
 
 COLUMNS = {  # of the table of all points: value of a `results.Run`, its size
     "tokens/s": ("tokens_per_second", 1),
@@ -56,7 +55,7 @@ ON_MODELLED = (
 def write_report(config: ReportConfig) -> Path:
     """Write the report of a folder and return its path. Raises UserError where there is nothing to report."""
     folder = Path(config.folder)
-    found, problems = results.read_results(folder)
+    found, problems = read_results(folder)
     if not found:
         left_out = f" {len(problems)} files were left out: {problems[0]}." if problems else ""
         raise UserError(f"folder: {folder}: no results of `sftlab benchmark`.{left_out} Name another.")
@@ -69,7 +68,7 @@ def write_report(config: ReportConfig) -> Path:
     sections = [Section("In short", [made, facts]), make_setups(found)]
     sections += [Section("Left out", [problems])] if problems else []
     page = folder / "benchmark.html"  # report.html of a run folder is that of `sftlab evaluate`
-    pages.write_page(page, f"Benchmark: {folder}", [*sections, growth, make_points(found)])
+    write_page(page, f"Benchmark: {folder}", [*sections, growth, make_points(found)])
     return page
 
 
@@ -149,7 +148,7 @@ def make_scaling(found: list[Result], bandwidth: float | None) -> tuple[Section,
     return Section("Scaling", [*blocks, notes], page=True), facts
 
 
-def format_gain(gain: Gain) -> tuple[str, str]:
+def format_gain(gain: scaling.Gain) -> tuple[str, str]:
     """Format speed-up and efficiency with their intervals, as 1.85 (1.71 to 2.01)."""
     efficiency, low, high = gain.efficiency
     if low is None:

@@ -5,8 +5,7 @@ The command line, the notebooks' parameters and the forms are made from these fi
     python -c "from sftlab.config.configs import TrainConfig; print(TrainConfig.build(learning_rate='2e-4'))"
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 from sftlab.config import conflicts
@@ -327,7 +326,7 @@ class DoctorConfig(Options):
 
 # Options by their name, for what checks single values: the parameters of notebooks.
 KINDS = (LaunchConfig, BenchmarkConfig, MemoryConfig, ChatConfig, ExportConfig, EvaluateConfig, DataConfig, TrainConfig)
-FIELDS = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
+FIELDS = {field.name: field for kind in KINDS for field in fields(kind)}
 
 # What a benchmark sets itself, so that it doesn't offer these options of a training; and those of the data that it takes.
 SAVING = tuple(name for name, field in TrainConfig.__dataclass_fields__.items() if field.metadata["group"] == GROUPS[4])

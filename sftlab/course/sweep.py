@@ -33,7 +33,6 @@ from scipy.stats import t
 from sftlab import files, pages, plots
 from sftlab.config.configs import SweepConfig
 from sftlab.course import headless, notebook
-from sftlab.course.headless import EXIT_CODES
 from sftlab.errors import UserError, near_match, place_error
 
 LONGEST = 150  # bytes of a folder's name; most file systems take 255
@@ -151,7 +150,7 @@ def print_end(folder: Path, points: list[Point], config: SweepConfig, found: Sum
     table = found.settings.drop(columns="setting").map(format_number).reset_index(names="setting")
     table = table.loc[:, table.ne("").any()]  # with a single seed there are no intervals
     print("", table.to_string(index=False), "", found.verdict, *(f"- {line}" for line in found.warnings), sep="\n")
-    codes = [EXIT_CODES[point.status] for point in points if point.status != "waiting"]
+    codes = [headless.EXIT_CODES[point.status] for point in points if point.status != "waiting"]
     for point in points:
         if point.status == "completed" and config.metric not in point.metrics:
             print(f"  {point.name}: completed without {config.metric}")

@@ -17,10 +17,8 @@ from typing import NamedTuple
 
 from sftlab import files, machine
 from sftlab.doctor import known_errors
-from sftlab.doctor.known_errors import KnownError
 from sftlab.errors import UserError
 from sftlab.runs import logs, state
-from sftlab.runs.logs import TRACEBACK
 from sftlab.train import folder as run_folder
 
 TAIL = 8  # lines before an unknown error, and from it on
@@ -62,7 +60,7 @@ class Diagnosis:
     status: str
     summary: str
     texts: list[Text] = field(default_factory=list, repr=False)
-    findings: list[KnownError] = field(default_factory=list)
+    findings: list[known_errors.KnownError] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
     @property
@@ -89,7 +87,7 @@ def find_last_lines(texts: list[Text]) -> list[str]:
     filled = [text for text in texts if text.text.strip()]
     if not filled:
         return []
-    text = next((text for text in filled if TRACEBACK in text.text), filled[0])
+    text = next((text for text in filled if logs.TRACEBACK in text.text), filled[0])
     lines = text.text.rstrip().split("\n")
     errors = [one for one in logs.ERROR.finditer(text.text) if "ChildFailedError" not in one[0]]  # that is a launcher's
     at = text.text.count("\n", 0, errors[-1].end()) if errors else len(lines)
@@ -148,7 +146,7 @@ def read_run(folder: Path) -> Diagnosis:
         file = result if result.is_file() else folder
         texts += [Text(file, run.reason)] if run.reason else []
         if traced := files.read_json(result).get("traceback"):
-            lines = traced if TRACEBACK in traced else [TRACEBACK, *traced]  # a long one has only its end
+            lines = traced if logs.TRACEBACK in traced else [logs.TRACEBACK, *traced]  # a long one has only its end
             texts.append(Text(file, "\n".join(lines)))
         if run.status == "killed":
             last = run_folder.find_last(folder)

@@ -3,11 +3,10 @@
 python -c "from sftlab.doctor import known_errors; print(known_errors.match('KeyError: \\'text\\'', 'error.log'))"
 """
 
-import dataclasses
 import functools
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TABLE = Path(__file__).resolve().parent / "known_errors.yaml"
@@ -92,4 +91,4 @@ def fill_in(known: KnownError, hit: re.Match, file: str, line: int) -> KnownErro
         )
 
     texts = {"what": fill(known.what), "cause": fill(known.cause), "fix": list(map(fill, known.fix))}
-    return dataclasses.replace(known, **texts, symptom=symptom, file=file, line=line)
+    return replace(known, **texts, symptom=symptom, file=file, line=line)

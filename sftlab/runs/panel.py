@@ -15,7 +15,6 @@ from sftlab import pages, plots
 from sftlab.config.configs import RunsConfig
 from sftlab.errors import UserError
 from sftlab.runs import background, state
-from sftlab.runs.state import Run
 from sftlab.train import folder as run_folder
 
 EVERY = 1.0  # seconds from update to update
@@ -82,7 +81,7 @@ def draw(figure, history: list[dict]) -> None:
     figure._repr_mimebundle_()  # also puts the data into the widget's state, which a page that is reloaded asks for
 
 
-def make_panel(run: Run):
+def make_panel(run: state.Run):
     """An ipywidgets box that follows a run. `box.run`: the run as read last."""
     import ipywidgets
     from plotly.graph_objects import FigureWidget

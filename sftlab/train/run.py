@@ -5,14 +5,13 @@ python -m sftlab.train …the same options…
 """
 
 import contextlib
-import dataclasses
 import gc
 import importlib.util
 import os
 import platform
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -103,7 +102,7 @@ def make_trainer(config: TrainConfig):
     memory, fits = forecast.expect(config, rows, bf16)
     args = sft_config(config, bf16)
     ends = templates.find_traits(rows.tokenizer).ends
-    model = load.load_base(dataclasses.replace(config, bf16=bf16), rows.tokenizer, ends)
+    model = load.load_base(replace(config, bf16=bf16), rows.tokenizer, ends)
     lora = add_adapters(config, model, rows)
     if config.init_adapter:
         model, lora = saved.add_adapter(model, Path(config.init_adapter), is_trainable=True), None
@@ -256,7 +255,7 @@ def train(config: TrainConfig) -> dict:
         with forecast.advising(config):
             trainer = make_trainer(config)
         about = {
-            "config": dataclasses.asdict(config),
+            "config": asdict(config),
             "config_hash": config.hash(),
             "processes": world.size,
             "choices": trainer.choices,
