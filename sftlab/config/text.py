@@ -80,28 +80,24 @@ def build(options: str | Path = "", **values: object) -> TrainConfig:
     return TrainConfig.build(**values | read(options))
 
 
-def choose(options: Options) -> dict:
-    """The options that differ from their defaults."""
-    values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
-    return {name: value for name, (value, default) in values.items() if value != default}
-
-
-def write(config: TrainConfig) -> str:
-    """A configuration as YAML that `read` gives back: what differs from the defaults."""
-    return to_yaml(choose(config))
+def choose(options: Options, start: Options | None = None) -> dict:
+    """The options that differ from those of `start`, by default from their defaults."""
+    before = vars(start or type(options)())
+    return {name: value for name, value in vars(options).items() if value != before[name]}
 
 
 def to_yaml(values: dict, flow: bool = False) -> str:
+    """Some options as YAML that `read` gives back."""
     breaks = "\x85\u2028\u2029"  # PyYAML would read them as spaces, unless they are escaped
     plain = not any(mark in str(value) for value in values.values() for mark in breaks)
     form = {"default_flow_style": flow, "sort_keys": False, "allow_unicode": plain, "width": math.inf}
     return yaml.safe_dump(values, **form)
 
 
-def to_flags(options: Options) -> list[str]:
-    """The options that differ from their defaults, as arguments of a command line."""
+def to_flags(options: Options, start: Options | None = None) -> list[str]:
+    """The options that differ from those of `start`, by default from their defaults, as arguments of a command line."""
     words = []
-    for name, value in choose(options).items():
+    for name, value in choose(options, start).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -114,26 +110,22 @@ def to_flags(options: Options) -> list[str]:
     return words
 
 
-def to_papermill(config: TrainConfig, notebook: str | Path | None = None, start: TrainConfig | None = None) -> str:
+def to_papermill(config: TrainConfig, notebook: str | Path | None, start: TrainConfig) -> str:
     """The papermill command that runs a notebook with this configuration, given in its parameter `options`.
 
-    notebook: one whose configuration is made by `build(options, …)`; start: what it makes unasked. Every option is named in
-    which one of the two differs from the defaults.
+    notebook: one whose configuration is made by `build(options, …)` (default: 08); start: what it makes unasked. Every option
+    is named in which one of the two differs from the defaults.
     """
-    names = choose(start or TrainConfig()) | choose(config)
-    options = to_yaml({name: getattr(config, name) for name in names}, flow=True)
-    return shlex.join(
-        ["papermill", os.path.relpath(notebook or NOTEBOOK), "out.ipynb", "-p", "options", options.strip()]
-    )
+    options = to_yaml({name: getattr(config, name) for name in choose(start) | choose(config)}, flow=True)
+    book = os.path.relpath(notebook or NOTEBOOK)
+    return shlex.join(["papermill", book, "out.ipynb", "-p", "options", options.strip()])
 
 
-def list_forms(
-    config: TrainConfig, launch: LaunchConfig, notebook=None, start: TrainConfig | None = None
-) -> list[dict]:
-    """The four forms, {name, text}, in the order of a panel."""
+def list_forms(config: TrainConfig, launch: LaunchConfig, notebook, start: TrainConfig) -> list[dict]:
+    """The four forms, {name, text}, in the order of a panel; notebook, start: of `to_papermill`."""
     train = ["train", *to_flags(config)]
     return [
-        {"name": "YAML, for --config", "text": write(config)},
+        {"name": "YAML, for --config", "text": to_yaml(choose(config))},
         {"name": "papermill", "text": to_papermill(config, notebook, start)},
         {"name": "sftlab train", "text": shlex.join(["sftlab", *train])},
         {"name": "sftlab launch", "text": shlex.join(["sftlab", "launch", *to_flags(launch), *train])},

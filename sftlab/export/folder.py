@@ -63,7 +63,8 @@ def refuse(run: saved.Run, config: ExportConfig) -> None:
 
     if config.kind == "adapter" and not run.config.use_lora:
         raise UserError("kind: full fine-tuning changed the whole model, so there is no adapter. Leave --kind out.")
-    need, free = 4 * saved.count_parameters(run), machine.free_memory(torch.cuda.is_available())
+    whole = load.build_empty(saved.read_settings(run), torch.float32, None, config.trust_remote_code)
+    need, free = 4 * whole.num_parameters(), machine.free_memory(torch.cuda.is_available())
     if config.kind == "merged" and need > free:
         lacking = f"the model once in float32, {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
         raise UserError(f"memory: merging takes {lacking}. Take a larger machine, or --kind adapter.")

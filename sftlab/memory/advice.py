@@ -3,11 +3,12 @@
 python -c "from sftlab.memory import advice; help(advice.find_path)"
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from sftlab import machine
 from sftlab.config import deepspeed
 from sftlab.config.configs import MemoryConfig, TrainConfig
+from sftlab.config.text import to_flags
 from sftlab.errors import UserError
 from sftlab.memory.dry_run import estimate
 from sftlab.models import load
@@ -93,16 +94,6 @@ def follow(start: Option, names: list[str]) -> list[Option] | None:
     return path
 
 
-def write_flags(before: TrainConfig, after: TrainConfig) -> str:
-    """Write the options in which two runs differ as flags of `sftlab train`."""
-    words = []
-    for name, value in asdict(after).items():
-        flag = name.replace("_", "-")
-        if value != getattr(before, name):
-            words.append(f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}")
-    return " ".join(words)
-
-
 def advise(start: Option, room: float, may_cut: bool = True) -> list[str]:
     """Write what to add so that a run fits in `room` bytes in a line, then each option of it with its cost."""
     path = find_path(start, room, may_cut)
@@ -110,7 +101,7 @@ def advise(start: Option, room: float, may_cut: bool = True) -> list[str]:
         devices = f"{start.plan.devices} device(s). Take larger ones, more of them (--devices), or a smaller model."
         return [f"nothing makes it fit in {room / 1e9:.1f} GB on {devices}"]
     end = path[-1] if path else start
-    added = [write_flags(start.run, end.run)]
+    added = [" ".join(to_flags(end.run, start.run))]
     if end.plan.zero != start.plan.zero:
         added.append(f"ZeRO-{end.plan.zero} over {end.plan.devices} devices")
     lines = [f"  {option.flags}: {option.total / 1e9:.2f} GB; costs {option.cost}" for option in path]
@@ -151,6 +142,5 @@ def format_estimate(config: TrainConfig, plan: MemoryConfig) -> list[str]:
             f"longest sequences of 8, 16, 32, … tokens at a batch of {config.batch_size}: {length or 'none'}",
         ]
         if not fits:
-            start = Option(config, plan)
-            lines += advise(start, room)
+            lines += advise(Option(config, plan), room)
     return lines

@@ -14,6 +14,7 @@ import torch
 from sftlab import machine
 from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.config.configs import MemoryConfig, TrainConfig
+from sftlab.config.text import to_flags
 from sftlab.errors import UserError
 from sftlab.memory import advice, dry_run, duration
 from sftlab.train import distributed
@@ -126,7 +127,7 @@ def advising(config: TrainConfig, expected: dict | None = None):
         fixes = ["--no-keep-memory"] if expected and expected["kept"] else []  # freed memory was kept for speed
         start = advice.Option(config, make_plan(config, torch.cuda.is_available()))
         options = advice.list_options(start, may_cut=False)[:CHEAPEST]
-        fixes += filter(None, (advice.write_flags(config, option.run) for option in options))
+        fixes += filter(None, (" ".join(to_flags(option.run, config)) for option in options))
         fix = f"To make it fit, add: {', or '.join(fixes)}. " if fixes else ""
         fix += "`sftlab memory` with the same options says what else helps."
         raise UserError(f"out of memory ({words[:160]}…). {fix}") from None

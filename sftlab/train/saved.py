@@ -78,13 +78,6 @@ def read_settings(run: Run):
     return load.read_settings(name, run.config.trust_remote_code)
 
 
-def count_parameters(run: Run) -> int:
-    """Count the parameters of that model, tied ones once."""
-    import torch
-
-    return load.build_empty(read_settings(run), torch.float32, None, run.config.trust_remote_code).num_parameters()
-
-
 def load_run(run: Run, base: str = "trained", exactly: bool = True):
     """Load the tuned model of a run, its adapter (if any) not merged.
 

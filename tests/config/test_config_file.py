@@ -67,7 +67,7 @@ def read_command(text: str) -> TrainConfig:
 
 def check_forms(config: TrainConfig, start: TrainConfig) -> None:
     launch = LaunchConfig(nodes=2, gpus_per_node=8, hostfile="my hosts")
-    yaml, mill, train, launcher = (form["text"] for form in config_text.list_forms(config, launch, start=start))
+    yaml, mill, train, launcher = (form["text"] for form in config_text.list_forms(config, launch, None, start))
     assert config_text.build(yaml if ":" in yaml else "").hash() == config.hash()
     assert read_command(train).hash() == config.hash() == read_command(launcher).hash()
     assert config_text.build_options(LaunchConfig, build_parser().parse_args(shlex.split(launcher)[1:])) == launch
@@ -86,13 +86,13 @@ def test_all_four_forms_of_any_configuration_give_it_back(config):
 def test_a_file_beside_other_flags_gives_it_back(config, tmp_path, monkeypatch):
     check_forms(config, TrainConfig(**KNOBS, weight_decay=0.1))
     monkeypatch.chdir(tmp_path)
-    Path("設定 1.yaml").write_text(config_text.write(config), encoding="utf-8")
+    Path("設定 1.yaml").write_text(config_text.to_yaml(config_text.choose(config)), encoding="utf-8")
     assert read_command("sftlab train --config '設定 1.yaml'").hash() == config.hash()
     assert read_command("sftlab launch --gpus-per-node 2 train --config '設定 1.yaml' --seed 7").seed == 7
 
 
 def test_papermill_has_the_notebook_of_the_form_read_its_command(tmp_path):
-    words = shlex.split(config_text.to_papermill(HARD, start=TrainConfig(**KNOBS)))[1:]
+    words = shlex.split(config_text.to_papermill(HARD, None, TrainConfig(**KNOBS)))[1:]
     done = CliRunner().invoke(papermill, [words[0], str(tmp_path / "out.ipynb"), *words[2:], "--prepare-only"])
     text = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
     assert done.exit_code == 0 and "options = " in text and "config = config_text.build(" in text

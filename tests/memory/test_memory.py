@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from sftlab import machine
 from sftlab.config.configs import MemoryConfig, TrainConfig
+from sftlab.config.text import to_flags
 from sftlab.errors import UserError
 from sftlab.memory import advice, dry_run
 from sftlab.memory.dry_run import LiveBytes, estimate
@@ -114,7 +115,7 @@ def test_advice_makes_it_fit_and_none_of_it_is_needless(gigabytes):
     for number in range(len(names)):
         fewer = advice.follow(start, names[:number] + names[number + 1 :])
         assert fewer is None or fewer[-1].total > room
-    flags = advice.write_flags(config, path[-1].run)
+    flags = " ".join(to_flags(path[-1].run, config))
     assert "--gradient-checkpointing" in flags and ("--use-lora" in flags) == (gigabytes < 80)
     assert advice.advise(start, room)[0] == f"to make it fit, add: {flags}"
     assert advice.advise(start, 1e9, may_cut=False)[0].startswith("nothing makes it fit in 1.0 GB on 1 device(s). Take")
