@@ -39,10 +39,10 @@ def near_match(name: str, names: typing.Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found and name not in names else ""
 
 
-def place_error(place: object, why: str, instead: str = "", option: str = "output_dir") -> UserError:
-    """The error about a file or folder that can't be written. `instead`: what else helps than another name for `option`."""
+def place_error(place: object, why: str, instead: str = "") -> UserError:
+    """The error about a file or folder that can't be written. `instead`: what else helps than another --output-dir."""
     name = f"{instead}, or name" if instead else "Name"
-    return UserError(f"{option}: {place} {why}. {name} another --{option.replace('_', '-')}.")
+    return UserError(f"output_dir: {place} {why}. {name} another --output-dir.")
 
 
 def is_full(error: BaseException | None) -> bool:

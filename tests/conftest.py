@@ -1,5 +1,6 @@
 """What every test stands on: no network but loopback, one thread, a small prepared data set."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -41,25 +42,21 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def configure(dataset, tmp_path):
-    """Makes the configuration of a short run with some options into tmp_path/run."""
-    from sftlab.config.configs import TrainConfig
-
-    usual = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "eval_samples": 8, "bf16": False}
-    usual |= {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1}
-    return lambda **options: TrainConfig(**usual | options)
-
-
-@pytest.fixture
-def short_run(dataset, tmp_path):
-    """Makes the configuration of a short training of tiny-base into tmp_path/NAME."""
+    """Makes the configuration of two steps, with some options, into tmp_path/NAME."""
     from sftlab.config.configs import TrainConfig
 
     def make(name: str = "run", **options):
-        usual = {"use_lora": True, "batch_size": 2, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3}
-        usual |= {"eval_samples": 8, "dataset_path": str(dataset), "output_dir": str(tmp_path / name)}
+        usual = {"dataset_path": str(dataset), "output_dir": str(tmp_path / name), "eval_samples": 8, "bf16": False}
+        usual |= {"max_steps": 2, "batch_size": 4, "learning_rate": 2e-3, "logging_steps": 1}
         return TrainConfig(**usual | options)
 
     return make
+
+
+@pytest.fixture
+def short_run(configure):
+    """The same for a short training with LoRA, by --num-epochs."""
+    return functools.partial(configure, use_lora=True, max_steps=-1, batch_size=2, logging_steps=3)
 
 
 @pytest.fixture(scope="module")

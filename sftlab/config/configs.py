@@ -31,12 +31,12 @@ class DataConfig(Options):
 
     model: str = option("tiny-base", "model whose tokenizer is used: tiny-base, a catalogue name, a Hub id, a folder")
     source: str = option("facts", "where the rows come from", choices=SOURCES)
-    source_path: list | None = option(None, "files or folders, for --source json, jsonl, csv, parquet", paths=True)
+    source_path: list | None = option(None, "files or folders, for --source json, jsonl, csv, parquet", commas=True)
     test_path: str | None = option(None, "a file with the validation rows, instead of splitting some off")
     columns: list | None = option(None, "names of your files' columns, as instruction=question,output=answer")
     hub_id: str | None = option(None, "another Hub data set in the columns of the source, instead of the usual one")
     format: str = option("alpaca", "prompt format; model: the tokenizer's own", choices=FORMATS)
-    chat_template_kwargs: list | None = option(None, "the template's variables, as enable_thinking=false", paths=True)
+    chat_template_kwargs: list | None = option(None, "the template's variables, as enable_thinking=false", commas=True)
     train_on: str = option("all", "which answers of a conversation are in the loss", choices=("all", "last"))
     merge_turns: bool = option(False, "join turns of one role that follow each other, instead of dropping the row")
     num_samples: int | None = option(None, "a seeded random sample of so many training rows; default: all", low=1)
@@ -287,7 +287,7 @@ class SweepConfig(Options):
     """What `sftlab sweep` tries: a notebook at every point of a grid of its parameters, on some seeds."""
 
     notebook: str = option("", "the notebook; it must call course.record(…, metrics={…})")
-    grid: list | None = option(None, "parameters and their values, as lora_r=4,16", paths=True)
+    grid: list | None = option(None, "parameters and their values, as lora_r=4,16", commas=True)
     parameters: list | None = option(None, "")  # pairs, each of a -p
     seeds: list | None = option(None, "run each setting with each of these seeds, as 1,2,3")
     metric: str = option("eval_loss", "the number that decides, among those that the notebook records")
@@ -314,7 +314,7 @@ class TokenConfig(Options):
 class ModelsConfig(Options):
     """Which models `sftlab access` and `sftlab download` are about."""
 
-    models: list | None = option(None, "catalogue names, Hub ids or folders; default: the catalogue", paths=True)
+    models: list | None = option(None, "catalogue names, Hub ids or folders; default: the catalogue", commas=True)
 
 
 @dataclass

@@ -43,19 +43,19 @@ def coerce(name: str, value: object, kind: object) -> object:
 EXAMPLES = {bool: "true or false", int: "16", float: "2e-4 or 0.0002", str: "text", list: "4,16,64"}
 
 
-def option(default: object, help: str, *, choices=(), low=None, high=None, paths: bool = False, group: str = ""):
+def option(default: object, help: str, *, choices=(), low=None, high=None, commas: bool = False, group: str = ""):
     """A dataclass field with its help text; without one it is no flag.
 
-    choices, or low and high: what is allowed; paths: a list of paths, or one as text; group: where --help and a form show it.
+    choices, or low and high: what is allowed; commas: texts of a list keep theirs, as paths may hold them; group: where --help and a form show it.
     """
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "paths": paths, "group": group}
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "commas": commas, "group": group}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_value(field: dataclasses.Field, value: object) -> object:
     """The value as the type of an option, or UserError if it is not among its choices or not in its range."""
     refuse_token(value, field.name)
-    if field.metadata["paths"]:  # which may hold commas
+    if field.metadata["commas"]:
         value = [value] if isinstance(value, str) else value
     elif isinstance(value, list):
         value = [one for part in value for one in (coerce(field.name, part, list) if isinstance(part, str) else [part])]

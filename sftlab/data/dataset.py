@@ -207,9 +207,8 @@ def settle_template(tokenizer, config: DataConfig, written: list[Example], dated
         return {}
     traits, settled = templates.find_traits(tokenizer), {}
     if dated:
-        settled["date"] = (
-            f"the template writes the date; it stays {datetime.date.today()}, in training, evaluation and chat"
-        )
+        today = datetime.date.today()
+        settled["date"] = f"the template writes the date; it stays {today}, in training, evaluation and chat"
     thinking = sum("reasoning_content" in example.messages[-1] for example in written) > len(written) / 2
     surplus = traits.surplus_of_thoughts if thinking and traits.thoughts else traits.surplus
     if surplus:
@@ -225,10 +224,9 @@ def show_plan(tokenizer, config: DataConfig, facts: dict, written: dict[str, lis
     counts = ", ".join(f"{len(part)} {split} rows" for split, part in written.items())
     print("\n".join([f"would make {counts} from {facts['source']}", *data_report.list_notes(facts)]))
     for example in written["train"][:DRY_ROWS]:
-        row = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
-        print(
-            masking.view_mask({name: column[0].tolist() for name, column in row.items()}, tokenizer, config.max_length)
-        )
+        columns = masking.encode_texts(tokenizer, [example.text], [example.spans], [example.cuts])
+        row = {name: column[0].tolist() for name, column in columns.items()}
+        print(masking.view_mask(row, tokenizer, config.max_length))
     print("nothing was written (--dry-run)")
 
 
@@ -280,10 +278,8 @@ def fingerprint(config: DataConfig, tokenizer, read: list) -> str:
 
 def find_prepared(config: DataConfig, wanted: str) -> Path | None:
     """The folder of a set with the fingerprint `wanted`, made before from the same rows and options, or None."""
-    for facts in sorted(Path(config.output_dir).glob(f"*/{FACTS}")):
-        if files.read_json(facts).get("fingerprint") == wanted:
-            return facts.parent
-    return None
+    found = (path.parent for path in sorted(Path(config.output_dir).glob(f"*/{FACTS}")))
+    return next((folder for folder in found if files.read_json(folder / FACTS).get("fingerprint") == wanted), None)
 
 
 def write_dropped(path: Path, found: sources.Found, dropped: dict[str, str]) -> None:

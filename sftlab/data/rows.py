@@ -167,9 +167,9 @@ class RowReader:
             check_text(text, "text")
             return {"text": text}
         texts = {ours: take(ours, COLUMNS[ours]) for ours in ("instruction", "input", "output")}
-        if row.keys().isdisjoint((*COLUMNS["instruction"], *COLUMNS["output"], *self.columns.values())):
-            if empty := next((column for column in (*CHAT_COLUMNS, "text") if column in row), None):
-                raise BadRow(f"{empty} is null")
+        empty = next((column for column in (*CHAT_COLUMNS, "text") if column in row), None)
+        if empty and row.keys().isdisjoint((*COLUMNS["instruction"], *COLUMNS["output"], *self.columns.values())):
+            raise BadRow(f"{empty} is null")
         return self.read_exchange(row, texts, take("system", COLUMNS["system"]), take("history", COLUMNS["history"]))
 
     def read_exchange(self, row: dict, texts: dict, system: object, history: object) -> dict:
@@ -267,9 +267,8 @@ class RowReader:
             raise BadRow(f"{place}: unknown role {shorten(said)}")
         calls = self.read_calls(found["content"] if said == "function_call" else found["tool_calls"], place)
         text = "" if said == "function_call" or calls and found["content"] is None else found["content"]
-        if isinstance(text, list) and (
-            role != "tool" or all(isinstance(part, dict) and "text" in part for part in text)
-        ):
+        in_parts = isinstance(text, list) and all(isinstance(part, dict) and "text" in part for part in text)
+        if in_parts or isinstance(text, list) and role != "tool":
             text = join_parts(text, place)
         elif role == "tool" and text is not None and not isinstance(text, str):  # a result, as the tool gave it
             text = json.dumps(text, ensure_ascii=False)

@@ -32,12 +32,12 @@ Found = list[tuple[str, object]]
 
 def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
     """Rows to train on, held-out rows (None: split some off), each with its place, and a name for messages."""
-    held_out = load_test_file(config.test_path) if config.test_path else None
+    held_out = load_file(config.test_path) if config.test_path else None
     if config.source in FILE_SOURCES:
         paths = list_paths(config.source_path)
         return read_mixture(paths, config.source, config.seed), held_out, ", ".join(paths)
     if config.source == "facts":
-        return load_sample("facts"), held_out or load_test_file(SAMPLES / "facts_test.json"), "facts"
+        return load_sample("facts"), held_out or load_file(SAMPLES / "facts_test.json"), "facts"
     hub_id = config.hub_id or HUB_IDS[config.source]
     if config.offline or not hub_client.reach():
         if config.hub_id:
@@ -68,16 +68,19 @@ def list_paths(paths: list[str]) -> list[str]:
     """The paths of --source-path; a YAML file stands for the list in it, of `a.json*0.3`."""
     found = []
     for text in paths:
-        listed = [text]
-        if text.endswith((".yaml", ".yml")):
-            with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-                listed = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-            if listed == [text] or not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
-                raise UserError(
-                    f"source_path: {text} is no YAML list of files; write one in each line, as `- a.json*0.3`."
-                )
-        found += listed
+        found += read_list(text) if text.endswith((".yaml", ".yml")) else [text]
     return found
+
+
+def read_list(path: str) -> list[str]:
+    try:
+        listed = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        listed = None
+    if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        why = f"{path} is no YAML list of files"
+        raise UserError(f"source_path: {why}; write one in each line, as `- a.json*0.3`.")
+    return listed
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -93,12 +96,11 @@ def split_weight(text: str) -> tuple[str, float]:
 
 def load_sample(source: str) -> Found:
     """The bundled rows in the columns of a public set."""
-    path = SAMPLES / SAMPLE_FILES[source]
-    return readers.read_files([path], path.suffix[1:])
+    return load_file(SAMPLES / SAMPLE_FILES[source])
 
 
-def load_test_file(path: str | Path) -> Found:
-    """Held-out rows of a file whose suffix says what it is."""
+def load_file(path: str | Path) -> Found:
+    """The rows of a file whose suffix says what it is."""
     kind = next((kind for kind, suffixes in readers.SUFFIXES.items() if Path(path).suffix.lower() in suffixes), "json")
     return readers.read_files([path], kind)
 

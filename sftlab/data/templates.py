@@ -101,7 +101,7 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
     would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it.
     Raises UserError for a tokenizer without a template or with a broken one, a date that can't be frozen, and an unknown variable.
     """
-    from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
+    from jinja2 import Environment, TemplateError, TemplateSyntaxError
     from trl.chat_template_utils import get_training_chat_template
 
     template = tokenizer.chat_template
@@ -109,17 +109,12 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
         raise UserError(
             "format: this model's tokenizer has no chat template of its own. Choose alpaca, chatml or llama2."
         )
-    if isinstance(template, dict):
-        template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(strip_markers(template))
     except TemplateSyntaxError as error:
         why = f"this model's chat template is no valid Jinja (line {error.lineno}: {error.message.rstrip('.')})"
         raise UserError(f"format: {why}. Fix it, or choose alpaca, chatml or llama2.") from error
-    of_turns = {
-        name.name for loop in tree.find_all(nodes.For) for name in loop.find_all(nodes.Name) if name.ctx == "store"
-    }
-    known = meta.find_undeclared_variables(tree) - of_turns - {*GIVEN, *tokenizer.special_tokens_map}
+    known = find_variables(tree) - {*GIVEN, *tokenizer.special_tokens_map}
     for name in options.keys() - known:
         hint = near_match(name, known) or " Leave it out."
         raise UserError(f"chat_template_kwargs: this model's template has no variable {name!r}.{hint}")
@@ -140,6 +135,14 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
 
     tokenizer.chat_template = fix(template)
     set_training_template(tokenizer, fix(training) if training else None)
+
+
+def find_variables(tree) -> set[str]:
+    """The variables that a parsed template asks for, and that no loop of its own sets."""
+    from jinja2 import meta, nodes
+
+    names = (name for loop in tree.find_all(nodes.For) for name in loop.find_all(nodes.Name))
+    return meta.find_undeclared_variables(tree) - {name.name for name in names if name.ctx == "store"}
 
 
 def writes_date(chat_template: str | None) -> bool:

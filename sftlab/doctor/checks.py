@@ -104,7 +104,7 @@ def check_deepspeed() -> Outcome:
 def check_token() -> Outcome:
     if not get_token():
         return NOTE, "none; only gated models need one", "sftlab token"
-    return OK, f"there is one, from {[*hub_token.list_variables(), 'the token file'][0]}", ""
+    return OK, f"there is one, from {hub_token.name_source('the token file')}", ""
 
 
 def check_quantization() -> Outcome:

@@ -31,7 +31,7 @@ ROWS, LONGEST, NEW_TOKENS = 8, 96, 12
 
 @dataclass
 class Reading:
-    """A model's logits (positions, vocabulary), in float32 on the CPU, and the token ids of its greedy `answers`, if asked for."""
+    """A model's logits (positions, vocabulary), in float32 on the CPU, and the token ids of its greedy `answers`."""
 
     logits: object
     answers: list[list[int]] = field(default_factory=list)
@@ -53,7 +53,7 @@ def gather_probe(tokenizer, dataset_path: str) -> tuple[list[list[int]], list[li
     return [ids[:LONGEST] for ids in sequences if ids], prompts[:ROWS]
 
 
-def read_model(model, probe: tuple[list, list], answer: bool = True) -> Reading:
+def read_model(model, probe: tuple[list, list]) -> Reading:
     """What a model makes of a probe, one sequence at a time, so that no padding plays a part."""
     import torch
 
@@ -63,7 +63,7 @@ def read_model(model, probe: tuple[list, list], answer: bool = True) -> Reading:
     with torch.inference_mode():
         for ids in sequences:
             logits.append(model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu())
-        for ids in prompts if answer else ():
+        for ids in prompts:
             prompt = torch.tensor([ids], device=model.device)
             out = model.generate(
                 input_ids=prompt,

@@ -49,9 +49,8 @@ class Model:
         return 0 if self.access == "bundled" else round(self.parameters * WIDTHS[self.stored])
 
 
-MODELS = [
-    Model(**entry) for entry in yaml.safe_load(Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8"))
-]
+ENTRIES = Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8")
+MODELS = [Model(**entry) for entry in yaml.safe_load(ENTRIES)]
 
 
 def find_model(name: str) -> Model | None:

@@ -14,14 +14,14 @@ from sftlab.errors import UserError
 TOKENS = "https://huggingface.co/settings/tokens"
 # Each state that a model can be in for you: means, what_to_do, and the Hub's words that tell it.
 STATES = yaml.safe_load(Path(__file__).with_name("states.yaml").read_text(encoding="utf-8"))
-WAIT = 15  # seconds for an answer
+CONNECT, WAIT = 3, 15  # seconds to connect, and for an answer
 TOKEN_FAULTS = ("wrong token", "expired token")  # states of the token alone, whatever is asked for
 
 
-def reach(timeout: float = 3.0) -> bool:
+def reach() -> bool:
     """Whether the Hub can be asked, by one short request; if not, the client is set offline, so that nothing retries.
 
-    `HF_HUB_OFFLINE=1`, `HF_ENDPOINT` and proxies are honoured. timeout: seconds to connect.
+    `HF_HUB_OFFLINE=1`, `HF_ENDPOINT` and proxies are honoured.
     """
     if is_offline():
         return False
@@ -30,7 +30,7 @@ def reach(timeout: float = 3.0) -> bool:
     constants.HF_HUB_OFFLINE = False  # set by an earlier probe, perhaps; the network may be back
     get_session().timeout = WAIT  # some of the client's requests, as its auth-check, would wait for ever
     try:
-        get_session().head(constants.ENDPOINT, timeout=(timeout, WAIT, WAIT, timeout))  # to connect, read, write, wait
+        get_session().head(constants.ENDPOINT, timeout=(CONNECT, WAIT, WAIT, CONNECT))  # to connect, read, write, wait
     except (errors.HTTPError, OSError):
         constants.HF_HUB_OFFLINE = "unreachable"  # read by the client at every request; True is the user's own wish
         return False

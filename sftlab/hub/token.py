@@ -27,6 +27,11 @@ def list_variables() -> list[str]:
     return [name for name in VARIABLES if os.environ.get(name, "").strip()]
 
 
+def name_source(file: object) -> object:
+    """Where the token comes from: the variable that wins, or else `file`, as the token file is to be called."""
+    return next(iter(list_variables()), file)
+
+
 def warn_of_variables() -> list[str]:
     return [f"{name} is set in this shell and wins over the file: unset {name}" for name in list_variables()]
 
@@ -111,7 +116,7 @@ def describe_status() -> tuple[list[str], bool]:
     value, path = get_token(), Path(constants.HF_TOKEN_PATH)
     if not value:
         return [f"no token: neither HF_TOKEN nor {path}. Only gated models need one: `sftlab token`"], False
-    lines = [f"token: hf_…{value[-4:]}, from {[*list_variables(), path][0]}"]
+    lines = [f"token: hf_…{value[-4:]}, from {name_source(path)}"]
     if path.is_file():
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:

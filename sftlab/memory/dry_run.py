@@ -200,9 +200,8 @@ def _count_step(config: TrainConfig, settings, layers: int, shape: tuple) -> Hel
     inputs = {"input_ids": torch.zeros(batch_size, length, dtype=torch.long)}
     if not gpu and attention.choose(model, config.use_flash_attention, config.bf16)[0] == attention.VARLEN:
         attention.set_attention(model, None)  # rows without padding, in one
-        shared = (
-            min(shared, length - 1) if batch_size > 1 and has_plain_head(causal) else 0
-        )  # as `run.make_trainer` shares
+        shares = batch_size > 1 and has_plain_head(causal)  # as `run.make_trainer` shares
+        shared = min(shared, length - 1) if shares else 0
         inputs = attention.packed_inputs([[0] * length] * batch_size, shared=shared)
     weights = count(model)
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -108,6 +108,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False):
         raise UserError(f"model {name}: {why}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if isinstance(templates := tokenizer.chat_template, dict):  # one for each use
+        tokenizer.chat_template = templates.get("default") or next(iter(templates.values()))
     return tokenizer
 
 

@@ -53,7 +53,6 @@ def initialized(config: TrainConfig):
         return
     import torch
 
-    choose_device(world)
     alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_port()}
     added = {name: str(value) for name, value in alone.items() if world.size == 1 and name not in os.environ}
     os.environ.update(added)  # started without a launcher
@@ -71,22 +70,19 @@ def initialized(config: TrainConfig):
             del os.environ[name]
 
 
-def choose_device(world: World) -> None:
-    """Take the GPU of the local rank, or on a CPU a share of the cores."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
-    elif world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:  # or each would take all cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
-
-
 def open_groups(config: TrainConfig, world: World):
-    """Open the process group of all devices, and return the control group; None with one process."""
+    """Take the GPU of the local rank, or on a CPU a share of the cores, and open the process group of all devices.
+
+    Returns the control group; None with one process.
+    """
     import torch
     from torch import distributed
 
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    elif world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:  # or each would take all cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
     if config.deepspeed:
         import deepspeed
 
