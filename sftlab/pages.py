@@ -58,6 +58,11 @@ class Section:
     page: bool = False
 
 
+def format_number(value: float) -> str:
+    """A number: whole where it is large, else four digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def format_score(value) -> str:
     """A number, or a value with its interval; in percent where all three lie in 0..1, as shares do."""
     if isinstance(value, list) and all(0 <= part <= 1 for part in value):

@@ -59,10 +59,9 @@ def list_points(bench: BenchmarkConfig, config: TrainConfig) -> list[Point]:
             batch = max(1, min(batch, whole // devices))
             accumulation, rest = divmod(whole, devices * batch)
             if rest:
-                raise UserError(
-                    f"global_batch: {whole} samples can't be divided evenly among {devices} devices with {batch} each. "
-                    f"Take --global-batch {-(-whole // unit) * unit}, or another --batch-size."
-                )
+                why = f"{whole} samples can't be divided evenly among {devices} devices with {batch} each"
+                fix = f"Take --global-batch {-(-whole // unit) * unit}, or another --batch-size."
+                raise UserError(f"global_batch: {why}. {fix}")
         total = devices * batch * accumulation
         points.append(Point(config.model_name, size, nodes, devices, scaling, total, batch, accumulation))
     return points

@@ -18,7 +18,7 @@ from sftlab.bench import scaling
 from sftlab.bench.results import DISTURBED, Result, read_results
 from sftlab.config.configs import SET_BY_BENCHMARK, ReportConfig, TrainConfig
 from sftlab.errors import UserError
-from sftlab.pages import Chart, Section, Table, write_page
+from sftlab.pages import Chart, Section, Table, format_number, write_page
 
 COLUMNS = {  # of the table of all points: value of a `results.Run`, its size
     "tokens/s": ("tokens_per_second", 1),
@@ -70,11 +70,6 @@ def write_report(config: ReportConfig) -> Path:
     page = folder / "benchmark.html"  # report.html of a run folder is that of `sftlab evaluate`
     write_page(page, f"Benchmark: {folder}", [*sections, growth, make_points(found)])
     return page
-
-
-def format_number(value: float) -> str:
-    """Format a number: whole where it is large, else four digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def format_spread(result: Result, name: str, size: float) -> str:

@@ -56,9 +56,8 @@ class DataConfig(Options):
         if self.source in FILE_SOURCES and not self.source_path:
             raise UserError(f"source_path: --source {self.source} needs --source-path FILE.")
         if self.source not in FILE_SOURCES and self.source_path:
-            raise UserError(
-                f"source_path: only --source {', '.join(FILE_SOURCES)} read files; leave it out or drop --source {self.source}."
-            )
+            why = f"only --source {', '.join(FILE_SOURCES)} read files"
+            raise UserError(f"source_path: {why}; leave it out or drop --source {self.source}.")
         if self.chat_template_kwargs and self.format != "model":
             raise UserError("chat_template_kwargs: they are for the model's own template; add --format model.")
         if self.hub_id and self.source not in ("alpaca", "dolly", "wizardlm"):

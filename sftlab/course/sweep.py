@@ -147,9 +147,9 @@ def read_point(point: Point, folder: Path) -> bool:
 
 def print_end(folder: Path, points: list[Point], config: SweepConfig, found: Summary) -> int:
     """Print the table, the verdict, and what failed; return the exit code."""
-    table = found.settings.drop(columns="setting").map(format_number).reset_index(names="setting")
-    table = table.loc[:, table.ne("").any()]  # with a single seed there are no intervals
-    print("", table.to_string(index=False), "", found.verdict, *(f"- {line}" for line in found.warnings), sep="\n")
+    table = found.settings.drop(columns="setting").dropna(axis="columns", how="all")  # one seed gives no intervals
+    shown = table.reset_index(names="setting").to_string(index=False, float_format=pages.format_number, na_rep="")
+    print("", shown, "", found.verdict, *(f"- {line}" for line in found.warnings), sep="\n")
     codes = [headless.EXIT_CODES[point.status] for point in points if point.status != "waiting"]
     for point in points:
         if point.status == "completed" and config.metric not in point.metrics:
@@ -298,12 +298,6 @@ def find_warnings(settings: pandas.DataFrame, points: list[Point]) -> list[str]:
 
 def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def format_number(value: object) -> str:
-    if not is_number(value):
-        return write_value(value)
-    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def draw_settings(settings: pandas.DataFrame, metric: str) -> pages.Chart:

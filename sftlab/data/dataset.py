@@ -50,10 +50,9 @@ def split_rows(
     rng.shuffle(train)
     train = train[: config.num_samples]
     if not train or not held_out:
-        raise UserError(
-            f"{name}: {len(rows)} row(s){' of one prompt' * (len(rows) > 1)} can't be split into training and held-out rows; "
-            "add more, or give --test-path."
-        )
+        found = f"{len(rows)} row(s){' of one prompt' * (len(rows) > 1)}"
+        why = f"{found} can't be split into training and held-out rows"
+        raise UserError(f"{name}: {why}; add more, or give --test-path.")
     return train, held_out
 
 
@@ -213,9 +212,8 @@ def settle_template(tokenizer, config: DataConfig, written: list[Example], dated
     surplus = traits.surplus_of_thoughts if thinking and traits.thoughts else traits.surplus
     if surplus:
         tokenizer.chat_template = templates.remove_surplus(tokenizer.chat_template, surplus)
-        settled["prompt"] = (
-            f"the template's prompt for an answer ends in {surplus!r}, which the rows don't have: it's left out"
-        )
+        end = f"ends in {surplus!r}, which the rows don't have"
+        settled["prompt"] = f"the template's prompt for an answer {end}: it's left out"
     return settled
 
 
@@ -250,9 +248,8 @@ def load_prepared(path: str | Path):
     try:
         return load_from_disk(str(folder)), facts
     except (OSError, ValueError) as error:  # a file is gone, or cut
-        raise UserError(
-            f"dataset_path: {folder} is not whole. Make it again: `sftlab prepare … --overwrite`."
-        ) from error
+        fix = "Make it again: `sftlab prepare … --overwrite`."
+        raise UserError(f"dataset_path: {folder} is not whole. {fix}") from error
 
 
 def claim_folder(config: DataConfig, rows: int) -> Path:

@@ -90,9 +90,8 @@ def set_format(tokenizer, format: str, options: dict | None = None) -> list[str]
         templates.set_own_template(tokenizer, options or {})
         return []
     if tokenizer.eos_token is None and format != "chatml":
-        raise UserError(
-            "format: this model's tokenizer has no EOS token to end an answer with. Choose chatml, which adds one."
-        )
+        why = "this model's tokenizer has no EOS token to end an answer with"
+        raise UserError(f"format: {why}. Choose chatml, which adds one.")
     templates.set_training_template(tokenizer, None)
     template, own, new = TEMPLATES[format], str(tokenizer.chat_template or ""), []
     if not templates.adds_bos(tokenizer):

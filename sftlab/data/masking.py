@@ -154,10 +154,8 @@ class MaskView:
         present = {kind for _, kind, _ in self.groups}
         legend = [mark.format(TAGS[kind], STYLES[kind], kind, kind) for kind in STYLES if kind in present]
         verdicts = [Html("<li>{}</li>").format(verdict) for verdict in self.list_verdicts()]
-        view = Html(
-            '<div style="line-height:2;font-family:monospace;white-space:pre-wrap">{}</div><p>{} {}</p><ul>{}</ul>'
-        )
-        return str(view.format(*map(Html("").join, (spans, legend, [self.summary], verdicts))))
+        view = '<div style="line-height:2;font-family:monospace;white-space:pre-wrap">{}</div><p>{} {}</p><ul>{}</ul>'
+        return str(Html(view).format(*map(Html("").join, (spans, legend, [self.summary], verdicts))))
 
     def list_verdicts(self) -> list[str]:
         return [f"{'✓' if ok else '✗ NOT:'} {text}" for text, ok in self.verdicts.items()]

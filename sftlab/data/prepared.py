@@ -35,10 +35,10 @@ def check_tokens(train_split, tokenizer, facts: dict, config: TrainConfig) -> No
         encoded = masking.encode_chats(tokenizer, rows["messages"], rows.get("tools"))
         if [ids.tolist() for ids in encoded["input_ids"]] == rows["input_ids"]:
             return
-    raise UserError(
-        f"dataset_path: {config.dataset_path} was made for {facts['model']} with --format {facts['format']}, whose tokens are "
-        f"not those of {config.model_name} here. Run `sftlab prepare --model {config.model_name}`, with the format of this run."
-    )
+    made = f"was made for {facts['model']} with --format {facts['format']}"
+    why = f"{config.dataset_path} {made}, whose tokens are not those of {config.model_name} here"
+    fix = f"Run `sftlab prepare --model {config.model_name}`, with the format of this run."
+    raise UserError(f"dataset_path: {why}. {fix}")
 
 
 def check_lengths(config: TrainConfig, split, tokenizer, positions: int) -> None:
@@ -52,9 +52,8 @@ def check_lengths(config: TrainConfig, split, tokenizer, positions: int) -> None
         counts = report.count_tokens(split, tokenizer, config.max_length)
         refuse_silent(counts, config.dataset_path, config.max_length)
         lost = f"{counts['rows_without_trained_eos']} rows lose their end, {counts['rows_that_teach_nothing']} their whole answer"
-        print(
-            f"max_length: {counts['cut_rows']} of {counts['rows']} rows are cut at {config.max_length} tokens; {lost}"
-        )
+        cut = f"{counts['cut_rows']} of {counts['rows']} rows are cut at {config.max_length} tokens"
+        print(f"max_length: {cut}; {lost}")
 
 
 def cut_rows(split, max_length: int, whole: bool = False):

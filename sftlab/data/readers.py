@@ -132,9 +132,8 @@ def read_json(path: str | Path) -> list:
     if isinstance(content, dict) and len(lists := [one for one in content.values() if isinstance(one, list)]) == 1:
         content = lists[0]
     if not isinstance(content, list):
-        raise UserError(
-            f"{path}: holds {json.dumps(content)[:40]}, not a list; put the rows in one array: [{{...}}, {{...}}]."
-        )
+        found = json.dumps(content)[:40]
+        raise UserError(f"{path}: holds {found}, not a list; put the rows in one array: [{{...}}, {{...}}].")
     if not content:
         raise UserError(f"{path}: the array has no rows; add at least two.")
     return content

@@ -183,9 +183,8 @@ class RowReader:
         texts["input"] = texts["input"] if texts["input"] is not None else ""
         for ours, text in texts.items():
             if text is not None and not isinstance(text, str):
-                raise UserError(
-                    f"{self.name}: {self.place}: field {ours!r} is {shorten(text)}, not text; put it in quotes."
-                )
+                why = f"field {ours!r} is {shorten(text)}, not text"
+                raise UserError(f"{self.name}: {self.place}: {why}; put it in quotes.")
             check_text(text, ours, needed=ours != "input")
         if system:
             check_text(system, "system", needed=False)

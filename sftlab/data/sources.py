@@ -41,10 +41,8 @@ def load_source(config: DataConfig) -> tuple[Found, Found | None, str]:
     hub_id = config.hub_id or HUB_IDS[config.source]
     if config.offline or not hub_client.reach():
         if config.hub_id:
-            raise UserError(
-                f"hub_id: {hub_id} can't be had without a network, and nothing stands in for it. Connect, or leave "
-                "--hub-id out to work with the bundled sample."
-            )
+            fix = "Connect, or leave --hub-id out to work with the bundled sample."
+            raise UserError(f"hub_id: {hub_id} can't be had without a network, and nothing stands in for it. {fix}")
         print(f"offline: the bundled sample {SAMPLES.name}/{SAMPLE_FILES[config.source]} stands in for {hub_id}")
         return load_sample(config.source), held_out, SAMPLE_FILES[config.source]
     return load_hub(hub_id), held_out, hub_id

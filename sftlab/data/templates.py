@@ -106,9 +106,8 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
 
     template = tokenizer.chat_template
     if not template:
-        raise UserError(
-            "format: this model's tokenizer has no chat template of its own. Choose alpaca, chatml or llama2."
-        )
+        why = "this model's tokenizer has no chat template of its own"
+        raise UserError(f"format: {why}. Choose alpaca, chatml or llama2.")
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(strip_markers(template))
     except TemplateSyntaxError as error:
@@ -119,10 +118,8 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
         hint = near_match(name, known) or " Leave it out."
         raise UserError(f"chat_template_kwargs: this model's template has no variable {name!r}.{hint}")
     if re.search(r"strftime_now\s*\(", DATE.sub("", template)):
-        raise UserError(
-            "format: this model's template writes the time in a form that isn't in it, so no date can be frozen. "
-            "Choose alpaca, chatml or llama2."
-        )
+        why = "this model's template writes the time in a form that isn't in it, so no date can be frozen"
+        raise UserError(f"format: {why}. Choose alpaca, chatml or llama2.")
     training = None
     with contextlib.suppress(ValueError, TemplateError):  # TRL doesn't know it: answers are told apart by their prompts
         training = get_training_chat_template(tokenizer)

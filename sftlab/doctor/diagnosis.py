@@ -127,10 +127,8 @@ def read(target: str | Path) -> Diagnosis:
         return Diagnosis(path.name, "log", "a log", [read_log(path)])
     if state.read(path).status != "none" or logs.find_logs(path).is_dir():
         return read_run(path)
-    raise UserError(
-        f"{target}: no run folder and no log. If a run failed before it made its folder, start it "
-        "once more with `2> error.log` at the end, then `sftlab doctor error.log`."
-    )
+    fix = "start it once more with `2> error.log` at the end, then `sftlab doctor error.log`."
+    raise UserError(f"{target}: no run folder and no log. If a run failed before it made its folder, {fix}")
 
 
 def read_log(path: Path) -> Text:

@@ -63,18 +63,16 @@ def choose_rows(run: Run, config: EvaluateConfig) -> tuple[list[dict], int]:
     if answered and split[answered[0]]["messages"][-1]["role"] == "text":
         raise UserError("dataset_path: its rows are plain text, without a question to ask. Go by the validation loss.")
     if not answered:
-        raise UserError(
-            f"dataset_path: within {limit} tokens no held-out row of {run.config.dataset_path} has an answer."
-        )
+        why = f"within {limit} tokens no held-out row of {run.config.dataset_path} has an answer"
+        raise UserError(f"dataset_path: {why}.")
     longest = max(len(labels[number]) - starts[number] for number in answered)
     room = config.max_new_tokens or min(LONGEST, round(ROOM * longest))
     kept = [number for number in answered if starts[number] + room <= positions]
     if not kept:
         raise UserError(f"max_new_tokens: no question leaves room for {room} tokens of answer; lower it.")
     if left_out := len(answered) - len(kept):
-        print(
-            f"{left_out} questions are left out: with {room} tokens for the answer they exceed the model's {positions}"
-        )
+        why = f"with {room} tokens for the answer they exceed the model's {positions}"
+        print(f"{left_out} questions are left out: {why}")
     if config.num_questions and len(kept) > config.num_questions:
         kept = sorted(random.Random(config.seed).sample(kept, config.num_questions))
     rows = [split[number] | {"row": number} for number in kept]

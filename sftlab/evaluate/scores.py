@@ -44,9 +44,8 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return (
-            f"exact match {self.exact_match:.1%} (95 % interval {low:.1%} to {high:.1%}, {len(self.answers)} questions)"
-        )
+        sure = f"95 % interval {low:.1%} to {high:.1%}, {len(self.answers)} questions"
+        return f"exact match {self.exact_match:.1%} ({sure})"
 
 
 def ask(model, tokenizer, rows, format: str = "alpaca", max_new_tokens=24, batch_size=64) -> Score:

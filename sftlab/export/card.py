@@ -94,9 +94,8 @@ def write_modelfile(tokenizer, ends: list[str]) -> str:
     lines = ["# ollama create NAME -f Modelfile", "FROM ."]
     pieces = find_pieces(tokenizer)
     if pieces is None:
-        lines.append(
-            "# No TEMPLATE: this model's chat template can't be written in Go's language. llama.cpp and vLLM read it."
-        )
+        why = "this model's chat template can't be written in Go's language"
+        lines.append(f"# No TEMPLATE: {why}. llama.cpp and vLLM read it.")
     else:
         system, after_system, first, before_answer, after_answer, prompt = pieces
         body = f'{{{{ if eq $m.Role "user" }}}}{{{{ if eq $i 0 }}}}{first}{{{{ end }}}}{{{{ $m.Content }}}}'

@@ -114,10 +114,9 @@ def save_adapter(run: saved.Run, tokenizer, probe, base: str, new: Path) -> dict
     """Copy the adapter with its base named, load it again from there, and compare. Returns the comparisons."""
     model = saved.load_run(run)
     if load.find_lost_bias(model) is not None:
-        raise UserError(
-            "kind: the output layer has a bias, which PEFT leaves out where token rows are trained: loaded by others, the adapter "
-            "would be another model. Leave --kind adapter out."
-        )
+        why = "the output layer has a bias, which PEFT leaves out where token rows are trained"
+        what = "loaded by others, the adapter would be another model"
+        raise UserError(f"kind: {why}: {what}. Leave --kind adapter out.")
     trained, limit = read_model(model, probe), tolerate("float32", model)
     model.generation_config.save_pretrained(new)
     del model

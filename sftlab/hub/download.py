@@ -47,10 +47,9 @@ def choose_files(names: list[str]) -> list[str]:
     if not (whole or parts):
         pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         why = f"its weights are pickles ({pickles[0]}), which can run code when opened" if pickles else ""
-        raise UserError(
-            f"{why or 'it holds no weights'}; the lab loads safetensors only. Name a repository with model.safetensors, or "
-            "have it converted at https://huggingface.co/spaces/safetensors/convert"
-        )
+        convert = "have it converted at https://huggingface.co/spaces/safetensors/convert"
+        fix = f"Name a repository with model.safetensors, or {convert}"
+        raise UserError(f"{why or 'it holds no weights'}; the lab loads safetensors only. {fix}")
     settings = [name for name in names if name.endswith(SETTINGS)]
     used = [name for name in settings if not any(part in name.lower() for part in NOT_SETTINGS)]
     return sorted(used + (whole or [*parts, "model.safetensors.index.json"]))
@@ -78,10 +77,8 @@ def check_room(hub_id: str, size: int) -> None:
     need = round(1.05 * size)  # some shall stay free, for the cache's own files and for others
     if need > free:
         sizes, left, more = (tqdm.format_sizeof(count, "B") for count in (size, free, need - free))
-        raise UserError(
-            f"model {hub_id}: {sizes} are to be fetched into {constants.HF_HUB_CACHE}, whose disk has {left} free: {more} more "
-            "are needed. Make room there, or set HF_HOME to a folder on a larger disk."
-        )
+        why = f"{sizes} are to be fetched into {constants.HF_HUB_CACHE}, whose disk has {left} free: {more} more are needed"
+        raise UserError(f"model {hub_id}: {why}. Make room there, or set HF_HOME to a folder on a larger disk.")
 
 
 def fetch_model(hub_id: str, revision: str | None = None) -> Path:

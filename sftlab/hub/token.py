@@ -55,10 +55,8 @@ def read_token() -> str:
     if sys.stdin is None or not sys.stdin.isatty():
         line = sys.stdin.readline() if sys.stdin else ""
         if not line.strip():
-            raise UserError(
-                "token: there is no terminal to ask on. Run it in one, or give the token as standard input: "
-                "`sftlab token < FILE`, never as an argument."
-            )
+            fix = "Run it in one, or give the token as standard input: `sftlab token < FILE`, never as an argument."
+            raise UserError(f"token: there is no terminal to ask on. {fix}")
         return check_form(line)
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)  # else it would go on and show what is typed

@@ -73,10 +73,8 @@ def start_nodes(config: LaunchConfig, module: list[str], hosts: list[str], folde
     own = {node: command for node, command in commands.items() if is_here(hosts[node])}
     far = ", ".join(host for node, host in enumerate(hosts) if node not in own)
     if not own:
-        raise UserError(
-            f"hostfile: this machine is not among {far}. Give the same command on each of them, or add --launcher deepspeed, "
-            "which starts them by ssh."
-        )
+        fix = "Give the same command on each of them, or add --launcher deepspeed, which starts them by ssh."
+        raise UserError(f"hostfile: this machine is not among {far}. {fix}")
     if far:
         print(f"started here; give the same command on {far}, in {Path.cwd()}", flush=True)
     return run_launchers(own, environment, folder)

@@ -219,10 +219,9 @@ def knows_bounds(config: TrainConfig, model, bf16: bool) -> bool:
         raise UserError(f"packing: {config.model_name} has no attention that keeps packed samples apart; leave it out.")
     sharded = deepspeed_configs.find_stage(config.deepspeed) == 3  # then no device holds a whole model to try it on
     if in_rows and not sharded and attention.leaks(model, bf16):
-        raise UserError(
-            f"use_flash_attention: with {model.config._attn_implementation}, samples of {config.model_name} in one row see "
-            f"each other. Add --no-use-flash-attention{', and leave out --packing' if config.packing else ''}."
-        )
+        why = f"with {model.config._attn_implementation}, samples of {config.model_name} in one row see each other"
+        fix = f"Add --no-use-flash-attention{', and leave out --packing' if config.packing else ''}."
+        raise UserError(f"use_flash_attention: {why}. {fix}")
     return in_rows
 
 

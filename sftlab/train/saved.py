@@ -195,9 +195,8 @@ def adopt_adapter(config: TrainConfig) -> TrainConfig:
     folder = Path(config.init_adapter)
     settings = files.read_json(folder / "adapter_config.json")
     if settings.get("peft_type") != "LORA":
-        raise UserError(
-            f"init_adapter: {folder} holds no LoRA adapter. Name a run trained with --use-lora, or its export."
-        )
+        fix = "Name a run trained with --use-lora, or its export."
+        raise UserError(f"init_adapter: {folder} holds no LoRA adapter. {fix}")
     base = settings["base_model_name_or_path"]
     if (folder / "run.json").is_file():
         base = open_run(folder, config.trust_remote_code).config.model_name
