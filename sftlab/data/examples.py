@@ -1,7 +1,4 @@
-"""Rows written in the model's chat template: what a model reads of each, and which of it is in the loss.
-
-python -c "from sftlab.data import examples; help(examples.write_examples)"
-"""
+"""Rows written in the model's chat template: what a model reads of each, and which of it is in the loss."""
 
 import re
 from dataclasses import dataclass
@@ -28,9 +25,7 @@ class Example:
     cuts: tuple[int, ...] = ()
 
 
-def write_examples(
-    tokenizer, messages: list[dict], tools: list[dict] | None = None, train_on: str = "all"
-) -> list[Example]:
+def write_examples(tokenizer, messages: list[dict], tools=None, train_on: str = "all") -> list[Example]:
     """A conversation in the tokenizer's template, with each answer in the very context that it will have at use.
 
     One example holds all answers where the template writes an earlier turn as it wrote it when it was the last; where it

@@ -1,7 +1,4 @@
-"""Which tokens are in the loss: labels from a template's generation markers, and a view of them.
-
-python -c "from sftlab.data import masking; help(masking.view_mask)"
-"""
+"""Which tokens are in the loss: labels from a template's generation markers, and a view of them."""
 
 import sys
 from dataclasses import dataclass

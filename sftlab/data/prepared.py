@@ -1,7 +1,4 @@
-"""A prepared set as a run reads it: for the same tokens, cut to the run's max_length, and with something left to learn.
-
-python -c "from sftlab.data import prepared; help(prepared.cut_splits)"
-"""
+"""A prepared set as a run reads it: for the same tokens, cut to the run's max_length, and with something left to learn."""
 
 import contextlib
 import functools

@@ -265,9 +265,7 @@ def shape_messages(messages: list[dict], traits: Traits) -> list[dict]:
     return shaped
 
 
-def write_text(
-    tokenizer, traits: Traits, messages: list[dict], tools=None, prompt: bool = False
-) -> tuple[str, list | None]:
+def write_text(tokenizer, traits: Traits, messages: list[dict], tools=None, prompt=False) -> tuple[str, list | None]:
     """The text of a conversation, with the beginning of an answer behind it (`prompt`) or not, and the spans of its answers.
 
     The spans of characters [start, end) are those of the generation markers; None where no markers are known. Raises BadRow
@@ -288,9 +286,7 @@ def write_text(
     return text, None
 
 
-def run_template(
-    tokenizer, template: str, messages: list[dict], tools, prompt: bool
-) -> tuple[str, list[tuple[int, int]]]:
+def run_template(tokenizer, template: str, messages: list[dict], tools, prompt: bool) -> tuple[str, list]:
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -1,6 +1,6 @@
 """Base against tuned: scores, statistics, forgetting, the verdict, the report (notebook 11)."""
 
-from sftlab.evaluate.scores import Score, ask, complete, generate, measure_rows, read_facts
+from sftlab.evaluate.scores import Score, ask, complete, generate, read_facts
 from sftlab.evaluate.statistics import compare_flags, compare_rows, count_uneven, interval
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "count_uneven",
     "generate",
     "interval",
-    "measure_rows",
     "read_facts",
 ]

@@ -9,8 +9,6 @@ The rules, in order:
 4. Too few questions to say: the difference is not clear, and so many questions could not have shown the gain that
    matters (`--smallest-gain`); for the loss, so few rows that no test of signs could.
 5. Else no measurable gain. What these questions could have shown is said with it.
-
-python -c "from sftlab.evaluate import verdict; print(verdict.__doc__)"
 """
 
 import math

@@ -1,7 +1,4 @@
-"""The model card of an export (its template: `card.md`), and its Modelfile for Ollama.
-
-python -c "from sftlab.export import card; help(card.write_modelfile)"
-"""
+"""The model card of an export (its template: `card.md`), and its Modelfile for Ollama."""
 
 import contextlib
 import dataclasses

@@ -51,9 +51,7 @@ def answer(model, tokenizer, messages: list[dict], **options) -> str:
     return reply(model, tokenizer, messages, **options)["content"]
 
 
-def reply(
-    model, tokenizer, messages, max_new_tokens=256, temperature: float = 0.0, seed=42, show=lambda piece: None
-) -> dict:
+def reply(model, tokenizer, messages, max_new_tokens=256, temperature=0.0, seed=42, show=lambda piece: None) -> dict:
     """The model's turn after a conversation, with its thought, if it has one, as `reasoning_content` for the template.
 
     messages: dicts with `role` and `content`, the last of them the user's. show: called with each new piece of the turn, of

@@ -1,7 +1,4 @@
-"""Is an exported model the one that was trained? Token ids, logits and greedy answers, compared.
-
-python -c "from sftlab.export import checks; print(checks.COMPARISONS)"
-"""
+"""Is an exported model the one that was trained? Token ids, logits and greedy answers, compared."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""What to do when a run doesn't fit: the cheapest options that make it fit, as flags, and what each would bring.
-
-python -c "from sftlab.memory import advice; help(advice.find_path)"
-"""
+"""What to do when a run doesn't fit: the cheapest options that make it fit, as flags, and what each would bring."""
 
 from dataclasses import dataclass, replace
 

@@ -1,8 +1,6 @@
 """What stands in for kernels when a step is run on fake tensors: it allocates and keeps what they do.
 
 Read off bitsandbytes 0.50 (autograd/_functions.py) and TRL 1.16 (kernels/chunked_logprob.py).
-
-    python -c "from sftlab.memory import kernels; help(kernels.make_fake)"
 """
 
 import torch

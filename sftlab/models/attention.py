@@ -3,8 +3,6 @@
 Samples that lie one after the other in a row, without padding between them, need an attention that knows where each
 begins (`cu_seq_lens`). On a GPU flash-attn has it, and torch has one of its own; on a CPU transformers' SDPA is called
 once per sample. Where a model has none of these, batches are padded.
-
-    python -c "from sftlab.models import attention; help(attention.choose)"
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""Bases stored in 8 or 4 bits by bitsandbytes: its settings, and what it takes to train adapters on top of them.
-
-python -c "from sftlab.models import quantise; print(quantise.quantization_config)"
-"""
+"""Bases stored in 8 or 4 bits by bitsandbytes: its settings, and what it takes to train adapters on top of them."""
 
 import contextlib
 import importlib.util

@@ -11,8 +11,6 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab.train import distributed
-
 LOG = "run.log"
 LAST_BYTES = 20_000  # of a log are read to show its end
 PRINTED = 15  # lines of a failed process's log
@@ -21,7 +19,11 @@ TRACEBACK = "Traceback (most recent call last):"
 REFUSAL = re.compile(r"(?:^\s*|\])sftlab: (?!interrupted)(.+)", re.M)  # ]: of a progress bar before it
 # torchrun writes [rank0]: before each line
 ERROR = re.compile(rf"^(.*){re.escape(TRACEBACK)}\n(?:\1[ \t].*\n)+\1(\S.*)", re.M)
-LOST = re.compile(distributed.LOST)  # what a process says that only lost its partner
+# what torch says in a process that only lost its partner
+LOST = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|Timed out waiting|ncclRemoteError|remote process exited|"
+    r"Watchdog caught collective operation timeout|socketPoll"
+)
 # as torchrun and as the deepspeed launcher write it
 SIGNALLED = re.compile(r"local_rank: (\d+)\)\s+exitcode +: -(\d+)|(?:--local_rank=(\d+)'.*)?return code = -(\d+)")
 

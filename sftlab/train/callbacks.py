@@ -1,7 +1,4 @@
-"""What follows a run while it trains: a stop from outside, evaluations, the live log, what ZeRO shards.
-
-python -c "from sftlab.train import callbacks; help(callbacks.LiveLog)"
-"""
+"""What follows a run while it trains: a stop from outside, evaluations, the live log, what ZeRO shards."""
 
 import contextlib
 import signal

@@ -15,11 +15,6 @@ from typing import NamedTuple
 from sftlab.config.configs import TrainConfig
 
 TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others, while one loads or saves
-# What torch says where another process is gone.
-LOST = (
-    r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|Timed out waiting|ncclRemoteError|remote process exited|"
-    r"Watchdog caught collective operation timeout|socketPoll"
-)
 _control = None  # the control process group; None with one process
 
 

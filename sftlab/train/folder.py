@@ -169,9 +169,6 @@ def read_precision(config: TrainConfig) -> tuple[bool, str] | None:
     return (before.startswith("bfloat16"), "as when the run began") if before else None
 
 
-# Checkpoints.
-
-
 def is_whole(checkpoint: Path) -> bool:
     """Whether the last file of a checkpoint is there, and not torn."""
     return bool(files.read_json(checkpoint / LAST_FILE))
@@ -196,9 +193,6 @@ def clear_full_disk(folder: Path) -> UserError:
     last = find_last(folder)
     left = f"{last} is whole: make room, and add --resume" if last else "Make room, and start again with --overwrite"
     return UserError(f"output_dir: the disk of {folder} is full. {left}.")
-
-
-# The live log.
 
 
 def append_entry(folder: Path, entry: dict) -> None:

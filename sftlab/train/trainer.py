@@ -1,7 +1,4 @@
-"""TRL's SFTTrainer with the lab's way to the loss, to batches, and to checkpoints that can be trusted.
-
-python -c "from sftlab.train.trainer import LabTrainer; help(LabTrainer)"
-"""
+"""TRL's SFTTrainer with the lab's way to the loss, to batches, and to checkpoints that can be trusted."""
 
 import math
 from collections import deque
