@@ -147,9 +147,9 @@ def run(args):
 )
 def export(args, config):
     """Make of a run a model that others can load, checked."""
+    quiet_libraries()
     from sftlab.export import folder
 
-    quiet_libraries()
     folder.export(config)
 
 
@@ -164,9 +164,9 @@ def runs(args, config):
 @Command("look", "sftlab evaluate runs/first", (configs.EvaluateConfig,), places={"run_dir": "[RUN]"})
 def evaluate(args, config):
     """Compare a run's tuned model with its base on held-out rows, with intervals."""
+    quiet_libraries()
     from sftlab.evaluate import compare
 
-    quiet_libraries()
     found = compare.evaluate_run(config)
     print(f"{found['verdict']}\n{found['forgetting']['verdict']}")
     if found["leakage"]["rows"]:

@@ -103,11 +103,8 @@ def list_facts(result: Result) -> dict[str, object]:
 
 def make_setups(found: list[Result]) -> Section:
     """Make the table of facts; where points differ in one, each value with an example."""
-    facts = DataFrame(map(list_facts, found), [result.point.name for result in found]).rename(
-        columns=lambda n: n.replace("_", " ")
-    )
-    rows = []
-    for name, column in facts.items():
+    facts, rows = DataFrame(map(list_facts, found), [result.point.name for result in found]), []
+    for name, column in facts.rename(columns=lambda name: name.replace("_", " ")).items():
         for value, points in column.groupby(column.map(str, na_action="ignore"), sort=False).groups.items():
             rows.append((name, value, "all" if len(points) == len(found) else f"{len(points)} points, as {points[0]}"))
     words = "Options are named where they aren't the usual ones."

@@ -7,7 +7,6 @@ training: `run.make_trainer` as `sftlab train` has it, without checkpoints and e
 """
 
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -157,7 +156,7 @@ class StepTimer(TrainerCallback):
 def main(arguments: list[str]) -> int:
     """Measure a plan, write the outcome, and return the exit code."""
     plan_file, out = (Path(text) for text in arguments if not text.startswith("--local_rank"))
-    plan = json.loads(plan_file.read_text(encoding="utf-8"))
+    plan = files.read_json(plan_file)
     from sftlab.models import load
 
     load.quiet_libraries()

@@ -268,9 +268,8 @@ def judge(settings: pandas.DataFrame, scores: pandas.DataFrame, metric: str, dir
             why = "the seeds changed nothing. Does the notebook use `seed`, or is the score at its end?"
         return f"{word} {metric}: {first}. Nothing can be said about chance: {why}"
     mean, low, high = ranked[BOUNDS[:3]].iloc[0]
-    words = [
-        f"{word} mean {metric} over {len(scores)} seeds: {ranked.index[0]} with {mean:.4g} ({low:.4g} to {high:.4g})."
-    ]
+    best = f"{ranked.index[0]} with {mean:.4g} ({low:.4g} to {high:.4g})"
+    words = [f"{word} mean {metric} over {len(scores)} seeds: {best}."]
     alike, worse = (ranked[ranked.place == place] for place in ("no measurable difference", "worse"))
     if len(alike):
         words.append(f"No measurable difference between it and {'; '.join(alike.index)}.")

@@ -8,6 +8,7 @@ import os
 import unicodedata
 from collections import defaultdict
 
+import ftfy
 import numpy
 from tqdm.auto import tqdm
 
@@ -137,8 +138,6 @@ def find_leaks(train: list[dict], held_out: list[dict], threshold: float = 0.9) 
 
 def repair(text: str) -> str:
     """The text with mojibake undone, or as it is: UTF-8 that was read as Latin-1 or its kin (ftfy), or as CP932."""
-    import ftfy
-
     with contextlib.suppress(UnicodeError):
         undone = text.encode("cp932").decode("utf-8")  # Japanese in CP932 is hardly ever valid UTF-8 by chance
         if undone != text and any(letter >= "\u3041" for letter in undone):

@@ -6,6 +6,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, islice, pairwise
 
 import numpy
+from tokenizers import decoders
 
 from sftlab.data import examples, templates
 from sftlab.data.readers import BadRow
@@ -71,8 +72,6 @@ def measure_tokens(tokenizer, count: int):
 
     In a byte-level vocabulary every character of a token is one byte. count: tokens, so that added ones count.
     """
-    from tokenizers import decoders
-
     backend = tokenizer.backend_tokenizer
     if not isinstance(backend.decoder, decoders.ByteLevel) or backend.normalizer is not None:
         return None

@@ -1,4 +1,4 @@
-"""A prepared set as a run reads it: for the same tokens, cut to the run's max_length, and with something left to learn."""
+"""A prepared set as a run reads it: for the same tokens, cut to the run's max_length, with something left to learn."""
 
 import contextlib
 import functools

@@ -367,14 +367,13 @@ def to_messages(row: dict, joint: str = "\n") -> list[dict]:
 
 def map_texts(row: dict, change) -> dict:
     """The row with each of its texts changed: names of arguments and descriptions of tools, too."""
+    kept = ("role", "type", "id")
 
     def change_all(value):
         if isinstance(value, str):
             return change(value)
         if isinstance(value, dict):
-            return {
-                change(key): one if key in ("role", "type", "id") else change_all(one) for key, one in value.items()
-            }
+            return {change(key): one if key in kept else change_all(one) for key, one in value.items()}
         return [change_all(one) for one in value] if isinstance(value, list) else value
 
     return {key: value if key == "place" else change_all(value) for key, value in row.items()}

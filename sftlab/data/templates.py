@@ -13,6 +13,9 @@ import os.path
 import re
 from dataclasses import dataclass, replace
 
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
+from tokenizers import decoders
+
 from sftlab.data.readers import BadRow
 from sftlab.errors import UserError, near_match
 
@@ -101,7 +104,6 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
     would ask for is frozen. TRL's version of the template with generation markers, where there is one, is kept beside it.
     Raises UserError for a tokenizer without a template or with a broken one, a date that can't be frozen, and an unknown variable.
     """
-    from jinja2 import Environment, TemplateError, TemplateSyntaxError
     from trl.chat_template_utils import get_training_chat_template
 
     template = tokenizer.chat_template
@@ -136,8 +138,6 @@ def set_own_template(tokenizer, options: dict[str, object]) -> None:
 
 def find_variables(tree) -> set[str]:
     """The variables that a parsed template asks for, and that no loop of its own sets."""
-    from jinja2 import meta, nodes
-
     names = (name for loop in tree.find_all(nodes.For) for name in loop.find_all(nodes.Name))
     return meta.find_undeclared_variables(tree) - {name.name for name in names if name.ctx == "store"}
 
@@ -225,8 +225,6 @@ def probe(tokenizer, chat_template: str | None, training: str | None, eos: int |
 
 def joins_behind(tokenizer, head: str, text: str) -> bool:
     """Whether the beginning of a text is tokenised in another way when it stands alone; asked of byte-level BPE only."""
-    from tokenizers import decoders
-
     if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel) or not text.startswith(head):
         return False
     alone, whole = (tokenizer(one, add_special_tokens=False).input_ids for one in (head, text))
@@ -287,7 +285,6 @@ def write_text(tokenizer, traits: Traits, messages: list[dict], tools=None, prom
 
 
 def run_template(tokenizer, template: str, messages: list[dict], tools, prompt: bool) -> tuple[str, list]:
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     marked = has_markers(template) and not prompt

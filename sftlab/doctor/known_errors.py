@@ -84,11 +84,11 @@ def fill_in(known: KnownError, hit: re.Match, file: str, line: int) -> KnownErro
     at = max(0, symptom.find(hide(hit.group())) - 80) if len(symptom) > LONGEST else 0
     symptom = "…" * bool(at) + symptom[at : at + LONGEST] + "…" * (len(symptom) > at + LONGEST)
 
+    values = hit.groupdict()
+
     def fill(sentence: str) -> str:
-        values = hit.groupdict()
-        return hide(
-            re.sub(r"\{([a-z]+)\}", lambda word: (values.get(word[1]) or word[1].upper()).rstrip("."), sentence)
-        )
+        filled = re.sub(r"\{([a-z]+)\}", lambda word: (values.get(word[1]) or word[1].upper()).rstrip("."), sentence)
+        return hide(filled)
 
     texts = {"what": fill(known.what), "cause": fill(known.cause), "fix": list(map(fill, known.fix))}
     return replace(known, **texts, symptom=symptom, file=file, line=line)

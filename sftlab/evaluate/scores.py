@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 
 import numpy
+import torch
 from tqdm.auto import tqdm
 
 from sftlab.data import formats, templates
@@ -66,8 +67,6 @@ def generate(model, tokenizer, prompts: list[str], max_new_tokens=24, batch_size
 
     The model is left in eval mode.
     """
-    import torch
-
     ends = list(templates.find_traits(tokenizer).ends)
     options = {"max_new_tokens": max_new_tokens, "num_beams": 1, "do_sample": False}
     form = {"add_special_tokens": False, "padding": True, "padding_side": "left", "return_tensors": "pt"}
@@ -110,7 +109,6 @@ def measure_rows(model, rows: list[dict], pad_token_id: int, batch_size: int = 3
     that two models can be compared row by row; padding and batches change nothing but rounding. `bf16`: computed under
     autocast, as such a run trains.
     """
-    import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     collate, device = DataCollatorForLanguageModeling(pad_token_id), model.device

@@ -7,6 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
+from accelerate.utils.memory import clear_device_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from sftlab import files, machine
 from sftlab.config.configs import ExportConfig
 from sftlab.data import templates
@@ -59,8 +63,6 @@ def claim_folder(config: ExportConfig, run: saved.Run) -> Path:
 
 def refuse(run: saved.Run, config: ExportConfig) -> None:
     """Raises UserError for a kind of export that a run doesn't allow, or that doesn't fit into memory."""
-    import torch
-
     if config.kind == "adapter" and not run.config.use_lora:
         raise UserError("kind: full fine-tuning changed the whole model, so there is no adapter. Leave --kind out.")
     whole = load.build_empty(saved.read_settings(run), torch.float32, None, config.trust_remote_code)
@@ -72,8 +74,6 @@ def refuse(run: saved.Run, config: ExportConfig) -> None:
 
 def fill_folder(run: saved.Run, config: ExportConfig, new: Path) -> dict:
     """Put tokenizer and model into an empty folder, each loaded again from there and compared; what export.json holds."""
-    from transformers import AutoTokenizer
-
     tokenizer = load.load_tokenizer(str(run.folder), config.trust_remote_code)
     ends = templates.find_traits(tokenizer).ends
     tokenizer.chat_template = templates.strip_markers(tokenizer.chat_template)  # other programs can't read them
@@ -120,13 +120,13 @@ def save_adapter(run: saved.Run, tokenizer, probe, base: str, new: Path) -> dict
     trained, limit = read_model(model, probe), tolerate("float32", model)
     model.generation_config.save_pretrained(new)
     del model
-    free_memory()
+    clear_device_cache(garbage_collection=True)
     shutil.copyfile(run.folder / "adapter_model.safetensors", new / "adapter_model.safetensors")
     settings = files.read_json(run.folder / "adapter_config.json")
     settings |= {"base_model_name_or_path": base, "revision": None, "inference_mode": True}
     files.write_json(new / "adapter_config.json", settings)
     again = read_model(saved.load_adapter(new, run.config, tokenizer), probe)
-    free_memory()
+    clear_device_cache(garbage_collection=True)
     return {"reloaded": require_close("reloaded", trained, again, limit)}
 
 
@@ -135,9 +135,6 @@ def save_merged(run: saved.Run, probe, config: ExportConfig, new: Path) -> dict:
 
     A merged model has W + s·B·A in the place of W, added in float32 and then rounded to the dtype that is saved.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     checks, base = {}, "trained"
     if run.quantised:
         base, trained = config.merge_into, read_run(run, "trained", probe)
@@ -161,7 +158,7 @@ def save_merged(run: saved.Run, probe, config: ExportConfig, new: Path) -> dict:
     model.save_pretrained(new)
     kept = read_model(model, probe)
     del model
-    free_memory()
+    clear_device_cache(garbage_collection=True)
     gpu = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
     trusted = run.config.trust_remote_code
     again = AutoModelForCausalLM.from_pretrained(new, dtype="auto", device_map=gpu, trust_remote_code=trusted)
@@ -174,11 +171,5 @@ def save_merged(run: saved.Run, probe, config: ExportConfig, new: Path) -> dict:
 def read_run(run: saved.Run, base: str, probe) -> export_checks.Reading:
     """What `saved.load_run`'s model makes of the probe; it is let go afterwards, so that no two are in memory."""
     reading = read_model(saved.load_run(run, base), probe)
-    free_memory()
-    return reading
-
-
-def free_memory() -> None:
-    from accelerate.utils.memory import clear_device_cache
-
     clear_device_cache(garbage_collection=True)
+    return reading

@@ -11,7 +11,6 @@ from huggingface_hub.utils import get_session
 
 from sftlab.errors import UserError
 
-TOKENS = "https://huggingface.co/settings/tokens"
 # Each state that a model can be in for you: means, what_to_do, and the Hub's words that tell it.
 STATES = yaml.safe_load(Path(__file__).with_name("states.yaml").read_text(encoding="utf-8"))
 CONNECT, WAIT = 3, 15  # seconds to connect, and for an answer

@@ -17,8 +17,8 @@ from huggingface_hub import HfApi, constants, errors, get_token
 
 from sftlab.errors import TOKEN, UserError
 from sftlab.hub import client as hub_client
-from sftlab.hub.client import TOKENS
 
+TOKENS = "https://huggingface.co/settings/tokens"
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # as huggingface_hub reads them, in this order
 
 

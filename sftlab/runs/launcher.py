@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import psutil
+from jinja2 import Template
 
 from sftlab import files
 from sftlab.config.configs import LaunchConfig, TrainConfig
@@ -175,8 +176,6 @@ def report_failure(log_dir: Path, asked: bool) -> int:
 
 def make_batch_file(config: LaunchConfig, module: list[str], folder: Path, batch: str) -> str:
     """Make a file for sbatch: one task on each node starts that node's processes. batch: as `check_batch` says it."""
-    from jinja2 import Template
-
     # a comma separates two options where a name and =, or a single word, follow
     parts = re.split(r",(?=[a-z-]+(?:=|$))", config.slurm_options or "")
     options = [f"--{part.strip().lstrip('-')}" for part in parts if part]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from transformers.integrations.liger import apply_liger_kernel
+from transformers.trainer_pt_utils import get_model_param_count
 from transformers.utils import is_liger_kernel_available
 
 from sftlab import files, machine
@@ -98,7 +99,8 @@ def make_trainer(config: TrainConfig):
     gc.enable()
     check_machine(config)
     rows = read_rows(config)
-    bf16, precision = choose_precision(config)
+    # the same for all processes, and on resuming
+    bf16, why = distributed.run_on_main(lambda: run_folder.read_precision(config) or load.choose_precision(config))
     memory, fits = forecast.expect(config, rows, bf16)
     args = sft_config(config, bf16)
     ends = templates.find_traits(rows.tokenizer).ends
@@ -125,7 +127,7 @@ def make_trainer(config: TrainConfig):
     time, seconds = duration.expect(config, trainer.model, *lengths, bf16, shared=shared, processes=processes)
     trainer.expected = {"memory": memory, "time": time}
     trainer.choices = {
-        "precision": precision,
+        "precision": f"{'bfloat16' if bf16 else 'float32'}: {why}",
         "memory": fits,
         "attention": choice,
         **({"kernels": kernels} if torch.cuda.is_available() else {}),
@@ -164,12 +166,6 @@ def read_rows(config: TrainConfig) -> Rows:
     counts = report["splits"]["train"]
     in_loss = counts["trained_tokens"] / counts["tokens"]
     return Rows(tokenizer, new_tokens, train_split, lengths, held_out, held_out_lengths, shared, in_loss)
-
-
-def choose_precision(config: TrainConfig) -> tuple[bool, str]:
-    """Choose whether to compute in bfloat16, the same for all processes and on resuming; the choice, and why."""
-    bf16, why = distributed.run_on_main(lambda: run_folder.read_precision(config) or load.choose_precision(config))
-    return bf16, f"{'bfloat16' if bf16 else 'float32'}: {why}"
 
 
 def add_adapters(config: TrainConfig, model, rows: Rows):
@@ -298,8 +294,6 @@ def run_steps(config: TrainConfig, trainer, checkpoint: Path | None, about: dict
 
 def write_result(found: dict, trainer, started: float) -> dict:
     """Write `result.json` whole, with metrics and versions, and return its content; started: seconds since the epoch."""
-    from transformers.trainer_pt_utils import get_model_param_count
-
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
