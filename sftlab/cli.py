@@ -228,9 +228,9 @@ def launch(args, config):
         example = "`sftlab launch --gpus-per-node 2 train --use-lora`"
         raise UserError(f"launch: after its own options come `train` and those of the training, as {example}.")
     training = build_options(configs.TrainConfig, build_parser().parse_args(args.training))
+    quiet_libraries()
     from sftlab.runs import launcher
 
-    quiet_libraries()
     code = launcher.launch(config, args.training[1:], training)
     if code not in (0, 2, 130):  # 2: a process has said in a line what to do
         print(f"sftlab doctor {training.output_dir} says more", file=sys.stderr)
@@ -255,10 +255,10 @@ def benchmark(args, bench):
     config = build_options(configs.TrainConfig, args)
     args.source = getattr(args, "source", "facts" if config.model_name == "tiny-base" else "alpaca")
     rows = build_options(configs.DataConfig, args)
-    from sftlab.bench import measure
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends the point's processes, too
     quiet_libraries()
+    from sftlab.bench import measure
+
     return measure.run_benchmark(bench, config, rows)
 
 

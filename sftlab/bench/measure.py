@@ -16,6 +16,7 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from pandas import DataFrame
 
 from sftlab import files, machine
@@ -151,8 +152,6 @@ def prepare_sizes(config: DataConfig, sizes: list[int]) -> dict[int, dict]:
 
 def run_benchmark(bench: BenchmarkConfig, config: TrainConfig, rows: DataConfig) -> int:
     """Measure a grid and return the exit code: 0, or 1 where points failed. Raises UserError for what can't be measured."""
-    import torch
-
     gpus = torch.cuda.device_count()
     points = list_points(bench, config)
     if bench.hostfile:  # before anything is measured

@@ -26,7 +26,9 @@ from sftlab.bench.results import Point, Run, StepSeconds
 from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError, run_guarded
 from sftlab.memory import duration
-from sftlab.train import distributed
+from sftlab.models import load
+from sftlab.train import distributed, forecast
+from sftlab.train import run as train_run
 
 
 def measure_point(plan: dict) -> dict | None:
@@ -34,9 +36,6 @@ def measure_point(plan: dict) -> dict | None:
 
     plan: point, config, untimed, steps.
     """
-    from sftlab.train import forecast
-    from sftlab.train import run as train_run
-
     point, config = Point(**plan["point"]), TrainConfig(**plan["config"])
     with distributed.initialized(config) as world:
         if world.size != point.devices:
@@ -157,8 +156,6 @@ def main(arguments: list[str]) -> int:
     """Measure a plan, write the outcome, and return the exit code."""
     plan_file, out = (Path(text) for text in arguments if not text.startswith("--local_rank"))
     plan = files.read_json(plan_file)
-    from sftlab.models import load
-
     load.quiet_libraries()
 
     def run() -> int:

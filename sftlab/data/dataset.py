@@ -166,9 +166,8 @@ def prepare(config: DataConfig) -> Path | None:
 
     folder = claim_folder(config, kept)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
-        new, splits = Path(aside) / "new", {}
-        for split, part in written.items():
-            splits[split] = tokenize(part, tokenizer, Path(aside) / split)
+        new = Path(aside) / "new"
+        splits = {split: tokenize(part, tokenizer, Path(aside) / split) for split, part in written.items()}
         counts = {name: data_report.count_tokens(split, tokenizer, config.max_length) for name, split in splits.items()}
         lengths = [pair for count in counts.values() for pair in count.pop("lengths")]
         prepared.refuse_silent(counts["train"], facts["source"], config.max_length)

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import psutil
+import torch
 from jinja2 import Template
 
 from sftlab import files
@@ -204,8 +205,6 @@ def make_batch_file(config: LaunchConfig, module: list[str], folder: Path, batch
 
 def count_gpus() -> int:
     """The GPUs of this machine; 1 where there is none, for one process on the CPU."""
-    import torch
-
     return torch.cuda.device_count() or 1
 
 

@@ -12,6 +12,9 @@ import os
 import socket
 from typing import NamedTuple
 
+import torch
+from torch import distributed
+
 from sftlab.config.configs import TrainConfig
 
 TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others, while one loads or saves
@@ -46,8 +49,6 @@ def initialized(config: TrainConfig):
     if world.size == 1 and not config.deepspeed:
         yield world
         return
-    import torch
-
     alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_port()}
     added = {name: str(value) for name, value in alone.items() if world.size == 1 and name not in os.environ}
     os.environ.update(added)  # started without a launcher
@@ -60,7 +61,7 @@ def initialized(config: TrainConfig):
     finally:
         _control = None
         if not failed or world.size == 1:  # after a failure the others may never answer
-            torch.distributed.destroy_process_group()
+            distributed.destroy_process_group()
         for name in added:
             del os.environ[name]
 
@@ -70,9 +71,6 @@ def open_groups(config: TrainConfig, world: World):
 
     Returns the control group; None with one process.
     """
-    import torch
-    from torch import distributed
-
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
@@ -98,8 +96,6 @@ def gather(thing) -> list:
     """Return every process's thing, by rank; all must call it. Small things: they are pickled."""
     if _control is None:
         return [thing]
-    from torch import distributed
-
     things = [None] * distributed.get_world_size(_control)
     distributed.all_gather_object(things, thing, group=_control)
     return things
@@ -109,8 +105,6 @@ def run_on_main(function, *arguments):
     """Return, in all processes, what a function returns on rank 0; where it fails there, the launcher ends the others."""
     if _control is None:
         return function(*arguments)
-    from torch import distributed
-
     answer = [function(*arguments) if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(answer, src=0, group=_control)
     return answer[0]
