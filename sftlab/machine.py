@@ -264,10 +264,9 @@ def limit_spinning() -> None:
 
 def count_running() -> int:
     """Programs beside this one that compute now or wait for a core; 0 where the system doesn't tell (elsewhere than on Linux)."""
-    try:
+    with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")[0]) - 1
-    except (OSError, ValueError, IndexError):
-        return 0
+    return 0
 
 
 def describe_machine() -> list[str]:

@@ -3,6 +3,7 @@
 python -c "from sftlab.config.options import coerce; print(coerce('learning_rate', '2e-4', float))"
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,12 +30,10 @@ def coerce(name: str, value: object, kind: object) -> object:
     if kind is list and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(ValueError, OverflowError):
             number = float(value)
             if math.isfinite(number) and (kind is float or number.is_integer()):
                 return kind(number)
-        except (ValueError, OverflowError):
-            pass
     elif isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
     raise UserError(f"{name}: {value!r} is no {kind.__name__}. Write it like {EXAMPLES[kind]}.")

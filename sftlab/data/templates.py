@@ -179,10 +179,8 @@ def probe(tokenizer, chat_template: str | None, training: str | None, eos: int |
         return Traits(ends=() if eos is None else (eos,))
 
     def write(messages: list[dict], found: Traits, prompt: bool = False, tools=None) -> str | None:
-        try:
+        with contextlib.suppress(BadRow):
             return write_text(tokenizer, found, messages, tools, prompt)[0]
-        except BadRow:
-            return None
 
     found = Traits()
     asked = write(ASKED, found)

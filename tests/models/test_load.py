@@ -48,6 +48,13 @@ def test_a_network_that_comes_back_is_used_again(monkeypatch, hub_address):
     assert not hub_client.reach()
 
 
+def test_of_several_chat_templates_the_default_one_is_taken(tmp_path):
+    tokenizer = load.load_tokenizer("tiny-base")
+    tokenizer.chat_template = {"tool_use": "tools", "default": "plain"}
+    tokenizer.save_pretrained(shutil.copytree(load.TINY_BASE, tmp_path / "several"))
+    assert load.load_tokenizer(str(tmp_path / "several")).chat_template == "plain"
+
+
 CODE = """
 import os
 from transformers import LlamaConfig, LlamaForCausalLM
