@@ -25,6 +25,7 @@ import numpy
 import polib
 import yaml
 from markdown_it import MarkdownIt
+from matplotlib.font_manager import fontManager
 from plotly.graph_objects import Figure
 
 from sftlab import files, plots
@@ -38,6 +39,7 @@ FONT = 'system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", "Yu Goth
 ITEM = re.compile(r"(\s*(?:[-*]|\d+\.) )(.*)")
 JAPANESE = "[ぁ-んァ-ヶー一-龠々]"
 SWITCH = "[日本語]"  # the link at the top of each English notebook
+VERDICTS = {"best", "worse", "no measurable difference"}  # of sftlab.course.sweep.compare
 TERMS = "## One word for one term"
 CELL = re.compile(r"(?<=>)[^<>]*(?:<code>[^<>]*</code>[^<>]*)*(?=</t[hd]>)")
 # A cell whose printed lines are those of an exercise.
@@ -104,8 +106,8 @@ def replace_drawing(svg: str, say) -> str:
     return words.sub(replace, head) + style + words.sub(replace, body)
 
 
-def replace_outputs(outputs: list, is_exercise: bool, messages: Messages) -> list:
-    """Stored outputs: tables, computed sentences, charts, and the printed lines of exercises."""
+def replace_outputs(outputs: list, messages: Messages, exercise: Messages | None = None) -> list:
+    """Stored outputs: tables, computed sentences, charts, and with `exercise` the printed lines of exercises."""
     outputs = copy.deepcopy(outputs)
     for output in outputs:
         data = output.get("data", {})
@@ -115,9 +117,18 @@ def replace_outputs(outputs: list, is_exercise: bool, messages: Messages) -> lis
             data["text/markdown"] = messages.translate_parts(data["text/markdown"])
         elif plots.PLOTLY_MIME in data:
             replace_chart(data, messages)
-        elif output["output_type"] == "stream" and is_exercise:
-            output["text"] = "".join(map(messages.translate_parts, output["text"].splitlines(keepends=True)))
+        elif output["output_type"] == "stream" and exercise:
+            output["text"] = "\n".join(replace_line(line, exercise) for line in output["text"].split("\n"))
     return outputs
+
+
+def replace_line(line: str, messages: Messages) -> str:
+    """A printed line, if it is one of an exercise: its number and title, or the title of a prediction with what came out."""
+    title, colon, rest = line.partition(": ")
+    if title in messages.messages:
+        return messages.translate(title) + colon + messages.translate_parts(rest)
+    own = re.match(r"\w\d\.\d|Your answer: ", line)
+    return messages.translate_parts(" · ".join(map(messages.translate, line.split(" · ")))) if own else line
 
 
 def replace_cell(cell: str, messages: Messages) -> str:
@@ -210,8 +221,8 @@ def list_messages(path: Path, shared: set[str]) -> dict[str, str]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             charts = [output for output in cell.outputs if plots.PLOTLY_MIME in output.get("data", {})]
-            replace_outputs([output for output in cell.outputs if output not in charts], False, collector)
-            replace_outputs(charts, False, charted)
+            replace_outputs([output for output in cell.outputs if output not in charts], collector)
+            replace_outputs(charts, charted)
     for text in own:
         if text in collector.used or text in charted.used - labels:
             found.setdefault(text, "output")
@@ -229,7 +240,7 @@ def list_labels() -> set[str]:
 
 @functools.cache
 def list_phrases() -> set[str]:
-    """What sftlab passes through `translate` itself, and how it writes a score."""
+    """What sftlab passes through `translate` itself, and how it writes a score and a verdict."""
     found = set()
     for path in sorted((files.ROOT / "sftlab").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -239,7 +250,7 @@ def list_phrases() -> set[str]:
             elif name.endswith("show_table"):
                 found |= set(list_code_texts(ast.unparse(node.args[0])))
     scores = (files.ROOT / "sftlab" / "evaluate" / "scores.py").read_text(encoding="utf-8")
-    return found | {text for text in list_code_texts(scores) if text.startswith("exact match {")}
+    return found | {text for text in list_code_texts(scores) if text.startswith("exact match {")} | VERDICTS
 
 
 def read_exercises(path: Path) -> dict:
@@ -290,6 +301,8 @@ def find_faults(entry: polib.POEntry, terms: list[tuple[str, str, list[str]]]) -
     plain = re.sub(r"`[^`]*`|\]\([^)]*\)|\{\w+\}", " ", text)
     if found := re.search(f"{JAPANESE}[A-Za-z0-9]|[A-Za-z0-9]{JAPANESE}", plain):
         faults.append(f"no space in {found[0]!r}")
+    if found := re.search(r"\d [%％]", plain):
+        faults.append(f"a space in {found[0]!r}")
     if found := re.search("[０-９Ａ-Ｚａ-ｚ]", text):
         faults.append(f"full-width {found[0]!r}")
     if has_stars(text) and not has_stars(source):
@@ -332,23 +345,22 @@ def update_catalogues() -> dict[str, polib.POFile]:
 def build(catalogues: dict[str, polib.POFile]) -> dict[Path, str]:
     """Every file of the edition but the catalogues: path -> text."""
     built = {}
-    shared = {entry.msgid: entry.msgstr for entry in catalogues["common"] if entry.translated()}
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        pairs = {entry.msgid: entry.msgstr for entry in catalogues[path.stem] if entry.translated()}
-        built[EDITION / path.name] = build_notebook(path, pairs, Messages(shared | pairs))
+        built[EDITION / path.name] = build_notebook(path, catalogues["common"], catalogues[path.stem])
+        prose = pair_messages(catalogues[path.stem])
         for drawing in list_drawings(path):
-            text = drawing.read_text(encoding="utf-8")
-            built[EDITION / "figures" / drawing.name] = replace_drawing(
-                text, lambda text, pairs=pairs: pairs.get(text, text)
-            )
+            text = replace_drawing(drawing.read_text(encoding="utf-8"), lambda text, known=prose: known.get(text, text))
+            built[EDITION / "figures" / drawing.name] = text
     return built
 
 
-def build_notebook(path: Path, pairs: dict[str, str], messages: Messages) -> str:
+def build_notebook(path: Path, common: polib.POFile, own: polib.POFile) -> str:
     """A notebook of the edition as text."""
+    prose, messages = pair_messages(own), Messages(pair_messages(common) | pair_messages(own))
+    exercise = Messages(pair_messages(common) | pair_messages(own, "exercise"))
 
     def say(text: str) -> str:
-        return pairs.get(text, text)
+        return prose.get(text, text)
 
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -358,11 +370,15 @@ def build_notebook(path: Path, pairs: dict[str, str], messages: Messages) -> str
         else:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source = replace_comments(cell.source, say)
-            cell.outputs = nbformat.from_dict(
-                replace_outputs(cell.outputs, bool(EXERCISE.search(cell.source)), messages)
-            )
+            shown = exercise if EXERCISE.search(cell.source) else None
+            cell.outputs = nbformat.from_dict(replace_outputs(cell.outputs, messages, shown))
     notebook.metadata["sftlab"] = {"sources": stored.hash_sources(notebook), "language": LANGUAGE}
     return nbformat.writes(notebook) + "\n"
+
+
+def pair_messages(catalogue: polib.POFile, kind: str = "") -> dict[str, str]:
+    """The finished messages of a catalogue, or those of a kind: English -> Japanese."""
+    return {entry.msgid: entry.msgstr for entry in catalogue if entry.translated() and kind in entry.comment}
 
 
 def move_link(found: re.Match) -> str:
@@ -380,6 +396,9 @@ def drop_pictures(text: str) -> str:
 
 def main() -> int:
     """Write what changed; 0 if no message is open or faulty."""
+    if not any(font.name in plots.FONTS[1:] for font in fontManager.ttflist):
+        print(f"The charts need a Japanese font, one of {', '.join(plots.FONTS[1:])}; make browser installs one.")
+        return 1
     catalogues = update_catalogues()
     waiting = {name: entries for name, catalogue in catalogues.items() if (entries := list_open(catalogue))}
     for name, catalogue in catalogues.items():

@@ -27,7 +27,8 @@ class Pattern:
         places[0] = places[0] if self.literals[0] else edge
         places[-1] = places[-1] if self.literals[-1] else edge
         pairs = zip(map(re.escape, self.literals), [*places, ""], strict=True)
-        return re.compile("".join(literal + place for literal, place in pairs), re.DOTALL)
+        point = r"(?!\d)" if self.literals[-1].endswith(".") else ""  # the end of a sentence, no decimal point
+        return re.compile("".join(literal + place for literal, place in pairs) + point, re.DOTALL)
 
     def match(self, text: str) -> tuple[str, ...] | None:
         """The values in a text that is this message; None if it isn't, or if it is several of the kind."""
@@ -62,11 +63,11 @@ class Messages:
 
     def translate_label(self, text: str) -> str:
         """A label of a chart: the whole, or the parts that commas and colons divide."""
-        if (whole := self.translate(text)) != text:
-            return whole
-        for mark in (", ", ": "):
-            text = mark.join(map(self.translate, text.split(mark)))
-        return text
+        head, mark, tail = text.rpartition(": ")
+        if tail in self.messages and head:
+            return self.translate_label(head) + mark + self.translate(tail)
+        whole = self.translate(text)
+        return whole if whole != text else ", ".join(map(self.translate, text.split(", ")))
 
     def translate_parts(self, text: str) -> str:
         """A text that was put together from several messages, such as sentences one after the other."""
@@ -77,7 +78,7 @@ class Messages:
                 text = text.replace(message, self._fill(message, ()))
         for pattern in self.patterns:
             text = pattern.part.sub(lambda found, own=pattern.message: self._fill(own, found.groups()), text)
-        return text
+        return text.replace("。 ", "。")
 
 
 chosen = Messages({})
