@@ -250,7 +250,11 @@ def list_phrases() -> set[str]:
             elif name.endswith("show_table"):
                 found |= set(list_code_texts(ast.unparse(node.args[0])))
     scores = (files.ROOT / "sftlab" / "evaluate" / "scores.py").read_text(encoding="utf-8")
-    return found | {text for text in list_code_texts(scores) if text.startswith("exact match {")} | VERDICTS
+    return (
+        found
+        | {text for text in list_code_texts(scores) if text.startswith(("exact match {", "95 % interval {"))}
+        | VERDICTS
+    )
 
 
 def read_exercises(path: Path) -> dict:
