@@ -17,7 +17,6 @@ import signal
 import textwrap
 import time
 from pathlib import Path
-from unittest import mock
 
 from sftlab import files
 from sftlab.config.configs import FIELDS
@@ -37,13 +36,16 @@ def run_notebook(path: Path, job: dict, output_dir: Path, label: str = "", timeo
     job: what NAME.json says of the input, as `plan_jobs` has it; label: of the progress bar, which is shown if there is one;
     timeout: seconds for the whole notebook. What goes wrong in the notebook is a status, not an exception.
     """
-    output, start = output_dir / f"{path.stem}.ipynb", time.monotonic()
-    settings = {"SFTLAB_RUN_DIR": str(output_dir), "SFTLAB_PROFILE": job["profile"]}
-    settings["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
+    output, start, before = output_dir / f"{path.stem}.ipynb", time.monotonic(), dict(os.environ)
+    os.environ |= {"SFTLAB_RUN_DIR": str(output_dir), "SFTLAB_PROFILE": job["profile"]}  # the kernel's, too
+    os.environ["TQDM_DISABLE"] = "1"  # a bar that nobody sees moving leaves a line for each step
     if job["parameters"].get("model_name", "tiny-base") == "tiny-base" and job["profile"] != "gpu":
-        settings["HF_HUB_OFFLINE"] = "1"  # a slow network must not hold up a model that needs none
-    with mock.patch.dict(os.environ, settings):  # the kernel has them, too
+        os.environ["HF_HUB_OFFLINE"] = "1"  # a slow network must not hold up a model that needs none
+    try:
         ended = run_cells(path, output, job["parameters"], label, timeout)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     if output.exists():
         try:
             export_html(output, output.with_suffix(".html"))
