@@ -178,9 +178,9 @@ def evaluate(args, config):
 @Command("look", "sftlab chat runs/first", (configs.ChatConfig,), places={"model_name": "[MODEL]"})
 def chat(args, config):
     """Talk to a run, an export or a model in the terminal."""
+    quiet_libraries()
     from sftlab.export.chat import talk
 
-    quiet_libraries()
     talk(config)
 
 
