@@ -163,8 +163,7 @@ def decode_arrays(value):
 def list_code_texts(code: str) -> list[str]:
     """The texts in Python code that a reader could see, an f-string as a pattern with names in its braces."""
     found = []
-    code = "\n".join("pass" if re.match(r"\s*[%!]", line) else line for line in code.splitlines())
-    nodes = list(ast.walk(ast.parse(code)))
+    nodes = list(ast.walk(parse_cell(code)))
     pieces = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in nodes:
         if isinstance(node, ast.JoinedStr):
@@ -180,6 +179,19 @@ def list_code_texts(code: str) -> list[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in pieces:
             found.append(node.value)
     return [text for text in found if has_words(re.sub(r"\{\w+\}", "", text))]
+
+
+def list_alternatives(code: str) -> list[set[str]]:
+    """The texts of which Python code takes one, as in `"better" if gain > 0 else "worse"`."""
+    choices = [node for node in ast.walk(parse_cell(code)) if isinstance(node, ast.IfExp)]
+    return [
+        {text for part in (node.body, node.orelse) for text in list_code_texts(ast.unparse(part))} for node in choices
+    ]
+
+
+def parse_cell(code: str) -> ast.Module:
+    """A cell without its magics."""
+    return ast.parse("\n".join("pass" if re.match(r"\s*[%!]", line) else line for line in code.splitlines()))
 
 
 def has_words(text: str) -> bool:
@@ -206,12 +218,13 @@ def list_messages(path: Path, shared: set[str]) -> dict[str, str]:
 
         return say
 
-    own, labels = [], list_labels()
+    own, alternatives, labels = [], [], list_labels()
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             replace_prose(cell.source, note(PROSE))
         else:
             own += list_code_texts(cell.source)
+            alternatives += list_alternatives(cell.source)
             if "parameters" in cell.metadata.get("tags", []):
                 replace_comments(cell.source, note(PROSE))
     exercises.replace_texts(read_exercises(path), note("exercise"))
@@ -223,8 +236,10 @@ def list_messages(path: Path, shared: set[str]) -> dict[str, str]:
             charts = [output for output in cell.outputs if plots.PLOTLY_MIME in output.get("data", {})]
             replace_outputs([output for output in cell.outputs if output not in charts], collector)
             replace_outputs(charts, charted)
+    shown = collector.used | (charted.used - labels)
+    shown |= {text for texts in alternatives if texts & shown for text in texts}
     for text in own:
-        if text in collector.used or text in charted.used - labels:
+        if text in shown:
             found.setdefault(text, "output")
             if found[text] == PROSE:
                 found[text] = "prose and output"
