@@ -404,7 +404,7 @@ def move_link(found: re.Match) -> str:
     """A link as it is from the edition's folder, one deeper than the source's."""
     target = found[2]
     if "://" not in target and Path(target.partition("#")[0]).suffix not in ("", ".ipynb", ".svg"):
-        target = "../" + target.replace("README.md", "README.ja.md")
+        target = "../" + re.sub(r"^\.\./README\.md", "../README.ja.md", target)
     return f"{found[1]}{target})"
 
 

@@ -75,7 +75,9 @@ def test_both_languages_have_the_same_commands_and_links():
     assert "(README.ja.md)" in README and "(README.md)" in JAPANESE
 
 
-@pytest.mark.parametrize("text, folder", [(README, "notebooks"), (JAPANESE, "notebooks/ja")], ids=["English", "Japanese"])
+@pytest.mark.parametrize(
+    "text, folder", [(README, "notebooks"), (JAPANESE, "notebooks/ja")], ids=["English", "Japanese"]
+)
 def test_the_course_is_told_as_its_notebooks_have_it(text, folder):
     found = re.findall(r"^\| \[(.*?)\]\((.*?)\) \|.*\| (\S+) \|$", text, re.M)
     rows = {link: (title, minutes) for title, link, minutes in found}
