@@ -18,8 +18,11 @@ import make_ja  # noqa: E402
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in SOURCES]
 EDITION = ROOT / "notebooks" / "ja"
-CATALOGUES = make_ja.update_catalogues()
-BUILT = make_ja.build(CATALOGUES)
+
+
+@pytest.fixture(scope="module")
+def catalogues() -> dict:
+    return make_ja.update_catalogues()
 
 
 def sources(path: Path, kind: str) -> list[str]:
@@ -28,18 +31,19 @@ def sources(path: Path, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["common", *NAMES])
-def test_every_message_is_translated_in_good_form(name):
+def test_every_message_is_translated_in_good_form(name, catalogues):
     kept = (EDITION / "po" / f"{name}.po").read_text(encoding="utf-8")
-    assert kept == str(CATALOGUES[name]) + "\n", "the sources have changed: run make ja"
-    assert [entry.msgid for entry in make_ja.list_open(CATALOGUES[name])] == []
+    assert kept == str(catalogues[name]) + "\n", "the sources have changed: run make ja"
+    assert [entry.msgid for entry in make_ja.list_open(catalogues[name])] == []
     terms = make_ja.read_terms()
     assert len(terms) > 20
-    assert [(entry.msgid, faults) for entry in CATALOGUES[name] if (faults := make_ja.find_faults(entry, terms))] == []
+    assert [(entry.msgid, faults) for entry in catalogues[name] if (faults := make_ja.find_faults(entry, terms))] == []
 
 
-def test_the_files_are_those_that_make_ja_writes():
-    assert sorted(BUILT) == sorted([*EDITION.glob("*.ipynb"), *(EDITION / "figures").glob("*.svg")])
-    for path, text in BUILT.items():
+def test_the_files_are_those_that_make_ja_writes(catalogues):
+    built = make_ja.build(catalogues)
+    assert sorted(built) == sorted([*EDITION.glob("*.ipynb"), *(EDITION / "figures").glob("*.svg")])
+    for path, text in built.items():
         assert make_ja.drop_pictures(path.read_text(encoding="utf-8")) == make_ja.drop_pictures(text), (
             f"{path}: make ja"
         )
