@@ -19,20 +19,13 @@ class Pattern:
 
     def __init__(self, message: str):
         self.message, self.literals = message, PLACE.split(message)[::2]
-        # No letter bounds a place at the beginning or the end, so in a longer text it reaches to the semicolon or the line.
-        self.whole, self.part = self._compile("(.*?)"), self._compile(r"([^;\s][^;\n]*)")
-
-    def _compile(self, edge: str) -> re.Pattern:
-        places = ["(.*?)"] * (len(self.literals) - 1)
-        places[0] = places[0] if self.literals[0] else edge
-        places[-1] = places[-1] if self.literals[-1] else edge
-        pairs = zip(map(re.escape, self.literals), [*places, ""], strict=True)
         point = r"(?!\d)" if self.literals[-1].endswith(".") else ""  # the end of a sentence, no decimal point
-        return re.compile("".join(literal + place for literal, place in pairs) + point, re.DOTALL)
+        self.form = re.compile("(.*?)".join(map(re.escape, self.literals)) + point, re.DOTALL)
+        self.is_closed = bool(self.literals[0] and self.literals[-1])  # letters say where it begins and ends in a text
 
     def match(self, text: str) -> tuple[str, ...] | None:
         """The values in a text that is this message; None if it isn't, or if it is several of the kind."""
-        found = self.whole.fullmatch(text)
+        found = self.form.fullmatch(text)
         words = [literal.strip() for literal in self.literals if len(literal.strip()) > 2]
         several = found and any(word in value for word in words for value in found.groups())
         return None if several or not found else found.groups()
@@ -77,8 +70,9 @@ class Messages:
             if message in text:
                 text = text.replace(message, self._fill(message, ()))
         for pattern in self.patterns:
-            text = pattern.part.sub(lambda found, own=pattern.message: self._fill(own, found.groups()), text)
-        return text.replace("。 ", "。")
+            if pattern.is_closed:
+                text = pattern.form.sub(lambda found, own=pattern.message: self._fill(own, found.groups()), text)
+        return "; ".join(map(self.translate, text.split("; "))).replace("。 ", "。")
 
 
 chosen = Messages({})
