@@ -2,8 +2,8 @@
 
 import functools
 import importlib.util
-import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -29,15 +29,15 @@ if socket.getaddrinfo.__name__ != "guarded_lookup":  # this process was started 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """128 questions prepared for tiny-base, and 64 held-out ones."""
+    from sftlab import files
     from sftlab.config.configs import DataConfig
     from sftlab.data import dataset as data_set
-    from sftlab.data import sources
+    from sftlab.evaluate import scores
 
     folder = tmp_path_factory.mktemp("prepared")
-    rows = json.loads((sources.SAMPLES / "facts_test.json").read_text(encoding="utf-8"))[:64]
-    held_out = folder / "held_out.json"
-    held_out.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return data_set.prepare(DataConfig(num_samples=128, test_path=str(held_out), output_dir=str(folder), seed=1))
+    files.write_json(folder / "held_out.json", scores.read_facts("test", 64))
+    options = {"test_path": str(folder / "held_out.json"), "output_dir": str(folder)}
+    return data_set.prepare(DataConfig(num_samples=128, seed=1, **options))
 
 
 @pytest.fixture
@@ -86,6 +86,12 @@ def tuned_run(dataset, tmp_path_factory) -> Path:
     run.train(TrainConfig(dataset_path=str(dataset), output_dir=str(folder), use_lora=True, max_steps=3, batch_size=8,
                             learning_rate=2e-2, max_length=128, bf16=False, eval_samples=8, save_steps=2))  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def gone() -> dict:
+    """A process that can't be: Linux counts to 2**22."""
+    return {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}
 
 
 @pytest.fixture(scope="session")

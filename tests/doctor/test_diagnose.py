@@ -1,6 +1,5 @@
 """A failed run is understood: every known error by a real message; the unknown is printed as it is."""
 
-import platform
 import re
 import shutil
 from pathlib import Path
@@ -73,9 +72,8 @@ def test_an_unknown_error_is_printed_with_its_place(configure, sftlab_command, m
     assert code == 1 and re.search("not known here.*test_diagnose.py.*a new kind of trouble", out, re.DOTALL)
 
 
-def test_a_killed_run(tmp_path):
+def test_a_killed_run(gone, tmp_path):
     """Of a run and its launch, from the files that they leave; tests/runs kills a real one."""
-    gone = {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}
     files.write_json(tmp_path / "killed" / "run.json", {"config": vars(TrainConfig()), "config_hash": "a"})
     files.write_json(tmp_path / "killed" / "progress.json", {"process": gone, "started": 1.0, "step": 6})
     files.write_json(tmp_path / "killed" / "checkpoint-5" / "trainer_state.json", {})

@@ -1,7 +1,6 @@
 """Run folders as a training leaves them, and short trainings."""
 
 import os
-import platform
 import time
 
 import pytest
@@ -10,12 +9,6 @@ from sftlab import files
 from sftlab.config.configs import TrainConfig
 from sftlab.runs import logs, panel, state
 from sftlab.train import folder as run_folder
-
-
-@pytest.fixture
-def gone() -> dict:
-    """A process that can't be: Linux counts to 2**22."""
-    return {"pid": 2**22 + 1, "since_boot": 1.0, "host": platform.node()}
 
 
 @pytest.fixture
