@@ -3,6 +3,7 @@
 import builtins
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import constants
@@ -16,6 +17,15 @@ from sftlab.train import run, saved
 
 FAULTS = {"nobody/nothing": "can't be reached", "tiny-bse": "Did you mean 'tiny-base'"}
 FAULTS |= {"no spaces allowed": "no valid Hub id", "random:gpt5": "after random: comes a catalogue name"}
+CODE = """
+import os
+from transformers import LlamaConfig, LlamaForCausalLM
+open(os.environ["CODE_RAN"], "a").close()
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 
 
 @pytest.mark.parametrize(("name", "message"), FAULTS.items())
@@ -55,18 +65,7 @@ def test_of_several_chat_templates_the_default_one_is_taken(tmp_path):
     assert load.load_tokenizer(str(tmp_path / "several")).chat_template == "plain"
 
 
-CODE = """
-import os
-from transformers import LlamaConfig, LlamaForCausalLM
-open(os.environ["CODE_RAN"], "a").close()
-class OwnConfig(LlamaConfig):
-    model_type = "own_llama"
-class OwnModel(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
-
-
-def test_the_code_of_a_model_runs_only_where_it_is_asked_for(dataset, tmp_path, monkeypatch):
+def test_the_code_of_a_model_runs_only_where_it_is_asked_for(configure, tmp_path, monkeypatch):
     monkeypatch.setenv("CODE_RAN", str(tmp_path / "ran"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("somebody was asked"))
@@ -75,14 +74,12 @@ def test_the_code_of_a_model_runs_only_where_it_is_asked_for(dataset, tmp_path, 
     settings = json.loads((folder / "config.json").read_text())
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     (folder / "config.json").write_text(json.dumps(settings | {"model_type": "own_llama", "auto_map": classes}))
-    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "max_length": 64}
-    options |= {"use_lora": True, "lora_target_modules": "q_proj", "batch_size": 2, "eval_samples": 2, "bf16": False}
-    config = TrainConfig(model_name=str(folder), **options)
+    config = configure(model_name=str(folder), use_lora=True, lora_target_modules="q_proj", max_steps=1)
     for refused in (run.train, lambda config: saved.load_any(config.model_name)):
         with pytest.raises(UserError, match=rf"Read it in {folder}; .* add --trust-remote-code"):
             refused(config)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "run").exists()
-    run.train(TrainConfig(model_name=str(folder), trust_remote_code=True, **options))
+    run.train(replace(config, trust_remote_code=True))
     assert (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="--trust-remote-code"):  # a run that was trusted isn't so for those who read it
         saved.load_run(saved.open_run(tmp_path / "run"))
