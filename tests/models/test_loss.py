@@ -7,12 +7,11 @@ import torch
 from test_attention import KNOWN
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sftlab.config.configs import TrainConfig
 from sftlab.models import load
 from sftlab.models.loss import add_answer_head, has_plain_head
 from sftlab.train import run as train_run
-from sftlab.train.trainer import LabTrainer
 
+SHORT = {"max_steps": 3, "learning_rate": 1e-3, "lora_dropout": 0}
 LORA = {"use_lora": True}
 RARE = [LORA | {"gradient_checkpointing": True}, LORA | {"use_4bit": True}]
 OPTIONS = [{}, LORA | {"gradient_accumulation_steps": 2, "batch_size": 2}]
@@ -20,17 +19,11 @@ OPTIONS += [pytest.param(one, marks=pytest.mark.slow) for one in RARE]
 NAMES = {"loss", "eval_loss", "grad_norm", "mean_token_accuracy", "num_tokens", "eval_mean_token_accuracy"}
 
 
-def make_trainer(dataset, folder, **options) -> LabTrainer:
-    short = {"max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "eval_samples": 8, "bf16": False}
-    folders = {"dataset_path": str(dataset), "output_dir": str(folder), "lora_dropout": 0}
-    return train_run.make_trainer(TrainConfig(**short | folders | options))
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_losses_gradients_and_metrics_are_those_of_trl_step_by_step(options, dataset, tmp_path):
+def test_losses_gradients_and_metrics_are_those_of_trl_step_by_step(options, configure):
     logs = []
     for plain in (False, True):
-        trainer = make_trainer(dataset, tmp_path / str(plain), **options)
+        trainer = train_run.make_trainer(configure(str(plain), **SHORT | options))
         assert trainer.uses_answer_head
         if plain:
             trainer.uses_answer_head, trainer.data_collator = False, trainer.data_collator.collate
@@ -62,8 +55,8 @@ def test_a_model_with_a_cap_on_its_logits_goes_trls_way():
     assert config.final_logit_softcapping and not has_plain_head(AutoModelForCausalLM.from_config(config))
 
 
-def test_a_batch_without_a_trained_token_gives_zero_and_a_gradient(dataset, tmp_path):
-    trainer = make_trainer(dataset, tmp_path)
+def test_a_batch_without_a_trained_token_gives_zero_and_a_gradient(configure):
+    trainer = train_run.make_trainer(configure())
     ids = torch.tensor([[1, 5, 9]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, load.IGNORED)}
     loss = trainer.compute_loss(trainer.model, batch)
