@@ -71,16 +71,12 @@ def finished(tuned_run) -> TrainConfig:
     return TrainConfig(**files.read_json(tuned_run / "run.json")["config"])
 
 
-def test_the_result_names_status_options_metrics_and_versions(finished):
+def test_a_run_with_its_result_is_never_lost_unasked(finished, tmp_path):
+    with pytest.raises(UserError, match="--resume to continue it, or --overwrite to delete"):
+        train_run.train(finished)
     result = files.read_json(Path(finished.output_dir) / "result.json")
     assert result["status"] == "completed" and result["config_hash"] == finished.hash()
     assert result["metrics"]["steps"] == 3 and result["metrics"]["eval_loss"] < 8 and result["versions"]["torch"]
-
-
-def test_an_existing_run_is_never_lost_unasked(finished, tmp_path):
-    with pytest.raises(UserError, match="--resume to continue it, or --overwrite to delete"):
-        train_run.train(finished)
-    assert (Path(finished.output_dir) / "result.json").is_file()
     (tmp_path / "result.json").write_text("{}")
     (tmp_path / "chapter1.txt").write_text("ten years of work")
     with pytest.raises(UserError, match="not a run folder"):
