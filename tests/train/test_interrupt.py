@@ -23,7 +23,7 @@ from sftlab.models import load
 from sftlab.train import callbacks, run
 from sftlab.train import folder as run_folder
 
-BASE = {"batch_size": 4, "bf16": False, "learning_rate": 2e-3, "logging_steps": 3, "save_steps": 4, "eval_samples": 8}
+BASE = {"logging_steps": 3, "save_steps": 4}
 LORA = {"use_lora": True, "gradient_accumulation_steps": 2, "eval_steps": 8}
 FULL_EPOCHS = {"batch_size": 7, "save_total_limit": 1, "model_name": "random-tiny:gpt-neo-125M"}
 SLOW = {"4-bit": LORA | {"use_4bit": True}, "full, evaluated at each epoch": FULL_EPOCHS}
@@ -33,10 +33,6 @@ ENDED = {r"explodes at step \d: above 12.0, 1.5 times .*Lower --learning-rate \(
 ENDED |= {"moved nothing": {"use_lora": True, "learning_rate": 0, "max_steps": 1}}
 
 
-def train(dataset: Path, folder: Path, **options) -> dict:
-    return run.train(TrainConfig(**BASE | options, dataset_path=str(dataset), output_dir=str(folder)))
-
-
 def read_log(folder: Path) -> list[tuple]:
     """What a run logged at each step: losses, gradient norm, accuracy, count of tokens, validation loss."""
     names = ("step", "loss", "grad_norm", "mean_token_accuracy", "num_tokens", "eval_loss")
@@ -44,9 +40,8 @@ def read_log(folder: Path) -> list[tuple]:
     return [tuple(entry.get(name, -1) for name in names) for entry in entries if "train_loss" not in entry]
 
 
-def kill(dataset: Path, folder: Path, options: dict) -> None:
+def kill(config: TrainConfig, folder: Path) -> None:
     """Resume a run in a process, and kill that at a random moment after its next checkpoint."""
-    config = TrainConfig(**BASE | options, dataset_path=str(dataset), output_dir=str(folder), resume=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     before = run_folder.find_last(folder)
     with open(folder.with_suffix(".log"), "wb") as log:
@@ -61,10 +56,10 @@ def kill(dataset: Path, folder: Path, options: dict) -> None:
 
 
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
-def test_a_stopped_and_killed_run_logs_what_an_undisturbed_one_does(options, dataset, tmp_path, monkeypatch):
-    options = options | {"max_steps": 20}  # more than an epoch
+def test_a_stopped_and_killed_run_logs_what_an_undisturbed_one_does(options, configure, tmp_path, monkeypatch):
+    options = BASE | options | {"max_steps": 20}  # more than an epoch
     whole, folder, stop = tmp_path / "whole", tmp_path / "killed", random.randrange(8)
-    train(dataset, whole, **options)
+    run.train(configure("whole", **options))
 
     def interrupt(self, args, state, control, **_):
         if state.global_step == stop:
@@ -73,16 +68,16 @@ def test_a_stopped_and_killed_run_logs_what_an_undisturbed_one_does(options, dat
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.StopOnSignal, "on_step_begin", interrupt)
-        result = train(dataset, folder, **options)
+        result = run.train(configure("killed", **options))
     assert (result["status"], result["signal"], result["metrics"]["steps"]) == ("interrupted", "SIGINT", stop + 1)
     assert files.read_json(folder / "result.json") == result and signal.getsignal(signal.SIGINT) is handler
     assert run_folder.get_step(run_folder.find_last(folder)) == stop + 1 and not list(folder.glob("*.safetensors"))
-    kill(dataset, folder, options)
+    kill(resumed := configure("killed", **options, resume=True), folder)
     killed_at = run_folder.find_last(folder)
-    train(dataset, folder, **options, resume=True)
+    run.train(resumed)
     assert len(read_log(folder)) == len(read_log(whole)) >= 8
-    for resumed, entry in zip(read_log(folder), read_log(whole), strict=True):
-        assert resumed == pytest.approx(entry, rel=1e-5), f"stopped at {stop}, killed after {killed_at}"
+    for found, entry in zip(read_log(folder), read_log(whole), strict=True):
+        assert found == pytest.approx(entry, rel=1e-5), f"stopped at {stop}, killed after {killed_at}"
 
 
 @pytest.fixture
@@ -139,21 +134,21 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(short_run):
 
 
 @pytest.mark.parametrize(("words", "options"), ENDED.items(), ids=["explodes", "moved nothing"])
-def test_a_training_that_explodes_or_moves_nothing_ends_as_failed(words, options, dataset, tmp_path):
+def test_a_training_that_explodes_or_moves_nothing_ends_as_failed(words, options, configure, tmp_path):
     with pytest.raises(UserError, match=words):
-        train(dataset, tmp_path / "run", **options)
+        run.train(configure(**BASE | options))
     result = files.read_json(tmp_path / "run" / "result.json")
     assert result["status"] == "failed" and re.search(words, result["error"])
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
-def test_a_base_with_a_weight_that_is_no_number_is_named(dataset, tmp_path):
+def test_a_base_with_a_weight_that_is_no_number_is_named(configure, tmp_path):
     model, tokenizer = load.load_model("tiny-base"), load.load_tokenizer("tiny-base")
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "broken")
     with pytest.raises(UserError, match=r"model_name: model\.layers\.1\.mlp\.up_proj\.weight holds"):
-        train(dataset, tmp_path / "run", model_name=str(tmp_path / "broken"), max_steps=1)
+        run.train(configure(model_name=str(tmp_path / "broken")))
 
 
 def test_a_folder_in_which_another_run_is_at_work_or_was_just_begun_is_refused(tmp_path):
