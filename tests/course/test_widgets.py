@@ -11,8 +11,13 @@ from sftlab.course import widgets
 from sftlab.models import load
 from sftlab.runs import background, panel
 
-REFUSED = [("lora_r", "0", "at least 1"), ("learning_rate", "fast", "2e-4 or 0.0002")]
-REFUSED += [("deepspeed", "zero9", "Did you mean"), ("use_dora", "true", "add --use-lora")]
+QLORA = TrainConfig(use_4bit=True, use_lora=True)
+REFUSED = [
+    ("lora_r", "0", "at least 1"),
+    ("learning_rate", "fast", "2e-4 or 0.0002"),
+    ("deepspeed", "zero9", "Did you"),
+]
+CONFLICTS = [("use_8bit", "true", "choose one of them"), ("deepspeed", "zero3", "--deepspeed zero2")]  # with use_4bit
 
 
 def make(config: TrainConfig):
@@ -38,25 +43,20 @@ def test_every_option_is_a_control_of_a_group_with_help_range_and_default():
     assert set(controls.state["changed"]) == {"learning_rate", "lora_r", "bf16"}
 
 
-@pytest.mark.parametrize(("name", "text", "message"), REFUSED)
-def test_what_is_refused_stays_in_its_field_and_is_said_there(name, text, message):
-    form, controls = make(TrainConfig())
+@pytest.mark.parametrize(("name", "text", "message"), REFUSED + CONFLICTS)
+def test_what_is_refused_stays_in_its_field_and_is_said_there_and_where_it_conflicts(name, text, message):
+    form, controls = make(QLORA)
     form.show_figures([widgets.make_figure("steps", "8")])
     form.answer({"set": {name: text}})
     form.answer({"estimate": True})
-    assert form.config == TrainConfig() and message in controls.state["problems"][name]
+    assert form.config == QLORA and message in controls.state["problems"][name]
+    assert set(controls.state["problems"]) - {name} == ({"use_4bit"} if (name, text, message) in CONFLICTS else set())
     assert controls.state["texts"][name] == text and name in controls.state["why"] and not controls.state["ready"]
     assert not controls.figures["rows"]  # nothing that was known before is shown as if it held
     form.answer({"start": True})
     assert form.children[1].children == ()
-    form.answer({"set": {name: widgets.to_text(getattr(TrainConfig(), name))}})
+    form.answer({"set": {name: widgets.to_text(getattr(QLORA, name))}})
     assert controls.state["ready"] and not controls.state["problems"]
-
-
-def test_conflicts_stand_at_the_fields_that_make_them():
-    form, controls = make(TrainConfig(use_4bit=True, use_lora=True))
-    form.answer({"set": {"use_8bit": "true", "lora_r": "8"}})
-    assert set(controls.state["problems"]) == {"use_4bit", "use_8bit"}
 
 
 def test_start_runs_what_is_shown_and_reports_what_is_refused(monkeypatch, tmp_path):
