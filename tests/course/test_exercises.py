@@ -8,6 +8,9 @@ from sftlab.errors import UserError
 
 SUM = {"title": "A sum", "level": 1, "minutes": 2, "form": "a number", "right": "answer == a + 2", "then": "Well done.",
        "wrong": [{"when": "answer == 22", "like": "22", "say": "Add, don't join."}], "hints": ["Count.", "Four."]}  # fmt: skip
+ANSWERS = [(4, "right. Well done."), (22, "Add, don't join.")]
+ANSWERS += [(answer, "Expected: a number.") for answer in (5, None, lambda: 1 / 0)]
+ANSWERS += [(answer, "still open") for answer in (..., [1, ...], {"x": ...})]
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +22,6 @@ def course(monkeypatch, tmp_path):
     return tmp_path / "work" / "progress.json"
 
 
-ANSWERS = [(4, "right. Well done."), (22, "Add, don't join.")]
-ANSWERS += [(answer, "Expected: a number.") for answer in (5, None, lambda: 1 / 0)]
-ANSWERS += [(answer, "still open") for answer in (..., [1, ...], {"x": ...})]
-
-
 @pytest.mark.parametrize(("answer", "said"), ANSWERS)
 def test_an_answer_is_right_or_told_why_not_or_no_attempt(answer, said, course, capsys):
     exercises.check("00.1", answer)
@@ -31,13 +29,10 @@ def test_an_answer_is_right_or_told_why_not_or_no_attempt(answer, said, course, 
     assert not course.exists() or ("done" in files.read_json(course)["00.1"]) == (answer == 4)
 
 
-def test_hints_come_in_steps(capsys):
+def test_hints_come_in_steps_a_guess_is_compared_and_a_solved_exercise_stays_solved(course, capsys):
     for said in ("hint 1 of 2: Count.", "hint 2 of 2: Four.", "no more hints"):
         exercises.hint("00.1")
         assert said in capsys.readouterr().out
-
-
-def test_a_guess_is_kept_and_compared_and_a_solved_exercise_stays_solved(course, capsys):
     exercises.predict("00.0", 40)
     exercises.compare("00.0", 12.34567)
     assert "12.35. You expected 40." in capsys.readouterr().out
