@@ -108,13 +108,6 @@ def test_the_same_preparation_is_used_again_and_another_only_replaces_it_when_as
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_set_that_would_never_teach_to_stop_is_refused(configure, tmp_path):
-    config = configure([row | {"output": "長い答え。" * 300} for row in make_rows(4)], max_length=128)
-    with pytest.raises(UserError, match=r"no row has its end \(EOS\) trained"):
-        data_set.prepare(config)
-    assert not list((tmp_path / "sets").iterdir())
-
-
 def test_dedupe_drops_repeats(configure, tokenizer):
     long = "図書室は九時に開き、六時に閉まります。かばんは入口のロッカーに入れ、飲み物は持ち込まないでください。"
     made = [GOOD | {"instruction": f"question {number}"} for number in range(10)]
@@ -128,10 +121,14 @@ def test_dedupe_drops_repeats(configure, tokenizer):
     assert kept["near"][0] == kept["exact"][0] and kept["near"][1][0] == "row 13"
 
 
-def test_repeats_are_named_where_they_leave_too_little_to_split(configure, tokenizer):
-    for number, said in ((1, r"\(3 rows, as row 2: repeats row 1\): 1 row"), (4, "4 row.* of one prompt")):
+def test_rows_of_which_none_teaches_to_stop_or_too_few_are_left_to_split_are_refused(configure, tmp_path):
+    repeats, one_prompt = ([GOOD | {"output": str(n % number)} for n in range(4)] for number in (1, 4))
+    refused = {r"no row has its end \(EOS\) trained": [row | {"output": "長い答え。" * 300} for row in make_rows(4)]}
+    refused |= {r"\(3 rows, as row 2: repeats row 1\): 1 row": repeats, "4 row.* of one prompt": one_prompt}
+    for said, made in refused.items():
         with pytest.raises(UserError, match=said):
-            gather(configure([GOOD | {"output": str(n % number)} for n in range(4)]), tokenizer)
+            data_set.prepare(configure(made, max_length=128))
+        assert not list(tmp_path.glob("sets/*"))
 
 
 def test_a_special_token_in_a_tool_drops_its_row_and_many_notes_are_cut_to_a_line(configure, tokenizer):
