@@ -11,6 +11,62 @@ from sftlab.data import cleaning, readers, rows
 from sftlab.errors import UserError
 
 GOOD = {"instruction": "日本の首都は？", "input": "", "output": "東京"}
+SYSTEM = {"role": "system", "content": "簡潔に。"}
+USER, REPLY = {"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}
+PAIR = [USER, REPLY]
+CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}]
+CALL = {"role": "assistant", "content": "", "tool_calls": CALLS}
+RESULT = {"role": "tool", "content": "3"}
+SHARED_CALL = {"from": "function_call", "value": '{"name": "add", "arguments": "{\\"x\\": 1}"}'}
+HERMES = {"from": "gpt", "value": '<tool_call>{"name": "add"}</tool_call>'}
+SHAPES = [
+    ({"prompt": "首都は？", "completion": "東京"}, PAIR),
+    ({"prompt": [USER], "completion": [REPLY]}, PAIR),
+    ({"instruction": "首都は？", "output": "東京", "history": [["首都は？", "東京"]]}, PAIR * 2),
+    ({"instruction": "首都は？", "output": "東京", "history": PAIR}, PAIR * 2),
+    ({"instruction": "首都は？", "output": "東京", "history": json.dumps([["首都は？", "東京"]])}, PAIR * 2),
+    ({"instruction": "首都は？", "output": "東京", "history": " "}, PAIR),
+    ({"messages": json.dumps(PAIR)}, PAIR),
+    ({"messages": PAIR, "system": "簡潔に。"}, [SYSTEM, *PAIR]),
+    ({"messages": [SYSTEM | {"role": "developer"}, *PAIR]}, [SYSTEM, *PAIR]),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "首都は？"}]}, REPLY]}, PAIR),
+    ({"messages": [{"role": "system", "content": " "}, *PAIR, {"role": "user", "content": "Thanks"}]}, PAIR),
+    ({"messages": [USER, REPLY | {"thinking": "島国だ"}]}, [USER, REPLY | {"reasoning_content": "島国だ"}]),
+    ({"messages": [USER, REPLY | {"weight": 0}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
+    ({"messages": [USER, REPLY | {"train": False}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
+    ({"messages": [USER, CALL | {"content": None}, RESULT, REPLY]}, [USER, CALL, RESULT, REPLY]),
+    ({"conversations": [USER, SHARED_CALL, {"from": "observation", "value": "3"}, REPLY]}, [USER, CALL, RESULT, REPLY]),
+    ({"messages": [turn | {"role": turn["role"].title()} for turn in PAIR]}, PAIR),
+    ({"text": "東京は首都です。"}, [{"role": "text", "content": "東京は首都です。"}]),
+]
+DROPPED = [
+    ({"messages": [USER, REPLY | {"weight": 0.5}]}, "its weight is 0.5"),
+    ({"messages": [USER, CALL | {"tool_calls": [{"function": {"arguments": {}}}]}]}, "without the name"),
+    ({"messages": [USER, CALL | {"tool_calls": [{"name": "f", "arguments": {"\ud83d": "a"}}]}]}, "half a char"),
+    ({"messages": [USER, REPLY | {"content": "<think>hm</think>"}]}, "a thought and no answer"),
+    ({"messages": [USER, REPLY | {"content": "</think>\n"}]}, "a thought and no answer"),
+    ({"messages": [USER, RESULT]}, "tool after user"),
+    ({"messages": None}, "messages is null"),
+    ({"messages": PAIR, "tools": "[{]"}, "tools is .* no JSON"),
+    ({"messages": '[{"role": "user", "role": "user"}]'}, "no JSON .the key 'role' stands there twice"),
+    (GOOD | {"history": [["首都は？"]]}, "not a list of pairs"),
+    (GOOD | {"history": "[["}, "history is .* no JSON"),
+    (GOOD | {"output": ""}, "^output is empty$"),
+    (GOOD | {"instruction": " "}, "^instruction is empty$"),
+    *((GOOD | odd, "^it has") for odd in ({"images": ["a.png"]}, {"weight": 0.5}, {"train": False})),
+]
+ADD = {"tools, which the system message lists": '[{"type": "function", "function": {"name": "add"}}]'}
+LIST = {"from": "system", "value": "<tools>add</tools>"}
+UNTHOUGHT = {"chat_template_kwargs": {"enable_thinking": False}, "source": "x"}
+CALLED = {"conversations": [LIST, USER, HERMES, RESULT, REPLY]}
+ASKED = {"system_prompt": "簡潔に。", "question": "首都は？", "response": "東京"}
+LISTING = [SYSTEM | {"content": LIST["value"]}, USER, REPLY | {"content": HERMES["value"]}, RESULT, REPLY]
+PUBLIC = {  # rows in the columns of public sets: those that are used, what they become, those that aren't
+    "Open-Orca/OpenOrca": (ASKED, [SYSTEM, *PAIR], {"id": "1"}),
+    "HuggingFaceH4/no_robots": ({"messages": PAIR}, PAIR, {"prompt": "首都は？", "prompt_id": "1", "category": "Chat"}),
+    "NousResearch/hermes-function-calling-v1": (CALLED, LISTING, {"id": "1", "task": "x"} | ADD),
+    "HuggingFaceTB/smoltalk2": ({"messages": PAIR}, PAIR, UNTHOUGHT),
+}
 
 
 def check(*given, columns=None):
@@ -42,36 +98,6 @@ def test_a_set_whose_rows_are_all_dropped_is_refused_with_the_commonest_reason()
         check(GOOD | {"output": ""}, {"messages": turns}, {"messages": turns})
 
 
-SYSTEM = {"role": "system", "content": "簡潔に。"}
-USER, REPLY = {"role": "user", "content": "首都は？"}, {"role": "assistant", "content": "東京"}
-PAIR = [USER, REPLY]
-CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}]
-CALL = {"role": "assistant", "content": "", "tool_calls": CALLS}
-RESULT = {"role": "tool", "content": "3"}
-SHARED_CALL = {"from": "function_call", "value": '{"name": "add", "arguments": "{\\"x\\": 1}"}'}
-HERMES = {"from": "gpt", "value": '<tool_call>{"name": "add"}</tool_call>'}
-SHAPES = [
-    ({"prompt": "首都は？", "completion": "東京"}, PAIR),
-    ({"prompt": [USER], "completion": [REPLY]}, PAIR),
-    ({"instruction": "首都は？", "output": "東京", "history": [["首都は？", "東京"]]}, PAIR * 2),
-    ({"instruction": "首都は？", "output": "東京", "history": PAIR}, PAIR * 2),
-    ({"instruction": "首都は？", "output": "東京", "history": json.dumps([["首都は？", "東京"]])}, PAIR * 2),
-    ({"instruction": "首都は？", "output": "東京", "history": " "}, PAIR),
-    ({"messages": json.dumps(PAIR)}, PAIR),
-    ({"messages": PAIR, "system": "簡潔に。"}, [SYSTEM, *PAIR]),
-    ({"messages": [SYSTEM | {"role": "developer"}, *PAIR]}, [SYSTEM, *PAIR]),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "首都は？"}]}, REPLY]}, PAIR),
-    ({"messages": [{"role": "system", "content": " "}, *PAIR, {"role": "user", "content": "Thanks"}]}, PAIR),
-    ({"messages": [USER, REPLY | {"thinking": "島国だ"}]}, [USER, REPLY | {"reasoning_content": "島国だ"}]),
-    ({"messages": [USER, REPLY | {"weight": 0}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
-    ({"messages": [USER, REPLY | {"train": False}, *PAIR]}, [USER, REPLY | {"train": False}, *PAIR]),
-    ({"messages": [USER, CALL | {"content": None}, RESULT, REPLY]}, [USER, CALL, RESULT, REPLY]),
-    ({"conversations": [USER, SHARED_CALL, {"from": "observation", "value": "3"}, REPLY]}, [USER, CALL, RESULT, REPLY]),
-    ({"messages": [turn | {"role": turn["role"].title()} for turn in PAIR]}, PAIR),
-    ({"text": "東京は首都です。"}, [{"role": "text", "content": "東京は首都です。"}]),
-]
-
-
 @pytest.mark.parametrize(("row", "wanted"), SHAPES)
 def test_rows_of_many_shapes_are_read_without_a_flag(row, wanted):
     notes = rows.Notes()
@@ -79,25 +105,7 @@ def test_rows_of_many_shapes_are_read_without_a_flag(row, wanted):
     assert not dropped and not notes.unused and rows.to_messages(kept[0]) == wanted
 
 
-@pytest.mark.parametrize(
-    ("row", "why"),
-    [
-        ({"messages": [USER, REPLY | {"weight": 0.5}]}, "its weight is 0.5"),
-        ({"messages": [USER, CALL | {"tool_calls": [{"function": {"arguments": {}}}]}]}, "without the name"),
-        ({"messages": [USER, CALL | {"tool_calls": [{"name": "f", "arguments": {"\ud83d": "a"}}]}]}, "half a char"),
-        ({"messages": [USER, REPLY | {"content": "<think>hm</think>"}]}, "a thought and no answer"),
-        ({"messages": [USER, REPLY | {"content": "</think>\n"}]}, "a thought and no answer"),
-        ({"messages": [USER, RESULT]}, "tool after user"),
-        ({"messages": None}, "messages is null"),
-        ({"messages": PAIR, "tools": "[{]"}, "tools is .* no JSON"),
-        ({"messages": '[{"role": "user", "role": "user"}]'}, "no JSON .the key 'role' stands there twice"),
-        (GOOD | {"history": [["首都は？"]]}, "not a list of pairs"),
-        (GOOD | {"history": "[["}, "history is .* no JSON"),
-        (GOOD | {"output": ""}, "^output is empty$"),
-        (GOOD | {"instruction": " "}, "^instruction is empty$"),
-        *((GOOD | odd, "^it has") for odd in ({"images": ["a.png"]}, {"weight": 0.5}, {"train": False})),
-    ],
-)
+@pytest.mark.parametrize(("row", "why"), DROPPED)
 def test_what_carries_meaning_and_can_not_be_used_drops_its_row(row, why):
     kept, dropped = check(GOOD, row)
     assert kept == [{"place": "row 1", **GOOD}] and re.search(why, dropped["row 2"])
@@ -117,20 +125,6 @@ def test_every_key_that_is_not_used_is_counted_with_an_example_and_a_result_that
     used = {"id": [3, "row 1: 0"], "source": [3, 'row 1: "x"']}
     assert notes.unused == used | {"likes of a turn": [1, "row 4: turn 1: 2"]}
     assert kept[3]["messages"][2]["content"] == '{"temp": 20}' and "results of tools written as JSON" in notes.changed
-
-
-ADD = {"tools, which the system message lists": '[{"type": "function", "function": {"name": "add"}}]'}
-LIST = {"from": "system", "value": "<tools>add</tools>"}
-UNTHOUGHT = {"chat_template_kwargs": {"enable_thinking": False}, "source": "x"}
-CALLED = {"conversations": [LIST, USER, HERMES, RESULT, REPLY]}
-ASKED = {"system_prompt": "簡潔に。", "question": "首都は？", "response": "東京"}
-LISTING = [SYSTEM | {"content": LIST["value"]}, USER, REPLY | {"content": HERMES["value"]}, RESULT, REPLY]
-PUBLIC = {  # rows in the columns of public sets: those that are used, what they become, those that aren't
-    "Open-Orca/OpenOrca": (ASKED, [SYSTEM, *PAIR], {"id": "1"}),
-    "HuggingFaceH4/no_robots": ({"messages": PAIR}, PAIR, {"prompt": "首都は？", "prompt_id": "1", "category": "Chat"}),
-    "NousResearch/hermes-function-calling-v1": (CALLED, LISTING, {"id": "1", "task": "x"} | ADD),
-    "HuggingFaceTB/smoltalk2": ({"messages": PAIR}, PAIR, UNTHOUGHT),
-}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
