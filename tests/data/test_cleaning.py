@@ -64,17 +64,16 @@ HELD_OUT = make(
     ("What is the capital of Niger?", "Niamey"), ("長崎県はどの地方に属していますか？", "九州地方"), ("7 + 4は？", "11")
 )
 
+LEAKS = [
+    ("what is the capital of NIGER", "x", 0, "same prompt"),
+    ("Please tell me: What is the capital of Niger? Thank you.", "niamey", 0, "prompt inside"),
+    ("次の質問に答えてください。長崎県はどの地方に属していますか？", "九州地方", 1, "prompt inside"),
+    ("長崎県は、どの地方に属していますか？", "九州地方", 1, "near duplicate"),
+    ("７ + ４は？", "x", 2, "same prompt"),
+]
 
-@pytest.mark.parametrize(
-    ("prompt", "answer", "number", "why"),
-    [
-        ("what is the capital of NIGER", "x", 0, "same prompt"),
-        ("Please tell me: What is the capital of Niger? Thank you.", "niamey", 0, "prompt inside"),
-        ("次の質問に答えてください。長崎県はどの地方に属していますか？", "九州地方", 1, "prompt inside"),
-        ("長崎県は、どの地方に属していますか？", "九州地方", 1, "near duplicate"),
-        ("７ + ４は？", "x", 2, "same prompt"),
-    ],
-)
+
+@pytest.mark.parametrize(("prompt", "answer", "number", "why"), LEAKS)
 @pytest.mark.parametrize("shape", ["instruction", "messages"])
 def test_a_planted_leak_is_found(prompt, answer, number, why, shape):
     others = make(*((f"Something else, number {n}: what is it?", "x") for n in range(5)))
