@@ -4,13 +4,11 @@ import shutil
 
 import pytest
 
-from sftlab import cli
 from sftlab.errors import UserError
 from sftlab.hub import download, stand_in
 from sftlab.models import load
 
 WEIGHTS = stand_in.StandIn.files / "model.safetensors"
-NOWHERE = "http://127.0.0.1:9"
 
 
 class Breaking(stand_in.StandIn):
@@ -33,22 +31,20 @@ def test_what_broke_off_for_good_is_named_and_whole_files_are_kept(hub_address, 
     assert next(tmp_path.rglob("model.safetensors")).read_bytes() == WEIGHTS.read_bytes()
 
 
-def test_a_model_is_fetched_once_announced_and_then_loaded_offline(hub_address, tmp_path, capsys):
+def test_a_model_is_fetched_once_announced_and_then_loaded_offline(hub_address, tmp_path, sftlab_command, capfd):
     with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
-        assert cli.main(["download", "lab/pending"]) == 2
-        error = capsys.readouterr().err
-        assert "your request waits" in error and len(error.strip().splitlines()) == 1
-        assert cli.main(["download", "tiny-base"]) == 0 and "nothing to fetch" in capsys.readouterr().out
-        assert cli.main(["download", "lab/public"]) == 0
-        said = capsys.readouterr()
-        assert "lab/public: 8.24MB of 8.24MB to fetch, 6 of 7 files, into" in said.err and "whole: " in said.out
+        code, _, error = sftlab_command("download", "lab/pending")
+        assert code == 2 and "your request waits" in error and len(error.strip().splitlines()) == 1
+        assert "nothing to fetch" in sftlab_command("download", "tiny-base")[1]
+        code, out, error = sftlab_command("download", "lab/public")
+        assert "lab/public: 8.24MB of 8.24MB to fetch, 6 of 7 files, into" in error and code == 0 and "whole: " in out
         load.locate("lab/public", weights=True)
-        assert "to fetch" not in capsys.readouterr().err
+        assert "to fetch" not in capfd.readouterr().err
         snapshot = download.find_snapshot("lab/public")
         snapshot.rename(snapshot.with_name("0" * 39 + "1"))  # the page has a newer commit, with the same weights
         assert not any(file.will_download and file.file_size > 1e6 for file in download.plan("lab/public"))
         snapshot.with_name("0" * 39 + "1").rename(snapshot)
-    with stand_in.visiting(NOWHERE, tmp_path):
+    with stand_in.visiting("http://127.0.0.1:9", tmp_path):
         assert load.load_model("lab/public").num_parameters() > 1e6
 
 
