@@ -4,14 +4,12 @@ import threading
 
 import pytest
 
-from sftlab import cli
 from sftlab.errors import UserError
 from sftlab.hub import access, stand_in
 from sftlab.hub import client as hub_client
 from sftlab.hub import token as hub_token
 from sftlab.models import load
 
-NOWHERE = "http://127.0.0.1:9"
 # To whom a model is in which state, and what to do about it.
 CASES = [(None, "lab/public", "public", ""), ("fine-grained", "lab/granted", "granted", "")]
 CASES += [("read", f"lab/{state}", state, "") for state in ("granted", "private")]
@@ -45,7 +43,7 @@ def test_what_needs_no_hub_and_what_is_in_the_cache(hub_address, tmp_path, monke
         load.locate("lab/public", weights=True)
     folder = tmp_path / "a-model"
     folder.mkdir()
-    with stand_in.visiting(NOWHERE, tmp_path):
+    with stand_in.visiting("http://127.0.0.1:9", tmp_path):
         found = access.check_all(["tiny-base", "random:gpt2", str(folder), "lab/public", "lab/granted"])
         assert [one.state for one in found] == ["bundled", "bundled", "folder", "cached", "no network"]
         error = str(hub_client.explain("lab/granted", "model", ConnectionError()))
@@ -73,11 +71,10 @@ def test_the_texts_of_every_state_are_filled_in():
         assert "{" not in means + what_to_do and ("what_to_do" in entry) == (what_to_do != "nothing")
 
 
-def test_the_command_returns_an_exit_code(hub_address, tmp_path, capsys):
+def test_the_command_returns_an_exit_code(hub_address, tmp_path, sftlab_command):
     with stand_in.visiting(hub_address, tmp_path, stand_in.TOKENS["read"]):
         for name, usable in (("lab/granted", 2), ("lab/pending", 1)):
-            assert cli.main(["access", "lab/public", name]) == 2 - usable
-            assert f"{usable} of 2 can be used" in capsys.readouterr().out
-        assert cli.main(["access"]) == 1
-        out = capsys.readouterr().out
-        assert "meta-llama/Llama-2-70b-hf" in out and "1 of 25 can be used" in out
+            code, out, _ = sftlab_command("access", "lab/public", name)
+            assert code == 2 - usable and f"{usable} of 2 can be used" in out
+        code, out, _ = sftlab_command("access")
+        assert code == 1 and "meta-llama/Llama-2-70b-hf" in out and "1 of 25 can be used" in out
