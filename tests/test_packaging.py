@@ -72,12 +72,13 @@ def test_environment_yml_lists_the_dependencies_of_pyproject_each_with_a_reason(
             assert re.search(r"  # \w+", entry), f"environment.yml gives no reason: {entry}"
 
 
-def test_help_loads_nothing_heavy():
+def test_help_and_a_look_at_runs_load_nothing_heavy():
     """And how long threads spin is decided by then, before torch is loaded."""
     code = f"""import contextlib, os, sys
-from sftlab.cli import main
+from sftlab import cli, runs
 with contextlib.suppress(SystemExit):
-    main(["--help"])
+    cli.main(["--help"])
+runs.find("notebooks")
 print("LOADED", os.environ["GOMP_SPINCOUNT"].isdigit(), *({HEAVY!r} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "LOADED True", done.stdout + done.stderr
