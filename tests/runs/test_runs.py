@@ -21,17 +21,10 @@ def strip(entries: list[dict]) -> list[dict]:
     return [{name: value for name, value in entry.items() if name not in ADDED} for entry in entries]
 
 
-@pytest.fixture
-def wait_for_step(wait_until):
-    def wait(run: state.Run, step: int) -> state.Run:
-        def look():
-            now = state.read(run.folder)
-            assert now.status in state.ACTIVE, (now, logs.read_end(logs.find_logs(run.folder) / logs.LOG))
-            return now.step >= step and now
-
-        return wait_until(look)
-
-    return wait
+def look_for_step(run: state.Run, step: int) -> state.Run | None:
+    now = state.read(run.folder)
+    assert now.status in state.ACTIVE, (now, logs.read_end(logs.find_logs(run.folder) / logs.LOG))
+    return now if now.step >= step else None
 
 
 def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(short_run):
@@ -55,9 +48,7 @@ def test_the_live_log_is_the_trainers_own_also_when_a_killed_run_is_resumed(shor
     assert losses == pytest.approx(before, rel=1e-5)
 
 
-def test_a_run_outlives_who_started_it_and_is_found_killed_resumed_and_stopped(
-    short_run, tmp_path, monkeypatch, wait_for_step, wait_until
-):
+def test_a_run_outlives_its_starter_and_is_found_killed_and_resumed(short_run, tmp_path, monkeypatch, wait_until):
     monkeypatch.chdir(tmp_path)
     options = {"output_dir": "own/run", "max_steps": 4000, "save_steps": 5, "eval_steps": 1000, "logging_steps": 1000}
     config = TrainConfig(**vars(short_run()) | options)
@@ -67,8 +58,8 @@ def test_a_run_outlives_who_started_it_and_is_found_killed_resumed_and_stopped(
         background.start(config)
     monkeypatch.chdir("/")
     [found] = state.find(tmp_path)
-    first = wait_for_step(found, 6)
-    later = wait_for_step(found, first.step + 1)
+    first = wait_until(lambda: look_for_step(found, 6))
+    later = wait_until(lambda: look_for_step(found, first.step + 1))
     assert len(later.history) == 1 and later.speed[1] > later.speed[0] > 0
     assert later.seconds_left == pytest.approx((4000 - later.step) / later.speed[0])
     os.kill(pid := later.progress["process"]["pid"], signal.SIGKILL)
@@ -80,7 +71,7 @@ def test_a_run_outlives_who_started_it_and_is_found_killed_resumed_and_stopped(
     assert background.resume(killed).status == "starting"  # from another folder than it was started in
     with pytest.raises(UserError, match="at work already"):
         background.resume(killed)
-    background.stop(wait_for_step(killed, killed.step + 2))
+    background.stop(wait_until(lambda: look_for_step(killed, killed.step + 2)))
     stopped = background.wait(killed)
     assert (stopped.status, stopped.reason) == ("interrupted", "a checkpoint is saved (SIGTERM)")
     last = run_folder.find_last(run.folder)
