@@ -94,9 +94,7 @@ def test_a_training_in_a_notebook_that_can_not_write_its_result_is_not_running_a
         background.stop(run)
 
 
-def test_an_interrupt_as_a_training_begins_is_its_end_and_one_before_leaves_an_earlier_run(
-    make_run, short_run, gone, monkeypatch
-):
+def test_an_interrupt_ends_a_run_that_has_begun_and_before_leaves_another(make_run, short_run, gone, monkeypatch):
     before, begin = make_run(process=gone, step=20), run_folder.begin
     config = short_run(max_steps=1, overwrite=True)
 
