@@ -39,7 +39,14 @@ FONT = 'system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", "Yu Goth
 ITEM = re.compile(r"(\s*(?:[-*]|\d+\.) )(.*)")
 JAPANESE = "[ぁ-んァ-ヶー一-龠々]"
 SWITCH = "[日本語]"  # the link at the top of each English notebook
-VERDICTS = {"best", "worse", "no measurable difference"}  # of sftlab.course.sweep.compare
+FROM_ROOMS = {
+    "best",
+    "worse",
+    "no measurable difference",
+    "modelled",
+    "no overlap",
+    "full overlap",
+}  # of sweep.compare and scaling
 TERMS = "## One word for one term"
 CELL = re.compile(r"(?<=>)[^<>]*(?:<code>[^<>]*</code>[^<>]*)*(?=</t[hd]>)")
 # A cell whose printed lines are those of an exercise.
@@ -268,7 +275,7 @@ def list_phrases() -> set[str]:
     return (
         found
         | {text for text in list_code_texts(scores) if text.startswith(("exact match {", "95 % interval {"))}
-        | VERDICTS
+        | FROM_ROOMS
     )
 
 
