@@ -16,9 +16,8 @@ HOSTFILES = {"node-1 slots=8\nnode-2 slots = 8\n": "line 2: 'node-2 slots = 8' i
 HOSTFILES |= {"node-1 slots=8\nnode-1 slots=8\n": "line 2: .* each host once", "node-1 slots=8\n": "names 1"}
 HOSTFILES |= {"node-1 slots=0\n": "line 1: .* a slot or more", None: "no file"}
 HOSTFILES |= {"node-1 slots=8\nnode-2 slots=4\n": "node-2 has slots=4.* GPUs of one node, not of all"}
-COMMANDS = [
-    ("deepspeed", "", ["--num_gpus", "2"], ["--module"])
-]  # launcher, GPUs that are visible, first and last options
+# launcher, GPUs that are visible, first and last options
+COMMANDS = [("deepspeed", "", ["--num_gpus", "2"], ["--module"])]
 COMMANDS += [("deepspeed", "2,3,5", ["--include", "localhost:2,3"], ["--module"])]  # or it would take others
 COMMANDS += [("torchrun", "2,3,5", ["--nproc-per-node", "2"], ["--standalone", "-m"])]
 REFUSED = {"need a --hostfile, or --slurm": {"nodes": 2}, "can't be looked up": {"master_addr": "no-such-host.invalid"}}
