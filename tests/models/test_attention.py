@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sftlab.config.configs import TrainConfig
 from sftlab.errors import UserError
 from sftlab.hub.catalog import MODELS
 from sftlab.models import attention, load
@@ -16,6 +15,14 @@ from sftlab.train import run
 KNOWN = list({model.model_type: model.name for model in MODELS[1:]}.values())  # one of each architecture
 SAMPLES = [list(range(40, 57)), list(range(90, 95)), list(range(200, 233))]
 ALIKE = [list(range(40, 57)), list(range(90, 104)), list(range(200, 216))]  # of about the same length: one padded call
+CHOICES = [  # with a GPU, flash-attn, in bfloat16, with which dropout, asked for: the attention and why
+    (False, True, True, 0, True, VARLEN, "needs a GPU"),
+    (False, False, False, 0, False, "sdpa", "asked for"),
+    (True, True, True, 0.1, None, "flash_attention_2", "is installed"),
+    (True, True, False, 0, None, "sdpa", "needs bfloat16"),
+    (True, False, True, 0, True, VARLEN, "is not installed; torch has"),
+    (True, False, True, 0.1, True, "sdpa", "no dropout"),
+]
 
 
 def losses(model, samples: list[list[int]], inputs: dict | None = None) -> torch.Tensor:
@@ -98,7 +105,7 @@ def test_padded_batches_and_generation_are_what_they_were_with_sdpa():
     assert torch.equal(*written)
 
 
-def test_a_packed_row_without_its_bounds_is_refused_and_a_model_whose_samples_leak(monkeypatch, dataset, tmp_path):
+def test_a_packed_row_without_its_bounds_is_refused_and_a_model_whose_samples_leak(monkeypatch, configure):
     whole, model, inputs = attention.attend, make_model("tiny-base", None), packed_inputs(SAMPLES)
     with pytest.raises(ValueError, match="would see each other"):
         model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
@@ -106,20 +113,10 @@ def test_a_packed_row_without_its_bounds_is_refused_and_a_model_whose_samples_le
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, *leaky)
     assert attention.leaks(model)
     with pytest.raises(UserError, match="see each other"):
-        run.make_trainer(TrainConfig(dataset_path=str(dataset), output_dir=str(tmp_path / "run"), packing=True))
+        run.make_trainer(configure(packing=True))
 
 
-@pytest.mark.parametrize(
-    ("gpu", "flash", "bf16", "dropout", "wanted", "expected", "why"),
-    [
-        (False, True, True, 0, True, VARLEN, "needs a GPU"),
-        (False, False, False, 0, False, "sdpa", "asked for"),
-        (True, True, True, 0.1, None, "flash_attention_2", "is installed"),
-        (True, True, False, 0, None, "sdpa", "needs bfloat16"),
-        (True, False, True, 0, True, VARLEN, "is not installed; torch has"),
-        (True, False, True, 0.1, True, "sdpa", "no dropout"),
-    ],
-)
+@pytest.mark.parametrize(("gpu", "flash", "bf16", "dropout", "wanted", "expected", "why"), CHOICES)
 def test_which_attention_is_chosen_and_why(gpu, flash, bf16, dropout, wanted, expected, why, monkeypatch):
     model, find = load.load_model("tiny-base"), importlib.util.find_spec
     model.config.attention_dropout = dropout
