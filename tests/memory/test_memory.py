@@ -18,6 +18,11 @@ from sftlab.train import forecast, run
 GPU = MemoryConfig(device="gpu")
 LORA = {"use_lora": True, "lora_dropout": 0.1}
 SMALL, SLOW = "random-tiny:Llama-2-7b-hf", pytest.mark.slow
+STEPS = [{}, LORA | {"model_name": "random-tiny:gpt2"}]
+STEPS += [LORA | {"bf16": True, "use_4bit": True, "gradient_checkpointing": True}]
+RARE = [{"gradient_checkpointing": True}, {"model_name": "random-tiny:falcon-7b"}, {"bf16": True}]
+RARE += [LORA | more for more in ({"use_flash_attention": False}, {"use_dora": True}, {"use_8bit": True})]
+RARE += [LORA | more for more in ({"model_name": "random-tiny:gemma-7b"}, {"gradient_accumulation_steps": 2})]
 
 
 def count_stored(model) -> int:
@@ -40,17 +45,9 @@ def test_weights_are_exact(name, bits):
     assert sum(weights.values()) == count_stored(load.load_model(config.model_name, config))
 
 
-STEPS = [{}, LORA | {"model_name": "random-tiny:gpt2"}]
-STEPS += [LORA | {"bf16": True, "use_4bit": True, "gradient_checkpointing": True}]
-RARE = [{"gradient_checkpointing": True}, {"model_name": "random-tiny:falcon-7b"}, {"bf16": True}]
-RARE += [LORA | more for more in ({"use_flash_attention": False}, {"use_dora": True}, {"use_8bit": True})]
-RARE += [LORA | more for more in ({"model_name": "random-tiny:gemma-7b"}, {"gradient_accumulation_steps": 2})]
-
-
 @pytest.mark.parametrize("options", [*STEPS, *(pytest.param(one, marks=SLOW) for one in RARE)], ids=str)
-def test_a_dry_run_holds_what_a_real_step_does(options, dataset, tmp_path):
-    fixed = {"dataset_path": str(dataset), "output_dir": str(tmp_path), "eval_steps": 1000, "eval_samples": 1}
-    config = TrainConfig(**{"bf16": False} | options | fixed, max_steps=2, batch_size=16)
+def test_a_dry_run_holds_what_a_real_step_does(options, configure):
+    config = configure(**{"eval_steps": 1000, "eval_samples": 1, "batch_size": 16} | options)
     trainer = run.make_trainer(config)
     trainer.train_dataset = trainer.train_dataset.select(range(16))  # one batch, so its tokens are known
     trainer.lengths = trainer.lengths and trainer.lengths[:16]
@@ -121,11 +118,10 @@ def test_advice_makes_it_fit_and_none_of_it_is_needless(gigabytes):
     assert advice.advise(start, 1e9, may_cut=False)[0].startswith("nothing makes it fit in 1.0 GB on 1 device(s). Take")
 
 
-def test_a_model_that_cannot_be_counted_is_trained_all_the_same(dataset, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_counted_is_trained_all_the_same(configure, monkeypatch):
     plain = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: plain(self, x) if x.sum() > 0 else plain(self, x))
-    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "max_steps": 1, "eval_samples": 2}
-    config = TrainConfig(batch_size=2, bf16=False, **options)
+    config = configure(max_steps=1, batch_size=2)
     dry_run._run.cache_clear()
     with pytest.raises(dry_run.CantCount, match="tiny-base: a step of it can't be counted"):
         estimate(config, MemoryConfig())
@@ -141,9 +137,8 @@ def test_the_fullest_batch_is_one_that_is_likely():
     assert 10 <= few < many <= 97 + 98 + 99 + 100 and forecast.find_fullest([3, 4], 8, 5, in_rows=True) == 7
 
 
-def test_a_run_that_does_not_fit_is_refused_and_one_that_runs_out_says_what_to_do(dataset, tmp_path, monkeypatch):
-    options = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "batch_size": 64, "max_steps": 1}
-    config = TrainConfig(model_name=SMALL, bf16=False, use_flash_attention=False, **options)
+def test_a_run_that_does_not_fit_is_refused_and_one_that_runs_out_says_what_to_do(configure, monkeypatch):
+    config = configure(model_name=SMALL, use_flash_attention=False, batch_size=64)
     with pytest.raises(UserError, match="^out of memory .* To make it fit, add: --"), forecast.advising(config):
         torch.empty(2**60)
     monkeypatch.setattr(machine, "free_memory", lambda gpu: 5 * 10**7)
