@@ -57,13 +57,10 @@ def find_loaded(page: str) -> set[str]:
     return {address for address in found if not address.startswith("data:image/")}
 
 
-def test_a_page_loads_nothing(page):
+def test_a_page_loads_nothing_runs_no_text_and_has_the_chart_as_a_picture_with_words(page):
     assert not find_loaded(page) and page.count('src="data:image/svg+xml;base64,') == 1
     assert "default-src 'none'" in page and "<script" not in page and "IntSlider(value=3)" in page
     assert 'href="https://example.org"' in page  # a link is followed by a person only
-
-
-def test_a_page_has_the_chart_as_a_picture_with_words_and_runs_no_text(page):
     (picture,) = BeautifulSoup(page, "html.parser").select('.jp-OutputArea img[src^="data:image/png"]')
     assert "training: 2 at 1 -> 1 at 2" in picture["alt"] and EVIL in picture["alt"]
     assert EVIL not in page and "&lt;script&gt;alert(1)" in page
