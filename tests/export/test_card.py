@@ -17,8 +17,7 @@ from sftlab.models import load
 from sftlab.train import saved
 from tests import families
 
-SYSTEM, *CHAT = [{"role": role, "content": text} for role, text in
-                 [("system", "短く。"), ("user", "What is 2 + 2?"), ("assistant", "It is 4."), ("user", "富士山は？")]]  # fmt: skip
+SYSTEM, CHAT = families.SYSTEM, [*families.CHATS["plain"], families.QUESTIONS[1]]
 LIBRARIES = {"merged": "transformers", "adapter": "peft"}
 # What a Modelfile's template may hold of Go's language, and the same for Jinja. The loop's `end` is the last one.
 GO = {
