@@ -111,17 +111,15 @@ def test_a_metric_that_is_no_number_is_refused(wrong):
         notebook.record("a", metrics={"loss": wrong})
 
 
-def test_a_stop_leaves_the_table_and_the_same_command_resumes(toy, tmp_path, capsys):
+def test_a_stop_leaves_the_table_and_the_same_command_resumes(toy, tmp_path, sftlab_command):
     out, counter = tmp_path / "out", tmp_path / "counter"
-    given = {"notebook": toy, "grid": ["lora_r=1,2"], "seeds": "3,4", "output_dir": str(out)}
     command = ["sweep", toy, "--grid", "lora_r=1,2", "--seeds", "3,4", "-p", "word", counter, "--output-dir", out]
     code, printed = stop_when(out / "points" / "lora_r=2,seed=3", *command)
     assert code == 130, printed
     found = list(pandas.read_csv(out / "sweep.csv").status)
     assert found[0] == "completed" and found[2:] == ["waiting"] * 2
-    assert sweep.run_sweep(SweepConfig.build(parameters=[["word", str(counter)]], **given)) == 0
-    printed = capsys.readouterr().out
-    assert "1 completed before" in printed and "over 2 seeds: lora_r=1 with" in printed
+    code, printed, _ = sftlab_command(*command)
+    assert code == 0 and "1 completed before" in printed and "over 2 seeds: lora_r=1 with" in printed
     assert len(counter.read_text()) <= 5
 
 
