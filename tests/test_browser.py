@@ -4,8 +4,8 @@ import re
 import time
 
 import browser
-import nbformat
 import pytest
+from course_notebooks import write_notebook
 
 from sftlab import files
 from sftlab.course import html
@@ -25,25 +25,16 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
+def lab(tmp_path_factory):
+    """A JupyterLab with notebooks at their smallest size: its address, and the folder that it shows and they write to."""
+    folder, settings = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")
+    with browser.serve_lab(folder, settings, SFTLAB_PROFILE="smoke", SFTLAB_RUN_DIR=str(folder)) as address:
+        yield address, folder
 
 
-@pytest.fixture(scope="module")
-def address(folder, tmp_path_factory):
-    """A JupyterLab over `folder`, with notebooks at their smallest size, which keep their files in it."""
-    environment = {"SFTLAB_PROFILE": "smoke", "SFTLAB_RUN_DIR": str(folder)}
-    with browser.serve_lab(folder, tmp_path_factory.mktemp("settings"), **environment) as served:
-        yield served
-
-
-def write_notebook(path, *sources: str) -> None:
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, sources)], metadata=metadata), path)
-
-
-def test_charts_everywhere(chromium, address, folder):
+def test_charts_everywhere(chromium, lab):
     """In JupyterLab, and as a picture in the exported page, which asks the network for nothing."""
+    address, folder = lab
     write_notebook(folder / "chart.ipynb", CHART)
     page = browser.open_notebook(chromium, address, "chart.ipynb")
     page.wait_for_selector(DRAWN)
@@ -88,13 +79,14 @@ def look(page) -> None:
         assert not (faults := browser.find_faults(page, ".sftlab-form, .sftlab-run")), faults
 
 
-def test_a_learner_tunes_by_hand(chromium, address, folder):
+def test_a_learner_tunes_by_hand(chromium, lab):
     """Notebook 08 to its form: turn a knob by keyboard, start, reload in the middle, find the run, stop it, resume it."""
+    address, folder = lab
+    work = folder / "work" / "08_hyperparameters"
     cells = files.read_json(files.ROOT / "notebooks" / "08_hyperparameters.ipynb")["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     form_cell = next(number for number, source in enumerate(code) if "widgets.hyperparameters(" in source)
     write_notebook(folder / "08.ipynb", *code[: form_cell + 1], "from sftlab import runs\nruns.attach(work)")
-    work = folder / "work" / "08_hyperparameters"
     page = browser.open_notebook(chromium, address, "08.ipynb")
     form = page.locator(".sftlab-form")
     before = read_figure(page, "trained parameters")
