@@ -43,26 +43,20 @@ def make_run(configure):
     return make
 
 
-@pytest.fixture
-def save_base(tmp_path):
+def save_base(name: str, folder: Path, renamed=()) -> str:
     """A base with random weights as a folder of its own, so that it can be quantised, and have a tokenizer of its own."""
-
-    def save(name: str, renamed=()):
-        folder = tmp_path / "base"
-        load.load_tokenizer("tiny-base").save_pretrained(folder)
-        for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
-            text = path.read_text(encoding="utf-8")
-            for token in renamed:  # those that chatml brings are then new, and the vocabulary grows
-                text = text.replace(token, token.replace("im", "no"))
-            path.write_text(text, encoding="utf-8")
-        torch.manual_seed(1)
-        model = load.build_random(name)
-        if getattr(model.lm_head, "bias", None) is not None:
-            torch.nn.init.normal_(model.lm_head.bias)
-        model.save_pretrained(folder)
-        return str(folder)
-
-    return save
+    load.load_tokenizer("tiny-base").save_pretrained(folder)
+    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        text = path.read_text(encoding="utf-8")
+        for token in renamed:  # those that chatml brings are then new, and the vocabulary grows
+            text = text.replace(token, token.replace("im", "no"))
+        path.write_text(text, encoding="utf-8")
+    torch.manual_seed(1)
+    model = load.build_random(name)
+    if getattr(model.lm_head, "bias", None) is not None:
+        torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(folder)
+    return str(folder)
 
 
 def export(run, folder, **options) -> dict:
@@ -87,8 +81,8 @@ def test_every_architecture_merges_to_the_model_that_was_trained(name, bf16, mak
 
 
 @pytest.mark.parametrize(("name", "options"), GROWN)
-def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, save_base, make_run, tmp_path):
-    base = save_base(f"random-tiny:{name}", renamed=("<|im_start|>", "<|im_end|>"))
+def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, make_run, tmp_path):
+    base = save_base(f"random-tiny:{name}", tmp_path / "base", ("<|im_start|>", "<|im_end|>"))
     grown = dataset.prepare(DataConfig(model=base, format="chatml", num_samples=64, output_dir=str(tmp_path / "sets")))
     run = make_run(base, dataset_path=str(grown), **options)
     export(run, tmp_path / "export", dtype="float32")
@@ -99,8 +93,8 @@ def test_a_vocabulary_that_grew_is_merged_with_its_trained_rows(name, options, s
 
 
 @pytest.mark.parametrize(("name", "bits", "bf16"), [(MISTRAL, 4, True), (MISTRAL, 8, False), ("gpt2", 4, False)])
-def test_a_quantised_base_is_merged_both_ways_measured(name, bits, bf16, save_base, make_run, dataset, tmp_path):
-    run = make_run(save_base(f"random-tiny:{name}"), bf16=bf16, **{f"use_{bits}bit": True})
+def test_a_quantised_base_is_merged_both_ways_measured(name, bits, bf16, make_run, dataset, tmp_path):
+    run = make_run(save_base(f"random-tiny:{name}", tmp_path / "base"), bf16=bf16, **{f"use_{bits}bit": True})
     facts = export(run, tmp_path / "export", dtype="float32")
     ways = facts["checks"]["ways"]
     assert ways["dequantised"]["relative"] <= ways["published"]["relative"]
