@@ -12,6 +12,25 @@ WRONG = [({"lora_rank": 8}, "no option 'lora_rank'. Did you mean 'lora_r'"), ({"
 WRONG += [({"batch_size": "0"}, "at least 1"), ({"lr_scheduler_type": "cosin"}, "Did you mean 'cosine'")]
 WRONG += [({"learning_rate": float("nan")}, "learning_rate")]
 REFUSED = [("yes", bool), (1, bool), (True, int), (1.5, int), ("many", int), ("nan?", float), (None, int), ("inf", int)]
+QLORA = {"use_lora": True, "use_4bit": True}
+EXPERTS = {"lora_target_parameters": "mlp.experts.down_proj", "use_lora": True}
+CONFLICTS = [
+    (QLORA | {"use_8bit": True}, "use_4bit, use_8bit: ", "choose one of them"),
+    ({"use_8bit": True}, "use_4bit or use_8bit, no use_lora: ", "add --use-lora"),
+    ({"use_dora": True}, "use_rslora, use_dora, ", "add --use-lora"),
+    ({"lora_target_parameters": "a", "lora_dropout": 0.0}, ".*lora_target_parameters", "add --use-lora"),
+    ({"init_adapter": "a"}, ".*init_adapter: ", "add --use-lora"),
+    (EXPERTS, "lora_target_parameters, lora_dropout: ", "add --lora-dropout 0"),
+    (EXPERTS | QLORA | {"lora_dropout": 0.0}, "lora_target_parameters, use_dora or use_4bit", "leave one"),
+    ({"init_adapter": "a", "use_lora": True, "deepspeed": "zero3"}, "init_adapter, ", "--deepspeed zero2"),
+    (QLORA | {"deepspeed": "zero3"}, "use_4bit or use_8bit, deepspeed with ZeRO-3: ", "--deepspeed zero2"),
+    ({"use_dora": True, "use_lora": True, "use_8bit": True}, "use_dora, use_8bit", "take --use-4bit"),
+    ({"use_dora": True, "use_lora": True, "deepspeed": "zero3"}, "use_dora, deepspeed", "--deepspeed zero2"),
+    ({"deepspeed": "zero0.json"}, "deepspeed with ZeRO-0: ", "leave out --deepspeed"),
+    ({"deepspeed": "shards.json"}, "deepspeed with ZeRO-3: stage3_gather", "take zero3"),
+    ({"packing": True, "use_flash_attention": False}, "packing, no use_flash", "leave out --no-use-flash-attention"),
+    ({"resume": True, "overwrite": True}, "resume, overwrite: ", "choose one"),
+]
 
 
 def test_strings_become_the_declared_type_or_are_refused():
@@ -32,27 +51,6 @@ def test_a_wrong_configuration_says_what_to_do(values, message):
 def test_what_was_given_is_never_suggested():
     assert near_match("gtp2", ["gpt2", "tiny-base"]) == " Did you mean 'gpt2'?"
     assert near_match("gpt2", ["gpt2", "gpt"]) == "" == near_match("llama", ["gpt2"])
-
-
-QLORA = {"use_lora": True, "use_4bit": True}
-EXPERTS = {"lora_target_parameters": "mlp.experts.down_proj", "use_lora": True}
-CONFLICTS = [
-    (QLORA | {"use_8bit": True}, "use_4bit, use_8bit: ", "choose one of them"),
-    ({"use_8bit": True}, "use_4bit or use_8bit, no use_lora: ", "add --use-lora"),
-    ({"use_dora": True}, "use_rslora, use_dora, ", "add --use-lora"),
-    ({"lora_target_parameters": "a", "lora_dropout": 0.0}, ".*lora_target_parameters", "add --use-lora"),
-    ({"init_adapter": "a"}, ".*init_adapter: ", "add --use-lora"),
-    (EXPERTS, "lora_target_parameters, lora_dropout: ", "add --lora-dropout 0"),
-    (EXPERTS | QLORA | {"lora_dropout": 0.0}, "lora_target_parameters, use_dora or use_4bit", "leave one"),
-    ({"init_adapter": "a", "use_lora": True, "deepspeed": "zero3"}, "init_adapter, ", "--deepspeed zero2"),
-    (QLORA | {"deepspeed": "zero3"}, "use_4bit or use_8bit, deepspeed with ZeRO-3: ", "--deepspeed zero2"),
-    ({"use_dora": True, "use_lora": True, "use_8bit": True}, "use_dora, use_8bit", "take --use-4bit"),
-    ({"use_dora": True, "use_lora": True, "deepspeed": "zero3"}, "use_dora, deepspeed", "--deepspeed zero2"),
-    ({"deepspeed": "zero0.json"}, "deepspeed with ZeRO-0: ", "leave out --deepspeed"),
-    ({"deepspeed": "shards.json"}, "deepspeed with ZeRO-3: stage3_gather", "take zero3"),
-    ({"packing": True, "use_flash_attention": False}, "packing, no use_flash", "leave out --no-use-flash-attention"),
-    ({"resume": True, "overwrite": True}, "resume, overwrite: ", "choose one"),
-]
 
 
 @pytest.mark.parametrize(("options", "refusal", "fix"), CONFLICTS)
