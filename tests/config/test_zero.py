@@ -9,7 +9,6 @@ from sftlab.config import deepspeed as deepspeed_configs
 from sftlab.errors import UserError
 
 FILES = sorted(deepspeed_configs.CONFIGS.glob("*.json"))
-
 FAULTS = [("{", "is no JSON"), ("[]", "has no ZeRO options"), ('{"zero_optimization": 3}', "has no ZeRO options")]
 FAULTS += [('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3")]
 FAULTS += [('{"zero_optimization": {"stage": "auto"}}', "ZeRO stage 'auto'")]
