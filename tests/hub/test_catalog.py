@@ -6,7 +6,6 @@ from transformers import AutoModelForCausalLM
 
 from sftlab.config.configs import MemoryConfig, TrainConfig
 from sftlab.hub import catalog
-from sftlab.hub.catalog import MODELS
 from sftlab.memory import dry_run, model_table
 from sftlab.models import load
 
@@ -14,7 +13,7 @@ QUICK = ("tiny-base", "Llama-2-7b-hf")
 RUN = {"use_lora": True, "batch_size": 4, "max_length": 1024, "gradient_checkpointing": True}  # as `sftlab models` says
 CASES = [
     pytest.param(number, model, id=model.name, marks=() if model.name in QUICK else pytest.mark.slow)
-    for number, model in enumerate(MODELS)
+    for number, model in enumerate(catalog.MODELS)
 ]
 
 
@@ -28,7 +27,7 @@ def test_the_memory_of_the_catalogue_is_the_estimate(number, model):
     assert dry_run.estimate(config, MemoryConfig(device=kind)).total == pytest.approx(stated, rel=0.01)
 
 
-@pytest.mark.parametrize("model", MODELS[1:], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", catalog.MODELS[1:], ids=lambda model: model.name)
 def test_a_shape_has_the_parameters_that_are_stated_and_the_layers_that_lora_adapts(model):
     config = load.build_config(f"random:{model.name}")
     with torch.device("meta"):
