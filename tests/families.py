@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import trl
+from jinja2 import TemplateError
 from tokenizers import normalizers
 from transformers import AddedToken
 from trl.chat_template_utils import get_training_chat_template
@@ -96,8 +97,6 @@ def describe_kind(tokenizer, kind: str) -> str:
 
 def compare_labels(tokenizer, training: str | None, kind: str) -> str | None:
     """How the labels differ from TRL's: an empty text for not at all, None where they can't be compared."""
-    from jinja2 import TemplateError
-
     messages = templates.shape_messages(CHATS[kind], templates.find_traits(tokenizer))
     tools = [templates.TOOL] if kind == "call" else None
     options = {"return_dict": True, "return_assistant_tokens_mask": True}

@@ -10,6 +10,14 @@ from tests import families
 
 QUESTIONS, CHATS = families.QUESTIONS, families.CHATS
 ENDS = {"qwen2_5": "<|im_end|>", "glm4moe": "<|user|>", "gptoss": "<|return|>"}
+THOUGHTS = [  # of a template that writes thoughts, of one that leaves them out, and of one that knows none
+    ("<think>hm</think>fine", ("<think>\nhm\n</think>\n\nfine", "fine", "<think>hm</think>fine")),
+    ("hm</think>fine", ("<think>\nhm\n</think>\n\nfine", "without the other", "without the other")),
+    ("Well <think>hm</think> fine", ("leaves out", "leaves out", "Well <think>hm</think> fine")),
+    ("<think>hm fine", ("without the other",) * 3),
+    ("a </think> b </think> c", ("without the other",) * 3),
+    ("</think> a <think>", ("without the other",) * 3),
+]
 
 
 def set_up(name: str, eos: str | None = None):
@@ -121,17 +129,7 @@ def test_a_template_that_can_not_be_trained_on_is_refused():
             formats.set_format(tokenizer, "model")
 
 
-@pytest.mark.parametrize(
-    ("answer", "outcomes"),
-    [  # of a template that writes thoughts, of one that leaves them out, and of one that knows none
-        ("<think>hm</think>fine", ("<think>\nhm\n</think>\n\nfine", "fine", "<think>hm</think>fine")),
-        ("hm</think>fine", ("<think>\nhm\n</think>\n\nfine", "without the other", "without the other")),
-        ("Well <think>hm</think> fine", ("leaves out", "leaves out", "Well <think>hm</think> fine")),
-        ("<think>hm fine", ("without the other",) * 3),
-        ("a </think> b </think> c", ("without the other",) * 3),
-        ("</think> a <think>", ("without the other",) * 3),
-    ],
-)
+@pytest.mark.parametrize(("answer", "outcomes"), THOUGHTS)
 def test_no_part_of_an_answer_is_lost_and_no_half_of_a_thought_is_trained(answer, outcomes):
     for name, outcome in zip(("qwen3", "deepseek_r1_distill", "qwen2_5"), outcomes, strict=True):
         dropped, notes = {}, rows.Notes()
