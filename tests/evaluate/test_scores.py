@@ -27,11 +27,14 @@ def test_answers_do_not_depend_on_the_batch(tiny):
     assert tokenizer.padding_side == "right"
 
 
-def test_the_bundled_questions_are_about_different_things():
+def test_the_bundled_questions_and_the_prose_are_in_both_languages_and_about_different_things():
     splits = scores.read_facts("train"), scores.read_facts("test")
     train, test = ({row["instruction"]: row["language"] for row in rows} for rows in splits)
     assert len(train) == 1408 and len(test) == 1420 and not train.keys() & test.keys()
     assert all(0.45 < list(rows.values()).count("ja") / len(rows) < 0.55 for rows in (train, test))
+    texts = forgetting.read_texts()
+    assert len(texts) == len(set(texts)) == 40 and all(60 < len(text.encode()) < 400 for text in texts)
+    assert sum(cleaning.find_language(text) == "Japanese" for text in texts) == 20
 
 
 def test_tiny_base_knows_and_cannot_answer(tiny):
@@ -70,12 +73,6 @@ def test_texts_are_scored_from_their_first_token(tiny):
     wrong = scores.encode_texts(tokenizer, ["The capital of France is Tokyo."])
     assert scores.measure_rows(model, wrong, 0)[0][0] > sums[0] + 3
     assert len(scores.encode_texts(tokenizer, texts, 4)[0]["input_ids"]) == 4
-
-
-def test_the_bundled_prose_is_in_both_languages():
-    texts = forgetting.read_texts()
-    assert len(texts) == len(set(texts)) == 40 and all(60 < len(text.encode()) < 400 for text in texts)
-    assert sum(cleaning.find_language(text) == "Japanese" for text in texts) == 20
 
 
 @pytest.mark.parametrize(("name", "content", "message"), UNFIT)
