@@ -383,7 +383,8 @@ def build(catalogues: dict[str, polib.POFile]) -> dict[Path, str]:
 def build_notebook(path: Path, common: polib.POFile, own: polib.POFile) -> str:
     """A notebook of the edition as text."""
     prose, messages = pair_messages(own), Messages(pair_messages(common) | pair_messages(own))
-    exercise = Messages(pair_messages(common) | pair_messages(own, "exercise"))
+    phrases = {text: one for text, one in pair_messages(common).items() if text not in FROM_ROOMS}
+    exercise = Messages(phrases | pair_messages(own, "exercise"))
 
     def say(text: str) -> str:
         return prose.get(text, text)
