@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftlab.data import load_prepared, prepared
-from sftlab.data.prepared import count_shared, cut_rows
 from sftlab.train import run
 from sftlab.train.trainer import LikeLengths
 
@@ -34,7 +33,9 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_seed_and_epoch_with_little
 def test_rows_are_cut_and_those_that_teach_nothing_are_left_out(labels, max_length):
     ids = [list(range(len(row))) for row in labels]
     split = Dataset.from_dict({"input_ids": ids, "labels": labels, "messages": ["x"] * len(labels)})
-    cut, lengths = cut_rows(split.select(range(len(labels))[::-1]), max_length)  # a selection, in an order of its own
+    cut, lengths = prepared.cut_rows(
+        split.select(range(len(labels))[::-1]), max_length
+    )  # a selection, in an order of its own
     wanted = [row[:max_length] for row in labels[::-1] if 7 in row[:max_length]]
     assert list(cut["labels"]) == wanted and lengths == [len(row) for row in wanted]
     assert [len(ids) for ids in cut["input_ids"]] == lengths
@@ -52,7 +53,7 @@ def test_shared_tokens_are_the_same_in_all_rows_and_none_of_them_is_trained_or_b
     half = len(ids) // 2
     splits = [split.select(range(half)), split.select(range(half, len(ids)))] if half else [split]
     alike = next((at for at in range(min(map(len, ids))) if len({row[at] for row in ids}) > 1), min(map(len, ids)))
-    assert count_shared(*splits) == max(0, min(min(ends) - 1, alike))
+    assert prepared.count_shared(*splits) == max(0, min(min(ends) - 1, alike))
 
 
 def test_what_all_rows_begin_with_is_computed_once_and_the_losses_are_the_same(bf16, dataset, short_run, monkeypatch):
