@@ -25,7 +25,7 @@ from sftlab.train import find_port, run
 from sftlab.train import folder as run_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and SFTLAB_TEST_GPU=1")
-ROWS = {"batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1}
+ROWS = {"batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1, "bf16": None}
 ROWS |= {"eval_samples": 16, "max_length": 128, "lora_dropout": 0}
 METHODS = {
     "full": {"learning_rate": 3e-4},
@@ -52,13 +52,9 @@ def read_losses(folder: Path) -> list[float]:
 
 
 @pytest.fixture
-def train(dataset, tmp_path):
+def train(configure):
     """Trains in `tmp_path/NAME`: what train.run returns."""
-
-    def train(name: str = "run", **options) -> dict:
-        return run.train(TrainConfig(**ROWS | options, dataset_path=str(dataset), output_dir=str(tmp_path / name)))
-
-    return train
+    return lambda name="run", **options: run.train(configure(name, **ROWS | options))
 
 
 def train_in_a_process(config: TrainConfig, *launcher: str, **env) -> list[float]:
@@ -200,13 +196,13 @@ def test_running_out_of_memory_says_what_to_change(train):
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "full"])
-def test_deepspeed_trains_on_one_gpu(stage, lora, on_cpu, dataset, tmp_path):
+def test_deepspeed_trains_on_one_gpu(stage, lora, on_cpu, configure, tmp_path):
     settings = tmp_path / "zero.json"
     gather = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
     settings.write_text(json.dumps(ZERO | {"zero_optimization": {"stage": stage} | gather}))
     method = {"use_lora": True} if lora else {"learning_rate": 3e-4}
-    folders = {"dataset_path": str(dataset), "output_dir": str(tmp_path / "run"), "deepspeed": str(settings)}
+    config = configure(**ROWS | method, max_steps=8, deepspeed=str(settings))
     launcher = ["deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(find_port()), "--module"]
-    losses = train_in_a_process(TrainConfig(**ROWS | folders | method, max_steps=8), *launcher)
+    losses = train_in_a_process(config, *launcher)
     assert losses == pytest.approx(on_cpu(**method), rel=0.1)
     assert load.load_model(str(tmp_path / "run"))
