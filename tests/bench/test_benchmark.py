@@ -17,7 +17,6 @@ from made_up import make_run
 
 from sftlab import cli, machine
 from sftlab.bench import measure, report, results, worker
-from sftlab.bench.results import Point
 from sftlab.config.configs import BenchmarkConfig, DataConfig, ReportConfig, TrainConfig
 from sftlab.data import dataset as data_set
 from sftlab.errors import UserError
@@ -88,7 +87,7 @@ def test_the_worker_counts_the_tokens_of_the_rows_it_trained_on(how, dataset, sh
     steps = len(packed) if "packing" in how else len(rows) // batch // accumulation
     common = {"use_lora": False, "batch_size": batch, "max_steps": 2 * steps, "logging_steps": 10**6}
     config = short_run(model_name=TINY, **common, **how)
-    point = Point(TINY, 128, 1, 1, "strong", batch * accumulation, batch, accumulation)
+    point = results.Point(TINY, 128, 1, 1, "strong", batch * accumulation, batch, accumulation)
     plan = {"point": asdict(point), "config": asdict(config), "untimed": steps, "steps": steps}
     measured = worker.measure_point(plan)
     run = results.Run(**measured["run"])
@@ -144,7 +143,7 @@ def test_hosts_are_started_by_the_deepspeed_launcher_whatever_the_head_node_has(
     """One process on a host of eight GPUs must see that it is one of a group, or it would take all eight."""
     hosts = tmp_path / "hostfile"
     hosts.write_text("far slots=8\nother slots=8\n")
-    point = Point(TINY, 40, 1, 1, "weak", 4, 4, 1)
+    point = results.Point(TINY, 40, 1, 1, "weak", 4, 4, 1)
 
     def build(**options):
         bench = BenchmarkConfig(nodes=["1"], sizes=["40"], **options)
@@ -162,7 +161,7 @@ def test_a_run_is_combined_from_its_ranks_by_hand(monkeypatch):
     one = {"device": {"gpu": None}, "busy": 0.325, "tokens": 150, "window": 10.0, "losses": [3.0, 1.0], "peak": 7}
     two = one | {"window": 8.0, "busy": 0.9, "seconds": [9.0] * 5, "losses": [2.0, 2.0], "peak": 9}
     one |= {"seconds": [1.0, 2.0, 3.0, 4.0, 10.0]}
-    point = Point(TINY, 40, 1, 2, "weak", 4, 2, 1)
+    point = results.Point(TINY, 40, 1, 2, "weak", 4, 2, 1)
     about = {"untimed": 1, "bf16": True, "begun": datetime(2026, 1, 2, tzinfo=UTC)}
     run = worker.combine([one, two], point, 2000.0, 18.0, about)
     assert (run.tokens, run.tokens_per_second, run.tokens_per_second_per_device) == (150, 15.0, 7.5)
