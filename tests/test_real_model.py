@@ -20,9 +20,9 @@ def find_code(path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", text.partition("\n## On a real model\n")[2], re.DOTALL))
 
 
-@pytest.fixture
-def real_model(tmp_path, monkeypatch):
-    """A folder that holds Qwen/Qwen3-8B, as transformers finds it there, with random weights, and twenty chats."""
+@pytest.mark.parametrize("path", [*filter(find_code, NOTEBOOKS)], ids=lambda path: path.stem)
+def test_the_code_to_copy_runs(path, tmp_path, monkeypatch):
+    """In a folder that holds Qwen/Qwen3-8B, as transformers finds it there, with random weights, and twenty chats."""
     tokenizer = families.make_tokenizer("qwen3", eos="<|im_end|>")
     config = load.build_config("random-tiny:Qwen3-8B")
     config.update({"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
@@ -34,9 +34,4 @@ def real_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     usual, short = trl.SFTConfig, {"max_steps": 3, "gradient_accumulation_steps": 2, "use_cpu": True}  # as bf16 needs
     monkeypatch.setattr(trl, "SFTConfig", lambda **options: usual(**options | short))
-    return tmp_path
-
-
-@pytest.mark.parametrize("path", [*filter(find_code, NOTEBOOKS)], ids=lambda path: path.stem)
-def test_the_code_to_copy_runs(path, real_model):
     exec(compile(find_code(path), path.stem, "exec"), {"__name__": "__main__"})
