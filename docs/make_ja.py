@@ -37,16 +37,11 @@ EDITION = NOTEBOOKS / "ja"
 LANGUAGE = "ja"
 FONT = 'system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", "Yu Gothic", "Meiryo", sans-serif'
 ITEM = re.compile(r"(\s*(?:[-*]|\d+\.) )(.*)")
+BREAK = re.compile(r"\s*$|\s*(```|\||#+ |<|\$\$)")  # a line that ends a paragraph
 JAPANESE = "[ぁ-んァ-ヶー一-龠々]"
 SWITCH = "[日本語]"  # the link at the top of each English notebook
-FROM_ROOMS = {
-    "best",
-    "worse",
-    "no measurable difference",
-    "modelled",
-    "no overlap",
-    "full overlap",
-}  # of sweep.compare and scaling
+# Words that sftlab.course.sweep and sftlab.bench.scaling give to tables and charts.
+FROM_ROOMS = {"best", "worse", "no measurable difference", "modelled", "no overlap", "full overlap"}
 TERMS = "## One word for one term"
 CELL = re.compile(r"(?<=>)[^<>]*(?:<code>[^<>]*</code>[^<>]*)*(?=</t[hd]>)")
 # A cell whose printed lines are those of an exercise.
@@ -81,12 +76,7 @@ def replace_prose(text: str, say) -> str:
         elif bare:
             mark, first = (found[1], found[2]) if (found := ITEM.fullmatch(line)) else (re.match(r"\s*", line)[0], bare)
             block = [first]
-            while (
-                lines
-                and lines[0].strip()
-                and not re.match(r"\s*(```|\||#+ |<|\$\$)", lines[0])
-                and not ITEM.match(lines[0])
-            ):
+            while lines and not (BREAK.match(lines[0]) or ITEM.match(lines[0])):
                 block.append(lines.pop(0).strip())
             whole = " ".join(block)
             picture = re.fullmatch(r"!\[(.*)\](\(\S+\))", whole)
@@ -243,7 +233,7 @@ def list_messages(path: Path, shared: set[str]) -> dict[str, str]:
             charts = [output for output in cell.outputs if plots.PLOTLY_MIME in output.get("data", {})]
             replace_outputs([output for output in cell.outputs if output not in charts], collector)
             replace_outputs(charts, charted)
-    shown = collector.used | (charted.used - labels)
+    shown = collector.used | (charted.used - labels) | list_known(path)  # what another run has shown stays
     shown |= {text for texts in alternatives if texts & shown for text in texts}
     for text in own:
         if text in shown:
@@ -252,6 +242,12 @@ def list_messages(path: Path, shared: set[str]) -> dict[str, str]:
                 found[text] = "prose and output"
     shared |= charted.used & labels
     return found
+
+
+def list_known(path: Path) -> set[str]:
+    """The messages of a notebook's catalogue, as it is."""
+    catalogue = EDITION / "po" / f"{path.stem}.po"
+    return {entry.msgid for entry in polib.pofile(str(catalogue))} if catalogue.exists() else set()
 
 
 def list_labels() -> set[str]:
@@ -271,12 +267,8 @@ def list_phrases() -> set[str]:
                 found |= set(list_code_texts(ast.unparse(node.args[0]))[:1])  # the rest is what stands in the braces
             elif name.endswith("show_table"):
                 found |= set(list_code_texts(ast.unparse(node.args[0])))
-    scores = (files.ROOT / "sftlab" / "evaluate" / "scores.py").read_text(encoding="utf-8")
-    return (
-        found
-        | {text for text in list_code_texts(scores) if text.startswith(("exact match {", "95 % interval {"))}
-        | FROM_ROOMS
-    )
+    scores = list_code_texts((files.ROOT / "sftlab" / "evaluate" / "scores.py").read_text(encoding="utf-8"))
+    return found | FROM_ROOMS | {text for text in scores if text.startswith(("exact match {", "95 % interval {"))}
 
 
 def read_exercises(path: Path) -> dict:
