@@ -9,6 +9,7 @@ A message whose English changed keeps its translation, marked fuzzy, until someb
     python docs/make_ja.py --open   # prints the open messages
 """
 
+import argparse
 import ast
 import base64
 import copy
@@ -30,7 +31,7 @@ from plotly.graph_objects import Figure
 
 from sftlab import files, plots
 from sftlab.course import exercises, stored
-from sftlab.language import PROSE, Messages
+from sftlab.language import PROSE, Messages, pair_shown
 
 NOTEBOOKS = files.ROOT / "notebooks"
 EDITION = NOTEBOOKS / "ja"
@@ -277,9 +278,8 @@ def read_exercises(path: Path) -> dict:
 
 
 def list_drawings(path: Path) -> list[Path]:
-    """The drawings that a notebook shows."""
-    names = re.findall(r"figures/(\w+\.svg)", path.read_text(encoding="utf-8"))
-    return [NOTEBOOKS / "figures" / name for name in dict.fromkeys(names)]
+    """The drawings of a notebook, by the number in their names; another one may show them, too."""
+    return sorted((NOTEBOOKS / "figures").glob(f"{path.stem.partition('_')[0]}_*.svg"))
 
 
 def update_catalogue(path: Path, messages: dict[str, str]) -> polib.POFile:
@@ -290,14 +290,9 @@ def update_catalogue(path: Path, messages: dict[str, str]) -> polib.POFile:
                     "Content-Transfer-Encoding": "8bit"}  # fmt: skip
     gone = [text for text, entry in old.items() if text not in messages and entry.msgstr]
     for text, where in messages.items():
-        entry = polib.POEntry(msgid=text, comment=where)
-        if text in old:
-            entry.msgstr, entry.flags, entry.previous_msgid = (
-                old[text].msgstr,
-                old[text].flags,
-                old[text].previous_msgid,
-            )
-        elif near := difflib.get_close_matches(text, gone, 1, 0.6):
+        entry = old.get(text) or polib.POEntry(msgid=text)  # with what a translator noted
+        entry.comment = where
+        if text not in old and (near := difflib.get_close_matches(text, gone, 1, 0.6)):
             entry.msgstr, entry.flags, entry.previous_msgid = old[near[0]].msgstr, ["fuzzy"], near[0]
         new.append(entry)
     return new
@@ -374,8 +369,8 @@ def build(catalogues: dict[str, polib.POFile]) -> dict[Path, str]:
 
 def build_notebook(path: Path, common: polib.POFile, own: polib.POFile) -> str:
     """A notebook of the edition as text."""
-    prose, messages = pair_messages(own), Messages(pair_messages(common) | pair_messages(own))
-    phrases = {text: one for text, one in pair_messages(common).items() if text not in FROM_ROOMS}
+    prose, messages = pair_messages(own), Messages(pair_shown(common) | pair_shown(own))
+    phrases = {text: one for text, one in pair_shown(common).items() if text not in FROM_ROOMS}
     exercise = Messages(phrases | pair_messages(own, "exercise"))
 
     def say(text: str) -> str:
@@ -415,6 +410,9 @@ def drop_pictures(text: str) -> str:
 
 def main() -> int:
     """Write what changed; 0 if no message is open or faulty."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--open", action="store_true", help="print the open messages")
+    args = parser.parse_args()
     if not any(font.name in plots.FONTS[1:] for font in fontManager.ttflist):
         print(f"The charts need a Japanese font, one of {', '.join(plots.FONTS[1:])}; make browser installs one.")
         return 1
@@ -432,7 +430,7 @@ def main() -> int:
         path.unlink()
     for name, entries in waiting.items():
         print(f"{name}: {len(entries)} messages open")
-        if "--open" in sys.argv:
+        if args.open:
             print(*(f"  {entry.msgid}" for entry in entries), sep="\n")
     terms, faulty = read_terms(), 0
     for name, catalogue in catalogues.items():

@@ -81,19 +81,19 @@ chosen = Messages({})
 def choose(notebook: str) -> bool:
     """Take the catalogues of a notebook if the kernel works in the folder of an edition; whether there are any."""
     global chosen
-    chosen = Messages({})
-    for name in ("common", notebook):
-        path = Path.cwd() / "po" / f"{name}.po"
-        if path.exists():
-            chosen = Messages(chosen.messages | read_catalogue(path))
-    return bool(chosen.messages)
+    paths = [Path.cwd() / "po" / f"{name}.po" for name in ("common", notebook)]
+    found = {}
+    for path in filter(Path.exists, paths):
+        import polib
+
+        found |= pair_shown(polib.pofile(str(path)))
+    chosen = Messages(found)
+    return bool(found)
 
 
-def read_catalogue(path: Path) -> dict[str, str]:
-    """The finished messages of a catalogue that are shown at run time: English -> translation."""
-    import polib
-
-    return {one.msgid: one.msgstr for one in polib.pofile(str(path)) if one.translated() and one.comment != PROSE}
+def pair_shown(catalogue) -> dict[str, str]:
+    """The finished messages of a catalogue (polib's) that are shown at run time: English -> translation."""
+    return {one.msgid: one.msgstr for one in catalogue if one.translated() and one.comment != PROSE}
 
 
 def translate(text: str) -> str:
